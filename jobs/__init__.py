@@ -1,0 +1,1 @@
+"""What people and schedulers run: the command line, the demo, training. Read cli.py first."""
