@@ -1,0 +1,35 @@
+"""Import Open3D on a machine without libusb."""
+
+from __future__ import annotations
+
+import ctypes
+from types import ModuleType
+
+from jointdit.errors import PermanentError
+
+
+def import_open3d() -> ModuleType:
+    """Import Open3D, bringing libusb along where the system has none.
+
+    Open3D's wheel links against libusb-1.0 for depth cameras, so `import open3d` fails on a bare machine. The package
+    `libusb-package` ships the library; loading it with RTLD_GLOBAL first satisfies the link and needs no root. The import takes seconds:
+    call this inside functions only.
+
+    Raises:
+        PermanentError: neither the system nor `libusb-package` has libusb, or Open3D is not installed.
+    """
+    try:
+        ctypes.CDLL("libusb-1.0.so.0", mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        import libusb_package
+
+        library = libusb_package.get_library_path()
+        if library is None:
+            raise PermanentError("libusb-1.0 was not found, which Open3D needs: install libusb-1.0-0.") from None
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    try:
+        import open3d
+    except ImportError as error:
+        raise PermanentError(f"open3d could not be imported ({error}): reinstall the package with its pins.") from error
+    module: ModuleType = open3d
+    return module

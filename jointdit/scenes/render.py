@@ -1,0 +1,241 @@
+"""Rays through a scene: a shaded picture and its exact depth.
+
+Camera frame: x right, y down, z forward, metres. The centre of pixel (u, v) is at (u + 0.5, v + 0.5); cx = width / 2, cy = height / 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jointdit.scenes.caption import describe
+from jointdit.scenes.layout import Layout, SceneObject, Surface, sample_layout
+from jointdit.scenes.open3d_import import import_open3d
+from jointdit.scenes.vocabulary import COLOURS
+
+AMBIENT = 0.55  # share of a surface's colour that shadow leaves
+SUPERSAMPLING = 2  # rays per pixel and axis for colour; depth is cast once, through the pixel's centre
+FAR = 40.0  # metres: half the size of the floor and walls
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A rendered scene.
+
+    rgb: uint8 (H, W, 3). depth: float32 (H, W), metres along the camera's z axis. label: uint8 (H, W), 0 floor, 1 wall,
+    2 + i for objects[i]. Intrinsics in pixels.
+    """
+
+    seed: int
+    caption: str
+    rgb: NDArray[np.uint8]
+    depth: FloatArray
+    label: NDArray[np.uint8]
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    layout: Layout
+
+    @property
+    def objects(self) -> tuple[SceneObject, ...]:
+        return self.layout.objects
+
+    @property
+    def floor_colour(self) -> str:
+        return self.layout.floor.colour
+
+    @property
+    def wall_colour(self) -> str:
+        return self.layout.wall.colour
+
+    @property
+    def object_mask(self) -> NDArray[np.bool_]:
+        """(H, W) True on objects."""
+        return self.label >= 2
+
+
+def render_scene(seed: int, width: int = 128, height: int = 128, threads: int = 1) -> Scene:
+    """Render the scene of a seed.
+
+    Args:
+        seed: any non-negative integer; the same seed gives the same scene, picture and caption.
+        width, height: pixels.
+        threads: of the ray caster; 0 takes all cores.
+    """
+    return render_layout(sample_layout(seed), seed, width, height, threads)
+
+
+def render_layout(layout: Layout, seed: int, width: int = 128, height: int = 128, threads: int = 1) -> Scene:
+    """Render a given layout; `seed` draws the caption's wording only."""
+    open3d = import_open3d()
+    caster = open3d.t.geometry.RaycastingScene(nthreads=threads)
+    shadow_caster = open3d.t.geometry.RaycastingScene(
+        nthreads=threads
+    )  # objects only: walls would put whole rooms in the dark
+    for i, (vertices, triangles) in enumerate(_geometry(layout)):
+        caster.add_triangles(open3d.core.Tensor(vertices), open3d.core.Tensor(triangles))
+        if i >= _first_object(layout):
+            shadow_caster.add_triangles(open3d.core.Tensor(vertices), open3d.core.Tensor(triangles))
+
+    focal = 0.5 * height / np.tan(layout.camera.fov / 2)
+    centre_rays = _camera_rays(layout, focal, width, height, 1)
+    hit = caster.cast_rays(open3d.core.Tensor(centre_rays), nthreads=threads)
+    forward = layout.camera.rotation()[:, 2].astype(np.float32)
+    depth = hit["t_hit"].numpy() * (centre_rays[:, 3:] @ forward)
+    label = _labels(layout)[hit["geometry_ids"].numpy()]
+
+    colour_rays = _camera_rays(layout, focal, width, height, SUPERSAMPLING)
+    hit = caster.cast_rays(open3d.core.Tensor(colour_rays), nthreads=threads)
+    points = colour_rays[:, :3] + colour_rays[:, 3:] * hit["t_hit"].numpy()[:, None]
+    geometry = hit["geometry_ids"].numpy().astype(np.int64)
+    normals = _normals(layout, geometry, points, hit["primitive_normals"].numpy(), colour_rays[:, 3:])
+    light = np.asarray(layout.light, np.float32)
+    shadow_rays = np.concatenate([points + 2e-3 * normals, np.broadcast_to(light, points.shape)], axis=1)
+    lit = ~shadow_caster.test_occlusions(
+        open3d.core.Tensor(np.ascontiguousarray(shadow_rays)), nthreads=threads
+    ).numpy()
+    lambert = np.clip(normals @ light, 0, 1) * lit
+    shade = AMBIENT + (1 - AMBIENT) * lambert
+    colour = _albedo(layout, geometry, points) * shade[:, None]
+    s = SUPERSAMPLING
+    picture = colour.reshape(height, s, width, s, 3).mean(axis=(1, 3))
+    return Scene(
+        seed=seed,
+        caption=describe(layout, seed),
+        rgb=np.clip(np.round(picture), 0, 255).astype(np.uint8),
+        depth=depth.reshape(height, width).astype(np.float32),
+        label=label.reshape(height, width),
+        fx=float(focal),
+        fy=float(focal),
+        cx=width / 2,
+        cy=height / 2,
+        layout=layout,
+    )
+
+
+def _camera_rays(layout: Layout, focal: float, width: int, height: int, supersampling: int) -> FloatArray:
+    """(N, 6) origins and unit directions, row-major over the supersampled picture."""
+    u = (np.arange(width * supersampling) + 0.5) / supersampling - width / 2
+    v = (np.arange(height * supersampling) + 0.5) / supersampling - height / 2
+    x, y = np.meshgrid(u / focal, v / focal)
+    directions = np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3) @ layout.camera.rotation().T
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    rays = np.empty((len(directions), 6), np.float32)
+    rays[:, :3] = (0.0, layout.camera.height, 0.0)
+    rays[:, 3:] = directions
+    return rays
+
+
+def _geometry(layout: Layout) -> list[tuple[FloatArray, NDArray[np.uint32]]]:
+    """Meshes in the order of geometry ids: floor, walls (back, left, right where there are), objects."""
+    quad = np.array([[0, 1, 2], [0, 2, 3]], np.uint32)
+
+    def sheet(corners: list[tuple[float, float, float]]) -> tuple[FloatArray, NDArray[np.uint32]]:
+        return np.array(corners, np.float32), quad
+
+    slope = np.tan(layout.wall_turn)
+    left_z, right_z = layout.wall_z + FAR * slope, layout.wall_z - FAR * slope
+    meshes = [
+        sheet([(-FAR, 0, -FAR), (FAR, 0, -FAR), (FAR, 0, FAR), (-FAR, 0, FAR)]),
+        sheet([(-FAR, -1, left_z), (FAR, -1, right_z), (FAR, FAR, right_z), (-FAR, FAR, left_z)]),
+    ]
+    for x in _side_walls(layout):
+        meshes.append(sheet([(x, -1, -FAR), (x, -1, FAR), (x, FAR, FAR), (x, FAR, -FAR)]))
+    for thing in layout.objects:
+        vertices, triangles = _unit_mesh(thing.shape)
+        c, s = np.cos(thing.turn), np.sin(thing.turn)
+        turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+        placed = vertices @ turn.T * thing.half_extent + np.array([thing.x, thing.half_extent, thing.z])
+        meshes.append((placed.astype(np.float32), triangles))
+    return meshes
+
+
+def _side_walls(layout: Layout) -> list[float]:
+    return [x for x in (layout.left_wall_x, layout.right_wall_x) if x is not None]
+
+
+def _first_object(layout: Layout) -> int:
+    """Geometry id of the first object: floor and back wall come before it, and the side walls there are."""
+    return 2 + len(_side_walls(layout))
+
+
+def _labels(layout: Layout) -> NDArray[np.uint8]:
+    return np.array([0] + [1] * (_first_object(layout) - 1) + [2 + i for i in range(len(layout.objects))], np.uint8)
+
+
+@cache
+def _unit_mesh(shape: str) -> tuple[NDArray[np.float64], NDArray[np.uint32]]:
+    """A mesh inside [-1, 1]^3 with its axis along y, fine enough that facets are 1e-3 of the radius from the true surface."""
+    create = import_open3d().geometry.TriangleMesh
+    if shape == "sphere":
+        mesh = create.create_sphere(1.0, resolution=40)
+    elif shape == "cube":
+        # A cube of half extent 1 would reach 1.41 at its corners: 0.85 keeps it near the others' size, standing on y = -1.
+        mesh = create.create_box(1.7, 1.7, 1.7).translate((-0.85, -1.0, -0.85))
+    elif shape == "cylinder":
+        mesh = create.create_cylinder(0.8, 2.0, resolution=80, split=1)
+    else:
+        mesh = create.create_cone(1.0, 2.0, resolution=80, split=1).translate((0, 0, -1))
+    vertices = np.asarray(mesh.vertices)
+    if shape in ("cylinder", "cone"):
+        vertices = vertices[:, [0, 2, 1]] * (1, 1, -1)
+    return vertices, np.asarray(mesh.triangles).astype(np.uint32)
+
+
+def _normals(
+    layout: Layout, geometry: NDArray[np.int64], points: FloatArray, facets: FloatArray, directions: FloatArray
+) -> FloatArray:
+    """(N, 3) unit normals towards the camera; round sides get their smooth normal instead of the facet's."""
+    normals = facets.copy()
+    first = _first_object(layout)
+    for i, thing in enumerate(layout.objects):
+        if thing.shape == "cube":
+            continue
+        here = np.flatnonzero(geometry == first + i)
+        offset = points[here] - np.array([thing.x, thing.half_extent, thing.z], np.float32)
+        if thing.shape == "sphere":
+            normals[here] = offset
+        else:
+            side = np.abs(facets[here, 1]) < 0.9
+            radial = offset[side] * np.array([1, 0, 1], np.float32)
+            radial /= np.linalg.norm(radial, axis=1, keepdims=True) + 1e-9
+            if thing.shape == "cone":
+                radial[:, 1] = 0.5  # the slope: radius 1 over height 2
+            normals[here[side]] = radial
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
+    away = np.sum(normals * directions, axis=1) > 0
+    normals[away] *= -1
+    return normals
+
+
+def _albedo(layout: Layout, geometry: NDArray[np.int64], points: FloatArray) -> FloatArray:
+    """(N, 3) colour 0..255 before shading."""
+    surfaces = [layout.floor.colour] + [layout.wall.colour] * (_first_object(layout) - 1)
+    palette = np.array([COLOURS[name] for name in surfaces + [o.colour for o in layout.objects]], np.float32)
+    colour = palette[geometry]
+    floor, wall = geometry == 0, (geometry >= 1) & (geometry < len(surfaces))
+    colour[floor] *= _texture(layout.floor, points[floor][:, [0, 2]])[:, None]
+    along = points[wall][:, 0] + points[wall][:, 2]
+    colour[wall] *= _texture(layout.wall, np.stack([along, points[wall][:, 1]], axis=1))[:, None]
+    return colour
+
+
+def _texture(surface: Surface, position: FloatArray) -> FloatArray:
+    """(N,) brightness factor at (N, 2) metres on the surface."""
+    a, b = (position / surface.period).T
+    if surface.texture == "checkered":
+        dark = (np.floor(a) + np.floor(b)) % 2 == 1
+    elif surface.texture == "striped":
+        dark = np.floor(a) % 2 == 1
+    elif surface.texture == "brick":
+        row = np.floor(b * 2)
+        dark = (np.mod(b * 2, 1) < 0.14) | (np.mod(a + 0.5 * np.mod(row, 2), 1) < 0.07)
+    else:
+        return np.ones(len(position), np.float32)
+    return np.where(dark, np.float32(0.82), np.float32(1.0))

@@ -1,0 +1,93 @@
+"""Rendered scenes on disk: the training data of the tiny checkpoint.
+
+A cache is a folder of `scenes-<first seed>.npz`, each with `rgb` uint8 (N, H, W, 3), `disparity` uint16 (N, H, W; 65535 nearest) and
+`caption` (N,) unicode. A file is written under a temporary name and renamed, so that a killed renderer leaves nothing half done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jointdit.scenes import render_scene
+
+HELD_OUT_SEED = 1_000_000_000  # training draws seeds below, evaluation and the demo draw from here on
+SCENES_PER_FILE = 256
+
+
+class RenderedScenes(NamedTuple):
+    """rgb uint8 (N, H, W, 3), disparity uint16 (N, H, W), captions (N)."""
+
+    rgb: NDArray[np.uint8]
+    disparity: NDArray[np.uint16]
+    captions: list[str]
+
+
+def relative_disparity(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(H, W) metres -> float32 (H, W) in [0, 1], 1 nearest: min-max of 1 / depth."""
+    inverse = 1.0 / depth.astype(np.float64)
+    low, high = inverse.min(), inverse.max()
+    return ((inverse - low) / max(high - low, 1e-12)).astype(np.float32)
+
+
+def render_cache(folder: Path, count: int, size: int, processes: int) -> Iterator[int]:
+    """Render scenes 0 .. count - 1 into a cache, skipping the files that are there; yields how many scenes are ready.
+
+    Args:
+        folder: of the cache; made where missing.
+        count: scenes, a multiple of 256.
+        size: width and height in pixels.
+        processes: renderers at work.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    firsts = range(0, count, SCENES_PER_FILE)
+    missing = [first for first in firsts if not _file(folder, first).exists()]
+    ready = len(firsts) - len(missing)
+    yield ready * SCENES_PER_FILE
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for _ in pool.map(partial(_render_file, folder, size), missing):
+            ready += 1
+            yield ready * SCENES_PER_FILE
+
+
+def load_cache(folder: Path, limit: int | None = None) -> RenderedScenes:
+    """All scenes of a cache in seed order, at most `limit`.
+
+    Raises:
+        FileNotFoundError: the folder holds no rendered scenes.
+    """
+    files = sorted(folder.glob("scenes-*.npz"))[: None if limit is None else -(-limit // SCENES_PER_FILE)]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no scenes-*.npz: render the cache first.")
+    parts = []
+    for file in files:
+        with np.load(file, allow_pickle=False) as data:
+            parts.append((data["rgb"], data["disparity"], data["caption"]))
+    rgb, disparity, captions = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return RenderedScenes(rgb[:limit], disparity[:limit], [str(text) for text in captions[:limit]])
+
+
+def _file(folder: Path, first: int) -> Path:
+    return folder / f"scenes-{first:08d}.npz"
+
+
+def _render_file(folder: Path, size: int, first: int) -> None:
+    scenes = [render_scene(seed, size, size) for seed in range(first, first + SCENES_PER_FILE)]
+    target = _file(folder, first)
+    partial_file = target.with_suffix(f".{os.getpid()}.tmp")
+    with partial_file.open("wb") as stream:
+        np.savez(
+            stream,
+            rgb=np.stack([scene.rgb for scene in scenes]),
+            disparity=np.stack([np.round(relative_disparity(s.depth) * 65535).astype(np.uint16) for s in scenes]),
+            caption=np.array([scene.caption for scene in scenes]),
+        )
+    partial_file.replace(target)
