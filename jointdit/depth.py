@@ -1,0 +1,367 @@
+"""Depth as this project keeps it: relative disparity, 16-bit pictures, metres, points, and the sizes a model takes.
+
+    source picture or map --fit_to_model--> model size --(the model)--> model size --restore_size--> source size
+    disparity in [0, 1] --encode_depth_png--> 16-bit PNG         --metric_depth--> metres --unproject--> points
+
+*Relative disparity* is an affine map of inverse depth, per image: 1 is the nearest pixel, 0 the farthest. It has no
+unit.
+
+Pixel convention, everywhere: pixel (column u, row v) covers [u, u + 1) x [v, v + 1), its centre is at (u + 0.5, v +
+0.5), and the principal point of a centred camera is (width / 2, height / 2). Open3D and OpenCV put the centre of pixel
+u at u: their cx is ours minus 0.5.
+
+Camera convention: pinhole, x right, y down, z forward; depth is z, not the length of the ray. Metres where metric.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from jointdit.errors import InputError, RowError
+
+ResizeMode = Literal["fit", "crop", "stretch"]
+DepthKind = Literal["metric", "disparity"]
+
+NEAREST_16BIT = 65535
+MODEL_MULTIPLE = 16  # VAE factor 8 times the 2x2 packing of the transformer
+
+
+class Intrinsics(NamedTuple):
+    """Pinhole intrinsics in pixels, principal point from the upper left corner of the picture."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+
+@dataclass(frozen=True)
+class SizeMapping:
+    """How a source was brought to the model's size: window of the source -> content -> padding. All in whole pixels.
+
+    The window is the whole source but for `crop`. A point (u, v) of the source lies in the model's picture at
+    ((u - window_left) * scale_x + pad_left, (v - window_top) * scale_y + pad_top), pixel centres at one half.
+    """
+
+    source_width: int
+    source_height: int
+    window_left: int
+    window_top: int
+    window_width: int
+    window_height: int
+    content_width: int
+    content_height: int
+    pad_left: int
+    pad_top: int
+    model_width: int
+    model_height: int
+
+    @property
+    def scale_x(self) -> float:
+        return self.content_width / self.window_width
+
+    @property
+    def scale_y(self) -> float:
+        return self.content_height / self.window_height
+
+    def intrinsics_to_model(self, source: Intrinsics) -> Intrinsics:
+        """Intrinsics of the whole source -> intrinsics of the model's picture."""
+        return Intrinsics(
+            source.fx * self.scale_x,
+            source.fy * self.scale_y,
+            (source.cx - self.window_left) * self.scale_x + self.pad_left,
+            (source.cy - self.window_top) * self.scale_y + self.pad_top,
+        )
+
+    def intrinsics_to_window(self, model: Intrinsics) -> Intrinsics:
+        """Intrinsics of the model's picture -> intrinsics of what `restore_size` and `source_window` return."""
+        return Intrinsics(
+            model.fx / self.scale_x,
+            model.fy / self.scale_y,
+            (model.cx - self.pad_left) / self.scale_x,
+            (model.cy - self.pad_top) / self.scale_y,
+        )
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------
+
+
+def plan_fit(source_height: int, source_width: int, height: int, width: int, mode: ResizeMode = "fit") -> SizeMapping:
+    """The mapping from a source of any size to at most (height, width) pixels, both multiples of 16.
+
+    fit: the whole source, aspect kept, as large as the box allows, padded on both sides to the next multiples of 16;
+    the result can be smaller than the box in one direction, so pictures of different aspect have different sizes.
+    crop: the largest centred window of the box's aspect, exactly (height, width). stretch: the whole source, exactly
+    (height, width). Raises InputError for a box that is not a multiple of 16 and RowError for an empty source.
+    """
+    if mode not in get_args(ResizeMode):
+        raise InputError(f"resize mode is {mode!r}: use one of {', '.join(get_args(ResizeMode))}")
+    if height < MODEL_MULTIPLE or width < MODEL_MULTIPLE or height % MODEL_MULTIPLE or width % MODEL_MULTIPLE:
+        raise InputError(f"model size is {width} x {height}: give a width and a height that are multiples of 16")
+    if source_height < 1 or source_width < 1:
+        raise RowError(f"picture is {source_width} x {source_height} pixels: it is empty")
+
+    left, top, window_width, window_height = 0, 0, source_width, source_height
+    content_width, content_height = width, height
+    if mode == "crop":
+        scale = max(width / source_width, height / source_height)
+        window_width = min(source_width, max(1, round(width / scale)))
+        window_height = min(source_height, max(1, round(height / scale)))
+        left, top = (source_width - window_width) // 2, (source_height - window_height) // 2
+    elif mode == "fit":
+        scale = min(width / source_width, height / source_height)
+        content_width = min(width, max(1, round(source_width * scale)))
+        content_height = min(height, max(1, round(source_height * scale)))
+    model_width = math.ceil(content_width / MODEL_MULTIPLE) * MODEL_MULTIPLE
+    model_height = math.ceil(content_height / MODEL_MULTIPLE) * MODEL_MULTIPLE
+    return SizeMapping(
+        source_width=source_width,
+        source_height=source_height,
+        window_left=left,
+        window_top=top,
+        window_width=window_width,
+        window_height=window_height,
+        content_width=content_width,
+        content_height=content_height,
+        pad_left=(model_width - content_width) // 2,
+        pad_top=(model_height - content_height) // 2,
+        model_width=model_width,
+        model_height=model_height,
+    )
+
+
+def fit_to_model(
+    array: NDArray[Any], height: int, width: int, mode: ResizeMode = "fit"
+) -> tuple[NDArray[Any], SizeMapping]:
+    """A picture (H, W, 3) uint8 or a map (H, W) float32 at the model's size, and the mapping back. See `plan_fit`.
+
+    Pictures are resampled with Lanczos, maps linearly (disparity stays in [0, 1]); both with anti-aliasing and pixel
+    centres kept. Padding repeats the edge.
+    """
+    mapping = plan_fit(array.shape[0], array.shape[1], height, width, mode)
+    content = _resample(source_window(array, mapping), mapping.content_height, mapping.content_width)
+    pad_y = (mapping.pad_top, mapping.model_height - mapping.content_height - mapping.pad_top)
+    pad_x = (mapping.pad_left, mapping.model_width - mapping.content_width - mapping.pad_left)
+    return np.pad(content, (pad_y, pad_x, (0, 0))[: array.ndim], mode="edge"), mapping
+
+
+def restore_size(array: NDArray[Any], mapping: SizeMapping) -> NDArray[Any]:
+    """The inverse of `fit_to_model`: padding cut off, then resampled to the source's size.
+
+    For `crop` the result has the size of the cropped window, nothing is invented outside it: take `source_window` of
+    the source picture beside it.
+    """
+    if array.shape[:2] != (mapping.model_height, mapping.model_width):
+        found = f"{array.shape[1]} x {array.shape[0]}"
+        raise RowError(f"array is {found} pixels: its mapping expects {mapping.model_width} x {mapping.model_height}")
+    content = array[
+        mapping.pad_top : mapping.pad_top + mapping.content_height,
+        mapping.pad_left : mapping.pad_left + mapping.content_width,
+    ]
+    return _resample(content, mapping.window_height, mapping.window_width)
+
+
+def source_window(array: NDArray[Any], mapping: SizeMapping) -> NDArray[Any]:
+    """The part of a source array that the model saw: all of it, but for `crop`."""
+    return array[
+        mapping.window_top : mapping.window_top + mapping.window_height,
+        mapping.window_left : mapping.window_left + mapping.window_width,
+    ]
+
+
+def _resample(array: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
+        if array.shape[:2] == (height, width):
+            return array.copy()
+        picture = Image.fromarray(np.ascontiguousarray(array))
+        return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+    if array.dtype == np.float32 and array.ndim == 2:
+        rows = _resample_axis0(array.astype(np.float64), height)
+        return np.ascontiguousarray(_resample_axis0(rows.T, width).T, dtype=np.float32)
+    raise RowError(f"array is {array.dtype} of shape {array.shape}: give uint8 (H, W, 3) or float32 (H, W)")
+
+
+def _resample_axis0(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Linear between pixel centres, and the mean of that over each new pixel when shrinking: a ramp stays where it is.
+
+    Not Pillow's: its sampled kernels move a ramp by up to 0.08 pixels (measured) where the ratio is not a whole number.
+    """
+    found = len(values)
+    if size == found:
+        return values.copy()
+    ratio = found / size
+    padded = np.concatenate([values[:1], values, values[-1:]])  # centres at -0.5, 0.5, ..., found + 0.5
+    if size > found:
+        index, share = _split((np.arange(size) + 0.5) * ratio + 0.5)
+        return padded[index] * (1.0 - share) + padded[index + 1] * share
+    trapezoids = (padded[:-1] + padded[1:]) / 2
+    integral = np.concatenate([np.zeros_like(values[:1]), np.cumsum(trapezoids, axis=0, dtype=np.float64)])
+    index, share = _split(np.arange(size + 1) * ratio + 0.5)
+    until = integral[index] + padded[index] * share + (padded[index + 1] - padded[index]) * share**2 / 2
+    return (until[1:] - until[:-1]) / ratio
+
+
+def _split(at: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+    index = at.astype(np.int64)
+    return index, (at - index)[:, None]
+
+
+# --- the 16-bit picture ---------------------------------------------------------------------------------------------
+
+
+def encode_depth_png(disparity: NDArray[np.float32], valid: NDArray[np.bool_] | None = None) -> bytes:
+    """Relative disparity (H, W) in [0, 1] as a 16-bit greyscale PNG, 65535 nearest. Equal input gives equal bytes.
+
+    With `valid`, holes are written as 0 and valid pixels as at least 1, so that a hole is not read as the farthest
+    point. Raises RowError for values that are not finite or lie outside [0, 1].
+    """
+    if disparity.ndim != 2 or disparity.size == 0:
+        raise RowError(f"disparity has shape {disparity.shape}: give one map (H, W)")
+    inside = disparity if valid is None else np.where(valid, disparity, 0.0)
+    if not np.isfinite(inside).all():
+        raise RowError("disparity holds NaN or infinite values: it cannot be written")
+    low, high = float(inside.min()), float(inside.max())
+    if low < 0.0 or high > 1.0:
+        raise RowError(f"disparity ranges over [{low:.4g}, {high:.4g}]: normalise it to [0, 1]")
+    levels = np.rint(inside.astype(np.float64) * NEAREST_16BIT).astype(np.uint16)
+    if valid is not None:
+        levels = np.where(valid, np.maximum(levels, 1), 0).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def decode_depth_png(data: bytes) -> NDArray[np.float32]:
+    """The disparity (H, W) float32 in [0, 1] of a 16-bit PNG written by `encode_depth_png`.
+
+    Raises RowError for what is not a 16-bit greyscale PNG: 8-bit maps have lost far depth already.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=["PNG"])
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RowError(f"depth picture cannot be decoded as PNG ({error}): give a 16-bit greyscale PNG") from error
+    if image.mode != "I;16":
+        raise RowError(f"depth picture has mode {image.mode}: give a 16-bit greyscale PNG")
+    return (np.asarray(image).astype(np.float64) / NEAREST_16BIT).astype(np.float32)
+
+
+# --- relative disparity and metres ----------------------------------------------------------------------------------
+
+
+def disparity_from_depth(
+    depth: NDArray[np.float32], valid: NDArray[np.bool_] | None = None, kind: DepthKind = "metric"
+) -> NDArray[np.float32]:
+    """A depth map (H, W) as relative disparity in [0, 1], 1 nearest. Holes are filled first: mask them afterwards.
+
+    metric: z in any linear unit, inverted; disparity: any affine map of 1/z with near high. Filling averages valid
+    pixels, so it never moves the minimum or the maximum. Raises RowError for no valid pixel, z <= 0 and a constant map.
+    """
+    inside = _valid_mask(depth, valid)
+    values = depth.astype(np.float64)
+    if kind == "metric":
+        if (values[inside] <= 0).any():
+            raise RowError(
+                "depth map holds z <= 0 outside its invalid value: check input.depth kind, scale and invalid"
+            )
+        values = 1.0 / np.where(inside, values, 1.0)
+    low, high = float(values[inside].min()), float(values[inside].max())
+    if high == low:
+        raise RowError("depth map is constant: it has no relative disparity; check input.depth kind, scale and invalid")
+    if not inside.all():
+        values = fill_holes(values, inside)
+    return np.clip((values - low) / (high - low), 0.0, 1.0).astype(np.float32)
+
+
+def depth_range(depth: NDArray[np.float32], valid: NDArray[np.bool_] | None = None) -> tuple[float, float]:
+    """(z_near, z_far) of the valid pixels of a metric map: with them `metric_depth` undoes `disparity_from_depth`."""
+    inside = _valid_mask(depth, valid)
+    return float(depth[inside].min()), float(depth[inside].max())
+
+
+def metric_depth(disparity: NDArray[np.float32], z_near: float, z_far: float) -> NDArray[np.float32]:
+    """Depth z = 1 / (A + B d) with A = 1/z_far and B = 1/z_near - 1/z_far, in the unit of z_near and z_far (metres).
+
+    Exact where d is relative disparity whose nearest and farthest points lie at z_near and z_far; elsewhere those are
+    assumptions.
+    """
+    if not (math.isfinite(z_near) and math.isfinite(z_far) and 0 < z_near < z_far):
+        raise InputError(f"depth range is z_near = {z_near:g}, z_far = {z_far:g}: give 0 < z_near < z_far, in metres")
+    far, span = 1.0 / z_far, 1.0 / z_near - 1.0 / z_far
+    return (1.0 / (far + span * disparity.astype(np.float64))).astype(np.float32)
+
+
+def fill_holes(values: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Holes filled with means of the valid pixels around them (pull-push), valid pixels unchanged.
+
+    Halve the map by averages over valid pixels until no hole is left, then fill holes on the way back. Every filled
+    value is a mean of valid ones. Source of the method: Gortler et al., The Lumigraph, 1996, section 3.4.
+    """
+    assert values.shape == valid.shape
+    assert valid.any()
+    if valid.all():
+        return values
+    height, width = values.shape
+    even = ((0, height % 2), (0, width % 2))
+    blocks = (math.ceil(height / 2), 2, math.ceil(width / 2), 2)
+    weight = np.pad(valid.astype(np.float64), even).reshape(blocks).sum(axis=(1, 3))
+    total = np.pad(np.where(valid, values, 0.0), even).reshape(blocks).sum(axis=(1, 3))
+    coarse = fill_holes(total / np.maximum(weight, 1.0), weight > 0)
+    return np.where(valid, values, coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width])
+
+
+def _valid_mask(depth: NDArray[np.float32], valid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    if depth.ndim != 2 or (valid is not None and valid.shape != depth.shape):
+        raise RowError(f"depth map has shape {depth.shape}: give one map (H, W) and a mask of the same shape")
+    inside = np.isfinite(depth) if valid is None else valid & np.isfinite(depth)
+    if not inside.any():
+        raise RowError("depth map has no valid pixel: check input.depth scale and invalid")
+    return inside
+
+
+# --- points ---------------------------------------------------------------------------------------------------------
+
+
+def intrinsics_from_fov(fov_vertical_deg: float, width: int, height: int) -> Intrinsics:
+    """Square pixels and a centred principal point from the vertical field of view in degrees."""
+    if not 0.0 < fov_vertical_deg < 180.0:
+        raise InputError(f"vertical field of view is {fov_vertical_deg:g} degrees: give a value between 0 and 180")
+    focal = 0.5 * height / math.tan(math.radians(fov_vertical_deg) / 2)
+    return Intrinsics(focal, focal, width / 2, height / 2)
+
+
+def unproject(depth: NDArray[np.float32], fx: float, fy: float, cx: float, cy: float) -> NDArray[np.float32]:
+    """The point seen at each pixel's centre, (H, W, 3) float32: x right, y down, z forward, in the unit of `depth`."""
+    height, width = depth.shape
+    z = depth.astype(np.float64)
+    x = (np.arange(width) + 0.5 - cx) / fx * z
+    y = ((np.arange(height) + 0.5 - cy) / fy)[:, None] * z
+    return np.stack([x, y, z], axis=-1).astype(np.float32)
+
+
+def depth_edges(depth: NDArray[np.float32], relative_jump: float) -> NDArray[np.bool_]:
+    """True (H, W) where depth jumps: farthest over nearest in the 3x3 window, minus one, is above `relative_jump`.
+
+    Those are the pixels that fly between two surfaces once unprojected. A pixel with a hole or z <= 0 in its window is
+    an edge.
+    """
+    known = np.isfinite(depth) & (depth > 0)
+    far = _window3(np.where(known, depth, np.inf), np.maximum)
+    near = _window3(np.where(known, depth, np.inf), np.minimum)
+    with np.errstate(invalid="ignore"):  # inf / inf where a whole window is unknown
+        steady = far / near - 1.0 <= relative_jump
+    return ~steady
+
+
+def _window3(array: NDArray[Any], reduce: np.ufunc) -> NDArray[Any]:
+    padded = np.pad(array, 1, mode="edge")
+    rows = reduce(reduce(padded[:-2], padded[1:-1]), padded[2:])
+    result: NDArray[Any] = reduce(reduce(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
+    return result
