@@ -42,7 +42,8 @@ def fit_scale_shift(
     """
     if max_resolution is not None:
         rows, columns = (_nearest_indices(size, min(1.0, max_resolution / max(pred.shape))) for size in pred.shape)
-        pred, truth, mask = (array[np.ix_(rows, columns)] for array in (pred, truth, mask))
+        kept = np.ix_(rows, columns)
+        pred, truth, mask = pred[kept], truth[kept], mask[kept]
     if not mask.any():
         raise InputError("the mask leaves no pixel to align the prediction on: check the true map and the mask.")
     columns_of_fit = np.stack([pred[mask], np.ones(int(mask.sum()), pred.dtype)], axis=1)

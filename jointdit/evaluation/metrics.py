@@ -38,8 +38,8 @@ def depth_metrics(
         max_resolution: align on maps of at most this many pixels a side (Marigold uses 1024 for ETH3D).
 
     Returns:
-        abs_rel, sq_rel (m), rmse (m), rmse_log, log10, delta1, delta2, delta3 (shares of pixels whose ratio to the truth
-        is below 1.25, 1.25^2, 1.25^3), i_rmse (1/m), silog (x 100).
+        abs_rel, sq_rel (m), rmse (m), rmse_log, log10; delta1, delta2, delta3: shares of pixels whose ratio to the
+        truth is below 1.25, 1.25^2, 1.25^3; i_rmse (1/m), silog (x 100).
 
     Raises:
         InputError: shapes differ, the mask is empty, or a map holds NaN where the mask is True.

@@ -1,0 +1,33 @@
+"""How much of a picture a reconstruction keeps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+OPPONENT_AXES = {
+    "lightness": (1 / 3, 1 / 3, 1 / 3),
+    "red_green": (1.0, -1.0, 0.0),
+    "yellow_blue": (0.5, 0.5, -1.0),
+}
+
+
+def psnr(reference: NDArray[np.uint8], picture: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 arrays of one shape; infinite where they are equal."""
+    error = float(np.mean((reference.astype(np.float64) - picture.astype(np.float64)) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def opponent_r2(reference: NDArray[np.uint8], picture: NDArray[np.uint8]) -> dict[str, float]:
+    """Share of the variance (R^2) kept on each opponent axis of pictures (..., 3): lightness, red-green, yellow-blue.
+
+    A small VAE can reach a good PSNR and still lose red and purple; these axes show it. NaN for a flat reference.
+    """
+    kept = {}
+    for name, axis in OPPONENT_AXES.items():
+        truth, found = reference.astype(np.float64) @ np.array(axis), picture.astype(np.float64) @ np.array(axis)
+        variance = float(truth.var())
+        kept[name] = 1 - float(np.mean((truth - found) ** 2)) / variance if variance else math.nan
+    return kept
