@@ -1,0 +1,115 @@
+"""A PEFT LoRA layer that adapts only the depth half of the batch.
+
+JointDiT keeps the text-to-image network as the RGB branch and turns it into a depth branch with LoRA (paper, section
+3.1). Both branches run as one batch `[rgb x B; depth x B]`, so a layer costs one GEMM over 2B rows plus a low-rank
+product over the last B.
+
+The published adapter trains one LoRA on each *fused* projection of FLUX (qkv; qkv and MLP in single blocks).
+diffusers splits these into three or four Linears: their B is split and their A is the same Parameter. Here the first
+layer of a group owns A and the others refer to it without registering it, so `parameters()`, `state_dict()`, an
+optimiser and a saver see it exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners import lora
+from torch import nn
+
+from jointdit.errors import ModelError
+
+ADAPTER_NAME = "depth"
+LORA_SCALE = 0.5  # alpha / rank of every published layer; the adapter file does not hold alpha
+
+PAPER_LORA_RANKS: Mapping[str, int] = {
+    "blocks": 64,
+    "vector_in.in_layer": 512,
+    "vector_in.out_layer": 1024,
+    "txt_in": 1024,
+}
+
+
+class DepthHalfLora(lora.Linear):
+    """LoRA over a Linear that adds `scale * B(A(x))` to the second half of the batch and leaves the first untouched.
+
+    The base layer runs once over the whole batch and may be quantised: it is only called. It can not be merged into
+    the base weights, which the RGB half shares.
+    """
+
+    def __init__(self, base_layer: nn.Module, rank: int) -> None:
+        config = LoraConfig(r=rank, lora_alpha=rank * LORA_SCALE)
+        super().__init__(base_layer, ADAPTER_NAME, config, r=rank, lora_alpha=rank * LORA_SCALE)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """x (2B, ..., in_features) -> (2B, ..., out_features)."""
+        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return result
+        lora_a, lora_b = self.lora_A[ADAPTER_NAME], self.lora_B[ADAPTER_NAME]
+        half = x.shape[0] // 2
+        update = lora_b(lora_a(self._cast_input_dtype(x[half:], lora_a.weight.dtype)))
+        # In place on the depth rows: a concatenation would copy the RGB rows of every layer.
+        result[half:].add_(update, alpha=self.scaling[ADAPTER_NAME])
+        return result
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise ModelError(
+            "The depth LoRA can not be merged: its base weights also serve the RGB half, keep it as an adapter."
+        )
+
+
+def share_lora_a(layers: Sequence[DepthHalfLora]) -> None:
+    """Let all layers use the A of the first one, which alone owns (registers) it."""
+    owner = layers[0]
+    for layer in layers[1:]:
+        assert (layer.in_features, layer.r) == (owner.in_features, owner.r)
+        del layer.lora_A
+        object.__setattr__(layer, "lora_A", owner.lora_A)
+
+
+def add_depth_lora(model: nn.Module, groups: Mapping[str, Sequence[str]], ranks: Mapping[str, int]) -> None:
+    """Wrap the Linears of `model` named in `groups`; the layers of one group share their A.
+
+    groups: official (fused) name -> names of the Linears in `model`. ranks: official name -> rank.
+    """
+    for official_name, names in groups.items():
+        layers = []
+        for name in names:
+            layer = DepthHalfLora(model.get_submodule(name), ranks[official_name])
+            model.set_submodule(name, layer)
+            layers.append(layer)
+        share_lora_a(layers)
+
+
+def expand_lora_ranks(lora_ranks: int | Mapping[str, int] | None, names: Iterable[str]) -> dict[str, int]:
+    """Rank of every official layer in `names`.
+
+    lora_ranks: None for the paper's, one int for all layers, or a mapping over the paper's: "blocks" for the layers
+    in blocks, or an official layer name such as "txt_in" or "double_blocks.0.img_attn.qkv". Raises ModelError where a
+    name is unknown or a rank is not positive.
+    """
+    names = list(names)
+    if isinstance(lora_ranks, int):
+        given: dict[str, int] = dict.fromkeys(PAPER_LORA_RANKS, lora_ranks)
+    else:
+        given = {**PAPER_LORA_RANKS, **(lora_ranks or {})}
+    for name, rank in given.items():
+        if name != "blocks" and name not in names:
+            raise ModelError(
+                f"lora_ranks names {name!r}, which has no LoRA: use 'blocks' or one of {', '.join(names[:3])}, ..."
+            )
+        if rank < 1:
+            raise ModelError(f"lora_ranks[{name!r}] is {rank}: give a rank of at least 1.")
+    return {name: given.get(name, given["blocks"]) for name in names}
+
+
+def compact_lora_ranks(ranks: Mapping[str, int]) -> dict[str, int]:
+    """The inverse of `expand_lora_ranks`: what a config stores, one entry for the blocks and one for each exception."""
+    block_ranks = [rank for name, rank in ranks.items() if "_blocks." in name]
+    blocks = max(set(block_ranks), key=block_ranks.count)
+    others = {name: rank for name, rank in ranks.items() if "_blocks." not in name or rank != blocks}
+    return {"blocks": blocks, **others}

@@ -1,0 +1,114 @@
+"""Attention with the joint connection: self-attention of each half plus weighted cross-attention between the halves.
+
+Shapes: B pairs, L tokens (text then image), H heads, D head width, C = H * D. The batch is `[rgb x B; depth x B]`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import FluxAttention
+from torch import nn
+
+JOINT_WEIGHT_SHARPNESS = 3.0  # alpha of the paper's adaptive scheduling weights
+
+
+def joint_weights(timestep: torch.Tensor) -> torch.Tensor:
+    """How much each half draws from the other: (2B,) noise levels -> (2B,) weights in float32.
+
+    sigmoid(alpha (t_own / (t_rgb + t_depth) - 1/2)) with alpha = 3: the noisier half draws more (paper, section 3.2).
+    Where both halves are clean the weight is 1/2; the authors' code gives NaN there.
+    """
+    t_rgb, t_depth = timestep.float().chunk(2)
+    total = t_rgb + t_depth
+    rgb_share = torch.where(total > 0, t_rgb / torch.where(total > 0, total, 1.0), 0.5)
+    share = torch.cat([rgb_share, 1 - rgb_share])
+    return torch.sigmoid(JOINT_WEIGHT_SHARPNESS * (share - 0.5))
+
+
+def swap_halves(x: torch.Tensor) -> torch.Tensor:
+    """(2B, ...) -> (2B, ...) with the RGB and the depth half exchanged."""
+    first, second = x.chunk(2)
+    return torch.cat([second, first])
+
+
+def add_joint_connection(attn: FluxAttention) -> None:
+    """Give an attention layer its joint Linear (2C -> 2C), zero at first: the network starts as two separate branches."""
+    reference = attn.norm_q.weight
+    joint = nn.Linear(2 * attn.inner_dim, 2 * attn.inner_dim, device=reference.device, dtype=reference.dtype)
+    nn.init.zeros_(joint.weight)
+    nn.init.zeros_(joint.bias)
+    attn.joint_proj = joint
+    attn.set_processor(JointFluxAttnProcessor())
+
+
+class JointFluxAttnProcessor:
+    """diffusers' FluxAttnProcessor with the joint connection before the output projection.
+
+    With the block's own q, k, v after QK-norm and RoPE, the RGB queries attend the depth keys and values and the
+    reverse: one attention call over the batch with the halves of k and v swapped. Both results go side by side
+    through the joint Linear.
+    """
+
+    # diffusers sets these two from outside (set_attention_backend, enable_parallelism).
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __call__(
+        self,
+        attn: FluxAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        joint_weights: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """hidden_states (2B, L, C); encoder_hidden_states (2B, T, C) in double blocks only; joint_weights (2B,)."""
+        assert joint_weights is not None
+        query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (-1, attn.head_dim)))
+        key = attn.norm_k(attn.to_k(hidden_states).unflatten(-1, (-1, attn.head_dim)))
+        value = attn.to_v(hidden_states).unflatten(-1, (-1, attn.head_dim))
+
+        if encoder_hidden_states is not None:
+            text_query = attn.norm_added_q(attn.add_q_proj(encoder_hidden_states).unflatten(-1, (-1, attn.head_dim)))
+            text_key = attn.norm_added_k(attn.add_k_proj(encoder_hidden_states).unflatten(-1, (-1, attn.head_dim)))
+            text_value = attn.add_v_proj(encoder_hidden_states).unflatten(-1, (-1, attn.head_dim))
+            query = torch.cat([text_query, query], dim=1)
+            key = torch.cat([text_key, key], dim=1)
+            value = torch.cat([text_value, value], dim=1)
+
+        if image_rotary_emb is not None:
+            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+
+        self_attended = self._attend(query, key, value, attention_mask)
+        cross_attended = self._attend(query, swap_halves(key), swap_halves(value), attention_mask)
+
+        joint = attn.joint_proj(torch.cat(cross_attended.chunk(2), dim=-1))  # (B, L, 2C): [rgb, depth] on channels
+        joint = torch.cat(joint.chunk(2, dim=-1))  # (2B, L, C)
+        attended = self_attended + joint * joint_weights.to(joint.dtype)[:, None, None]
+
+        if encoder_hidden_states is None:
+            return attended
+        text_tokens = encoder_hidden_states.shape[1]
+        image_output = attn.to_out[1](attn.to_out[0](attended[:, text_tokens:].contiguous()))
+        text_output = attn.to_add_out(attended[:, :text_tokens].contiguous())
+        return image_output, text_output
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(2B, L, H, D) each -> (2B, L, C)."""
+        attended = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        attended_blc: torch.Tensor = attended.flatten(2, 3).to(query.dtype)
+        return attended_blc

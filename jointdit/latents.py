@@ -1,0 +1,64 @@
+"""Latents: pictures to VAE latents and back, 2x2 packing into tokens, position ids, noise by seed.
+
+Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, 16, H/8, W/8); packed latents (B, N, 64) with N = (H/16) * (W/16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL
+
+
+def pack_latents(latents: torch.Tensor) -> torch.Tensor:
+    """(B, C, h, w) -> (B, h/2 * w/2, 4C): tokens row by row, channels ordered (c, patch row, patch column)."""
+    b, c, h, w = latents.shape
+    patches = latents.view(b, c, h // 2, 2, w // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // 2) * (w // 2), 4 * c)
+
+
+def unpack_latents(packed: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(B, h/2 * w/2, 4C) -> (B, C, h, w), where height and width are the latents' h and w."""
+    b, _, c4 = packed.shape
+    patches = packed.view(b, height // 2, width // 2, c4 // 4, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c4 // 4, height, width)
+
+
+def image_position_ids(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
+    """Position ids (0, row, column) of a packed grid of height x width tokens: (height * width, 3) float32."""
+    ids = torch.zeros(height, width, 3, device=device)
+    ids[..., 1] = torch.arange(height, device=device)[:, None]
+    ids[..., 2] = torch.arange(width, device=device)[None, :]
+    return ids.view(height * width, 3)
+
+
+def text_position_ids(tokens: int, device: torch.device | None = None) -> torch.Tensor:
+    """Position ids of text tokens: zeros (tokens, 3)."""
+    return torch.zeros(tokens, 3, device=device)
+
+
+def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    """Standard normal noise (len(seeds), *shape), float32 on the CPU, each sample from a generator of its own.
+
+    Neither the batch a sample is in, nor the worker, nor the device changes its noise.
+    """
+    return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def encode_image(vae: AutoencoderKL, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    """Latents scale * (z - shift) of images (B, 3, H, W) in [-1, 1], float32.
+
+    z is the posterior's mean, or mean + std * noise where noise (B, 16, H/8, W/8) is given.
+    """
+    posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+    mean = posterior.mean.float()
+    z = mean if noise is None else mean + posterior.std.float() * noise.to(mean)
+    return (z - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W), about [-1, 1], float32, of latents (B, 16, H/8, W/8)."""
+    z = latents / vae.config.scaling_factor + vae.config.shift_factor
+    images: torch.Tensor = vae.decode(z.to(vae.device, vae.dtype)).sample.float()
+    return images
