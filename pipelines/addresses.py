@@ -1,0 +1,61 @@
+"""Addresses: local paths and store uris in their one spelling, and whether one lies inside another."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import PurePosixPath
+
+SCHEMES = {
+    "": "file",
+    "file": "file",
+    "local": "file",
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gs",
+    "gcs": "gs",
+    "abfs": "abfs",
+    "az": "abfs",
+}
+
+
+def normalise(uri: str) -> str:
+    """Give a uri its one spelling: an absolute local path, or scheme://bucket/key without a trailing slash.
+
+    Raises:
+        ValueError: another kind of store, memory://, or an address without a bucket.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        scheme, rest = "", uri
+    if not rest.strip("/") and not (rest and SCHEMES.get(scheme) == "file"):
+        raise ValueError(f"{uri!r} names no folder or bucket: give a path or s3://bucket/prefix")
+    if scheme == "memory":
+        raise ValueError(
+            "memory:// lives in one process and cannot be shared by workers: give a folder or s3://bucket/prefix"
+        )
+    if scheme not in SCHEMES:
+        raise ValueError(f"{scheme}:// is not a store this can use: give a local path, s3://, gs:// or abfs://")
+    if SCHEMES[scheme] == "file":
+        return os.path.abspath(os.path.expanduser(rest))
+    return f"{SCHEMES[scheme]}://{rest.rstrip('/')}"
+
+
+def is_inside(uri: str, folder: str) -> bool:
+    """Whether a normalised uri is the folder or lies in it."""
+    return uri == folder or uri.startswith(folder.rstrip("/") + "/")
+
+
+def overlaps(pattern: str, folder: str) -> bool:
+    """Whether listing `pattern` (a folder or a glob) could bring up files inside `folder`."""
+    if not glob.has_magic(pattern):
+        return is_inside(folder, pattern)
+    parts, folder_parts = pattern.split("/"), folder.split("/")
+    for position, part in enumerate(parts):
+        if part == "**":
+            return True
+        if position >= len(folder_parts):
+            return True  # the folder matched so far, and the glob goes on inside it
+        if not PurePosixPath(folder_parts[position] or "-").match(part or "-"):
+            return False
+    return len(parts) > len(folder_parts)

@@ -1,0 +1,335 @@
+"""One way to local folders and object stores: paths, reads, writes, and the create-only write everything rests on.
+
+`Storage(uri)` is a folder or prefix; names inside it are relative, with "/". It is small and picklable: each process
+opens its own connection. Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...)
+or the usual AWS files.
+
+Create-only, and why it is done like this (all measured):
+  local    fsspec's mode="create" is exists-then-open: two processes both won 225 of 1,500 races, and a kill leaves
+           half a file. So: temporary file, fsync, os.link to the final name.
+  S3       pipe_file(mode="create") sends If-None-Match. open(path, "xb") does not for zero bytes, so empty objects are
+           refused here; some servers answer a failed precondition as OSError errno 22; a response that got lost makes
+           the client's own retry meet its own object. So every answer but a plain yes is settled by reading back: our
+           bytes mean we won.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import fsspec
+from botocore.exceptions import ClientError
+from fsspec.spec import AbstractFileSystem
+
+from jointdit.errors import CommitFailed, CommitUnknown, StoreError, TransientError
+from pipelines.addresses import SCHEMES, normalise
+from pipelines.store_errors import STORE_EXCEPTIONS, UNREACHABLE, explain, explained
+
+TEMPORARY = ".tmp-"  # local files being written; listings leave them out
+CREATE_ATTEMPTS = 4
+
+
+class AlreadyExists(Exception):
+    """A create-only write met another writer's object, which stays as it is."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """An object as listed: its name in the storage, bytes, and what changes when it is rewritten."""
+
+    path: str
+    size: int
+    etag: str
+    modified: float  # seconds since 1970, by the store's clock
+
+
+def for_input(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The fsspec file system of a normalised uri, and the path in it."""
+    uri = normalise(uri)
+    return _filesystem(uri), uri.partition("://")[2] or uri
+
+
+def uri_of(fs: AbstractFileSystem, path: str) -> str:
+    """The normalised uri of a path that a file system of ours listed."""
+    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    return path if protocol in ("file", "local") else f"{SCHEMES[protocol]}://{path.lstrip('/')}"
+
+
+def etag_of(info: dict[str, Any]) -> str:
+    """What changes when a file changes: the store's ETag, or a local file's size and mtime in nanoseconds."""
+    etag = (
+        info.get("ETag")
+        or info.get("etag")
+        or info.get("md5Hash")
+        or info.get("content_settings", {}).get("content_md5")
+    )
+    if etag:
+        return str(etag).strip('"')
+    nanoseconds = os.stat(info["name"]).st_mtime_ns
+    return f"{info['size']}-{nanoseconds}"
+
+
+def _filesystem(uri: str) -> AbstractFileSystem:
+    scheme = urlsplit(uri).scheme
+    if scheme != "s3":
+        try:
+            return fsspec.filesystem(scheme or "file", **({"use_listings_cache": False} if scheme else {}))
+        except ImportError:
+            extra = "gcs" if scheme == "gs" else "azure"
+            raise StoreError(f"{scheme}:// needs a package that is not here: install jointdit[{extra}].") from None
+    names = sorted(name for name in os.environ if name.startswith("AWS_"))
+    return _open_s3(tuple((name, os.environ[name]) for name in names))
+
+
+@functools.lru_cache(maxsize=8)
+def _open_s3(environment: tuple[tuple[str, str], ...]) -> AbstractFileSystem:
+    """One connection a process and environment: fsspec's own cache would keep the credentials of an earlier one."""
+    settings = dict(environment)
+    fs = fsspec.filesystem(
+        "s3",
+        endpoint_url=settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL") or None,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        config_kwargs={"connect_timeout": 3, "read_timeout": 60, "retries": {"mode": "standard", "max_attempts": 3}},
+    )
+    fs.retries = 3
+    return fs
+
+
+class Storage:
+    """A folder or prefix in a store; see the top of the file for what its create-only write promises.
+
+    Every method raises StoreError for what stays wrong (bucket missing, no access, endpoint down at the start) and
+    TransientError for what may pass; FileNotFoundError where a named object does not exist.
+    """
+
+    def __init__(self, uri: str, single_writer: bool = False) -> None:
+        """`single_writer`: the user vouches for it, so a store without create-only writes will do."""
+        try:
+            self.uri = normalise(uri)
+        except ValueError as error:
+            raise StoreError(f"{error}.") from None
+        self.single_writer = single_writer
+        self._fs: AbstractFileSystem | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "single_writer": self.single_writer, "_fs": None}
+
+    def __repr__(self) -> str:
+        return f"Storage({self.uri!r})"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a folder of the machine's own file system."""
+        return "://" not in self.uri
+
+    @property
+    def fs(self) -> AbstractFileSystem:
+        """The fsspec file system, opened in this process."""
+        if self._fs is None:
+            self._fs = _filesystem(self.uri)
+        return self._fs
+
+    def path(self, name: str) -> str:
+        """The file system's path of a name in this storage."""
+        root = self.uri.partition("://")[2] or self.uri
+        assert ".." not in name.split("/"), f"{name} leaves the storage"
+        assert not name.startswith("/"), f"{name} leaves the storage"
+        return f"{root.rstrip('/')}/{name}" if name else root
+
+    def uri_of(self, name: str) -> str:
+        """The full address of a name in this storage, for messages and cards."""
+        return f"{self.uri.rstrip('/')}/{name}" if name else self.uri
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole object. Raises FileNotFoundError."""
+        with explained(self.uri, name):
+            data: bytes = self.fs.cat_file(self.path(name))
+            return data
+
+    def open(self, name: str) -> BinaryIO:
+        """The object as a seekable binary file, for reading columns of a Parquet file without the rest."""
+        with explained(self.uri, name):
+            file: BinaryIO = self.fs.open(self.path(name), "rb")
+            return file
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of this name."""
+        try:
+            self.info(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def info(self, name: str) -> ObjectInfo:
+        """Size and version of an object. Raises FileNotFoundError."""
+        with explained(self.uri, name):
+            return self._object_info(self.fs.info(self.path(name)))
+
+    def names(self, folder: str, suffix: str = "") -> list[str]:
+        """Names of the objects directly or deeper in a folder, relative to it, sorted."""
+        return [f.path[len(folder) + 1 :] for f in self.list(folder) if f.path.endswith(suffix)]
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """All objects under a folder of the storage, sorted by name; none where the folder does not exist."""
+        with explained(self.uri, prefix):
+            try:
+                found = self.fs.find(self.path(prefix), detail=True)
+            except FileNotFoundError:
+                if self.is_local:
+                    return []
+                raise
+        files = [self._object_info(info) for info in found.values() if info["type"] == "file"]
+        return sorted((f for f in files if TEMPORARY not in f.path), key=lambda file: file.path)
+
+    def delete(self, name: str) -> None:
+        """Remove an object; one that is gone already is no error."""
+        with explained(self.uri, name), contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(name))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write an object, replacing what is there; a reader sees the old bytes or the new, never a part."""
+        with explained(self.uri, name):
+            if self.is_local:
+                with _temporary_file(Path(self.path(name)), data) as temporary:
+                    os.replace(temporary, self.path(name))
+            else:
+                self.fs.pipe_file(self.path(name), data)
+
+    def create_bytes(self, name: str, data: bytes) -> None:
+        """Write an object only if its name is free; rivals' `data` must differ (carry a token) to tell who won.
+
+        Raises:
+            AlreadyExists: somebody else's object is there.
+            CommitFailed: the store refused and nothing landed.
+            CommitUnknown: whether it landed cannot be told now.
+        """
+        assert data, "an empty object cannot tell its writer"
+        if self.is_local:
+            self._create_local(name, data)
+        elif self.single_writer:
+            if self.exists(name):
+                self._settle(name, data)
+            else:
+                self.write_bytes(name, data)
+        else:
+            self._create_remote(name, data)
+
+    def probe(self) -> None:
+        """Find out at the start whether the store can be reached, written and read, and refuses a second create.
+
+        Raises:
+            StoreError: bucket missing, no access, endpoint down, or a store without create-only writes.
+        """
+        name = f"_probe/{secrets.token_hex(8)}"
+        with explained(self.uri, at_start=True):
+            self.create_bytes(name, b"first")
+            try:
+                if not self.single_writer and not self._refuses_second(name):
+                    raise StoreError(
+                        f"{self.uri} overwrites objects that must be created only once: "
+                        "use another store, or --single-writer if nothing else writes there."
+                    )
+                if self.read_bytes(name) != b"first":
+                    raise StoreError(f"{self.uri} does not give back what was written: use another store.")
+            finally:
+                self.delete(name)
+
+    def _refuses_second(self, name: str) -> bool:
+        try:
+            self.create_bytes(name, b"second")
+        except AlreadyExists:
+            return True
+        return False
+
+    def _create_local(self, name: str, data: bytes) -> None:
+        final = Path(self.path(name))
+        with explained(self.uri, name), _temporary_file(final, data) as temporary:
+            try:
+                os.link(temporary, final)
+            except FileExistsError:
+                raise AlreadyExists(name) from None
+            except OSError as error:
+                if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV):
+                    raise StoreError(
+                        f"{self.uri}: this file system has no hard links, so nothing there can be created only once."
+                    ) from None
+                raise
+            _fsync_folder(final.parent)
+
+    def _create_remote(self, name: str, data: bytes) -> None:
+        address = self.uri_of(name)
+        for attempt in range(CREATE_ATTEMPTS):
+            try:
+                self.fs.pipe_file(self.path(name), data, mode="create")
+                return
+            except STORE_EXCEPTIONS as error:
+                doubtful = error
+            told = explain(doubtful, self.uri, name)
+            if not isinstance(told, TransientError):
+                raise told from None
+            if isinstance(doubtful, UNREACHABLE):
+                raise CommitUnknown(str(told)) from doubtful
+            try:
+                if self._settle(name, data):
+                    return
+            except TransientError as error:
+                raise CommitUnknown(
+                    f"{address}: it may have been created, and cannot be read back."
+                ) from error.__cause__
+            if attempt + 1 < CREATE_ATTEMPTS:
+                time.sleep(0.2 * 2**attempt)  # a 409 names a rival in flight; a throttled store wants a pause
+        if isinstance(doubtful.__cause__, ClientError):
+            raise CommitFailed(f"{address}: the store refused to create it ({doubtful}).") from doubtful
+        raise CommitUnknown(f"{address}: the store's answer to creating it was lost.") from doubtful
+
+    def _settle(self, name: str, data: bytes) -> bool:
+        """Read an object back after a doubtful answer: True if it is ours, False if there is none."""
+        try:
+            found = self.read_bytes(name)
+        except FileNotFoundError:
+            return False
+        if found != data:
+            raise AlreadyExists(name)
+        return True
+
+    def _object_info(self, info: dict[str, Any]) -> ObjectInfo:
+        root = self.path("").lstrip("/") if not self.is_local else self.path("")
+        name = info["name"][len(root) :].lstrip("/")
+        modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0.0
+        seconds = modified.timestamp() if isinstance(modified, datetime) else float(modified)
+        return ObjectInfo(name, int(info["size"] or 0), etag_of(info), seconds)
+
+
+@contextlib.contextmanager
+def _temporary_file(final: Path, data: bytes) -> Iterator[str]:
+    """`data`, safely on disk under a temporary name beside `final`; removed at the end unless it was renamed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield str(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
