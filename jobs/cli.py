@@ -1,0 +1,219 @@
+"""The command line: one short function a command. `jointdit --help` lists them.
+
+Everything heavy is imported inside the commands, so that help and mistakes are answered at once. An error of ours is
+one sentence on stderr and exit code 1; `--debug`, anywhere on the line, shows its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from jointdit.errors import JointDiTError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DATASETS, PICTURES, MODEL = "Datasets", "One picture at a time, on this machine", "The model itself"
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The job spec, a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the spec; can be given several times."),
+]
+DatasetUri = Annotated[str, typer.Argument(metavar="URI", help="output.uri of a job: a folder or s3:// prefix.")]
+Folder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results; made if missing.")]
+Model = Annotated[str, typer.Option(help="tiny (the packaged checkpoint), a checkpoint folder or a hub name.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+Steps = Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")]
+Guidance = Annotated[float, typer.Option(min=0.0, help="Guidance scale, an input of the network.")]
+Size = Annotated[int | None, typer.Option(min=16, help="Pixels, a multiple of 16; default: the checkpoint's own size.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; anywhere on the line.")]
+
+
+@app.callback()
+def root(debug: Debug = False) -> None:
+    """RGB-D datasets from prompts, pictures or depth maps, with JointDiT."""
+
+
+@app.command(
+    rich_help_panel=DATASETS,
+    epilog="Example: jointdit run jobs/joint.yaml --set model.steps=4 --set output.uri=runs/quick",
+)
+def run(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    single_writer: Annotated[
+        bool,
+        typer.Option(
+            "--single-writer", help="Accept a store without create-only writes: nobody else writes to this output."
+        ),
+    ] = False,
+) -> None:
+    """Run a job, or go on with one that was interrupted; a finished job does nothing."""
+    from jobs.report import show_run
+    from pipelines.run import run_job
+    from pipelines.spec import load_spec
+
+    show_run(run_job(load_spec(spec, overrides or ()), single_writer=single_writer))
+
+
+@app.command(rich_help_panel=DATASETS, epilog="Example: jointdit plan jobs/depth.yaml")
+def plan(spec: SpecFile, overrides: Overrides = None) -> None:
+    """Say what a run would do: shards, rows, what is done already, the bytes and memory to expect. Writes nothing."""
+    from jobs.report import show_plan
+    from pipelines.plan import preview
+    from pipelines.spec import load_spec
+
+    show_plan(preview(load_spec(spec, overrides or ())))
+
+
+@app.command(rich_help_panel=DATASETS, epilog="Example: jointdit status s3://datasets/nightly-indoor")
+def status(uri: DatasetUri) -> None:
+    """Tell how far a job is, from its ledger."""
+    from jobs.report import show_status
+    from pipelines.status import read_status
+
+    show_status(read_status(uri))
+
+
+@app.command(rich_help_panel=DATASETS, epilog="Example: jointdit validate runs/joint")
+def validate(uri: DatasetUri) -> None:
+    """Recount a dataset from its files alone; exit code 1 and the list if a sample is lost, doubled or damaged."""
+    from jobs.report import show_validation
+    from pipelines.validate import validate as recount
+
+    if not show_validation(recount(uri)):
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog='Example: jointdit generate "a large red sphere, on a blue floor in front of a white wall" -o pictures'
+)
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    output: Folder,
+    samples: Annotated[
+        int, typer.Option("-n", "--samples", min=1, help="Pictures, with seeds SEED, SEED + 1, ...")
+    ] = 1,
+    model: Model = "tiny",
+    seed: Seed = 0,
+    steps: Steps = 20,
+    guidance: Guidance = 3.5,
+    height: Size = None,
+    width: Size = None,
+) -> None:
+    """Generate pictures with their depth and points from a prompt."""
+    from jobs.pictures import Sampling, generate_pictures
+    from jobs.report import show_files
+
+    show_files(generate_pictures(prompt, samples, output, Sampling(model, seed, steps, guidance, height, width)))
+
+
+@app.command(rich_help_panel=PICTURES, epilog="Example: jointdit depth photo.jpg -o depth")
+def depth(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of any size.")],
+    output: Folder,
+    model: Model = "tiny",
+    seed: Seed = 0,
+    steps: Steps = 8,
+    guidance: Guidance = 3.5,
+    height: Size = None,
+    width: Size = None,
+) -> None:
+    """Estimate the depth of pictures, at their own size, with points."""
+    from jobs.pictures import Sampling, estimate_depth
+    from jobs.report import show_files
+
+    show_files(estimate_depth(images, output, Sampling(model, seed, steps, guidance, height, width)))
+
+
+@app.command(
+    rich_help_panel=PICTURES,
+    epilog='Example: jointdit restyle depth/photo.disparity.png "a green cube on a red floor" -o restyled',
+)
+def restyle(
+    depth: Annotated[Path, typer.Argument(metavar="DEPTH", help="A depth map: 16-bit PNG or npy.")],
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    output: Folder,
+    kind: Annotated[
+        Literal["disparity", "metric"] | None,
+        typer.Option(
+            help="disparity: near is high, what `jointdit depth` writes and the default for PNG. metric: near is low."
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("-n", "--samples", min=1, help="Pictures, with seeds SEED, SEED + 1, ...")
+    ] = 1,
+    model: Model = "tiny",
+    seed: Seed = 0,
+    steps: Steps = 20,
+    guidance: Guidance = 3.5,
+    height: Size = None,
+    width: Size = None,
+) -> None:
+    """Generate pictures that have the geometry of a depth map."""
+    from jobs.pictures import Sampling, restyle_depth
+    from jobs.report import show_files
+
+    sampling = Sampling(model, seed, steps, guidance, height, width)
+    show_files(restyle_depth(depth, kind, prompt, samples, output, sampling))
+
+
+@app.command(rich_help_panel=MODEL, epilog="Example: jointdit train jobs/train_tiny.yaml")
+def train(spec: SpecFile, overrides: Overrides = None) -> None:
+    """Train a checkpoint, or go on from its last saved step."""
+    from jobs.train import train_from_spec
+
+    train_from_spec(spec, overrides or ())
+
+
+@app.command(rich_help_panel=MODEL, epilog="Example: jointdit scenes -n 24 -o runs/scenes")
+def scenes(
+    output: Folder,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many scenes.")] = 100,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the first scene; default: the first that training does not use.")
+    ] = None,
+    height: Annotated[int, typer.Option(min=16, help="Pixels.")] = 128,
+    width: Annotated[int, typer.Option(min=16, help="Pixels.")] = 128,
+) -> None:
+    """Render scenes with exact depth: pictures, disparity, depth in metres, captions and intrinsics."""
+    from jobs.report import show_progress
+    from jobs.scenes import write_scenes
+    from jointdit.training.data import HELD_OUT_SEED
+
+    first = HELD_OUT_SEED if seed is None else seed
+    show_progress(write_scenes(output, count, first, width, height), count, f"scenes in {output}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code, or raises SystemExit as typer does for wrong usage."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        app([word for word in words if word != "--debug"], prog_name="jointdit")
+    except (JointDiTError, OSError) as error:
+        if debug:
+            raise
+        print(f"Error: {_sentence(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
