@@ -47,16 +47,14 @@ def root(debug: Debug = False) -> None:
 
 @app.command(
     rich_help_panel=DATASETS,
-    epilog="Example: jointdit run jobs/joint.yaml --set model.steps=4 --set output.uri=runs/quick",
+    epilog="Example: jointdit run jobs/joint.yaml --set model.steps=4",
 )
 def run(
     spec: SpecFile,
     overrides: Overrides = None,
     single_writer: Annotated[
         bool,
-        typer.Option(
-            "--single-writer", help="Accept a store without create-only writes: nobody else writes to this output."
-        ),
+        typer.Option("--single-writer", help="For a store without create-only writes: nobody else writes there."),
     ] = False,
 ) -> None:
     """Run a job, or go on with one that was interrupted; a finished job does nothing."""
@@ -96,11 +94,9 @@ def validate(uri: DatasetUri) -> None:
         raise typer.Exit(1)
 
 
-@app.command(
-    epilog='Example: jointdit generate "a large red sphere, on a blue floor in front of a white wall" -o pictures'
-)
+@app.command(rich_help_panel=PICTURES, epilog='Example: jointdit generate "a red cube on a blue floor" -o pictures')
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shows.")],
     output: Folder,
     samples: Annotated[
         int, typer.Option("-n", "--samples", min=1, help="Pictures, with seeds SEED, SEED + 1, ...")
@@ -139,11 +135,11 @@ def depth(
 
 @app.command(
     rich_help_panel=PICTURES,
-    epilog='Example: jointdit restyle depth/photo.disparity.png "a green cube on a red floor" -o restyled',
+    epilog='Example: jointdit restyle map.png "a green cube" -o restyled',
 )
 def restyle(
     depth: Annotated[Path, typer.Argument(metavar="DEPTH", help="A depth map: 16-bit PNG or npy.")],
-    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shows.")],
     output: Folder,
     kind: Annotated[
         Literal["disparity", "metric"] | None,

@@ -5,7 +5,7 @@
     depth/000000.npy       float32 (H, W), metres along the camera's z axis
     metadata.jsonl         a line a scene: id, seed, caption, files, size, intrinsics in pixels, what is in it
 
-As inputs of a job: the jsonl holds prompts (`columns: {prompt: caption}`), rgb/ pictures, disparity/ and depth/ depth maps.
+As inputs of a job: metadata.jsonl holds prompts (`columns: {prompt: caption}`), rgb/ pictures, the others depth maps.
 """
 
 from __future__ import annotations
