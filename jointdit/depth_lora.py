@@ -1,8 +1,7 @@
 """A PEFT LoRA layer that adapts only the depth half of the batch.
 
-JointDiT keeps the text-to-image network as the RGB branch and turns it into a depth branch with LoRA (paper, section
-3.1). Both branches run as one batch `[rgb x B; depth x B]`, so a layer costs one GEMM over 2B rows plus a low-rank
-product over the last B.
+JointDiT keeps the text-to-image network as the RGB branch and turns it into a depth branch with LoRA. Both branches run
+as one batch `[rgb x B; depth x B]`, so a layer costs one GEMM over 2B rows plus a low-rank product over the last B.
 
 The published adapter trains one LoRA on each *fused* projection of FLUX (qkv; qkv and MLP in single blocks).
 diffusers splits these into three or four Linears: their B is split and their A is the same Parameter. Here the first

@@ -19,7 +19,7 @@ JOINT_WEIGHT_SHARPNESS = 3.0  # alpha of the paper's adaptive scheduling weights
 def joint_weights(timestep: torch.Tensor) -> torch.Tensor:
     """How much each half draws from the other: (2B,) noise levels -> (2B,) weights in float32.
 
-    sigmoid(alpha (t_own / (t_rgb + t_depth) - 1/2)) with alpha = 3: the noisier half draws more (paper, section 3.2).
+    sigmoid(alpha (t_own / (t_rgb + t_depth) - 1/2)) with alpha = 3: the noisier half draws more (paper).
     Where both halves are clean the weight is 1/2; the authors' code gives NaN there.
     """
     t_rgb, t_depth = timestep.float().chunk(2)
@@ -36,7 +36,7 @@ def swap_halves(x: torch.Tensor) -> torch.Tensor:
 
 
 def add_joint_connection(attn: FluxAttention) -> None:
-    """Give an attention layer its joint Linear (2C -> 2C), zero at first: the network starts as two separate branches."""
+    """Give an attention layer its joint Linear (2C -> 2C), zero at first: two separate branches."""
     reference = attn.norm_q.weight
     joint = nn.Linear(2 * attn.inner_dim, 2 * attn.inner_dim, device=reference.device, dtype=reference.dtype)
     nn.init.zeros_(joint.weight)
@@ -87,7 +87,8 @@ class JointFluxAttnProcessor:
         self_attended = self._attend(query, key, value, attention_mask)
         cross_attended = self._attend(query, swap_halves(key), swap_halves(value), attention_mask)
 
-        joint = attn.joint_proj(torch.cat(cross_attended.chunk(2), dim=-1))  # (B, L, 2C): [rgb, depth] on channels
+        both = torch.cat(cross_attended.chunk(2), dim=-1)  # (B, L, 2C): [rgb, depth] on channels
+        joint = attn.joint_proj(both.to(attn.joint_proj.weight.dtype)).to(both.dtype)  # the adapter may be float32
         joint = torch.cat(joint.chunk(2, dim=-1))  # (2B, L, C)
         attended = self_attended + joint * joint_weights.to(joint.dtype)[:, None, None]
 

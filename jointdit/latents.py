@@ -1,6 +1,7 @@
 """Latents: pictures to VAE latents and back, 2x2 packing into tokens, position ids, noise by seed.
 
-Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, 16, H/8, W/8); packed latents (B, N, 64) with N = (H/16) * (W/16).
+Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, H/f, W/f) with C = 16 channels and a downsampling f = 8 for
+FLUX's VAE; packed latents (B, N, 4C) with N = H/2f * W/2f tokens.
 """
 
 from __future__ import annotations
@@ -49,16 +50,22 @@ def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
 def encode_image(vae: AutoencoderKL, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
     """Latents scale * (z - shift) of images (B, 3, H, W) in [-1, 1], float32.
 
-    z is the posterior's mean, or mean + std * noise where noise (B, 16, H/8, W/8) is given.
+    z is the posterior's mean (its mode), or mean + std * noise where noise (B, C, H/f, W/f) is given. Scale and shift
+    come from the VAE's config: 0.3611 and 0.1159 for FLUX's.
     """
-    posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
-    mean = posterior.mean.float()
-    z = mean if noise is None else mean + posterior.std.float() * noise.to(mean)
-    return (z - vae.config.shift_factor) * vae.config.scaling_factor
+    posterior = vae.encode(images.to(vae.dtype)).latent_dist
+    z = posterior.mean.float()
+    if noise is not None:
+        z = z + posterior.std.float() * noise.to(z)
+    return (z - _shift(vae)) * vae.config.scaling_factor
 
 
 def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Images (B, 3, H, W), about [-1, 1], float32, of latents (B, 16, H/8, W/8)."""
-    z = latents / vae.config.scaling_factor + vae.config.shift_factor
-    images: torch.Tensor = vae.decode(z.to(vae.device, vae.dtype)).sample.float()
+    """Images (B, 3, H, W), about [-1, 1], float32, of latents (B, C, H/f, W/f)."""
+    z = latents / vae.config.scaling_factor + _shift(vae)
+    images: torch.Tensor = vae.decode(z.to(vae.dtype)).sample.float()
     return images
+
+
+def _shift(vae: AutoencoderKL) -> float:
+    return vae.config.shift_factor or 0.0

@@ -9,19 +9,16 @@ diffusers has a converter for the base, but it is one-way, hard-codes 3072 chann
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from jointdit.checkpoint_files import FilePath, check_tensors, tensor_shapes
 from jointdit.depth_lora import ADAPTER_NAME
-from jointdit.errors import ModelError
 
 TensorMap = dict[str, tuple[str, ...]]
-FilePath = str | os.PathLike[str]
 
 # BFL splits the last modulation into (shift, scale), diffusers into (scale, shift).
 SWAPPED_MODULE = "final_layer.adaLN_modulation.1"
@@ -112,34 +109,6 @@ def adapter_tensors(num_layers: int, num_single_layers: int) -> TensorMap:
         tensors[f"{official}.weight"] = (f"{name}.weight",)
         tensors[f"{official}.bias"] = (f"{name}.bias",)
     return tensors
-
-
-def tensor_shapes(path: FilePath) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file, read from its header. Raises ModelError where it is not one."""
-    path = Path(path)
-    if not path.exists():
-        raise ModelError(f"{path}: there is no such file, give the path of a safetensors file.")
-    if path.suffix != ".safetensors":
-        raise ModelError(f"{path}: weights load from .safetensors only (pickled files can run code), convert it first.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file ({error}), download or convert it again.") from error
-
-
-def check_tensors(
-    path: FilePath, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], advice: str
-) -> None:
-    """Raise ModelError naming the first tensor that is missing, of another shape, or unknown; advice ends the message."""
-    for name, shape in expected.items():
-        if name not in found:
-            raise ModelError(f"{path}: tensor {name} of shape {shape} is missing, {advice}.")
-        if found[name] != shape:
-            raise ModelError(f"{path}: tensor {name} has shape {found[name]} but the network needs {shape}, {advice}.")
-    unknown = sorted(set(found) - set(expected))
-    if unknown:
-        raise ModelError(f"{path}: tensor {unknown[0]} ({len(unknown)} in all) has no place in the network, {advice}.")
 
 
 def read_official(

@@ -11,6 +11,7 @@ import contextlib
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +21,13 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
 from jointdit import official
+from jointdit.checkpoint_files import FilePath, check_tensors, folder_tensor_shapes, tensor_shapes
 from jointdit.depth_lora import add_depth_lora, compact_lora_ranks, expand_lora_ranks
+from jointdit.errors import ModelError
 from jointdit.joint_attention import add_joint_connection, joint_weights
 
-# FluxTransformer2DModel's defaults are FLUX.1-dev but for the guidance embedding.
-FLUX_DEV_CONFIG: Mapping[str, Any] = {"guidance_embeds": True}
+ADAPTER_ADVICE = "give the adapter that was trained for this base network"
+BASE_ADVICE = "give the base network that `config` describes"
 
 
 class JointDiTTransformer2DModel(FluxTransformer2DModel):
@@ -155,10 +158,28 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             raise ValueError(f"guidance is {given} but this network takes {need}: see guidance_embeds in its config.")
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: FilePath, **kwargs: Any) -> JointDiTTransformer2DModel:
+        """Load a folder written by save_pretrained, or such a folder on the Hugging Face hub; kwargs are diffusers'.
+
+        Raises ModelError for a local folder without safetensors or whose tensors do not fit its config.
+        """
+        folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            found = folder_tensor_shapes(folder)
+            if not (folder / cls.config_name).is_file():
+                raise ModelError(f"{folder}: {cls.config_name} is missing, give a folder written by save_pretrained.")
+            with torch.device("meta"):
+                expected = {name: tuple(t.shape) for name, t in cls.from_config(folder).state_dict().items()}
+            check_tensors(folder, found, expected, "the file and its config.json must be saved together")
+        model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+        assert isinstance(model, cls)
+        return model
+
+    @classmethod
     def from_flux(
         cls,
         flux: FluxTransformer2DModel,
-        adapter: official.FilePath | None = None,
+        adapter: FilePath | None = None,
         lora_ranks: int | Mapping[str, int] | None = None,
         torch_dtype: torch.dtype | None = None,
     ) -> JointDiTTransformer2DModel:
@@ -168,6 +189,16 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         `lora_ranks`. torch_dtype: of the adapter, default the network's. Raises ModelError for an adapter that does
         not fit.
         """
+        return cls._around(flux, adapter, lora_ranks, torch_dtype or flux.dtype)
+
+    @classmethod
+    def _around(
+        cls,
+        flux: FluxTransformer2DModel,
+        adapter: FilePath | None,
+        lora_ranks: int | Mapping[str, int] | None,
+        dtype: torch.dtype | None,
+    ) -> JointDiTTransformer2DModel:
         config = {name: value for name, value in flux.config.items() if name in _config_names()}
         layers = (config["num_layers"], config["num_single_layers"])
         if adapter is not None:
@@ -178,27 +209,22 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             setattr(model, name, child)
         with torch.device("meta") if adapter is not None else contextlib.nullcontext():
             model._add_adapter()
-        if adapter is not None:
-            tensors = official.adapter_tensors(*layers)
-            state = official.read_official(
-                adapter,
-                tensors,
-                {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
-                "give the adapter that was trained for this base network",
-                torch_dtype or flux.dtype,
-            )
-            device = flux.device
-            model.load_state_dict({name: t.to(device) for name, t in state.items()}, strict=False, assign=True)
-        elif torch_dtype is not None:
+
+        if adapter is None:
             for parameter in model.adapter_parameters():
-                parameter.data = parameter.data.to(torch_dtype)
+                parameter.data = parameter.data.to(dtype or flux.dtype)
+        else:
+            shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+            state = official.read_official(adapter, official.adapter_tensors(*layers), shapes, ADAPTER_ADVICE, dtype)
+            state = {name: tensor.to(flux.device) for name, tensor in state.items()}
+            model.load_state_dict(state, strict=False, assign=True)
         return model.train(flux.training)
 
     @classmethod
     def from_official(
         cls,
-        base: official.FilePath,
-        adapter: official.FilePath | None,
+        base: FilePath,
+        adapter: FilePath | None,
         config: Mapping[str, Any] | None = None,
         torch_dtype: torch.dtype | None = torch.bfloat16,
         lora_ranks: int | Mapping[str, int] | None = None,
@@ -209,9 +235,9 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         diffusers' FluxTransformer2DModel, default FLUX.1-dev (without the guidance embedding where the file has none,
         as in schnell). torch_dtype: None keeps the files'. Raises ModelError for files that do not fit.
         """
-        guidance_embeds = "guidance_in.in_layer.weight" in official.tensor_shapes(base)
+        guidance_embeds = "guidance_in.in_layer.weight" in tensor_shapes(base)
         given = {name: value for name, value in (config or {}).items() if name in _config_names()}
-        settings = {**FLUX_DEV_CONFIG, "guidance_embeds": guidance_embeds, **given}
+        settings = {"guidance_embeds": guidance_embeds, **given}  # diffusers' other defaults are FLUX.1-dev's
         with torch.device("meta"):
             flux = FluxTransformer2DModel(**settings)
         tensors = official.base_tensors(
@@ -221,14 +247,14 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             base,
             tensors,
             {name: tuple(parameter.shape) for name, parameter in flux.named_parameters()},
-            "give the base network that `config` describes",
+            BASE_ADVICE,
             torch_dtype,
         )
         flux.load_state_dict(state, assign=True)
-        return cls.from_flux(flux.eval(), adapter, lora_ranks, torch_dtype)
+        return cls._around(flux.eval(), adapter, lora_ranks, torch_dtype)
 
     def to_official(
-        self, base: official.FilePath | None = None, adapter: official.FilePath | None = None
+        self, base: FilePath | None = None, adapter: FilePath | None = None
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Both state dicts in BFL's layout, (base, adapter); also written to the paths given."""
         state = {name.replace(".base_layer.", "."): tensor for name, tensor in self.state_dict().items()}
@@ -246,14 +272,9 @@ def _config_names() -> set[str]:
     return set(inspect.signature(FluxTransformer2DModel.__init__).parameters) - {"self"}
 
 
-def _ranks_in_file(path: official.FilePath, groups: official.TensorMap) -> dict[str, int]:
-    shapes = official.tensor_shapes(path)
-    missing = [name for name in groups if f"{name}.lora_A.weight" not in shapes]
-    if missing:
-        official.check_tensors(
-            path,
-            shapes,
-            {f"{missing[0]}.lora_A.weight": ()},
-            "give the adapter that was trained for this base network",
-        )
+def _ranks_in_file(path: FilePath, groups: official.TensorMap) -> dict[str, int]:
+    shapes = tensor_shapes(path)
+    for name in groups:
+        if f"{name}.lora_A.weight" not in shapes:
+            raise ModelError(f"{path}: tensor {name}.lora_A.weight is missing, {ADAPTER_ADVICE}.")
     return compact_lora_ranks({name: shapes[f"{name}.lora_A.weight"][0] for name in groups})
