@@ -102,11 +102,11 @@ def plan_fit(source_height: int, source_width: int, height: int, width: int, mod
     (height, width). Raises InputError for a box that is not a multiple of 16 and RowError for an empty source.
     """
     if mode not in get_args(ResizeMode):
-        raise InputError(f"resize mode is {mode!r}: use one of {', '.join(get_args(ResizeMode))}")
+        raise InputError(f"resize mode is {mode!r}: use one of {', '.join(get_args(ResizeMode))}.")
     if height < MODEL_MULTIPLE or width < MODEL_MULTIPLE or height % MODEL_MULTIPLE or width % MODEL_MULTIPLE:
-        raise InputError(f"model size is {width} x {height}: give a width and a height that are multiples of 16")
+        raise InputError(f"model size is {width} x {height}: give a width and a height that are multiples of 16.")
     if source_height < 1 or source_width < 1:
-        raise RowError(f"picture is {source_width} x {source_height} pixels: it is empty")
+        raise RowError(f"picture is {source_width} x {source_height} pixels: it is empty.")
 
     left, top, window_width, window_height = 0, 0, source_width, source_height
     content_width, content_height = width, height
@@ -160,7 +160,7 @@ def restore_size(array: NDArray[Any], mapping: SizeMapping) -> NDArray[Any]:
     """
     if array.shape[:2] != (mapping.model_height, mapping.model_width):
         found = f"{array.shape[1]} x {array.shape[0]}"
-        raise RowError(f"array is {found} pixels: its mapping expects {mapping.model_width} x {mapping.model_height}")
+        raise RowError(f"array is {found} pixels: its mapping expects {mapping.model_width} x {mapping.model_height}.")
     content = array[
         mapping.pad_top : mapping.pad_top + mapping.content_height,
         mapping.pad_left : mapping.pad_left + mapping.content_width,
@@ -185,7 +185,7 @@ def _resample(array: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     if array.dtype == np.float32 and array.ndim == 2:
         rows = _resample_axis0(array.astype(np.float64), height)
         return np.ascontiguousarray(_resample_axis0(rows.T, width).T, dtype=np.float32)
-    raise RowError(f"array is {array.dtype} of shape {array.shape}: give uint8 (H, W, 3) or float32 (H, W)")
+    raise RowError(f"array is {array.dtype} of shape {array.shape}: give uint8 (H, W, 3) or float32 (H, W).")
 
 
 def _resample_axis0(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
@@ -223,13 +223,13 @@ def encode_depth_png(disparity: NDArray[np.float32], valid: NDArray[np.bool_] | 
     point. Raises RowError for values that are not finite or lie outside [0, 1].
     """
     if disparity.ndim != 2 or disparity.size == 0:
-        raise RowError(f"disparity has shape {disparity.shape}: give one map (H, W)")
+        raise RowError(f"disparity has shape {disparity.shape}: give one map (H, W).")
     inside = disparity if valid is None else np.where(valid, disparity, 0.0)
     if not np.isfinite(inside).all():
-        raise RowError("disparity holds NaN or infinite values: it cannot be written")
+        raise RowError("disparity holds NaN or infinite values: it cannot be written.")
     low, high = float(inside.min()), float(inside.max())
     if low < 0.0 or high > 1.0:
-        raise RowError(f"disparity ranges over [{low:.4g}, {high:.4g}]: normalise it to [0, 1]")
+        raise RowError(f"disparity ranges over [{low:.4g}, {high:.4g}]: normalise it to [0, 1].")
     levels = np.rint(inside.astype(np.float64) * NEAREST_16BIT).astype(np.uint16)
     if valid is not None:
         levels = np.where(valid, np.maximum(levels, 1), 0).astype(np.uint16)
@@ -247,9 +247,9 @@ def decode_depth_png(data: bytes) -> NDArray[np.float32]:
         image = Image.open(io.BytesIO(data), formats=["PNG"])
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RowError(f"depth picture cannot be decoded as PNG ({error}): give a 16-bit greyscale PNG") from error
+        raise RowError(f"depth picture cannot be decoded as PNG ({error}): give a 16-bit greyscale PNG.") from error
     if image.mode != "I;16":
-        raise RowError(f"depth picture has mode {image.mode}: give a 16-bit greyscale PNG")
+        raise RowError(f"depth picture has mode {image.mode}: give a 16-bit greyscale PNG.")
     return (np.asarray(image).astype(np.float64) / NEAREST_16BIT).astype(np.float32)
 
 
@@ -269,12 +269,14 @@ def disparity_from_depth(
     if kind == "metric":
         if (values[inside] <= 0).any():
             raise RowError(
-                "depth map holds z <= 0 outside its invalid value: check input.depth kind, scale and invalid"
+                "depth map holds z <= 0 outside its invalid value: check input.depth kind, scale and invalid."
             )
         values = 1.0 / np.where(inside, values, 1.0)
     low, high = float(values[inside].min()), float(values[inside].max())
     if high == low:
-        raise RowError("depth map is constant: it has no relative disparity; check input.depth kind, scale and invalid")
+        raise RowError(
+            "depth map is constant: it has no relative disparity; check input.depth kind, scale and invalid."
+        )
     if not inside.all():
         values = fill_holes(values, inside)
     return np.clip((values - low) / (high - low), 0.0, 1.0).astype(np.float32)
@@ -293,7 +295,7 @@ def metric_depth(disparity: NDArray[np.float32], z_near: float, z_far: float) ->
     assumptions.
     """
     if not (math.isfinite(z_near) and math.isfinite(z_far) and 0 < z_near < z_far):
-        raise InputError(f"depth range is z_near = {z_near:g}, z_far = {z_far:g}: give 0 < z_near < z_far, in metres")
+        raise InputError(f"depth range is z_near = {z_near:g}, z_far = {z_far:g}: give 0 < z_near < z_far, in metres.")
     far, span = 1.0 / z_far, 1.0 / z_near - 1.0 / z_far
     return (1.0 / (far + span * disparity.astype(np.float64))).astype(np.float32)
 
@@ -319,10 +321,10 @@ def fill_holes(values: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray
 
 def _valid_mask(depth: NDArray[np.float32], valid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
     if depth.ndim != 2 or (valid is not None and valid.shape != depth.shape):
-        raise RowError(f"depth map has shape {depth.shape}: give one map (H, W) and a mask of the same shape")
+        raise RowError(f"depth map has shape {depth.shape}: give one map (H, W) and a mask of the same shape.")
     inside = np.isfinite(depth) if valid is None else valid & np.isfinite(depth)
     if not inside.any():
-        raise RowError("depth map has no valid pixel: check input.depth scale and invalid")
+        raise RowError("depth map has no valid pixel: check input.depth scale and invalid.")
     return inside
 
 
@@ -332,7 +334,7 @@ def _valid_mask(depth: NDArray[np.float32], valid: NDArray[np.bool_] | None) -> 
 def intrinsics_from_fov(fov_vertical_deg: float, width: int, height: int) -> Intrinsics:
     """Square pixels and a centred principal point from the vertical field of view in degrees."""
     if not 0.0 < fov_vertical_deg < 180.0:
-        raise InputError(f"vertical field of view is {fov_vertical_deg:g} degrees: give a value between 0 and 180")
+        raise InputError(f"vertical field of view is {fov_vertical_deg:g} degrees: give a value between 0 and 180.")
     focal = 0.5 * height / math.tan(math.radians(fov_vertical_deg) / 2)
     return Intrinsics(focal, focal, width / 2, height / 2)
 

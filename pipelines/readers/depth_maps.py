@@ -1,0 +1,100 @@
+"""Encoded depth maps -> float32 (H, W) in the units `input.depth` says, and which pixels are valid.
+
+Taken: PNG with 16-bit grey (8-bit grey too, for what was made coarse), TIFF with 16-bit or float grey, NumPy .npy of
+any real number type, and nested lists of numbers from tables. Coloured maps are refused: their colours are no
+measurements.
+
+    value = stored * input.depth.scale      metric: metres, z along the optical axis; disparity: near is high
+    hole  = stored == input.depth.invalid, or not finite, or (metric) <= 0
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import NDArray
+from PIL import Image
+
+from jointdit.errors import RowError
+from pipelines.readers.pictures import DECODE_ERRORS, check_pixels
+
+if TYPE_CHECKING:
+    from pipelines.spec import DepthMaps
+
+NPY_MAGIC = b"\x93NUMPY"
+
+
+def decode_depth(stored: bytes | list[Any], meaning: DepthMaps) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(depth in the units of `meaning` with 0 in holes, valid), each (H, W).
+
+    Raises RowError for what cannot be decoded, is not one grey map, has no valid pixel, or is constant.
+    """
+    raw = _decode(stored)
+    valid = np.isfinite(raw)
+    if meaning.invalid is not None:
+        valid &= raw != meaning.invalid
+    if meaning.kind == "metric":
+        valid &= raw > 0
+    if not valid.any():
+        raise RowError("depth map has no valid pixel: check input.depth scale and invalid.")
+    depth = np.where(valid, raw * meaning.scale, 0.0).astype(np.float32)
+    if depth[valid].min() == depth[valid].max():
+        raise RowError(f"depth map is constant at {depth[valid][0]:g}: it has no relative disparity.")
+    return depth, valid
+
+
+def _decode(stored: bytes | list[Any]) -> NDArray[np.float64]:
+    if isinstance(stored, list):
+        try:
+            array = np.asarray(stored, dtype=np.float64)
+        except (ValueError, TypeError) as error:
+            raise RowError("depth map is a list whose rows are not numbers of one length.") from error
+    elif not stored:
+        raise RowError("depth map has zero bytes.")
+    elif stored.startswith(NPY_MAGIC):
+        array = _decode_npy(stored)
+    else:
+        array = _decode_image(stored)
+    array = np.squeeze(array, axis=tuple(axis for axis in (0, -1) if array.ndim == 3 and array.shape[axis] == 1))
+    if array.ndim != 2 or array.size == 0:
+        raise RowError(f"depth map has shape {array.shape}: give one map (H, W).")
+    return array
+
+
+def _decode_npy(data: bytes) -> NDArray[np.float64]:
+    stream = io.BytesIO(data)
+    try:
+        version = npy_format.read_magic(stream)
+        read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+        shape, _, dtype = read_header(stream)
+        check_pixels(int(np.prod(shape, dtype=object)), 1)
+        if dtype.kind not in "iuf":
+            raise RowError(f"depth map holds {dtype}: give real numbers.")
+        stream.seek(0)
+        return np.load(stream, allow_pickle=False).astype(np.float64)
+    except RowError:
+        raise
+    except (ValueError, EOFError, OSError, SyntaxError, TypeError) as error:
+        raise RowError(f"depth map cannot be decoded as .npy ({' '.join(str(error).split())[:200]}).") from error
+
+
+def _decode_image(data: bytes) -> NDArray[np.float64]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(data), formats=("PNG", "TIFF"))
+            check_pixels(*image.size)
+            image.load()
+        except RowError:
+            raise
+        except DECODE_ERRORS as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise RowError(f"depth map cannot be decoded as PNG, TIFF or .npy ({reason}).") from error
+    if image.mode not in ("L", "F") and not image.mode.startswith("I"):
+        raise RowError(f"depth map has mode {image.mode}: give one grey channel of 16 bits, not colours.")
+    return np.asarray(image).astype(np.float64)

@@ -1,0 +1,52 @@
+"""JSON lines (.jsonl, .jsonl.gz): one object a line. Blank lines are rows too, and bad ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+from pipelines.readers.rows import RawRow
+from pipelines.readers.text_lines import index_lines, read_lines
+from pipelines.records import SourceFile, Span
+
+LOOKED_AT = 100  # rows whose keys count as the file's columns: JSON lines have no header
+
+
+def count(file: SourceFile | Span) -> int:
+    """Lines of the file."""
+    return index_lines(file.uri, file.etag).rows
+
+
+def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Fields that none of the first rows has; nothing is lacking where no row can be read."""
+    names: dict[str, None] = {}
+    for _, line in read_lines(file, 0, LOOKED_AT):
+        record = _parse(line)
+        if isinstance(record, dict):
+            names.update(dict.fromkeys(record))
+    return [name for name, column in wanted.items() if names and column not in names], list(names)
+
+
+def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+    """Each line's object; a missing key is a missing value."""
+    for number, line in read_lines(file, start, stop):
+        record = _parse(line)
+        if isinstance(record, dict):
+            yield RawRow(number, {name: record[column] for name, column in wanted.items() if column in record})
+        else:
+            yield RawRow(number, error=record)
+
+
+def _parse(line: bytes) -> dict[str, object] | str:
+    """The object of a line, or what is wrong with it."""
+    if not line.strip():
+        return "line is blank, not a JSON object."
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError:
+        return "line is not valid UTF-8 text."
+    except json.JSONDecodeError as error:
+        return f"line is not valid JSON ({error.msg} at column {error.colno})."
+    except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
+        return f"line is not usable JSON ({error})."
+    return record if isinstance(record, dict) else "line is valid JSON but not an object."

@@ -1,0 +1,88 @@
+"""Parquet (.parquet), by row groups: only the groups and columns that are asked for are fetched.
+
+A damaged page makes the rest of its row group bad rows, and the next group is read on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jointdit.errors import RowError
+from pipelines.readers.opening import open_input
+from pipelines.readers.rows import RawRow
+from pipelines.records import SourceFile, Span
+
+BATCH_ROWS = 16  # of pictures in memory at once
+ARROW_ERRORS = (pa.ArrowException, OSError)  # damage; the store's own faults are no OSError here
+
+
+def count(file: SourceFile | Span) -> int:
+    """Rows by the footer. Raises RowError where there is none."""
+    with _opened(file.uri) as parquet:
+        return int(parquet.metadata.num_rows)
+
+
+def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Fields that the schema does not have."""
+    with _opened(file.uri) as parquet:
+        names = parquet.schema_arrow.names
+    return [name for name, column in wanted.items() if column not in names], names
+
+
+def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+    """Rows by number, from the row groups that hold them."""
+    with _opened(file.uri) as parquet:
+        names = parquet.schema_arrow.names
+        columns = {name: column for name, column in wanted.items() if column in names}
+        first = 0
+        for group in range(parquet.num_row_groups):
+            end = first + parquet.metadata.row_group(group).num_rows
+            if max(start, first) < min(stop, end):
+                yield from _group_rows(parquet, group, first, max(start, first), min(stop, end), columns)
+            first = end
+
+
+@contextlib.contextmanager
+def _opened(uri: str) -> Iterator[pq.ParquetFile]:
+    with open_input(uri, random_access=True) as stream:
+        try:
+            parquet = pq.ParquetFile(stream)
+        except ARROW_ERRORS as error:
+            raise RowError(f"{uri} is not a readable Parquet file ({_reason(error)}).") from error
+        yield parquet
+
+
+def _group_rows(
+    parquet: pq.ParquetFile, group: int, first: int, start: int, stop: int, columns: Mapping[str, str]
+) -> Iterator[RawRow]:
+    position = first
+    try:
+        names = sorted(set(columns.values()))
+        if not names:
+            yield from (RawRow(number) for number in range(start, stop))
+            return
+        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
+            for offset in range(batch.num_rows):
+                if start <= position < stop:
+                    yield _raw_row(batch, offset, position, columns)
+                position += 1
+            if position >= stop:
+                return
+    except ARROW_ERRORS as error:
+        sentence = f"row group {group} is damaged ({_reason(error)})."
+        yield from (RawRow(number, error=sentence) for number in range(max(position, start), stop))
+
+
+def _raw_row(batch: pa.RecordBatch, offset: int, position: int, columns: Mapping[str, str]) -> RawRow:
+    try:
+        return RawRow(position, {name: batch.column(column)[offset].as_py() for name, column in columns.items()})
+    except UnicodeDecodeError:
+        return RawRow(position, error="row holds text that is not valid UTF-8.")
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

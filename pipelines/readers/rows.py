@@ -1,0 +1,165 @@
+"""What a file format gives, and what becomes of it: a RawRow of values as found -> a Row with arrays, or a BadRow.
+
+A format (one module each: text_lines, json_lines, csv_records, parquet_rows, webdataset, single_files) only knows how
+to find values. What a value means, and all that can be wrong with it, is decided here, the same for every format.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from jointdit.errors import RowError
+from pipelines.addresses import normalise
+from pipelines.readers.depth_maps import decode_depth
+from pipelines.readers.opening import fetch
+from pipelines.readers.pictures import decode_picture
+from pipelines.records import BadRow, Row, SourceFile, Span
+from pipelines.store_errors import mask_secrets
+
+if TYPE_CHECKING:
+    from pipelines.spec import InputSpec
+
+NEEDED = {"joint": ("prompt",), "depth": ("image",), "depth-to-image": ("depth", "prompt")}
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """Values by field (id, prompt, image, depth) as the format holds them; a field it does not have is not in `values`.
+
+    image: bytes, a path, or a struct {bytes, path}; depth: those, or nested lists of numbers.
+    """
+
+    position: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""  # one sentence; set means the row could not be read
+
+
+class Format(Protocol):
+    """A file format. `wanted` maps fields to the names they have in the file."""
+
+    def count(self, file: SourceFile | Span) -> int:
+        """Rows in the file. Raises RowError where the file as a whole is damaged."""
+
+    def lacking(self, file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+        """(fields that the file does not have, names that it has)."""
+
+    def rows(self, file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+        """Rows [start, stop) in order, one RawRow for each."""
+
+
+def wanted_columns(spec_input: InputSpec, task: str) -> dict[str, str]:
+    """Fields a task reads, with the names the spec gives them."""
+    return {name: getattr(spec_input.columns, name) for name in ("id", *NEEDED[task])}
+
+
+def default_id(file: SourceFile | Span, position: int) -> str:
+    """The id of a row without one: "<relative path>:<row number>"."""
+    return f"{file.relative_path}:{position}"
+
+
+def build_row(raw: RawRow, file: SourceFile | Span, spec_input: InputSpec, task: str) -> Row | BadRow:
+    """Decode and check what the task needs. Whatever is wrong with this row becomes its BadRow."""
+    row_id = default_id(file, raw.position)
+    try:
+        if raw.error:
+            raise RowError(raw.error)
+        if "id" in raw.values:
+            row_id = read_id(raw.values["id"])
+        needed = NEEDED[task]
+        prompt = _prompt(raw.values.get("prompt"), spec_input.prompt) if "prompt" in needed else None
+        rgb, rgb_bytes, depth, valid = None, None, None, None
+        if "image" in needed:
+            data = _stored(raw.values.get("image"), "image", file.uri)
+            if isinstance(data, list):
+                raise RowError("image is a list of numbers: give encoded bytes or a path.")
+            rgb, as_is = decode_picture(data)
+            rgb_bytes = data if as_is else None
+        if "depth" in needed:
+            assert spec_input.depth is not None, "the spec requires input.depth for this task"
+            depth, valid = decode_depth(_stored(raw.values.get("depth"), "depth", file.uri), spec_input.depth)
+    except RowError as error:
+        trace = mask_secrets(traceback.format_exc()) if error.__cause__ else ""
+        return BadRow(row_id, file.uri, raw.position, mask_secrets(str(error)), trace)
+    return Row(row_id, file.uri, raw.position, prompt, rgb, depth, valid, rgb_bytes)
+
+
+def read_id(value: Any) -> str:
+    """An id column's value as text. Raises RowError for what is no id."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RowError(f"id is {_shown(value)}: give text or a whole number.")
+    text = str(value)
+    if not text.strip():
+        raise RowError("id is empty.")
+    return _storable(text, "id")
+
+
+def _prompt(value: Any, default: str | None) -> str:
+    if value is None:
+        value = default
+    if value is None:
+        raise RowError("prompt is missing: give one in the row, or input.prompt for all rows.")
+    if not isinstance(value, str):
+        raise RowError(f"prompt is {_shown(value)}: give text.")
+    if not value.strip():
+        raise RowError("prompt is empty.")
+    return _storable(value, "prompt")
+
+
+def _storable(text: str, name: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowError(f"{name} is not valid UTF-8 text.") from error
+    return text
+
+
+def _stored(value: Any, name: str, manifest: str) -> bytes | list[Any]:
+    """Encoded bytes (or nested lists) of an image or depth value, fetched where it is a path."""
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if value is None:
+        raise RowError(f"{name} is missing.")
+    if isinstance(value, bytes | list):
+        return value
+    if not isinstance(value, str):
+        raise RowError(f"{name} is {_shown(value)}: give encoded bytes or a path.")
+    uri = _beside(value, name, manifest)
+    if max(len(part.encode("utf-8", "replace")) for part in value.split("/")) > 255:  # the longest name a disk takes
+        raise RowError(f"{name} is {_shown(value)}, which is no path.")
+    try:
+        return fetch(uri)
+    except FileNotFoundError:
+        raise RowError(f"{name} {uri} does not exist.") from None
+    except ValueError as error:  # a path with a NUL byte
+        raise RowError(f"{name} is {_shown(value)}, which is no path.") from error
+
+
+def _beside(path: str, name: str, manifest: str) -> str:
+    """The address of a path given in a table: relative to the table's folder, or absolute in the same kind of store."""
+    scheme = manifest.partition("://")[0] if "://" in manifest else ""
+    if not path.strip():
+        raise RowError(f"{name} is empty.")
+    if "://" in path:
+        try:
+            uri = normalise(path)
+        except ValueError as error:
+            raise RowError(f"{name} is {path!r}, which is no address this can read.") from error
+        if (uri.partition("://")[0] if "://" in uri else "") != scheme:
+            raise RowError(f"{name} is {path!r}, in another kind of store than its table: put both in one.")
+        return uri
+    if not scheme:
+        return posixpath.normpath(posixpath.join(posixpath.dirname(manifest), path))
+    bucket, _, key = manifest.partition("://")[2].partition("/")
+    joined = posixpath.normpath(posixpath.join(posixpath.dirname(key), path))
+    if path.startswith("/") or joined == ".." or joined.startswith("../"):
+        raise RowError(f"{name} is {path!r}, outside the bucket of its table: give a path relative to the table.")
+    return f"{scheme}://{bucket}/{joined}"
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,145 @@
+"""WebDataset archives (.tar, not compressed): consecutive members of one key are a row, extensions are columns.
+
+`photos/0001.jpg` has the key `photos/0001` and the extension `jpg`. Fields are found like this, `columns` as in the
+spec:
+    image   the extension `<columns.image>`, `<columns.image>.png`..., else the first picture extension
+    depth   the extension `<columns.depth>`, `<columns.depth>.png`..., else npy, png, tif or tiff
+    prompt  the key `<columns.prompt>` of the member `json`, else the member `<columns.prompt>` or `txt`
+    id      the key `<columns.id>` of the member `json`; `columns.id: __key__` takes the row's key
+
+The members' places are found by one pass over the headers, kept in each process; rows are then read from their places.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+from jointdit.errors import RowError
+from pipelines.readers.opening import open_input
+from pipelines.readers.pictures import PICTURE_SUFFIXES
+from pipelines.readers.rows import RawRow
+from pipelines.records import SourceFile, Span
+
+PICTURES = tuple(suffix.lstrip(".") for suffix in PICTURE_SUFFIXES)
+MAPS = ("npy", "png", "tif", "tiff")
+Place = tuple[int, int]  # offset and size in bytes
+Members = dict[str, Place]  # by extension
+
+
+@lru_cache(maxsize=64)
+def _index(uri: str, etag: str) -> tuple[tuple[str, Members], ...]:
+    """(key, members) of each row of one version of an archive. A cut archive ends with the last member begun."""
+    found: list[tuple[str, Members]] = []
+    with open_input(uri) as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                for member in archive:
+                    folder, _, name = member.name.rpartition("/")
+                    stem, dot, extension = name.partition(".")
+                    if not member.isfile() or not stem or not dot:
+                        continue
+                    key, extension = f"{folder}/{stem}" if folder else stem, extension.lower()
+                    if not found or found[-1][0] != key or extension in found[-1][1]:
+                        found.append((key, {}))
+                    found[-1][1][extension] = (member.offset_data, member.size)
+                rest = archive.offset
+        except (tarfile.TarError, EOFError) as error:
+            if not found:
+                raise RowError(f"{uri} is not a readable tar archive ({error}).") from error
+        else:
+            # tarfile takes a damaged header for the end of the archive: rows behind it would be lost in silence.
+            stream.seek(rest)
+            block = stream.read(tarfile.BLOCKSIZE)
+            if len(block) == tarfile.BLOCKSIZE and any(block):
+                raise RowError(f"{uri} is damaged: the member header at byte {rest} cannot be read.")
+    return tuple(found)
+
+
+def count(file: SourceFile | Span) -> int:
+    """Rows of the archive. Raises RowError for what is no tar archive."""
+    return len(_index(file.uri, file.etag))
+
+
+def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Fields that the first row does not have."""
+    index = _index(file.uri, file.etag)
+    if not index:
+        return [], []
+    key, members = index[0]
+    with open_input(file.uri, random_access=True) as stream:
+        try:
+            about = _about(stream, members)
+        except RowError:
+            about = {}
+        names = [*members, *about]
+        found = {name for name, column in wanted.items() if _find(name, column, key, members, about) is not None}
+    return [name for name in wanted if name not in found], names
+
+
+def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+    """Rows by number."""
+    with open_input(file.uri, random_access=True) as stream:
+        for position, (key, members) in enumerate(_index(file.uri, file.etag)[start:stop], start):
+            try:
+                yield RawRow(position, _values(stream, key, members, wanted))
+            except RowError as error:
+                yield RawRow(position, error=str(error))
+
+
+def _values(stream: BinaryIO, key: str, members: Members, wanted: Mapping[str, str]) -> dict[str, Any]:
+    about = _about(stream, members)
+    values = {}
+    for name, column in wanted.items():
+        value = _find(name, column, key, members, about)
+        if isinstance(value, tuple):
+            value = _read(stream, value)
+            if name == "prompt":
+                value = _text(value).strip()
+        if value is not None:
+            values[name] = value
+    return values
+
+
+def _find(name: str, column: str, key: str, members: Members, about: Mapping[str, Any]) -> Any:
+    """The value of a field, the place of the member that holds it, or None."""
+    if name in ("id", "prompt"):
+        if column in about:
+            return about[column]
+        if name == "id":
+            return key if column == "__key__" else None
+        return members.get(column) or members.get("txt")
+    kinds = PICTURES if name == "image" else MAPS
+    candidates = (column, *(f"{column}.{kind}" for kind in kinds), *kinds)
+    return next((members[extension] for extension in candidates if extension in members), None)
+
+
+def _about(stream: BinaryIO, members: Members) -> dict[str, Any]:
+    if "json" not in members:
+        return {}
+    try:
+        about = json.loads(_text(_read(stream, members["json"])))
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"member json is not valid JSON ({error}).") from error
+    if not isinstance(about, dict):
+        raise RowError("member json is not an object.")
+    return about
+
+
+def _read(stream: BinaryIO, place: Place) -> bytes:
+    offset, size = place
+    stream.seek(offset)
+    data = stream.read(size)
+    if len(data) != size:
+        raise RowError(f"archive ends inside a member: {len(data)} of {size} bytes are there.")
+    return data
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RowError("member is not valid UTF-8 text.") from error
