@@ -1,0 +1,320 @@
+"""What is known about a job, as objects in its output: written once, never changed.
+
+    _job.json                        the frozen spec and the fingerprint; who comes later must agree with it
+    _plan/000001.parquet             shards, in order; a later run appends 000002, ...
+    _commits/<shard id>.json         the one winner of a shard: its objects, and where each of its samples ended
+    _crashes/<shard id>/<n>.json     how often a shard took its worker down, and which samples were being made
+    _versions/000001/version.json    a published version (publish.py)
+
+All of them are create-only (storage.py), so drivers and attempts may race and die at any time: the first write stands,
+and everybody reads the same. Nothing else is kept anywhere: resume = plan minus commits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jointdit.errors import PermanentError, StoreError
+from pipelines.fingerprint import Fingerprint, check_same, code_version
+from pipelines.records import Shard, Span
+from pipelines.spec import JobSpec
+from pipelines.storage import AlreadyExists, Storage
+
+FORMAT = 1
+READERS = 16  # small objects read at once
+Outcome = Literal["kept", "rejected", "quarantined"]
+OUTCOMES: tuple[Outcome, ...] = ("kept", "rejected", "quarantined")
+LETTERS = dict(zip("krq", OUTCOMES, strict=True))
+
+SPAN_TYPE = pa.struct(
+    [
+        ("uri", pa.string()),
+        ("etag", pa.string()),
+        ("relative_path", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+    ]
+)
+PLAN_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("round", pa.int32()),
+        ("samples_per_row", pa.int32()),
+        ("rows", pa.int64()),
+        ("spans", pa.list_(SPAN_TYPE)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """`_job.json`: what the output was started with."""
+
+    spec: dict[str, Any]
+    fingerprint: Fingerprint
+    code: str
+    created: str
+    single_writer: bool = False
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard and its place in the plan; (plan, position) is the order of decisions over the whole set."""
+
+    shard: Shard
+    samples_per_row: int
+    plan: int
+    position: int
+
+    @property
+    def samples(self) -> int:
+        """How many samples must end in kept, rejected or quarantined."""
+        return self.shard.rows * self.samples_per_row
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object that a commit names."""
+
+    path: str  # relative to the output
+    bytes: int
+    sha256: str
+    rows: int
+    outcome: Outcome
+    kind: Literal["table", "points"] = "table"
+
+
+@dataclass(frozen=True)
+class SampleOutcome:
+    """Where one sample ended. (span, position, index) is its identity even where its id could not be read."""
+
+    id: str
+    span: int  # index into the shard's spans
+    position: int  # row number in the file
+    index: int
+    outcome: Outcome
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Commit:
+    """`_commits/<shard>.json`: the one winner of a shard."""
+
+    shard: str
+    token: str
+    objects: tuple[StoredObject, ...]
+    samples: tuple[SampleOutcome, ...]
+    code: str = ""
+    host: str = ""
+    finished: str = ""
+    seconds: float = 0.0  # in the model
+    counts: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tally = Counter(sample.outcome for sample in self.samples)
+        object.__setattr__(self, "counts", {outcome: tally[outcome] for outcome in OUTCOMES})
+
+    def to_bytes(self) -> bytes:
+        """JSON, with the samples as columns."""
+        letters = {outcome: letter for letter, outcome in LETTERS.items()}
+        samples = {
+            "id": [s.id for s in self.samples],
+            "span": [s.span for s in self.samples],
+            "position": [s.position for s in self.samples],
+            "index": [s.index for s in self.samples],
+            "outcome": "".join(letters[s.outcome] for s in self.samples),
+            "reasons": {str(i): list(s.reasons) for i, s in enumerate(self.samples) if s.reasons},
+        }
+        return _json({**asdict(self), "samples": samples, "format": FORMAT})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Commit:
+        """Read what `to_bytes` wrote. Raises StoreError for anything else."""
+        fields = _parse(data, name)
+        try:
+            columns = fields["samples"]
+            rows = zip(
+                columns["id"], columns["span"], columns["position"], columns["index"], columns["outcome"], strict=True
+            )
+            samples = tuple(
+                SampleOutcome(i, s, p, x, LETTERS[o], tuple(columns["reasons"].get(str(n), ())))
+                for n, (i, s, p, x, o) in enumerate(rows)
+            )
+            objects = tuple(StoredObject(**each) for each in fields["objects"])
+            rest = {key: fields[key] for key in ("shard", "token", "code", "host", "finished", "seconds")}
+            return cls(objects=objects, samples=samples, **rest)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{name} is damaged ({type(error).__name__}: {error}): restore it from a backup."
+            ) from error
+
+
+class Ledger:
+    """The ledger of one output."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def open_job(self, spec: JobSpec, fingerprint: Fingerprint) -> Job:
+        """Freeze the spec into `_job.json`, or agree with the one that is there.
+
+        Raises:
+            SpecError: the output holds a job with another fingerprint; names the fields.
+        """
+        job = Job(spec.model_dump(mode="json"), fingerprint, code_version(), now(), self.storage.single_writer)
+        try:
+            self.storage.create_bytes("_job.json", _json({**asdict(job), "token": new_token()}))
+        except AlreadyExists:
+            job = self.read_job()
+            check_same(job.fingerprint, fingerprint, self.storage.uri)
+        return job
+
+    def has_job(self) -> bool:
+        """Whether a job was ever started here."""
+        return self.storage.exists("_job.json")
+
+    def read_job(self) -> Job:
+        """The job of this output. Raises StoreError where there is none."""
+        try:
+            fields = _parse(self.storage.read_bytes("_job.json"), self.storage.uri_of("_job.json"))
+        except FileNotFoundError:
+            raise StoreError(f"{self.storage.uri} holds no job: there is no _job.json; check the address.") from None
+        return Job(
+            **{key: fields[key] for key in ("spec", "fingerprint", "code", "created", "single_writer", "format")}
+        )
+
+    def plan_numbers(self) -> list[int]:
+        """Numbers of the plan files, in order."""
+        return [int(name.removesuffix(".parquet")) for name in self.storage.names("_plan", ".parquet")]
+
+    def append_plan(self, number: int, shards: Sequence[PlannedShard]) -> None:
+        """Write a plan file. Raises AlreadyExists where another driver was first with other shards."""
+        records = [
+            {
+                "shard": entry.shard.id,
+                "round": entry.shard.round,
+                "samples_per_row": entry.samples_per_row,
+                "rows": entry.shard.rows,
+                "spans": [asdict(span) for span in entry.shard.spans],
+            }
+            for entry in shards
+        ]
+        table = pa.Table.from_pylist(records, schema=PLAN_SCHEMA)
+        self.storage.create_bytes(f"_plan/{number:06d}.parquet", parquet_bytes(table))
+
+    def planned(self) -> list[PlannedShard]:
+        """All planned shards in (plan, position) order."""
+        entries: list[PlannedShard] = []
+        for number in self.plan_numbers():
+            name = f"_plan/{number:06d}.parquet"
+            table = pq.read_table(io.BytesIO(self.storage.read_bytes(name)), schema=PLAN_SCHEMA)
+            for position, record in enumerate(table.to_pylist()):
+                spans = tuple(Span(**span) for span in record["spans"])
+                shard = Shard(record["shard"], spans, record["round"])
+                entries.append(PlannedShard(shard, record["samples_per_row"], number, position))
+        return entries
+
+    def committed(self) -> set[str]:
+        """Ids of the shards that have a commit; one listing."""
+        return {name.removesuffix(".json") for name in self.storage.names("_commits", ".json")}
+
+    def read_commit(self, shard: str) -> Commit | None:
+        """The commit of a shard, or None."""
+        name = f"_commits/{shard}.json"
+        try:
+            return Commit.from_bytes(self.storage.read_bytes(name), self.storage.uri_of(name))
+        except FileNotFoundError:
+            return None
+
+    def read_commits(self, shards: Iterable[str]) -> dict[str, Commit]:
+        """The commits of the shards that have one."""
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(self.read_commit, shards)
+            return {commit.shard: commit for commit in found if commit is not None}
+
+    def commit(self, commit: Commit) -> Commit:
+        """Make a commit the winner of its shard, or return the one that already is.
+
+        Raises:
+            CommitFailed, CommitUnknown: the shard is tried again; an attempt that landed unseen is found then.
+        """
+        try:
+            self.storage.create_bytes(f"_commits/{commit.shard}.json", commit.to_bytes())
+        except AlreadyExists:
+            winner = self.read_commit(commit.shard)
+            assert winner is not None, "commits are never deleted"
+            return winner
+        return commit
+
+    def record_crash(self, shard: str, samples: Sequence[str], error: str) -> int:
+        """Record that a shard took its worker down while making `samples`; returns how often it has by now."""
+        while True:
+            number = len(self.crashes(shard)) + 1
+            record = {"token": new_token(), "samples": list(samples), "error": error, "at": now(), "format": FORMAT}
+            try:
+                self.storage.create_bytes(f"_crashes/{shard}/{number}.json", _json(record))
+                return number
+            except AlreadyExists:
+                continue  # another driver counted one at the same moment
+
+    def crashes(self, shard: str) -> list[dict[str, Any]]:
+        """The crash records of a shard, in order."""
+        folder = f"_crashes/{shard}"
+        names = sorted(self.storage.names(folder, ".json"), key=lambda name: int(name.removesuffix(".json")))
+        return [_parse(self.storage.read_bytes(f"{folder}/{name}"), name) for name in names]
+
+    def shards_with_crashes(self) -> set[str]:
+        """Ids of the shards that ever took a worker down; one listing."""
+        return {name.split("/")[0] for name in self.storage.names("_crashes", ".json")}
+
+
+def new_token() -> str:
+    """What tells one attempt from every other."""
+    return secrets.token_hex(8)
+
+
+def now() -> str:
+    """The time, UTC, for people to read: clocks of two machines are never compared."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    return (json.dumps(fields) + "\n").encode()
+
+
+def _parse(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(data)
+    except ValueError as error:
+        raise StoreError(f"{name} is not valid JSON: restore it from a backup.") from error
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
+        raise PermanentError(
+            f"{name} has format {found!r} and this version reads {FORMAT}: use the version that wrote it."
+        )
+    return fields

@@ -1,0 +1,136 @@
+"""From `spec.model` to weights: what identifies them (the driver, without torch), and the loaded pipeline (a worker)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jointdit.errors import ModelError
+from pipelines.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from jointdit import JointDiTPipeline
+
+FLUX_SIZE = 512  # pixels: what the published adapter was trained at (DESIGN: 512 x 512)
+CHUNK_BYTES = 1 << 22
+SOURCE_FIELDS = ("name", "base", "adapter")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What the driver must know about a model without loading it."""
+
+    weights: str  # SHA-256 over all its files, or the hub's commit
+    bytes: int  # of the files; 0 for a hub name that is not downloaded yet
+    height: int  # pixels, from the spec or the checkpoint's own
+    width: int
+
+
+def identify(model: ModelSpec) -> ModelIdentity:
+    """Hash the weights and read the checkpoint's own size.
+
+    Raises:
+        ModelError: a path that does not exist or holds no checkpoint.
+    """
+    parts = [_identify_source(field, value) for field in SOURCE_FIELDS if (value := getattr(model, field)) is not None]
+    digest = hashlib.sha256("\n".join(weights for weights, _ in parts).encode()).hexdigest()
+    index = _index(model)
+    return ModelIdentity(
+        weights=digest if len(parts) > 1 else parts[0][0],
+        bytes=sum(size for _, size in parts),
+        height=model.height or int(index.get("default_height") or FLUX_SIZE),
+        width=model.width or int(index.get("default_width") or FLUX_SIZE),
+    )
+
+
+def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
+    """Load the model on a device ("cpu", "cuda"). Raises ModelError for a checkpoint that does not fit."""
+    import torch
+
+    from jointdit import JointDiTPipeline
+
+    if model.name is not None:
+        pipe = JointDiTPipeline.from_pretrained(model.name, torch_dtype=getattr(torch, model.dtype))
+    else:
+        pipe = JointDiTPipeline.from_pretrained(
+            base=model.base, adapter=model.adapter, torch_dtype=getattr(torch, model.dtype)
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def checkpoint_folder(name: str) -> Path:
+    """The folder of a model name: the packaged checkpoint for "tiny"."""
+    return Path(str(files("jointdit"))) / "tiny" / "checkpoint" if name == "tiny" else Path(name)
+
+
+def _index(model: ModelSpec) -> dict[str, Any]:
+    if model.name is None:
+        return {}
+    path = checkpoint_folder(model.name) / "model_index.json"
+    try:
+        index: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    except json.JSONDecodeError as error:
+        raise ModelError(f"model.name {model.name}: {path.name} is not valid JSON, line {error.lineno}.") from None
+    return index
+
+
+def _identify_source(field: str, value: str) -> tuple[str, int]:
+    """(SHA-256 or hub commit, bytes) of one folder, file or hub name."""
+    path = checkpoint_folder(value)
+    if path.is_file():
+        return _hash_files(path.parent, [path])
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and _decides_pixels(p.relative_to(path)))
+        if not any(p.suffix == ".safetensors" for p in found):
+            raise ModelError(
+                f"model.{field} {value} is a folder without weights: give one with model_index.json and .safetensors."
+            )
+        return _hash_files(path, found)
+    if path.is_absolute():
+        raise ModelError(f"model.{field} {value} does not exist: give a checkpoint folder, a hub name, or tiny.")
+    return _hub_commit(field, value), 0
+
+
+def _decides_pixels(relative: Path) -> bool:
+    """Weights, configurations and tokenizers; not the model card, pictures, or hidden files."""
+    hidden = any(part.startswith(".") for part in relative.parts)
+    return not hidden and relative.suffix in (".safetensors", ".json", ".txt", ".model")
+
+
+def _hash_files(root: Path, paths: list[Path]) -> tuple[str, int]:
+    with ThreadPoolExecutor(8) as pool:  # hashlib lets go of the interpreter lock
+        digests = list(pool.map(_hash_file, paths))
+    lines = [f"{path.relative_to(root)} {digest}" for path, digest in zip(paths, digests, strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest(), sum(path.stat().st_size for path in paths)
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _hub_commit(field: str, name: str) -> str:
+    """The commit a hub name stands for: asked from the hub, or from its local cache where the hub cannot be reached."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        sha = HfApi().model_info(name, timeout=10).sha
+        assert sha is not None, "the hub names a commit for every model"
+        return sha
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
+        cached = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
+        if cached.is_file():
+            return cached.read_text().strip()
+        raise ModelError(
+            f"model.{field} {name} is no folder here, and no model of the hub that can be reached: correct the name."
+        ) from None
