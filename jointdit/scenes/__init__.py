@@ -1,10 +1,9 @@
 """Procedural RGB-D scenes with exact depth, by ray casting on the CPU.
 
-Read in this order: vocabulary (the words), layout (a scene from a seed), render (picture and depth), caption (the sentence).
-They are the demo's input, the tiny checkpoint's training data and the ground truth of tests.
+Read in this order: vocabulary (the words), layout (a scene from a seed), render (picture and depth), caption (the
+sentence). They are the demo's input, the tiny checkpoint's training data and the ground truth of tests.
 """
 
-from jointdit.scenes.caption import mirrored
 from jointdit.scenes.layout import Layout, SceneObject, sample_layout
 from jointdit.scenes.render import Scene, render_layout, render_scene
 from jointdit.scenes.vocabulary import COLOURS, COLUMNS, SHAPES, SIZES
@@ -17,7 +16,6 @@ __all__ = [
     "Layout",
     "Scene",
     "SceneObject",
-    "mirrored",
     "render_layout",
     "render_scene",
     "sample_layout",

@@ -10,7 +10,7 @@ from jointdit.scenes.layout import Layout, SceneObject, Surface
 def describe(layout: Layout, seed: int) -> str:
     """Caption of a scene, e.g. "a large red sphere on the left, on a checkered blue floor in front of a white wall".
 
-    The wording (order, whether size, place and texture are told) is drawn from the seed, apart from the stream that drew the scene.
+    The wording (order, whether size, place and texture are told) is drawn from the seed, in a stream of its own.
     """
     rng = np.random.default_rng([20250500482, seed, 1])
     told = [_object_words(o, size=rng.random() < 0.8, place=rng.random() < 0.85) for o in layout.objects]
@@ -23,14 +23,6 @@ def describe(layout: Layout, seed: int) -> str:
     if rng.random() < 0.25:
         return f"{floor} and {wall}, with {things}"
     return f"{things}, on {floor} in front of {wall}"
-
-
-def mirrored(caption: str) -> str:
-    """The caption of the same scene seen in a mirror: left and right change places."""
-    swap = {"left": "right", "right": "left"}
-    return " ".join(
-        swap.get(word.strip(","), word.strip(",")) + word[len(word.strip(",")) :] for word in caption.split(" ")
-    )
 
 
 def _object_words(thing: SceneObject, *, size: bool, place: bool) -> str:

@@ -1,7 +1,7 @@
 """What stands where: a scene drawn from a seed, before any ray is cast.
 
-World frame: x right, y up, z forward (left-handed), metres; the floor is y = 0. The camera looks along +z, turned by yaw and
-pitched down.
+World frame: x right, y up, z forward (left-handed), metres; the floor is y = 0. The camera looks along +z, turned by
+yaw and pitched down.
 """
 
 from __future__ import annotations

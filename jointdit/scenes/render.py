@@ -1,6 +1,7 @@
 """Rays through a scene: a shaded picture and its exact depth.
 
-Camera frame: x right, y down, z forward, metres. The centre of pixel (u, v) is at (u + 0.5, v + 0.5); cx = width / 2, cy = height / 2.
+Camera frame: x right, y down, z forward, metres. The centre of pixel (u, v) is at (u + 0.5, v + 0.5); cx = width / 2,
+cy = height / 2.
 """
 
 from __future__ import annotations
@@ -171,12 +172,12 @@ def _labels(layout: Layout) -> NDArray[np.uint8]:
 
 @cache
 def _unit_mesh(shape: str) -> tuple[NDArray[np.float64], NDArray[np.uint32]]:
-    """A mesh inside [-1, 1]^3 with its axis along y, fine enough that facets are 1e-3 of the radius from the true surface."""
+    """A mesh inside [-1, 1]^3, axis along y, so fine that facets are 1e-3 of the radius from the true surface."""
     create = import_open3d().geometry.TriangleMesh
     if shape == "sphere":
         mesh = create.create_sphere(1.0, resolution=40)
     elif shape == "cube":
-        # A cube of half extent 1 would reach 1.41 at its corners: 0.85 keeps it near the others' size, standing on y = -1.
+        # With half extent 1 its corners would reach 1.41: 0.85 keeps it near the others' size, standing on y = -1.
         mesh = create.create_box(1.7, 1.7, 1.7).translate((-0.85, -1.0, -0.85))
     elif shape == "cylinder":
         mesh = create.create_cylinder(0.8, 2.0, resolution=80, split=1)

@@ -13,7 +13,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (238, 238, 238),
     "gray": (104, 104, 104),
 }
-"""Name -> sRGB 0..255 of the fully lit surface. Chosen so that shading (a factor of 0.5 to 1) does not turn one into another."""
+"""Name -> sRGB 0..255 of the fully lit surface; shading by a factor of 0.5 to 1 does not turn one into another."""
 
 SHAPES: tuple[str, ...] = ("sphere", "cube", "cylinder", "cone")
 

@@ -1,7 +1,8 @@
 """Rendered scenes on disk: the training data of the tiny checkpoint.
 
-A cache is a folder of `scenes-<first seed>.npz`, each with `rgb` uint8 (N, H, W, 3), `disparity` uint16 (N, H, W; 65535 nearest) and
-`caption` (N,) unicode. A file is written under a temporary name and renamed, so that a killed renderer leaves nothing half done.
+A cache is a folder of `scenes-<first seed>.npz`, each with `rgb` uint8 (N, H, W, 3), `disparity` uint16 (N, H, W;
+65535 nearest) and `caption` (N,) unicode. A file is written under a temporary name and renamed, so that a killed
+renderer leaves nothing half done.
 """
 
 from __future__ import annotations

@@ -1,0 +1,153 @@
+"""The real classes at small size: what the tiny checkpoint is made of.
+
+Autoencoder 8x down, 16 channels, as FLUX's, so that 128 x 128 pixels are 64 tokens of 64 channels. The 1x1
+`quant_conv` and `post_quant_conv` (FLUX's has none) hold the per-channel standardisation of the latents, so scale and
+shift stay 1 and 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+
+from jointdit.scenes.vocabulary import COLOURS, COLUMNS, FLOOR_TEXTURES, SHAPES, SIZES, WALL_TEXTURES
+
+IMAGE_SIZE = 128
+MAX_SEQUENCE_LENGTH = 40  # T5 tokens; the longest caption of three objects takes 37
+CLIP_LENGTH = 48
+CAPTION_WORDS = ("a", "an", "and", "with", "on", "in", "front", "of", "the", "floor", "wall")
+
+
+def vocabulary() -> list[str]:
+    """Every word of the scenes' captions, once, in a fixed order."""
+    groups: tuple[Iterable[str], ...] = (
+        CAPTION_WORDS,
+        COLOURS,
+        SHAPES,
+        SIZES,
+        COLUMNS,
+        FLOOR_TEXTURES,
+        WALL_TEXTURES,
+    )
+    return list(dict.fromkeys(word for group in groups for word in group))
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """Byte-level BPE that keeps each vocabulary word whole and spells any other word in bytes."""
+    trainer = BpeTrainer(
+        vocab_size=10_000,
+        min_frequency=1,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    model = Tokenizer(BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    model.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    model.train_from_iterator(vocabulary(), trainer)
+    state = json.loads(model.to_str())["model"]
+    # As in CLIP, every byte also ends words ("x</w>"): otherwise the last letter of an unknown word becomes the
+    # unknown token, which is the end token, and the pooled output is read there.
+    vocab: dict[str, int] = state["vocab"]
+    for symbol in sorted(ByteLevel.alphabet()):
+        vocab.setdefault(f"{symbol}</w>", len(vocab))
+    return CLIPTokenizer(vocab=vocab, merges=[tuple(merge) for merge in state["merges"]], model_max_length=CLIP_LENGTH)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Unigram that keeps each vocabulary word whole and spells any other word in letters."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
+    pieces += [(f"▁{word}", -2.0) for word in vocabulary()]
+    pieces += [(f"▁{word.capitalize()}", -2.0) for word in ("a", "an")]  # captions start with one of them
+    pieces += [(chr(code), -10.0) for code in range(33, 127)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MAX_SEQUENCE_LENGTH)
+
+
+def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A CLIP text encoder of width 64; its pooled output conditions the modulation."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        projection_dim=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=CLIP_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def build_t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """A T5 encoder of width 128; its hidden states are the transformer's text tokens."""
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=128,
+        d_kv=32,
+        d_ff=384,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    return T5EncoderModel(config)
+
+
+def build_vae() -> AutoencoderKL:
+    """A FLUX-shaped autoencoder (16 latent channels, 8x down) of widths 16 to 64."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 16, 32, 64),
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        force_upcast=False,
+        use_quant_conv=True,
+        use_post_quant_conv=True,
+        mid_block_add_attention=True,
+    )
+
+
+def build_flux() -> FluxTransformer2DModel:
+    """A FLUX of width 192: 2 double and 4 single blocks, 6 heads of 32, no guidance embedding (as FLUX.1-schnell)."""
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=6,
+        joint_attention_dim=128,
+        pooled_projection_dim=64,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+LORA_RANKS = {"vector_in.in_layer": 64, "vector_in.out_layer": 128, "txt_in": 128, "blocks": 64}
+"""Ranks of the tiny adapter: the paper's 64 in the blocks, less than its 512 and 1024 at the inputs."""
+
+
+def parameter_count(*modules: torch.nn.Module) -> int:
+    """Parameters of all modules together."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())

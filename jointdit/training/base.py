@@ -1,0 +1,57 @@
+"""Stage 2: the base, a text-to-image FLUX on the scenes' pictures, its text encoders trained with it."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+from jointdit.flow_matching import (
+    add_noise,
+    joint_flow_matching_loss,
+    shift_noise_level,
+    velocity_target,
+)
+from jointdit.latents import image_position_ids, text_position_ids
+from jointdit.training.text import CaptionEncoder
+
+BASE_SHIFT = 1.6  # exp(0.4675): FLUX's schedule shift at 64 tokens
+UNIFORM_SHARE = 0.2  # of noise levels drawn evenly, so that nearly clean pictures are seen as well
+
+
+def base_loss(
+    flux: FluxTransformer2DModel,
+    latents: torch.Tensor,
+    text: CaptionEncoder,
+    batch_size: int,
+    drop: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Flow matching loss of a batch drawn from packed latents (N, tokens, 64)."""
+    index = torch.randint(len(latents), (batch_size,), generator=generator)
+    clean = latents[index].float()
+    noise = torch.randn(clean.shape, generator=generator)
+    t = base_timesteps(batch_size, generator)
+    states, pooled = text.encode(index, drop, generator)
+    prediction = flux(
+        hidden_states=add_noise(clean, noise, t),
+        timestep=t,
+        encoder_hidden_states=states,
+        pooled_projections=pooled,
+        img_ids=square_position_ids(clean.shape[1]),
+        txt_ids=text_position_ids(states.shape[1]),
+    ).sample
+    return joint_flow_matching_loss(prediction, velocity_target(clean, noise))
+
+
+def base_timesteps(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Noise levels (n,) of text-to-image training: shifted logit-normal, a fifth uniform."""
+    normal = shift_noise_level(torch.sigmoid(torch.randn(n, generator=generator)), BASE_SHIFT)
+    uniform = torch.rand(n, generator=generator)
+    return torch.where(torch.rand(n, generator=generator) < UNIFORM_SHARE, uniform, normal)
+
+
+def square_position_ids(tokens: int) -> torch.Tensor:
+    """Position ids of a square picture's tokens."""
+    side = int(tokens**0.5)
+    assert side * side == tokens
+    return image_position_ids(side, side)

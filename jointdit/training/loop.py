@@ -1,0 +1,130 @@
+"""One optimisation loop for every stage: deterministic batches, EMA, atomic checkpoints, exact resume.
+
+A stage's batch is drawn from (seed, stage, step) alone, so a resumed run sees the same batches as one that was never
+stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from jointdit.training.spec import StageSpec
+
+NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
+LossFunction = Callable[[torch.Generator], torch.Tensor]  # draws its batch from the generator, returns a scalar
+Report = Callable[[str], None]
+
+STAGE_SEEDS = {"vae": 1, "base": 2, "joint": 3}
+
+
+class Progress(NamedTuple):
+    """What one report line tells."""
+
+    step: int
+    steps: int
+    loss: float
+    samples_per_second: float
+    seconds_left: float
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(int(self.seconds_left), 60)
+        return (
+            f"step {self.step}/{self.steps}  loss {self.loss:.5f}  {self.samples_per_second:.1f} samples/s  "
+            f"{minutes} min {seconds:02d} s left"
+        )
+
+
+def fit(
+    stage: str,
+    spec: StageSpec,
+    named_parameters: NamedParameters,
+    loss_function: LossFunction,
+    folder: Path,
+    seed: int,
+    report: Report,
+    every: int = 50,
+) -> None:
+    """Optimise in place, and leave the parameters at their moving average.
+
+    Args:
+        stage: "vae", "base" or "joint"; names the checkpoint and picks the stream of batches.
+        named_parameters: what is trained; names must be stable between runs.
+        folder: where `<stage>.safetensors` is kept; a run that finds one there goes on from it.
+        report: gets one line every `every` steps.
+    """
+    parameters = [parameter for _, parameter in named_parameters]
+    optimiser = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99))
+    average = [parameter.detach().clone() for parameter in parameters]
+    checkpoint = folder / f"{stage}.safetensors"
+    step = _load(checkpoint, named_parameters, average, optimiser) if checkpoint.exists() else 0
+    if step:
+        report(f"{stage}: goes on from step {step}")
+    started, first, losses = time.monotonic(), step, []
+    while step < spec.steps:
+        for group in optimiser.param_groups:
+            group["lr"] = spec.learning_rate * schedule(step, spec)
+        generator = torch.Generator().manual_seed(((seed * 8 + STAGE_SEEDS[stage]) << 32) + step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=spec.autocast == "bfloat16"):
+            loss = loss_function(generator)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, spec.gradient_clip)
+        optimiser.step()
+        step += 1
+        decay = min(spec.ema, step / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
+        losses.append(loss.item())
+        if step % every == 0 or step == spec.steps:
+            rate = (step - first) / (time.monotonic() - started)
+            mean = sum(losses) / len(losses)
+            report(f"{stage}: {Progress(step, spec.steps, mean, rate * spec.batch_size, (spec.steps - step) / rate)}")
+            losses.clear()
+        if step % spec.checkpoint_every == 0 or step == spec.steps:
+            _save(checkpoint, named_parameters, average, optimiser, step)
+    with torch.no_grad():
+        for parameter, mean_value in zip(parameters, average, strict=True):
+            parameter.copy_(mean_value)
+
+
+def schedule(step: int, spec: StageSpec) -> float:
+    """Factor of the learning rate: linear warm-up, then cosine to 0.05 at the last step."""
+    if step < spec.warmup:
+        return (step + 1) / spec.warmup
+    progress = (step - spec.warmup) / max(spec.steps - spec.warmup, 1)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def _save(
+    path: Path, named: NamedParameters, average: list[torch.Tensor], optimiser: torch.optim.Optimizer, step: int
+) -> None:
+    tensors = {}
+    for (name, parameter), mean_value in zip(named, average, strict=True):
+        tensors[f"now.{name}"] = parameter.detach().clone().contiguous()
+        tensors[f"ema.{name}"] = mean_value.clone().contiguous()
+        for key, value in optimiser.state[parameter].items():
+            tensors[f"{key}.{name}"] = torch.as_tensor(value).clone().contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    save_file(tensors, unfinished, metadata={"step": json.dumps(step)})
+    unfinished.replace(path)
+
+
+def _load(path: Path, named: NamedParameters, average: list[torch.Tensor], optimiser: torch.optim.Optimizer) -> int:
+    with safe_open(path, framework="pt") as file, torch.no_grad():
+        for (name, parameter), mean_value in zip(named, average, strict=True):
+            parameter.copy_(file.get_tensor(f"now.{name}"))
+            mean_value.copy_(file.get_tensor(f"ema.{name}"))
+            optimiser.state[parameter] = {
+                key: file.get_tensor(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        return int(json.loads(file.metadata()["step"]))

@@ -1,0 +1,147 @@
+"""The recipe of the tiny checkpoint, from nothing to a folder that JointDiTPipeline.from_pretrained reads.
+
+    scenes -> autoencoder -> latents -> text-to-image base -> JointDiT adapter -> <output>/pipeline
+
+Each stage resumes from its checkpoint, and a finished stage is only read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
+
+from jointdit.pipeline import JointDiTPipeline
+from jointdit.tiny import architecture
+from jointdit.training.autoencoder import standardise_latents, vae_loss
+from jointdit.training.base import base_loss
+from jointdit.training.data import RenderedScenes, load_cache, render_cache
+from jointdit.training.joint import joint_loss
+from jointdit.training.latent_cache import cached_latents
+from jointdit.training.loop import NamedParameters, fit
+from jointdit.training.spec import TrainSpec
+from jointdit.training.text import CaptionEncoder
+from jointdit.transformer import JointDiTTransformer2DModel
+
+Report = Callable[[str], None]
+
+
+def train(spec: TrainSpec, report: Report = print) -> Path:
+    """Run every stage that is not done yet; returns the folder of the finished pipeline."""
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    torch.manual_seed(spec.seed)
+    clip_tokenizer, t5_tokenizer = architecture.clip_tokenizer(), architecture.t5_tokenizer()
+    clip, t5 = architecture.build_clip(clip_tokenizer), architecture.build_t5(t5_tokenizer)
+    vae, flux = architecture.build_vae(), architecture.build_flux()
+
+    scenes = prepare_scenes(spec, report)
+    text = CaptionEncoder(scenes.captions, clip_tokenizer, clip, t5_tokenizer, t5)
+    train_autoencoder(spec, vae, scenes, report)
+    rgb = cached_latents(vae, scenes, "rgb", spec.output / "latents-rgb.npy", report)
+    train_base(spec, flux, text, rgb, report)
+    disparity = cached_latents(vae, scenes, "disparity", spec.output / "latents-disparity.npy", report)
+    transformer = JointDiTTransformer2DModel.from_flux(flux, lora_ranks=architecture.LORA_RANKS)
+    train_joint(spec, transformer, text, rgb, disparity, report)
+
+    pipeline = JointDiTPipeline(
+        transformer=transformer.eval(),
+        vae=vae,
+        text_encoder=clip.eval(),
+        tokenizer=clip_tokenizer,
+        text_encoder_2=t5.eval(),
+        tokenizer_2=t5_tokenizer,
+        default_height=spec.scenes.size,
+        default_width=spec.scenes.size,
+        max_sequence_length=t5_tokenizer.model_max_length,
+    )
+    folder = spec.output / "pipeline"
+    pipeline.to(torch.bfloat16).save_pretrained(folder)
+    report(f"finished: {folder}")
+    return folder
+
+
+def prepare_scenes(spec: TrainSpec, report: Report) -> RenderedScenes:
+    """Render what is missing of the training set and read it."""
+    folder, started, first = spec.output / "scenes", time.monotonic(), None
+    for ready in render_cache(folder, spec.scenes.count, spec.scenes.size, spec.scenes.processes):
+        first = ready if first is None else first
+        rate = (ready - first) / max(time.monotonic() - started, 1e-9)
+        left = f"  {rate:.1f} scenes/s  {(spec.scenes.count - ready) / rate / 60:.0f} min left" if rate else ""
+        report(f"scenes: {ready}/{spec.scenes.count}{left}")
+    return load_cache(folder, spec.scenes.count)
+
+
+def train_autoencoder(spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScenes, report: Report) -> None:
+    """Stage 1, ending with standardised latents; the VAE is frozen afterwards."""
+    finished = spec.output / "vae-finished.safetensors"
+    named = list(vae.named_parameters())
+    if not read_finished(finished, named):
+
+        def loss(generator: torch.Generator) -> torch.Tensor:
+            return vae_loss(vae, scenes, spec.vae.batch_size, generator)
+
+        fit("vae", spec.vae, named, loss, spec.output, spec.seed, report)
+        standardise_latents(vae, scenes)
+        write_finished(finished, named)
+    vae.requires_grad_(False).eval()
+
+
+def train_base(
+    spec: TrainSpec, flux: FluxTransformer2DModel, text: CaptionEncoder, rgb: torch.Tensor, report: Report
+) -> None:
+    """Stage 2; network and text encoders are frozen afterwards."""
+    finished = spec.output / "base-finished.safetensors"
+    modules = {"transformer": flux, "text_encoder": text.clip, "text_encoder_2": text.t5}
+    named = [(f"{key}.{name}", p) for key, module in modules.items() for name, p in module.named_parameters()]
+    if not read_finished(finished, named):
+
+        def loss(generator: torch.Generator) -> torch.Tensor:
+            return base_loss(flux, rgb, text, spec.base.batch_size, spec.text_drop, generator)
+
+        fit("base", spec.base, named, loss, spec.output, spec.seed, report)
+        write_finished(finished, named)
+    for module in modules.values():
+        module.requires_grad_(False).eval()
+
+
+def train_joint(
+    spec: TrainSpec,
+    transformer: JointDiTTransformer2DModel,
+    text: CaptionEncoder,
+    rgb: torch.Tensor,
+    disparity: torch.Tensor,
+    report: Report,
+) -> None:
+    """Stage 3: the adapter's parameters only."""
+    finished = spec.output / "joint-finished.safetensors"
+    named = list(transformer.adapter_named_parameters())
+    if not read_finished(finished, named):
+
+        def loss(generator: torch.Generator) -> torch.Tensor:
+            return joint_loss(transformer, rgb, disparity, text, spec.joint.batch_size, spec.text_drop, generator)
+
+        fit("joint", spec.joint, named, loss, spec.output, spec.seed, report)
+        write_finished(finished, named)
+
+
+def write_finished(file: Path, named: NamedParameters) -> None:
+    """Keep a finished stage's weights; the file is there whole or not at all."""
+    unfinished = file.with_suffix(".tmp")
+    save_file({name: parameter.detach().contiguous() for name, parameter in named}, unfinished)
+    unfinished.replace(file)
+
+
+@torch.no_grad()
+def read_finished(file: Path, named: NamedParameters) -> bool:
+    """Copy a finished stage's weights in place; False where the stage is not finished."""
+    if not file.exists():
+        return False
+    state = load_file(file)
+    for name, parameter in named:
+        parameter.copy_(state[name])
+    return True

@@ -1,0 +1,49 @@
+"""The training spec: what `jointdit train` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """Immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScenesSpec(Frozen):
+    """The rendered training set. Scenes 0 .. count - 1; evaluation draws from seed 1e9 on."""
+
+    count: int = Field(30_720, gt=0, multiple_of=256)
+    size: int = Field(128, ge=32, multiple_of=16, description="width and height in pixels")
+    processes: int = Field(2, gt=0)
+
+
+class StageSpec(Frozen):
+    """One optimisation: AdamW, linear warm-up, cosine decay to a twentieth, a moving average of the weights."""
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    warmup: int = Field(100, ge=0, description="steps")
+    weight_decay: float = Field(0.01, ge=0)
+    gradient_clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+    autocast: Literal["none", "bfloat16"] = "bfloat16"
+    checkpoint_every: int = Field(200, gt=0, description="steps")
+
+
+class TrainSpec(Frozen):
+    """Scenes -> autoencoder -> text-to-image base -> JointDiT adapter -> one folder in diffusers' layout."""
+
+    seed: int = Field(0, ge=0)
+    output: Path = Field(description="folder for checkpoints, logs and the finished pipeline")
+    threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
+    text_drop: float = Field(0.1, ge=0, le=1, description="share of captions replaced by the empty prompt")
+    scenes: ScenesSpec = ScenesSpec.model_validate({})
+    vae: StageSpec
+    base: StageSpec
+    joint: StageSpec

@@ -1,0 +1,56 @@
+"""Captions to the two text encodings FLUX takes, while the encoders are trained or after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+EMPTY_PROMPT = " "
+
+
+class CaptionEncoder:
+    """Tokenises all captions once; encodes the rows asked for.
+
+    As in sampling: CLIP's pooled output, T5's hidden states padded to the full length without a mask.
+    """
+
+    def __init__(
+        self,
+        captions: Sequence[str],
+        clip_tokenizer: CLIPTokenizer,
+        clip: CLIPTextModel,
+        t5_tokenizer: T5Tokenizer,
+        t5: T5EncoderModel,
+    ) -> None:
+        texts = [EMPTY_PROMPT, *captions, *(sentence(caption) for caption in captions)]
+        self.count = len(captions)
+        self.clip, self.t5 = clip, t5
+        self.clip_ids = _ids(clip_tokenizer, texts)
+        self.t5_ids = _ids(t5_tokenizer, texts)
+
+    def encode(self, index: torch.Tensor, drop: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """T5 states (B, T, D) and CLIP pooled (B, P) of captions[index], a share `drop` of them as the empty prompt.
+
+        A quarter is written as a sentence, with a capital and a full stop, since people write so.
+        """
+        as_sentence = torch.rand(len(index), generator=generator) < 0.25
+        rows = 1 + index + as_sentence * self.count
+        rows = torch.where(torch.rand(len(index), generator=generator) < drop, 0, rows)
+        states = self.t5(self.t5_ids[rows]).last_hidden_state
+        pooled = self.clip(self.clip_ids[rows]).pooler_output
+        return states, pooled
+
+
+def sentence(caption: str) -> str:
+    """The caption with a capital and a full stop."""
+    return caption[0].upper() + caption[1:] + "."
+
+
+def _ids(tokenizer: CLIPTokenizer | T5Tokenizer, texts: list[str]) -> torch.Tensor:
+    encoded = tokenizer(
+        texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    ids: torch.Tensor = encoded.input_ids
+    return ids
