@@ -1,7 +1,7 @@
 """One picture at a time, in this process, without Ray: what `jointdit generate`, `depth` and `restyle` do.
 
-Each sample becomes <name>.png, <name>.disparity.png (16 bit, 65535 nearest) and <name>.ply. Depth range and field of view
-of the points are the assumptions of `output.points` in a job spec.
+Each sample becomes <name>.png, <name>.disparity.png (16 bit, 65535 nearest) and <name>.ply. Depth range and field of
+view of the points are the assumptions of `output.points` in a job spec.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ def show_files(files: Iterable[Path]) -> None:
 
 def show_progress(steps: Iterable[int], total: int, what: str) -> None:
     """A bar over `total` steps, then one line."""
-    for _ in track(steps, description="Rendering", total=total, console=console, transient=True):
+    for _ in track(
+        steps, description="Rendering", total=total, console=console, transient=True, disable=not console.is_terminal
+    ):
         pass
     console.print(f"{total} {what}", soft_wrap=True, markup=False)
