@@ -1,0 +1,20 @@
+"""The same scene in other words: a caption with other colours fits the same geometry."""
+
+from __future__ import annotations
+
+import re
+
+from jointdit.scenes import COLOURS
+
+
+def recolour(caption: str) -> str:
+    """The caption with each colour replaced by the next of the vocabulary, articles adjusted."""
+    names = list(COLOURS)
+    following = dict(zip(names, names[1:] + names[:1], strict=True))
+
+    def replace(match: re.Match[str]) -> str:
+        colour = following[match[2]]
+        article = "" if match[1] is None else "an " if colour[0] in "aeiou" else "a "
+        return article + colour
+
+    return re.sub(rf"\b(an? )?({'|'.join(names)})\b", replace, caption)
