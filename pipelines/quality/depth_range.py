@@ -1,0 +1,31 @@
+"""Rejects flat depth maps: a sample whose depth does not vary tells nothing about space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipelines.quality.filter import Filter, Fraction
+from pipelines.records import SampleResult
+
+
+class DepthRange(Filter):
+    """depth_span: the 99th minus the 1st percentile of disparity, in [0, 1]; percentiles, so that specks do not count."""
+
+    kind: ClassVar[str] = "depth_range"
+    scores: ClassVar[tuple[str, ...]] = ("depth_span",)
+
+    min_span: Fraction = 0.1
+
+    @staticmethod
+    def measure(result: SampleResult) -> dict[str, float]:
+        assert result.disparity is not None
+        low, high = np.percentile(result.disparity, (1, 99))
+        return {"depth_span": float(high - low)}
+
+    def reject(self, scores: Mapping[str, Any]) -> str | None:
+        if scores["depth_span"] >= self.min_span:
+            return None
+        return f"depth spans {scores['depth_span']:.3f}, less than {self.min_span:g}"

@@ -1,0 +1,47 @@
+"""Rejects samples with values that are not finite or sit at an end of their range: clipped, blank, or broken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipelines.quality.filter import Filter, Fraction
+from pipelines.records import SampleResult
+
+
+class Saturated(Filter):
+    """Fractions of pixels: disparity NaN or infinite; disparity at 0 or 1; all three colours at 0 or all at 255.
+
+    A sky is at 0 with good reason, and so is a white wall at 255: the defaults reject what has little else.
+    """
+
+    kind: ClassVar[str] = "saturated"
+    scores: ClassVar[tuple[str, ...]] = (
+        "depth_nonfinite_fraction",
+        "depth_saturated_fraction",
+        "rgb_saturated_fraction",
+    )
+
+    max_nonfinite: Fraction = 0.0
+    max_depth: Fraction = 0.9
+    max_rgb: Fraction = 0.9
+
+    @staticmethod
+    def measure(result: SampleResult) -> dict[str, float]:
+        assert result.rgb is not None
+        assert result.disparity is not None
+        disparity, rgb = result.disparity, result.rgb
+        return {
+            "depth_nonfinite_fraction": float(np.mean(~np.isfinite(disparity))),
+            "depth_saturated_fraction": float(np.mean((disparity <= 0) | (disparity >= 1))),
+            "rgb_saturated_fraction": float(np.mean((rgb == 0).all(axis=2) | (rgb == 255).all(axis=2))),
+        }
+
+    def reject(self, scores: Mapping[str, Any]) -> str | None:
+        limits = dict(zip(self.scores, (self.max_nonfinite, self.max_depth, self.max_rgb), strict=True))
+        for name, limit in limits.items():
+            if not scores[name] <= limit:
+                return f"{name.replace('_', ' ')} is {scores[name]:.3f}, more than {limit:g}"
+        return None
