@@ -11,20 +11,15 @@ A run starts clean: it removes what the last one left in these four folders.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from jobs.report import console, show_demo, show_progress
+from jobs.recolour import recolour
+from jobs.report import show_progress
 from jobs.scenes import write_scenes
-from jointdit.errors import JointDiTError
-from jointdit.scenes import COLOURS
 from jointdit.training.data import HELD_OUT_SEED
 from pipelines.spec import JobSpec, load_spec
 
@@ -73,19 +68,6 @@ def specs() -> list[JobSpec]:
         "input.depth={kind: metric}",
     ]
     return [load_spec(JOBS / "demo.yaml", overrides) for overrides in (joint, depth, depth_to_image)]
-
-
-def recolour(caption: str) -> str:
-    """The caption with each colour replaced by the next of the vocabulary: the same geometry in other colours."""
-    names = list(COLOURS)
-    following = dict(zip(names, names[1:] + names[:1], strict=True))
-
-    def replace(match: re.Match[str]) -> str:
-        colour = following[match[2]]
-        article = "" if match[1] is None else "an " if colour[0] in "aeiou" else "a "
-        return article + colour
-
-    return re.sub(rf"\b(an? )?({'|'.join(names)})\b", replace, caption)
 
 
 if __name__ == "__main__":

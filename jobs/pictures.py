@@ -10,23 +10,36 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from jointdit.depth import disparity_from_depth, encode_depth_png, fit_to_model, restore_size
+from jointdit.depth import (
+    depth_range,
+    disparity_from_depth,
+    encode_depth_png,
+    fit_to_model,
+    intrinsics_from_fov,
+    restore_size,
+)
 from jointdit.errors import InputError, RowError, SpecError
 from pipelines.model import identify, load_pipeline
 from pipelines.readers.depth_maps import decode_depth
 from pipelines.readers.pictures import decode_picture
+from pipelines.records import Row, Sample, SampleResult
+from pipelines.sinks.geometry import Geometry, point_cloud
+from pipelines.sinks.ply import describe, ply_bytes
 from pipelines.spec import DepthMaps, ModelSpec, PointsSpec
 from pipelines.spec_file import first_sentence
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
+    from jointdit.pipeline import JointDiTOutput
+
+POINTS = PointsSpec()
 
 
 @dataclass(frozen=True)
@@ -59,10 +72,17 @@ class Sampling:
         return load_pipeline(spec, "cuda" if torch.cuda.is_available() else "cpu"), identity.height, identity.width
 
 
+class DepthMap(NamedTuple):
+    """An input depth map, (H, W): disparity in [0, 1], where it has measurements, and its range in metres if metric."""
+
+    disparity: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    range_metres: tuple[float, float] | None
+
+
 def generate_pictures(prompt: str, samples: int, folder: Path, sampling: Sampling) -> Iterator[Path]:
     """Pictures with depth from a prompt, with seeds `seed`, `seed + 1`, ...; yields each file as it is written."""
-    if not prompt.strip():
-        raise InputError("the prompt is empty: say what the picture shows.")
+    _refuse_empty(prompt)
     pipe, height, width = sampling.load()
     for seed in range(sampling.seed, sampling.seed + samples):
         out = pipe(
@@ -74,7 +94,10 @@ def generate_pictures(prompt: str, samples: int, folder: Path, sampling: Samplin
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
         )
-        yield from _write(folder, f"{_name_of(prompt)}-{seed}", out.rgb[0], out.disparity[0])
+        _refuse_not_finite(out)
+        name = f"{_name_of(prompt)}-{seed}"
+        yield _write_picture(folder, name, out.rgb[0])
+        yield from _write_depth(folder, name, out.rgb[0], out.disparity[0])
 
 
 def estimate_depth(images: Sequence[Path], folder: Path, sampling: Sampling) -> Iterator[Path]:
@@ -98,12 +121,12 @@ def estimate_depth(images: Sequence[Path], folder: Path, sampling: Sampling) -> 
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
         )
-        disparity = restore_size(out.disparity[0], mapping)
-        yield from _write(folder, stem, picture, disparity, keep_picture=False)
+        _refuse_not_finite(out)
+        yield from _write_depth(folder, stem, picture, restore_size(out.disparity[0], mapping))
 
 
 def restyle_depth(
-    depth: Path,
+    path: Path,
     kind: Literal["disparity", "metric"] | None,
     prompt: str,
     samples: int,
@@ -115,11 +138,10 @@ def restyle_depth(
     Raises:
         InputError: the file is missing or no depth map, or its kind is not clear. Nothing is written then.
     """
-    if not prompt.strip():
-        raise InputError("the prompt is empty: say what the picture shows.")
-    disparity = _read_disparity(depth, kind)
+    _refuse_empty(prompt)
+    depth = _read_depth(path, kind)
     pipe, height, width = sampling.load()
-    fitted, mapping = fit_to_model(disparity, height, width)
+    fitted, mapping = fit_to_model(depth.disparity, height, width)
     for seed in range(sampling.seed, sampling.seed + samples):
         out = pipe(
             prompt=prompt,
@@ -129,8 +151,20 @@ def restyle_depth(
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
         )
-        picture = restore_size(out.rgb[0], mapping)
-        yield from _write(folder, f"{_name_of(prompt)}-{seed}", picture, disparity)
+        _refuse_not_finite(out)
+        name, picture = f"{_name_of(prompt)}-{seed}", restore_size(out.rgb[0], mapping)
+        yield _write_picture(folder, name, picture)
+        yield from _write_depth(folder, name, picture, depth.disparity, depth)
+
+
+def _refuse_empty(prompt: str) -> None:
+    if not prompt.strip():
+        raise InputError("the prompt is empty: say what the picture shows.")
+
+
+def _refuse_not_finite(out: JointDiTOutput) -> None:
+    if not out.finite.all():
+        raise RowError("the model's output is not finite: try another --seed, and check the checkpoint.")
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:
@@ -140,16 +174,17 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
         raise InputError(f"{path}: {error}") from error
 
 
-def _read_disparity(path: Path, kind: Literal["disparity", "metric"] | None) -> NDArray[np.float32]:
+def _read_depth(path: Path, kind: Literal["disparity", "metric"] | None) -> DepthMap:
     if kind is None and path.suffix.lower() != ".png":
         raise InputError(f"{path}: what its numbers are is not clear: give --kind disparity (near is high) or metric.")
     # A disparity of ours has no holes and uses 0 for the farthest point; in metric maps 0 is a hole everywhere.
     meaning = DepthMaps(kind=kind or "disparity", invalid=0.0 if kind == "metric" else None)
     try:
         values, valid = decode_depth(_read(path), meaning)
-        return disparity_from_depth(values, valid, meaning.kind)
+        disparity = disparity_from_depth(values, valid, meaning.kind)
     except RowError as error:
         raise InputError(f"{path}: {error}") from error
+    return DepthMap(disparity, valid, depth_range(values, valid) if meaning.kind == "metric" else None)
 
 
 def _read(path: Path) -> bytes:
@@ -164,19 +199,32 @@ def _name_of(prompt: str) -> str:
     return words[:60].rstrip("-") or "picture"
 
 
-def _write(
-    folder: Path, name: str, rgb: NDArray[np.uint8], disparity: NDArray[np.float32], keep_picture: bool = True
-) -> Iterator[Path]:
-    from pipelines.sinks.ply import encode_points
-
+def _write_picture(folder: Path, name: str, rgb: NDArray[np.uint8]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    if keep_picture:
-        picture_file = folder / f"{name}.png"
-        Image.fromarray(rgb).save(picture_file)
-        yield picture_file
-    disparity_file = folder / f"{name}.disparity.png"
-    disparity_file.write_bytes(encode_depth_png(disparity))
+    path = folder / f"{name}.png"
+    Image.fromarray(rgb).save(path)
+    return path
+
+
+def _write_depth(
+    folder: Path, name: str, rgb: NDArray[np.uint8], disparity: NDArray[np.float32], source: DepthMap | None = None
+) -> Iterator[Path]:
+    """Write a sample's disparity and points; `source` is the depth map it was made from."""
+    known = source.range_metres if source else None
+    valid = source.valid if source and not source.valid.all() else None
+    height, width = disparity.shape
+    geometry = Geometry(
+        intrinsics=intrinsics_from_fov(POINTS.fov_degrees, width, height),
+        intrinsics_source="assumed",
+        z_near=known[0] if known else POINTS.z_near,
+        z_far=known[1] if known else POINTS.z_far,
+        range_source="given" if known else "assumed",
+    )
+    sample = Sample(name, Row(name, "", 0, depth_valid=valid), index=0, round=0, seed=0)
+    points, colours = point_cloud(SampleResult(sample, rgb, disparity), geometry, POINTS.edge_threshold)
+    folder.mkdir(parents=True, exist_ok=True)
+    disparity_file, points_file = folder / f"{name}.disparity.png", folder / f"{name}.ply"
+    disparity_file.write_bytes(encode_depth_png(disparity, valid))
     yield disparity_file
-    points_file = folder / f"{name}.ply"
-    points_file.write_bytes(encode_points(rgb, disparity, PointsSpec()))
+    points_file.write_bytes(ply_bytes(points, colours, describe(name, geometry, POINTS.edge_threshold)))
     yield points_file
