@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jointdit.training.data import RenderedScenes
 
-KL_WEIGHT = 1e-6
+KL_WEIGHT = 2e-7
 OPPONENT_WEIGHT = 1.0
 EDGE_WEIGHT = 0.5
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from jointdit.pipeline import JointDiTPipeline
 from jointdit.tiny import architecture
@@ -48,19 +49,32 @@ def train(spec: TrainSpec, report: Report = print) -> Path:
     transformer = JointDiTTransformer2DModel.from_flux(flux, lora_ranks=architecture.LORA_RANKS)
     train_joint(spec, transformer, text, rgb, disparity, report)
 
+    return save_pipeline(spec, transformer, vae, text, clip_tokenizer, t5_tokenizer, report)
+
+
+def save_pipeline(
+    spec: TrainSpec,
+    transformer: JointDiTTransformer2DModel,
+    vae: AutoencoderKL,
+    text: CaptionEncoder,
+    clip_tokenizer: CLIPTokenizer,
+    t5_tokenizer: T5Tokenizer,
+    report: Report,
+) -> Path:
+    """Write `<output>/pipeline`; the networks in bfloat16, the VAE in float16, whose finer steps far depth needs."""
     pipeline = JointDiTPipeline(
-        transformer=transformer.eval(),
-        vae=vae,
-        text_encoder=clip.eval(),
+        transformer=transformer.eval().to(torch.bfloat16),
+        vae=vae.to(torch.float16),
+        text_encoder=text.clip.eval().to(torch.bfloat16),
         tokenizer=clip_tokenizer,
-        text_encoder_2=t5.eval(),
+        text_encoder_2=text.t5.eval().to(torch.bfloat16),
         tokenizer_2=t5_tokenizer,
         default_height=spec.scenes.size,
         default_width=spec.scenes.size,
         max_sequence_length=t5_tokenizer.model_max_length,
     )
     folder = spec.output / "pipeline"
-    pipeline.to(torch.bfloat16).save_pretrained(folder)
+    pipeline.save_pretrained(folder)
     report(f"finished: {folder}")
     return folder
 

@@ -1,0 +1,151 @@
+"""The stages of training at a size that takes seconds: the loss falls, and a stopped run goes on exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jointdit.tiny import architecture
+from jointdit.training.autoencoder import (
+    disparity_tensor,
+    picture_tensor,
+    reconstruct,
+    standardise_latents,
+    vae_loss,
+)
+from jointdit.training.base import base_loss
+from jointdit.training.data import RenderedScenes, load_cache, render_cache
+from jointdit.training.joint import joint_loss
+from jointdit.training.loop import fit, schedule
+from jointdit.training.spec import StageSpec
+from jointdit.training.text import CaptionEncoder
+from jointdit.transformer import JointDiTTransformer2DModel
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> RenderedScenes:
+    folder = tmp_path_factory.mktemp("scenes")
+    assert list(render_cache(folder, 256, 32, 1)) == [0, 256]
+    assert list(render_cache(folder, 256, 32, 1)) == [256]  # nothing is rendered twice
+    return load_cache(folder)
+
+
+def stage(steps: int, **changes: object) -> StageSpec:
+    settings = {"steps": steps, "batch_size": 8, "learning_rate": 2e-3, "warmup": 5, "checkpoint_every": 5, "ema": 0.9}
+    return StageSpec.model_validate({**settings, **changes})
+
+
+def losses_of(lines: list[str]) -> list[float]:
+    return [float(line.split("loss ")[1].split()[0]) for line in lines if "loss " in line]
+
+
+def test_the_cache_holds_what_was_rendered(scenes: RenderedScenes) -> None:
+    assert scenes.rgb.shape == (256, 32, 32, 3)
+    assert scenes.disparity.min(axis=(1, 2)).tolist() == [0] * 256
+    assert scenes.disparity.max(axis=(1, 2)).tolist() == [65535] * 256
+    assert len(set(scenes.captions)) > 200
+
+
+def test_a_stopped_stage_goes_on_to_the_same_weights(scenes: RenderedScenes, tmp_path: Path) -> None:
+    def run(folder: Path, steps: list[int]) -> dict[str, torch.Tensor]:
+        for until in steps:
+            torch.manual_seed(until)  # a new process starts elsewhere: nothing may depend on it
+            vae = architecture.build_vae()
+            if not (folder / "vae.safetensors").exists():
+                torch.manual_seed(0)
+                vae = architecture.build_vae()
+            spec = stage(10, batch_size=4, autocast="none")
+
+            def loss(generator: torch.Generator, model: torch.nn.Module = vae, until: int = until) -> torch.Tensor:
+                calls.append(1)
+                if len(calls) > until:
+                    raise KeyboardInterrupt
+                return vae_loss(model, scenes, 4, generator)
+
+            calls: list[int] = []
+            try:
+                fit("vae", spec, list(vae.named_parameters()), loss, folder, 0, lambda line: None)
+            except KeyboardInterrupt:
+                continue
+        return {name: value.detach().clone() for name, value in vae.named_parameters()}
+
+    whole = run(tmp_path / "whole", [10])
+    stopped = run(tmp_path / "stopped", [7, 10])  # the checkpoint of step 5 is what it goes on from
+    for name, value in whole.items():
+        assert torch.equal(value, stopped[name]), name
+
+
+def test_the_autoencoder_learns_and_keeps_decoding_when_standardised(scenes: RenderedScenes, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = architecture.build_vae()
+    lines: list[str] = []
+    fit(
+        "vae",
+        stage(60),
+        list(vae.named_parameters()),
+        lambda generator: vae_loss(vae, scenes, 8, generator),
+        tmp_path,
+        0,
+        lines.append,
+        every=15,
+    )
+    losses = losses_of(lines)
+    assert losses[-1] < 0.85 * losses[0]
+
+    vae.eval()
+    pixels = picture_tensor(scenes.rgb[:16])
+    before = reconstruct(vae, pixels)
+    standardise_latents(vae, scenes, count=64)
+    torch.testing.assert_close(reconstruct(vae, pixels), before, atol=1e-4, rtol=0)
+    both = torch.cat([picture_tensor(scenes.rgb[:64]), disparity_tensor(scenes.disparity[:64])])
+    with torch.no_grad():
+        latents = vae.encode(both).latent_dist.mean
+    np.testing.assert_allclose(latents.mean((0, 2, 3)), 0, atol=1e-3)
+    np.testing.assert_allclose(latents.std((0, 2, 3)), 1, atol=1e-3)
+
+
+def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    captions = ["a red sphere on a gray floor", "a blue cube on a white floor"] * 8
+    clip_tokenizer, t5_tokenizer = architecture.clip_tokenizer(), architecture.t5_tokenizer()
+    clip, t5 = architecture.build_clip(clip_tokenizer), architecture.build_t5(t5_tokenizer)
+    text = CaptionEncoder(captions, clip_tokenizer, clip, t5_tokenizer, t5)
+    prototypes = torch.randn(2, 4, 64)
+    rgb = prototypes.repeat(8, 1, 1) + 0.05 * torch.randn(16, 4, 64)
+    disparity = -rgb
+
+    flux = architecture.build_flux()
+    named = [(name, p) for m in (flux, clip, t5) for name, p in m.named_parameters()]
+    named = [(f"{i}.{name}", p) for i, (name, p) in enumerate(named)]
+    lines: list[str] = []
+    fit("base", stage(60), named, lambda g: base_loss(flux, rgb, text, 8, 0.1, g), tmp_path, 0, lines.append, every=15)
+    assert losses_of(lines)[-1] < 0.8 * losses_of(lines)[0]
+
+    model = JointDiTTransformer2DModel.from_flux(flux, lora_ranks=architecture.LORA_RANKS)
+    adapter = list(model.adapter_named_parameters())
+    names = {name for name, _ in adapter}
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if name not in names}
+    lines.clear()
+    fit(
+        "joint",
+        stage(60),
+        adapter,
+        lambda g: joint_loss(model, rgb, disparity, text, 8, 0.1, g),
+        tmp_path,
+        0,
+        lines.append,
+        every=15,
+    )
+    assert losses_of(lines)[-1] < 0.9 * losses_of(lines)[0]
+    for name, value in frozen.items():
+        assert torch.equal(value, model.get_parameter(name)), name
+
+
+def test_the_learning_rate_warms_up_and_decays_to_a_twentieth() -> None:
+    spec = stage(100, warmup=10)
+    assert schedule(0, spec) == pytest.approx(0.1)
+    assert schedule(9, spec) == pytest.approx(1.0)
+    assert schedule(100, spec) == pytest.approx(0.05)
