@@ -12,7 +12,7 @@ from pipelines.records import SampleResult
 
 
 class DepthRange(Filter):
-    """depth_span: the 99th minus the 1st percentile of disparity, in [0, 1]; percentiles, so that specks do not count."""
+    """depth_span: the 99th minus the 1st percentile of disparity, in [0, 1], so that specks do not count."""
 
     kind: ClassVar[str] = "depth_range"
     scores: ClassVar[tuple[str, ...]] = ("depth_span",)

@@ -148,12 +148,12 @@ def table_bytes(table: pa.Table) -> bytes:
 def encode_picture(rgb: NDArray[np.uint8], image_format: str) -> bytes:
     """A picture as png or webp (both exact) or jpeg (quality 95, no chroma subsampling)."""
     buffer = io.BytesIO()
-    options: dict[str, Any] = {
+    options: dict[str, dict[str, Any]] = {
         "png": {"format": "PNG"},
         "jpeg": {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0},
         "webp": {"format": "WEBP", "lossless": True},
-    }[image_format]
-    Image.fromarray(rgb).save(buffer, **options)
+    }
+    Image.fromarray(rgb).save(buffer, **options[image_format])
     return buffer.getvalue()
 
 
