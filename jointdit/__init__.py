@@ -6,10 +6,12 @@ Read the files in this order:
     depth_lora.py        the LoRA that turns the text-to-image network into a depth branch
     joint_attention.py   the connection between the two branches, and its weights
     transformer.py       the network: both branches as one batch [rgb; depth]
-    official.py          published checkpoints <-> ours
+    official.py          published checkpoints <-> ours; official_vae.py: FLUX's autoencoder
     latents.py           pictures <-> latents <-> tokens; noise by seed
     denoising.py         the one sampling loop of all three tasks
     pipeline.py          JointDiTPipeline: prompts, pictures and depth in, RGB and depth out
+    pixels.py            what a caller gives it, checked, and its way into and out of the VAE
+    checkpoint_files.py  safetensors only, checked by name and shape
     errors.py            what can go wrong
 
 Beside them: depth.py (disparity, metres, points), scenes/ (procedural RGB-D scenes), training/, evaluation/, tiny/ (a

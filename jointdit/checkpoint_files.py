@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jointdit.errors import ModelError
 
@@ -74,11 +75,8 @@ def folder_tensor_shapes(folder: FilePath) -> dict[str, tuple[int, ...]]:
 def load_component(kind: Any, folder: FilePath, dtype: torch.dtype) -> Any:
     """Load a diffusers or transformers model class from its folder, refusing tensors that are missing or misshapen."""
     folder_tensor_shapes(folder)
-    dtype_name = "torch_dtype" if kind.__module__.startswith("diffusers") else "dtype"
     try:
-        model, info = kind.from_pretrained(
-            folder, **{dtype_name: dtype}, use_safetensors=True, output_loading_info=True
-        )
+        model, info = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"{folder}: can not be loaded as {kind.__name__} ({_one_line(error)}).") from error
     missing = sorted(info["missing_keys"])
@@ -87,6 +85,18 @@ def load_component(kind: Any, folder: FilePath, dtype: torch.dtype) -> Any:
             f"{folder}: tensor {missing[0]} ({len(missing)} in all) is missing, download or save it again."
         )
     return model.eval()
+
+
+def load_tokenizer(folder: FilePath) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that a folder describes. Raises ModelError where there is none."""
+    if not Path(folder).is_dir():
+        raise ModelError(f"{folder}: there is no such folder, give a whole pipeline saved with save_pretrained.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: can not be loaded as a tokenizer ({_one_line(error)}).") from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
 
 
 def _one_line(error: Exception) -> str:

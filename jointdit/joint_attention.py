@@ -35,13 +35,23 @@ def swap_halves(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([second, first])
 
 
+class JointProjection(nn.Linear):
+    """The learned part of the joint connection, (B, L, 2C) -> (B, L, 2C); zero at first."""
+
+    def reset_parameters(self) -> None:
+        """Zero weight and bias; nn.Linear calls this when it is made."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """In the weight's own precision, which may be higher than the base network's while the adapter trains."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 def add_joint_connection(attn: FluxAttention) -> None:
-    """Give an attention layer its joint Linear (2C -> 2C), zero at first: two separate branches."""
-    reference = attn.norm_q.weight
-    joint = nn.Linear(2 * attn.inner_dim, 2 * attn.inner_dim, device=reference.device, dtype=reference.dtype)
-    nn.init.zeros_(joint.weight)
-    nn.init.zeros_(joint.bias)
-    attn.joint_proj = joint
+    """Give an attention layer of width C its joint projection and the processor that uses it."""
+    width, reference = 2 * attn.inner_dim, attn.norm_q.weight
+    attn.joint_proj = JointProjection(width, width, device=reference.device, dtype=reference.dtype)
     attn.set_processor(JointFluxAttnProcessor())
 
 
@@ -88,8 +98,7 @@ class JointFluxAttnProcessor:
         cross_attended = self._attend(query, swap_halves(key), swap_halves(value), attention_mask)
 
         both = torch.cat(cross_attended.chunk(2), dim=-1)  # (B, L, 2C): [rgb, depth] on channels
-        joint = attn.joint_proj(both.to(attn.joint_proj.weight.dtype)).to(both.dtype)  # the adapter may be float32
-        joint = torch.cat(joint.chunk(2, dim=-1))  # (2B, L, C)
+        joint = torch.cat(attn.joint_proj(both).chunk(2, dim=-1))  # (2B, L, C)
         attended = self_attended + joint * joint_weights.to(joint.dtype)[:, None, None]
 
         if encoder_hidden_states is None:

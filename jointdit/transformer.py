@@ -169,7 +169,9 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             if not (folder / cls.config_name).is_file():
                 raise ModelError(f"{folder}: {cls.config_name} is missing, give a folder written by save_pretrained.")
             with torch.device("meta"):
-                expected = {name: tuple(t.shape) for name, t in cls.from_config(folder).state_dict().items()}
+                expected = {
+                    name: tuple(t.shape) for name, t in cls.from_config(cls.load_config(folder)).state_dict().items()
+                }
             check_tensors(folder, found, expected, "the file and its config.json must be saved together")
         model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
         assert isinstance(model, cls)

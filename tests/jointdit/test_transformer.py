@@ -210,3 +210,28 @@ def test_wrong_inputs_are_named(golden):
         model(**{**inputs, "timestep": torch.ones(1)})
     with pytest.raises(ValueError, match="has 1 rows: give pairs"):
         model(**{**inputs, "hidden_states": inputs["hidden_states"][:1]})
+
+
+@torch.no_grad()
+def test_base_weights_stored_in_eight_bits(golden):
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(sample.flatten().float(), expected.flatten().float(), dim=0) > 0.95
+    io, run = golden.tensors("transformer_a.io"), golden.numbers("transformer_a")["runs"][1]
+    inputs = model_inputs(io, run, torch.bfloat16)
+    expected = golden.network(dtype=torch.bfloat16)(**inputs).sample
+    model = golden.network(dtype=torch.bfloat16)
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    assert model.transformer_blocks[0].attn.to_q.base_layer.weight.dtype == torch.float8_e4m3fn
+    sample = model(**inputs).sample
+    assert sample.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(sample.flatten().float(), expected.flatten().float(), dim=0) > 0.95
+
+
+def test_a_float32_adapter_trains_over_a_bfloat16_base(golden):
+    flux = FluxTransformer2DModel(**golden.network_config("transformer_a")).to(torch.bfloat16)
+    model = JointDiTTransformer2DModel.from_flux(flux, lora_ranks=4, torch_dtype=torch.float32)
+    io, run = golden.tensors("transformer_a.io"), golden.numbers("transformer_a")["runs"][0]
+    model(**model_inputs(io, run, torch.bfloat16)).sample.float().square().mean().backward()
+    joint = model.transformer_blocks[0].attn.joint_proj
+    assert joint.weight.dtype == joint.weight.grad.dtype == torch.float32
+    assert joint.weight.grad.abs().sum() > 0

@@ -1,0 +1,298 @@
+"""JointDiTPipeline: prompts, pictures and depth in, RGB and relative disparity out.
+
+Shapes: B samples, H x W pixels, N packed image tokens, T text tokens. All samples of a call have one size, a multiple
+of 16 pixels for FLUX's VAE; sizes of any kind are fitted by `jointdit.depth`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, FluxTransformer2DModel
+from numpy.typing import ArrayLike, NDArray
+from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
+
+from jointdit.checkpoint_files import FilePath, load_component, load_tokenizer
+from jointdit.denoising import StepCallback, Task, check_task, denoise
+from jointdit.errors import InputError, ModelError
+from jointdit.latents import (
+    decode_latents,
+    encode_image,
+    image_position_ids,
+    pack_latents,
+    seeded_noise,
+    text_position_ids,
+    unpack_latents,
+)
+from jointdit.pixels import (
+    check_disparities,
+    check_images,
+    disparity_to_vae,
+    image_to_vae,
+    one_each,
+    vae_to_disparity,
+    vae_to_image,
+)
+from jointdit.transformer import JointDiTTransformer2DModel
+
+TINY_CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
+_SETTINGS = ("default_height", "default_width", "max_sequence_length")
+_DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+EMPTY_PROMPT = " "  # what the authors use for depth estimation and for dropped captions in training
+
+
+@dataclass(frozen=True)
+class JointDiTOutput:
+    """What a call returns, one row a sample.
+
+    `disparity` is relative: 1 nearest, 0 farthest in each picture, by the min and max of the decoded map. The task's
+    input comes back as it was given. A sample whose numbers are not finite has `finite` False, NaN disparity and
+    black pixels; its neighbours are not touched.
+    """
+
+    rgb: NDArray[np.uint8]  # (B, H, W, 3)
+    disparity: NDArray[np.float32]  # (B, H, W)
+    finite: NDArray[np.bool_]  # (B,)
+
+
+class JointDiTPipeline(DiffusionPipeline):
+    """RGB and depth together (`joint`), depth of a picture (`depth`), or a picture of a depth map (`depth-to-image`).
+
+    Components as in diffusers' FluxPipeline without a scheduler: JointDiT's transformer, VAE, CLIP (pooled output)
+    and T5 (token states) with their tokenizers. `default_height` and `default_width` (pixels) and
+    `max_sequence_length` (T5 tokens) are settings of the checkpoint.
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
+
+    def __init__(
+        self,
+        transformer: JointDiTTransformer2DModel,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder_2: T5EncoderModel,
+        tokenizer_2: PreTrainedTokenizerBase,
+        default_height: int = 512,
+        default_width: int = 512,
+        max_sequence_length: int = 512,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+        )
+        self.register_to_config(
+            default_height=default_height, default_width=default_width, max_sequence_length=max_sequence_length
+        )
+        self._check_components()
+
+    def _check_components(self) -> None:
+        network = self.transformer.config
+        for what, found, needed in (
+            ("vae.latent_channels * 4", 4 * self.vae.config.latent_channels, network.in_channels),
+            ("text_encoder.hidden_size", self.text_encoder.config.hidden_size, network.pooled_projection_dim),
+            ("text_encoder_2.d_model", self.text_encoder_2.config.d_model, network.joint_attention_dim),
+        ):
+            if found != needed:
+                raise ModelError(
+                    f"{what} is {found} but the transformer needs {needed}: combine parts of one checkpoint."
+                )
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that height and width must be multiples of: the VAE's downsampling times the 2x2 packing."""
+        return 2 * self._vae_factor
+
+    @property
+    def _vae_factor(self) -> int:
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: FilePath | None = None,
+        *,
+        base: FilePath | None = None,
+        adapter: FilePath | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> JointDiTPipeline:
+        """Load a checkpoint: "tiny", a folder written by save_pretrained, or its name on the Hugging Face hub.
+
+        base: instead, a FLUX.1 pipeline (dev, schnell, Krea or any fine-tune of the same architecture), folder or hub
+        name, to which the published `adapter` (a local safetensors file) is added. torch_dtype: of transformer and
+        text encoders, default float32; the VAE always runs in float32, which far depth needs. kwargs: components that
+        replace the checkpoint's, as in diffusers, and options of its hub download. Raises ModelError for what is not
+        there, is not safetensors, or does not fit.
+        """
+        if (pretrained_model_name_or_path is None) == (base is None) or (base is None) != (adapter is None):
+            raise ModelError(
+                "Give either the name of a JointDiT checkpoint, or both base= (a FLUX pipeline) and adapter=."
+            )
+        folder = _checkpoint_folder(pretrained_model_name_or_path if base is None else base, kwargs)
+        dtype = torch_dtype or torch.float32
+        index = json.loads((folder / cls.config_name).read_text())
+        parts = {**{name: index[name] for name in _SETTINGS if name in index}, **kwargs}
+        if "transformer" not in parts and base is None:
+            parts["transformer"] = JointDiTTransformer2DModel.from_pretrained(folder / "transformer", dtype=dtype)
+        elif "transformer" not in parts:
+            flux = load_component(FluxTransformer2DModel, folder / "transformer", dtype)
+            parts["transformer"] = JointDiTTransformer2DModel.from_flux(flux, adapter)
+        for name, kind, part_dtype in (
+            ("vae", AutoencoderKL, torch.float32),
+            ("text_encoder", CLIPTextModel, dtype),
+            ("text_encoder_2", T5EncoderModel, dtype),
+        ):
+            if name not in parts:
+                parts[name] = load_component(kind, folder / name, part_dtype)
+        for name in ("tokenizer", "tokenizer_2"):
+            if name not in parts:
+                parts[name] = load_tokenizer(folder / name)
+        return cls(**parts)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str | None] | None = None,
+        task: Task = "joint",
+        *,
+        seeds: Sequence[int],
+        image: ArrayLike | Sequence[ArrayLike] | None = None,
+        disparity: ArrayLike | Sequence[ArrayLike] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 3.5,
+        on_step: StepCallback | None = None,
+    ) -> JointDiTOutput:
+        """Generate len(seeds) samples.
+
+        prompt: one for all samples or one each; None and "" are the empty prompt. seeds: one a sample; a sample's
+        noise depends on its seed and size alone. image (task depth): uint8 (H, W, 3), one for all or one each.
+        disparity (task depth-to-image): float (H, W) in [0, 1], 1 nearest, one for all or one each. height, width:
+        pixels, default the input's or the checkpoint's. guidance_scale is ignored by a network without guidance
+        embedding. Raises InputError naming the argument that does not fit.
+        """
+        check_task(task)
+        prompts = one_each("prompt", [prompt] if prompt is None or isinstance(prompt, str) else list(prompt), seeds)
+        pictures = check_images(image, seeds, task)
+        maps = check_disparities(disparity, seeds, task)
+        height, width = self._size(height, width, pictures if pictures is not None else maps)
+
+        prompt_embeds, pooled_prompt_embeds = self.encode_prompt(prompts)
+        noise = self.prepare_noise(seeds, height, width)
+        condition = None
+        if pictures is not None:
+            condition = self.encode_pixels(image_to_vae(pictures))
+        elif maps is not None:
+            condition = self.encode_pixels(disparity_to_vae(maps))
+
+        rgb, depth = denoise(
+            self.transformer,
+            task,
+            noise,
+            condition,
+            prompt_embeds=prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            img_ids=image_position_ids(height // self.size_multiple, width // self.size_multiple).to(noise[0]),
+            txt_ids=text_position_ids(prompt_embeds.shape[1]).to(noise[0]),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            on_step=on_step,
+        )
+
+        finite = np.ones(len(seeds), dtype=bool)
+        if pictures is None:
+            pictures, finite = vae_to_image(self.decode_pixels(rgb, height, width))
+        if maps is None:
+            maps = vae_to_disparity(self.decode_pixels(depth, height, width))
+        finite &= np.isfinite(maps).all(axis=(1, 2))
+        self.maybe_free_model_hooks()
+        return JointDiTOutput(
+            rgb=np.where(finite[:, None, None, None], pictures, np.uint8(0)),
+            disparity=np.where(finite[:, None, None], maps, np.float32(np.nan)),
+            finite=finite,
+        )
+
+    def encode_prompt(self, prompts: Sequence[str | None]) -> tuple[torch.Tensor, torch.Tensor]:
+        """T5's token states (B, T, D) and CLIP's pooled output (B, P), as FluxPipeline does.
+
+        Each text is padded to a fixed length without a mask and cut where it is longer; None and "" become one space. A
+        text that comes twice is encoded once.
+        """
+        texts = [text or EMPTY_PROMPT for text in prompts]
+        unique = list(dict.fromkeys(texts))
+        clip_length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        clip_ids = self._token_ids(self.tokenizer, unique, clip_length)
+        t5_ids = self._token_ids(self.tokenizer_2, unique, self.config.max_sequence_length)
+        pooled = self.text_encoder(clip_ids).pooler_output
+        states = self.text_encoder_2(t5_ids)[0]
+        rows = [unique.index(text) for text in texts]
+        return states[rows], pooled[rows]
+
+    def _token_ids(self, tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> torch.Tensor:
+        tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        ids: torch.Tensor = tokens.input_ids.to(self._execution_device)
+        return ids
+
+    def prepare_noise(self, seeds: Sequence[int], height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed noise of RGB and depth, (B, N, 4C) float32: each sample drawn from its own seed on the CPU."""
+        shape = (2, self.vae.config.latent_channels, height // self._vae_factor, width // self._vae_factor)
+        noise = seeded_noise(seeds, shape).to(self._execution_device)
+        return pack_latents(noise[:, 0]), pack_latents(noise[:, 1])
+
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] -> packed latents (B, N, 4C), the mode of the VAE's posterior."""
+        return pack_latents(encode_image(self.vae, pixels.to(self._execution_device)))
+
+    def decode_pixels(self, packed: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Packed latents (B, N, 4C) -> (B, 3, H, W), about [-1, 1], float32 on the CPU."""
+        latents = unpack_latents(packed, height // self._vae_factor, width // self._vae_factor)
+        return decode_latents(self.vae, latents).cpu()
+
+    def _size(self, height: int | None, width: int | None, given: NDArray[Any] | None) -> tuple[int, int]:
+        """The size of this call in pixels, from the arguments, the input (B, H, W, ...) or the checkpoint's default."""
+        default = (self.config.default_height, self.config.default_width) if given is None else given.shape[1:3]
+        size = (height or default[0], width or default[1])
+        if given is not None and size != default:
+            found = f"{default[0]} x {default[1]}"
+            raise InputError(
+                f"height x width is {size[0]} x {size[1]} but the input is {found} pixels: leave them out."
+            )
+        for name, pixels in zip(("height", "width"), size, strict=True):
+            if pixels < self.size_multiple or pixels % self.size_multiple:
+                raise InputError(
+                    f"{name} is {pixels} pixels: use a multiple of {self.size_multiple}, such as "
+                    f"{max(1, round(pixels / self.size_multiple)) * self.size_multiple}."
+                )
+        return size
+
+
+def _checkpoint_folder(name: FilePath | None, kwargs: dict[str, Any]) -> Path:
+    """The local folder of a checkpoint, downloaded where it is on the hub; takes the download's options from kwargs."""
+    assert name is not None
+    folder = TINY_CHECKPOINT if name == "tiny" else Path(name)
+    options = {option: kwargs.pop(option) for option in _DOWNLOAD_OPTIONS if option in kwargs}
+    if not folder.is_dir():
+        is_path = name == "tiny" or folder.exists() or folder.is_absolute() or str(name).startswith((".", "~"))
+        if is_path or len(folder.parts) != 2:
+            raise ModelError(f"{folder}: there is no such folder, give a model saved with save_pretrained.")
+        try:
+            folder = Path(DiffusionPipeline.download(str(name), use_safetensors=True, **options))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{name}: neither a folder here nor to be had from the hub ({reason}).") from error
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"{folder}: model_index.json is missing, give the folder of a whole pipeline.")
+    return folder
