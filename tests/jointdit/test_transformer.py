@@ -214,8 +214,7 @@ def test_wrong_inputs_are_named(golden):
 
 @torch.no_grad()
 def test_base_weights_stored_in_eight_bits(golden):
-    cosine = torch.nn.functional.cosine_similarity
-    assert cosine(sample.flatten().float(), expected.flatten().float(), dim=0) > 0.95
+    """diffusers' layerwise casting keeps weights in float8, computes in bfloat16: LoRA and joint layers must follow."""
     io, run = golden.tensors("transformer_a.io"), golden.numbers("transformer_a")["runs"][1]
     inputs = model_inputs(io, run, torch.bfloat16)
     expected = golden.network(dtype=torch.bfloat16)(**inputs).sample
@@ -224,7 +223,8 @@ def test_base_weights_stored_in_eight_bits(golden):
     assert model.transformer_blocks[0].attn.to_q.base_layer.weight.dtype == torch.float8_e4m3fn
     sample = model(**inputs).sample
     assert sample.dtype == torch.bfloat16
-    assert torch.nn.functional.cosine_similarity(sample.flatten().float(), expected.flatten().float(), dim=0) > 0.95
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(sample.flatten().float(), expected.flatten().float(), dim=0) > 0.95
 
 
 def test_a_float32_adapter_trains_over_a_bfloat16_base(golden):
