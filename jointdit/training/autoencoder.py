@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder, on pictures and on their disparity maps alike."""
+"""Stage 1: the autoencoder, on pictures and on their disparity maps alike, and then its decoder alone."""
 
 from __future__ import annotations
 
@@ -31,6 +31,20 @@ def vae_loss(vae: AutoencoderKL, scenes: RenderedScenes, batch_size: int, genera
     reconstruction = error.abs().mean() + 2 * error.square().mean()
     colour = chroma.abs().mean() + 2 * chroma.square().mean()
     return reconstruction + OPPONENT_WEIGHT * colour + EDGE_WEIGHT * edges + KL_WEIGHT * posterior.kl().mean()
+
+
+def decoder_loss(
+    vae: AutoencoderKL, scenes: RenderedScenes, batch_size: int, generator: torch.Generator
+) -> torch.Tensor:
+    """L2 on pixels and opponent colours, from the posterior's mode: what the peak signal-to-noise ratio measures.
+
+    The encoder is not trained, so the latents that the transformer learns from stay what they are.
+    """
+    pixels = draw_pixels(scenes, batch_size, generator)
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mode()
+    error = vae.decode(latents).sample.float() - pixels
+    return error.square().mean() + 0.5 * opponent(error).square().mean() + 0.02 * error.abs().mean()
 
 
 def draw_pixels(scenes: RenderedScenes, batch_size: int, generator: torch.Generator) -> torch.Tensor:

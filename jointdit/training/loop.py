@@ -23,7 +23,7 @@ NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 LossFunction = Callable[[torch.Generator], torch.Tensor]  # draws its batch from the generator, returns a scalar
 Report = Callable[[str], None]
 
-STAGE_SEEDS = {"vae": 1, "base": 2, "joint": 3}
+STAGE_SEEDS = {"vae": 1, "base": 2, "joint": 3, "decoder": 4}
 
 
 class Progress(NamedTuple):
@@ -56,7 +56,7 @@ def fit(
     """Optimise in place, and leave the parameters at their moving average.
 
     Args:
-        stage: "vae", "base" or "joint"; names the checkpoint and picks the stream of batches.
+        stage: a key of STAGE_SEEDS; names the checkpoint and picks the stream of batches.
         named_parameters: what is trained; names must be stable between runs.
         folder: where `<stage>.safetensors` is kept; a run that finds one there goes on from it.
         report: gets one line every `every` steps.

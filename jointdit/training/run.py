@@ -1,6 +1,6 @@
 """The recipe of the tiny checkpoint, from nothing to a folder that JointDiTPipeline.from_pretrained reads.
 
-    scenes -> autoencoder -> latents -> text-to-image base -> JointDiT adapter -> <output>/pipeline
+    scenes -> autoencoder -> decoder alone -> latents -> text-to-image base -> JointDiT adapter -> <output>/pipeline
 
 Each stage resumes from its checkpoint, and a finished stage is only read.
 """
@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer, T5Tokenizer
 
 from jointdit.pipeline import JointDiTPipeline
 from jointdit.tiny import architecture
-from jointdit.training.autoencoder import standardise_latents, vae_loss
+from jointdit.training.autoencoder import decoder_loss, standardise_latents, vae_loss
 from jointdit.training.base import base_loss
 from jointdit.training.data import RenderedScenes, load_cache, render_cache
 from jointdit.training.joint import joint_loss
@@ -43,6 +43,7 @@ def train(spec: TrainSpec, report: Report = print) -> Path:
     scenes = prepare_scenes(spec, report)
     text = CaptionEncoder(scenes.captions, clip_tokenizer, clip, t5_tokenizer, t5)
     train_autoencoder(spec, vae, scenes, report)
+    train_decoder(spec, vae, scenes, report)
     rgb = cached_latents(vae, scenes, "rgb", spec.output / "latents-rgb.npy", report)
     train_base(spec, flux, text, rgb, report)
     disparity = cached_latents(vae, scenes, "disparity", spec.output / "latents-disparity.npy", report)
@@ -103,6 +104,22 @@ def train_autoencoder(spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScene
         standardise_latents(vae, scenes)
         write_finished(finished, named)
     vae.requires_grad_(False).eval()
+
+
+def train_decoder(spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScenes, report: Report) -> None:
+    """Stage 1b: the decoder alone; the latents stay as they are."""
+    finished = spec.output / "decoder-finished.safetensors"
+    named = [(name, p) for name, p in vae.named_parameters() if name.startswith(("decoder.", "post_quant_conv."))]
+    if not read_finished(finished, named):
+        for _, parameter in named:
+            parameter.requires_grad_(True)
+
+        def loss(generator: torch.Generator) -> torch.Tensor:
+            return decoder_loss(vae, scenes, spec.decoder.batch_size, generator)
+
+        fit("decoder", spec.decoder, named, loss, spec.output, spec.seed, report)
+        write_finished(finished, named)
+    vae.requires_grad_(False)
 
 
 def train_base(

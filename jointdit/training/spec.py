@@ -37,7 +37,7 @@ class StageSpec(Frozen):
 
 
 class TrainSpec(Frozen):
-    """Scenes -> autoencoder -> text-to-image base -> JointDiT adapter -> one folder in diffusers' layout."""
+    """Scenes -> autoencoder -> its decoder alone -> text-to-image base -> JointDiT adapter -> one diffusers folder."""
 
     seed: int = Field(0, ge=0)
     output: Path = Field(description="folder for checkpoints, logs and the finished pipeline")
@@ -45,5 +45,6 @@ class TrainSpec(Frozen):
     text_drop: float = Field(0.1, ge=0, le=1, description="share of captions replaced by the empty prompt")
     scenes: ScenesSpec = ScenesSpec.model_validate({})
     vae: StageSpec
+    decoder: StageSpec
     base: StageSpec
     joint: StageSpec
