@@ -121,7 +121,16 @@ def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: 
     named = [(name, p) for m in (flux, clip, t5) for name, p in m.named_parameters()]
     named = [(f"{i}.{name}", p) for i, (name, p) in enumerate(named)]
     lines: list[str] = []
-    fit("base", stage(60), named, lambda g: base_loss(flux, rgb, text, 8, 0.1, g), tmp_path, 0, lines.append, every=15)
+    fit(
+        "base",
+        stage(24, batch_size=4),
+        named,
+        lambda g: base_loss(flux, rgb, text, 4, 0.1, g),
+        tmp_path,
+        0,
+        lines.append,
+        every=6,
+    )
     assert losses_of(lines)[-1] < 0.8 * losses_of(lines)[0]
 
     model = JointDiTTransformer2DModel.from_flux(flux, lora_ranks=architecture.LORA_RANKS)
@@ -131,13 +140,13 @@ def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: 
     lines.clear()
     fit(
         "joint",
-        stage(60),
+        stage(24, batch_size=4),
         adapter,
-        lambda g: joint_loss(model, rgb, disparity, text, 8, 0.1, g),
+        lambda g: joint_loss(model, rgb, disparity, text, 4, 0.1, g),
         tmp_path,
         0,
         lines.append,
-        every=15,
+        every=6,
     )
     assert losses_of(lines)[-1] < 0.9 * losses_of(lines)[0]
     for name, value in frozen.items():
