@@ -193,11 +193,13 @@ def scenes(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code, or raises SystemExit as typer does for wrong usage."""
+    """Run the command line; returns the exit code: 0, 1 for an error of ours, 2 for wrong usage, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
         app([word for word in words if word != "--debug"], prog_name="jointdit")
+    except SystemExit as stop:  # typer ends so, whatever happened
+        return int(stop.code or 0)
     except (JointDiTError, OSError) as error:
         if debug:
             raise

@@ -67,8 +67,12 @@ class Sampling:
             raise SpecError(first_sentence(error, ModelSpec)) from None
         identity = identify(spec)
 
+        import diffusers
         import torch
+        import transformers
 
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
         return load_pipeline(spec, "cuda" if torch.cuda.is_available() else "cpu"), identity.height, identity.width
 
 

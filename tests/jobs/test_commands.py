@@ -1,0 +1,125 @@
+"""Each command does what its help says. Jobs through Ray are in test_jobs.py."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.cli import main
+from jointdit.depth import decode_depth_png, disparity_from_depth
+from jointdit.scenes import render_scene
+from pipelines.readers import check_columns, list_files, read_rows
+from pipelines.records import Row
+from pipelines.spec import load_spec
+
+COMMANDS = ["run", "plan", "status", "validate", "generate", "depth", "restyle", "train", "scenes"]
+PROMPT = "a large red sphere, on a blue floor in front of a white wall"
+PLY_HEADER = b"ply\nformat binary_little_endian 1.0\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_starts_with_the_command(command, capsys):
+    assert main([command, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Example: jointdit {command} " in text
+
+
+def test_help_does_not_wait_for_the_heavy_libraries():
+    script = (
+        "import sys\n"
+        "from jobs.cli import main\n"
+        "main(['--help'])\n"
+        "heavy = {'torch', 'ray', 'open3d', 'numpy', 'pyarrow', 'transformers', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert all(f" {command} " in answer.stdout for command in COMMANDS)
+
+
+def test_scenes_are_exact_and_read_by_the_readers_of_every_task(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["scenes", "-n", "3", "-o", "scenes", "--seed", "41", "--width", "64", "--height", "48"]) == 0
+    assert "3 scenes in scenes" in capsys.readouterr().out
+
+    lines = [json.loads(line) for line in (tmp_path / "scenes" / "metadata.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [41, 42, 43]
+    truth = render_scene(42, 64, 48)
+    found = lines[1]
+    assert found["caption"] == truth.caption
+    assert (found["fx"], found["cx"]) == (truth.fx, 32.0)
+    folder = tmp_path / "scenes"
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / found["rgb"])), truth.rgb)
+    np.testing.assert_array_equal(np.load(folder / found["depth"]), truth.depth)
+    disparity = decode_depth_png((folder / found["disparity"]).read_bytes())
+    np.testing.assert_allclose(disparity, disparity_from_depth(truth.depth), atol=1 / 65535)
+
+    table = {"uri": "scenes/metadata.jsonl"}
+    for task, settings in {
+        "joint": table | {"columns": {"prompt": "caption"}},
+        "depth": table | {"columns": {"image": "rgb"}},
+        "depth-to-image": table | {"columns": {"prompt": "caption"}, "depth": {"kind": "metric"}},
+    }.items():
+        rows = read_all(load_spec({"task": task, "input": settings, "output": {"uri": "out"}}))
+        assert [row.id for row in rows] == ["000000", "000001", "000002"]
+    np.testing.assert_array_equal(rows[1].depth, truth.depth)
+    assert rows[1].prompt == truth.caption
+
+
+def read_all(spec):
+    files = list_files(spec.input, spec.task)
+    check_columns(files, spec.input, spec.task)
+    rows = [row for file in files for row in read_rows(file, 0, 3, spec.input, spec.task)]
+    assert all(isinstance(row, Row) for row in rows), rows
+    return rows
+
+
+def test_generate_writes_picture_disparity_and_points_for_each_seed(tmp_path, capsys):
+    assert main(["generate", PROMPT, "-o", str(tmp_path / "out"), "-n", "2", "--seed", "5", "--steps", "1"]) == 0
+    written = capsys.readouterr().out.split()
+    assert len(written) == 6
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.rsplit("/", 1)[1] for path in written}
+    for seed in (5, 6):
+        stem = tmp_path / "out" / f"a-large-red-sphere-on-a-blue-floor-in-front-of-a-white-wall-{seed}"
+        rgb = np.asarray(Image.open(stem.with_suffix(".png")))
+        disparity = decode_depth_png(stem.with_suffix(".disparity.png").read_bytes())
+        assert rgb.shape == (*disparity.shape, 3)
+        assert (disparity.min(), disparity.max()) == (0.0, 1.0)
+        assert stem.with_suffix(".ply").read_bytes().startswith(PLY_HEADER)
+
+
+def test_the_same_seed_gives_the_same_files(tmp_path):
+    for folder in ("one", "two"):
+        assert main(["generate", PROMPT, "-o", str(tmp_path / folder), "--seed", "3", "--steps", "1"]) == 0
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_depth_comes_at_the_size_of_the_picture(tmp_path):
+    photo = np.asarray(Image.fromarray(render_scene(7).rgb).resize((1000, 700)))
+    Image.fromarray(photo).save(tmp_path / "photo.jpg")
+    assert main(["depth", str(tmp_path / "photo.jpg"), "-o", str(tmp_path / "out"), "--steps", "1"]) == 0
+    assert decode_depth_png((tmp_path / "out" / "photo.disparity.png").read_bytes()).shape == (700, 1000)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["photo.disparity.png", "photo.ply"]
+
+
+def test_restyle_keeps_the_depth_it_was_given(tmp_path):
+    scene = render_scene(9, 96, 80)
+    np.save(tmp_path / "depth.npy", scene.depth)
+    command = ["restyle", str(tmp_path / "depth.npy"), "a green cube", "--kind", "metric", "--steps", "1"]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 0
+    disparity = decode_depth_png((tmp_path / "out" / "a-green-cube-0.disparity.png").read_bytes())
+    np.testing.assert_allclose(disparity, disparity_from_depth(scene.depth), atol=1 / 65535)
+    with Image.open(tmp_path / "out" / "a-green-cube-0.png") as picture:
+        assert picture.size == (96, 80)
+    header = (tmp_path / "out" / "a-green-cube-0.ply").read_bytes().split(b"end_header")[0].decode()
+    assert f"z_near {scene.depth.min():.9g} z_far {scene.depth.max():.9g} (given)" in header
+
+
+def test_train_refuses_a_bad_spec_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "train.yaml").write_text("sead: 3\n")
+    assert main(["train", str(tmp_path / "train.yaml")]) == 1
+    assert "did you mean seed?" in capsys.readouterr().err
