@@ -210,6 +210,13 @@ def test_a_network_without_guidance(small_pipeline, flux_folder, tmp_path):
     assert_same(one, other, tolerance=0)
 
 
+def test_the_packaged_checkpoint():
+    tiny = JointDiTPipeline.from_pretrained("tiny")
+    out = tiny(prompt="a red sphere", task="joint", seeds=[7], num_inference_steps=1)
+    assert out.rgb.shape == (1, tiny.config.default_height, tiny.config.default_width, 3)
+    assert out.finite.all()
+
+
 def test_parts_of_two_checkpoints(small_pipeline):
     components = dict(small_pipeline.components)
     flux = FluxTransformer2DModel(

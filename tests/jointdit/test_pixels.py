@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from jointdit.errors import InputError
+from jointdit.pixels import (
+    check_disparities,
+    check_images,
+    disparity_to_vae,
+    image_to_vae,
+    vae_to_disparity,
+    vae_to_image,
+)
+
+
+def test_every_eight_bit_value_survives():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    pixels = image_to_vae(levels)
+    assert (pixels.min().item(), pixels.max().item()) == (-1, 1)
+    back, finite = vae_to_image(pixels)
+    assert np.array_equal(back, levels)
+    assert finite.tolist() == [True]
+
+
+def test_pictures_outside_the_range_are_clipped_and_nan_is_flagged():
+    decoded = torch.tensor([-3.0, 3.0, 0.0]).view(1, 3, 1, 1).repeat(2, 1, 1, 1)
+    decoded[1, 2] = torch.nan
+    back, finite = vae_to_image(decoded)
+    assert back[0, 0, 0].tolist() == [0, 255, 128]
+    assert finite.tolist() == [True, False]
+
+
+def test_disparity_keeps_more_than_eight_bits():
+    maps = np.linspace(0, 1, 4096, dtype=np.float32).reshape(1, 64, 64)
+    pixels = disparity_to_vae(maps)
+    assert pixels.shape == (1, 3, 64, 64)
+    assert torch.equal(pixels[:, 0], pixels[:, 2])
+    np.testing.assert_allclose(vae_to_disparity(pixels), maps, atol=1e-6)
+
+
+def test_disparity_is_the_channel_mean_spread_over_each_picture():
+    generator = torch.Generator().manual_seed(0)
+    decoded = torch.randn(2, 3, 8, 8, generator=generator) * torch.tensor([0.1, 5.0]).view(2, 1, 1, 1)
+    maps = vae_to_disparity(decoded)
+    mean = decoded[1].mean(dim=0).numpy()
+    np.testing.assert_allclose(maps[1], (mean - mean.min()) / (mean.max() - mean.min()), atol=1e-6)
+    assert maps.min(axis=(1, 2)).tolist() == [0, 0]
+    assert maps.max(axis=(1, 2)).tolist() == [1, 1]
+
+
+def test_a_map_without_relief_and_one_with_nan():
+    decoded = torch.full((2, 3, 4, 4), 0.3)
+    decoded[1, 0, 0, 0] = torch.nan
+    maps = vae_to_disparity(decoded)
+    assert not maps[0].any()
+    assert np.isnan(maps[1]).all()
+
+
+def test_inputs_in_every_accepted_form():
+    picture, disparity = np.zeros((16, 32, 3), np.uint8), np.zeros((16, 32), np.float64)
+    for given in (picture, [picture, picture], (picture,), np.stack([picture, picture])):
+        assert check_images(given, [1, 2], "depth").shape == (2, 16, 32, 3)
+    for given in (disparity, [disparity], np.stack([disparity, disparity])):
+        maps = check_disparities(given, [1, 2], "depth-to-image")
+        assert maps.shape == (2, 16, 32)
+        assert maps.dtype == np.float32
+    assert check_images(None, [1], "joint") is None
+    assert check_disparities(None, [1], "depth") is None
+
+
+def test_rounding_of_a_resampled_map_passes_but_not_metres():
+    check_disparities(np.array([[-1e-5, 1.0001]]), [1], "depth-to-image")
+    with pytest.raises(InputError, match=r"disparity ranges from 0\.5 to 12"):
+        check_disparities(np.array([[0.5, 12.0]]), [1], "depth-to-image")
