@@ -39,8 +39,8 @@ from pipelines.storage import Storage
 
 THUMBNAIL = 256  # pixels, the longer side
 COLUMNS = ["id", "prompt", "rgb", "depth", "width", "height", "seed", "round", "pointcloud", "quality"]
-# From far to near: dark violet to light yellow, rising in lightness so that it reads in grey and for the colour-blind.
-COLOURS = ("000004", "1c1044", "4f127b", "812581", "b5367a", "e55964", "fb8761", "fec287", "fcfdbf")
+# Matplotlib's plasma from far to near: rising in lightness, so that it reads in grey and for the colour-blind.
+COLOURS = ("0d0887", "4c02a1", "7e03a8", "a92395", "cc4778", "e56b5d", "f89540", "fdc527", "f0f921")
 
 
 @dataclass(frozen=True)
@@ -191,10 +191,12 @@ def _card(row: GalleryRow) -> str:
     parts.append(f'<p class="id">{html.escape(row.id)}</p>')
     parts.append('<ul class="chips">')
     parts.extend(f"<li>{html.escape(name)} <b>{html.escape(value)}</b></li>" for name, value in row.facts.items())
-    for name, value in row.scores.items():
-        if value is not None:
-            parts.append(f"<li>{html.escape(name.replace('_', ' '))} <b>{value:.3g}</b></li>")
     parts.append("</ul>")
+    scores = {name: value for name, value in row.scores.items() if value is not None}
+    if scores:
+        parts.append("<details><summary>scores</summary><dl>")
+        parts.extend(f"<dt>{html.escape(name)}</dt><dd>{value:.4g}</dd>" for name, value in scores.items())
+        parts.append("</dl></details>")
     if row.pointcloud:
         parts.append(f'<a href="../{quote(row.pointcloud)}" download>point cloud</a>')
     if row.traceback:
