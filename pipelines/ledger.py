@@ -31,6 +31,7 @@ from pipelines.fingerprint import Fingerprint, check_same, code_version
 from pipelines.records import Shard, Span
 from pipelines.spec import JobSpec
 from pipelines.storage import AlreadyExists, Storage
+from pipelines.store_errors import explained
 
 FORMAT = 1
 READERS = 16  # small objects read at once
@@ -120,7 +121,7 @@ class Commit:
     code: str = ""
     host: str = ""
     finished: str = ""
-    seconds: float = 0.0  # in the model
+    seconds: float = 0.0  # of the finish task
     counts: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -143,7 +144,7 @@ class Commit:
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Commit:
         """Read what `to_bytes` wrote. Raises StoreError for anything else."""
-        fields = _parse(data, name)
+        fields = parse(data, name)
         try:
             columns = fields["samples"]
             rows = zip(
@@ -182,14 +183,19 @@ class Ledger:
             check_same(job.fingerprint, fingerprint, self.storage.uri)
         return job
 
-    def has_job(self) -> bool:
-        """Whether a job was ever started here."""
-        return self.storage.exists("_job.json")
+    def check_job(self, fingerprint: Fingerprint) -> None:
+        """Raise SpecError where the output already holds a job with another fingerprint."""
+        with explained(self.storage.uri, at_start=True):
+            exists = self.storage.exists("_job.json")
+        if exists:
+            check_same(self.read_job().fingerprint, fingerprint, self.storage.uri)
 
     def read_job(self) -> Job:
         """The job of this output. Raises StoreError where there is none."""
         try:
-            fields = _parse(self.storage.read_bytes("_job.json"), self.storage.uri_of("_job.json"))
+            with explained(self.storage.uri, at_start=True):
+                data = self.storage.read_bytes("_job.json")
+            fields = parse(data, self.storage.uri_of("_job.json"))
         except FileNotFoundError:
             raise StoreError(f"{self.storage.uri} holds no job: there is no _job.json; check the address.") from None
         return Job(
@@ -259,14 +265,14 @@ class Ledger:
             return winner
         return commit
 
-    def record_crash(self, shard: str, samples: Sequence[str], error: str) -> int:
-        """Record that a shard took its worker down while making `samples`; returns how often it has by now."""
+    def record_crash(self, shard: str, record: dict[str, Any]) -> None:
+        """Add a crash record to a shard's."""
+        data = _json({**record, "token": new_token(), "at": now(), "format": FORMAT})
         while True:
-            number = len(self.crashes(shard)) + 1
-            record = {"token": new_token(), "samples": list(samples), "error": error, "at": now(), "format": FORMAT}
+            number = len(self.storage.names(f"_crashes/{shard}", ".json")) + 1
             try:
-                self.storage.create_bytes(f"_crashes/{shard}/{number}.json", _json(record))
-                return number
+                self.storage.create_bytes(f"_crashes/{shard}/{number}.json", data)
+                return
             except AlreadyExists:
                 continue  # another driver counted one at the same moment
 
@@ -274,7 +280,7 @@ class Ledger:
         """The crash records of a shard, in order."""
         folder = f"_crashes/{shard}"
         names = sorted(self.storage.names(folder, ".json"), key=lambda name: int(name.removesuffix(".json")))
-        return [_parse(self.storage.read_bytes(f"{folder}/{name}"), name) for name in names]
+        return [parse(self.storage.read_bytes(f"{folder}/{name}"), name) for name in names]
 
     def shards_with_crashes(self) -> set[str]:
         """Ids of the shards that ever took a worker down; one listing."""
@@ -307,7 +313,8 @@ def _json(fields: dict[str, Any]) -> bytes:
     return (json.dumps(fields) + "\n").encode()
 
 
-def _parse(data: bytes, name: str) -> dict[str, Any]:
+def parse(data: bytes, name: str) -> dict[str, Any]:
+    """A ledger object's fields. Raises StoreError where it is damaged, PermanentError where its format is another."""
     try:
         fields = json.loads(data)
     except ValueError as error:

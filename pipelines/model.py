@@ -1,4 +1,4 @@
-"""From `spec.model` to weights: what identifies them (the driver, without torch), and the loaded pipeline (a worker)."""
+"""From `spec.model` to weights: what identifies them (driver, without torch), and the loaded pipeline (a worker)."""
 
 from __future__ import annotations
 

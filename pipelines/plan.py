@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jointdit.errors import InputError
-from pipelines.fingerprint import Fingerprint, check_same, digest, fingerprint_of
+from pipelines.fingerprint import Fingerprint, digest, fingerprint_of
 from pipelines.ledger import Commit, Ledger, PlannedShard
 from pipelines.model import ModelIdentity, identify
 from pipelines.readers import check_columns, count_rows, find_duplicate_ids, list_files
@@ -28,35 +29,35 @@ APPEND_ATTEMPTS = 100
 class Proposal:
     """What a listing of the input adds to the plan."""
 
+    number: int  # of the plan file it would become
     shards: tuple[Shard, ...]
     changed: tuple[str, ...] = ()  # uris whose new version supersedes a planned one
     removed: tuple[str, ...] = ()  # planned uris that the input no longer lists; what they gave stays
 
 
-def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
-    """Append what is new in the input to the ledger's plan; another driver's plan file is read and subtracted.
+def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposal: Proposal) -> Proposal:
+    """Append a proposal to the ledger's plan; where another driver was first, its plan file is subtracted.
 
     Raises:
         InputError: no rows, a missing column, duplicate ids.
     """
     for _ in range(APPEND_ATTEMPTS):
-        numbers = ledger.plan_numbers()
-        proposal = propose(spec, fingerprint, ledger)
         if not proposal.shards:
             return proposal
-        number = max(numbers, default=0) + 1
+        number = proposal.number
         try:
             count = spec.input.samples_per_row
             ledger.append_plan(number, [PlannedShard(s, count, number, i) for i, s in enumerate(proposal.shards)])
             return proposal
         except AlreadyExists:
-            continue
+            proposal = propose(spec, fingerprint, ledger)
     raise InputError(f"other drivers keep extending the plan of {ledger.storage.uri}: run again when they are done.")
 
 
 def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
     """Shards for the input versions that are not planned yet."""
     planned = ledger.planned()
+    number = max((entry.plan for entry in planned), default=0) + 1
     versions = {(span.uri, span.etag) for entry in planned for span in entry.shard.spans}
     planned_uris = {uri for uri, _ in versions}
     listed = list_files(spec.input, spec.task)
@@ -64,7 +65,7 @@ def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal
     removed = tuple(sorted(planned_uris - listed_uris))
     new = [file for file in listed if (file.uri, file.etag) not in versions]
     if not new:
-        return Proposal((), removed=removed)
+        return Proposal(number, (), removed=removed)
     check_columns(new, spec.input, spec.task)
     counts = [(file, count_rows(file, spec.input)) for file in new]
     if not planned and not any(rows for _, rows in counts):
@@ -73,7 +74,7 @@ def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal
         examples = ", ".join(repr(identifier) for identifier in duplicates[:3])
         raise InputError(f"the input has rows with the same id, such as {examples}: give each row an id of its own.")
     shards = tuple(cut_shards(counts, spec.output.shard_rows, digest(fingerprint)))
-    return Proposal(shards, tuple(sorted(file.uri for file in new if file.uri in planned_uris)), removed)
+    return Proposal(number, shards, tuple(sorted(file.uri for file in new if file.uri in planned_uris)), removed)
 
 
 def cut_shards(counts: Iterable[tuple[SourceFile, int]], shard_rows: int, fingerprint_digest: str) -> Iterator[Shard]:
@@ -103,48 +104,60 @@ def make_shard(
 
 
 def extend_with_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> int:
-    """Plan new samples for what the last round's committed shards rejected; returns how many.
+    """Plan new samples for what committed shards rejected; returns how many.
 
     A rejected sample of round r < quality.regenerate gets one new sample in round r + 1, with an index and so a seed of
     its own. It is planned from commits alone, so it resumes like everything else.
     """
-    planned = ledger.planned()
-    rounds = [entry.shard.round for entry in planned]
-    last = max(rounds, default=0)
-    if last >= spec.quality.regenerate:
+    if spec.quality.regenerate == 0:
         return 0
-    current = current_versions(planned)
-    rejected: dict[int, list[Span]] = {}  # how many samples a row lost -> rows
-    for entry in planned:
-        if entry.shard.round == last and not is_superseded(entry.shard, current):
-            for span, count in _rejected_rows(entry.shard, ledger.read_commit(entry.shard.id)):
-                if current[span.uri] == span.etag:
-                    rejected.setdefault(count, []).append(span)
-    shards: list[PlannedShard] = []
-    number = max(ledger.plan_numbers(), default=0) + 1
-    for count in sorted(rejected):
-        for start in range(0, len(rejected[count]), spec.output.shard_rows):
-            spans = rejected[count][start : start + spec.output.shard_rows]
-            shard = make_shard(spans, last + 1, digest(fingerprint), count)
-            shards.append(PlannedShard(shard, count, number, len(shards)))
-    if shards:
+    for _ in range(APPEND_ATTEMPTS):
+        shards = _regeneration(spec, fingerprint, ledger)
+        if not shards:
+            return 0
         try:
-            ledger.append_plan(number, shards)
+            ledger.append_plan(shards[0].plan, shards)
+            return sum(entry.samples for entry in shards)
         except AlreadyExists:
-            return extend_with_regeneration(spec, fingerprint, ledger)
-    return sum(entry.samples for entry in shards)
+            continue
+    raise InputError(f"other drivers keep extending the plan of {ledger.storage.uri}: run again when they are done.")
 
 
-def _rejected_rows(shard: Shard, commit: Commit | None) -> Iterator[tuple[Span, int]]:
+def _regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> list[PlannedShard]:
+    planned = ledger.planned()
+    number = max((entry.plan for entry in planned), default=0) + 1
+    current = current_versions(planned)
+    regenerated = {
+        (span.uri, span.etag, position, entry.shard.round)
+        for entry in planned
+        if entry.shard.round > 0
+        for span in entry.shard.spans
+        for position in range(span.start, span.stop)
+    }
+    sources = [entry for entry in planned if entry.shard.round < spec.quality.regenerate]
+    commits = ledger.read_commits(entry.shard.id for entry in sources)
+    rows: dict[tuple[int, int], list[Span]] = {}  # (round, how many samples a row lost) -> rows
+    for entry in sources:
+        if entry.shard.id in commits:
+            round_ = entry.shard.round + 1
+            for span, count in _rejected_rows(entry.shard, commits[entry.shard.id]):
+                is_planned = (span.uri, span.etag, span.start, round_) in regenerated
+                if current[span.uri] == span.etag and not is_planned:
+                    rows.setdefault((round_, count), []).append(span)
+    shards: list[PlannedShard] = []
+    for (round_, count), spans in sorted(rows.items(), key=lambda item: item[0]):
+        for start in range(0, len(spans), spec.output.shard_rows):
+            part = spans[start : start + spec.output.shard_rows]
+            shard = make_shard(part, round_, digest(fingerprint), count)
+            shards.append(PlannedShard(shard, count, number, len(shards)))
+    return shards
+
+
+def _rejected_rows(shard: Shard, commit: Commit) -> Iterator[tuple[Span, int]]:
     """(one row, how many of its samples were rejected) for each row of a committed shard that lost some."""
-    assert commit is not None, "regeneration is planned when a round is committed"
-    lost: dict[tuple[int, int], int] = {}
-    for sample in commit.samples:
-        if sample.outcome == "rejected":
-            lost[sample.span, sample.position] = lost.get((sample.span, sample.position), 0) + 1
+    lost = Counter((sample.span, sample.position) for sample in commit.samples if sample.outcome == "rejected")
     for (index, position), count in lost.items():
-        span = shard.spans[index]
-        yield Span(span.uri, span.etag, span.relative_path, position, position + 1), count
+        yield replace(shard.spans[index], start=position, stop=position + 1), count
 
 
 def current_versions(planned: Iterable[PlannedShard]) -> dict[str, str]:
@@ -191,8 +204,7 @@ def preview(spec: JobSpec) -> PlanPreview:
     model = identify(spec.model)
     fingerprint = fingerprint_of(spec, model)
     ledger = Ledger(Storage(spec.output.uri))
-    if ledger.has_job():
-        check_same(ledger.read_job().fingerprint, fingerprint, spec.output.uri)
+    ledger.check_job(fingerprint)
     proposal = propose(spec, fingerprint, ledger)
     planned, committed = ledger.planned(), ledger.committed()
     current = current_versions(planned)

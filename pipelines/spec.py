@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from jointdit.errors import SpecError
 from pipelines.addresses import is_inside, normalise, overlaps
+from pipelines.quality import load_filters
 from pipelines.spec_file import apply_overrides, first_sentence, read_yaml, refuse_credentials
 
 MULTIPLE = 16  # pixels: 8 of the VAE times 2 of the patches
@@ -312,7 +312,7 @@ def load_spec(source: str | os.PathLike[str] | dict[str, Any], overrides: Sequen
         spec = TASKS[task].model_validate(_tuples(data))
     except ValidationError as error:
         raise SpecError(first_sentence(error, TASKS[task])) from None
-    _check_filters(spec)
+    load_filters(spec.quality.filters)
     return spec
 
 
@@ -321,11 +321,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _check_filters(spec: JobSpec) -> None:
-    for position, settings in enumerate(spec.quality.filters):
-        if not re.fullmatch(r"[a-z0-9_]+", str(settings.get("kind", ""))):
-            raise SpecError(
-                f"quality.filters.{position}.kind is missing: name the filter, for example kind: depth_range."
-            )

@@ -245,6 +245,9 @@ class Storage:
                     raise StoreError(f"{self.uri} does not give back what was written: use another store.")
             finally:
                 self.delete(name)
+                if self.is_local:
+                    with contextlib.suppress(OSError):  # another driver probes at the same time
+                        os.rmdir(self.path("_probe"))
 
     def _refuses_second(self, name: str) -> bool:
         try:

@@ -1,0 +1,22 @@
+"""What every task and actor of a run is told, once, through Ray's object store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.fingerprint import Fingerprint
+from pipelines.spec import JobSpec
+from pipelines.storage import Storage
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The run's spec with what was resolved from it."""
+
+    spec: JobSpec
+    storage: Storage
+    height: int  # pixels, the model's
+    width: int
+    weights: str  # hash of the weights
+    fingerprint: Fingerprint
+    code: str

@@ -1,0 +1,317 @@
+"""Dispatch: chains of tasks in flight, and what is done about their faults. All it knows is in the ledger.
+
+    read (task) -> parts -> worker.generate, a call a part (actor) -> finish (task): filter, encode, write, commit
+
+A chain is submitted without waiting and only its last reference is waited for. Ray itself retries nothing: it would
+rerun `finish` with the same attempt. Shards are retried here:
+
+    a transient fault               with backoff, until retries.infrastructure is spent
+    a dead worker, reader, finish   the shard it was at is blamed (isolation.py), its neighbours simply go again
+    anything else                   stops the run; what is committed stays
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from jointdit.errors import JointDiTError, PermanentError, TransientError
+from pipelines.context import RunContext
+from pipelines.finish import Receipt, finish_shard
+from pipelines.isolation import Crashes, bisect_rows
+from pipelines.ledger import Ledger, PlannedShard
+from pipelines.progress import Progress
+from pipelines.read import Isolation, read_shard, try_rows
+from pipelines.worker import DeviceFault
+from pipelines.workers import Worker, WorkerPool, failure_of, in_one_line, is_done, unwrap
+
+POLL_SECONDS = 1.0
+FIRST_BACKOFF_SECONDS, MOST_BACKOFF_SECONDS = 1.0, 60.0
+SETTLE_SECONDS = 10.0  # for the other references of a chain to learn of its fault
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One chain in flight."""
+
+    entry: PlannedShard
+    isolation: Isolation
+    read: Any  # a small summary, so that the driver never fetches pixels to learn of a fault
+    parts: list[Any]
+    outputs: list[Any]
+    summaries: list[Any]
+    receipt: Any
+    done: int = 0  # parts generated
+
+
+@dataclass(eq=False)
+class Queue:
+    """The chains of one worker, in the order in which it generates them."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+    moved: float = 0.0  # when it last got work or finished a part, by the driver's monotonic clock
+
+
+@dataclass(order=True)
+class Waiting:
+    """A shard without a worker; `due` lies in the future after a fault."""
+
+    due: float
+    order: int
+    entry: PlannedShard = field(compare=False)
+
+
+class Dispatcher:
+    """Brings shards to their commits on a pool of workers."""
+
+    def __init__(
+        self, context: RunContext, context_ref: Any, ledger: Ledger, pool: WorkerPool, progress: Progress
+    ) -> None:
+        self.context, self.context_ref, self.ledger = context, context_ref, ledger
+        self.pool, self.progress = pool, progress
+        self.crashes = Crashes(ledger, context.spec.retries.crash)
+        self.queues = {worker: Queue() for worker in pool.workers}
+        self.waiting: list[Waiting] = []
+        self.faults: Counter[str] = Counter()  # transient, a shard
+        self.quarantined = self.planned = 0  # samples of this run
+        options = {"num_cpus": pool.plan.task_cpus, "max_retries": 0}
+        self.read_task = ray.remote(**options)(_read)
+        self.try_task = ray.remote(**options)(try_rows)
+        self.finish_task = ray.remote(**options)(finish_shard)
+
+    def run(self, entries: Iterable[PlannedShard]) -> None:
+        """Return when every shard has its commit.
+
+        Raises:
+            PermanentError: a permanent fault, a spent budget, or too many quarantined. What is committed stays.
+        """
+        for order, entry in enumerate(entries):
+            heapq.heappush(self.waiting, Waiting(0.0, order, entry))
+            self.planned += entry.samples
+            self.progress.plan(entry.samples)
+        try:
+            while self.waiting or any(queue.attempts for queue in self.queues.values()):
+                self._welcome()
+                self._submit()
+                self._collect()
+                self._watch()
+        finally:
+            for queue in self.queues.values():
+                for attempt in queue.attempts:
+                    _cancel(attempt)
+                queue.attempts.clear()
+
+    # --- submit ------------------------------------------------------------------------------------------------------
+
+    def _welcome(self) -> None:
+        for worker in list(self.queues):
+            error = self.pool.check_start(worker)
+            if error is not None:
+                self._lose(worker, error)
+
+    def _submit(self) -> None:
+        room = self.context.spec.resources.shards_in_flight
+        for worker, queue in self.queues.items():
+            while worker.is_up and len(queue.attempts) < room and self._is_due():
+                entry = self.waiting[0].entry
+                isolation = self.crashes.isolation(entry)
+                if queue.attempts and (isolation.suspects or queue.attempts[0].isolation.suspects):
+                    break  # a suspect may take its worker down: not with others in the queue
+                heapq.heappop(self.waiting)
+                if not queue.attempts:
+                    queue.moved = time.monotonic()
+                queue.attempts.append(self._chain(worker, entry, isolation))
+
+    def _is_due(self) -> bool:
+        return bool(self.waiting) and self.waiting[0].due <= time.monotonic()
+
+    def _chain(self, worker: Worker, entry: PlannedShard, isolation: Isolation) -> Attempt:
+        count = isolation.parts(entry.samples, self.context.spec.model.batch_size)
+        read, rows, *parts = self.read_task.options(num_returns=count + 2).remote(self.context_ref, entry, isolation)
+        pairs = [worker.actor.generate.options(num_returns=2).remote(part) for part in parts]
+        outputs, summaries = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        receipt = self.finish_task.remote(self.context_ref, entry, rows, *outputs)
+        return Attempt(entry, isolation, read, parts, outputs, summaries, receipt)
+
+    # --- collect -----------------------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        """Wait for something to happen, and deal with the chains that ended."""
+        starting = [worker.ready for worker in self.queues if not worker.is_up]
+        ended = [attempt.receipt for queue in self.queues.values() for attempt in queue.attempts]
+        if starting or ended:
+            ray.wait(starting + ended, timeout=POLL_SECONDS, fetch_local=False)
+        else:
+            time.sleep(max(0.0, min(POLL_SECONDS, self.waiting[0].due - time.monotonic())))  # all back off
+        for worker, queue in list(self.queues.items()):
+            for attempt in list(queue.attempts):
+                if attempt in queue.attempts and is_done(attempt.receipt):
+                    self._end(worker, queue, attempt)
+
+    def _end(self, worker: Worker, queue: Queue, attempt: Attempt) -> None:
+        try:
+            receipt: Receipt = ray.get(attempt.receipt, timeout=60)
+        except (RayError, JointDiTError) as error:
+            self._fail(worker, queue, attempt, error)
+            return
+        queue.attempts.remove(attempt)
+        queue.moved = time.monotonic()
+        self.progress.committed(receipt)
+        self.quarantined += receipt.counts["quarantined"]
+        fraction = self.context.spec.quality.max_quarantined_fraction
+        if self.quarantined > fraction * self.planned:
+            raise PermanentError(
+                f"{self.quarantined} of the {self.planned} samples of this run are quarantined, more than "
+                f"quality.max_quarantined_fraction {fraction:g} allows, {receipt.example.rstrip('.')} for one: mend "
+                "the input or raise the fraction; what is committed stays."
+            )
+
+    def _fail(self, worker: Worker, queue: Queue, attempt: Attempt, error: BaseException) -> None:
+        stage, error = _diagnose(attempt, error)
+        cause = unwrap(error)
+        if isinstance(cause, PermanentError):
+            raise cause
+        if isinstance(cause, RayActorError | DeviceFault):
+            self._lose(worker, cause)
+        elif isinstance(cause, WorkerCrashedError):
+            self._take_back(queue, attempt)
+            self._blame(attempt.entry, stage, f"the {stage} process died")
+        elif isinstance(cause, TransientError) or (isinstance(cause, RayError) and not isinstance(cause, RayTaskError)):
+            self._take_back(queue, attempt)
+            self._back_off(attempt.entry, cause)
+        else:
+            raise PermanentError(
+                f"shard {attempt.entry.shard.id} failed in {stage} in a way that is no known fault, "
+                f"{type(cause).__name__}: {in_one_line(cause)}; what is committed stays."
+            ) from error
+
+    def _lose(self, worker: Worker, error: BaseException) -> None:
+        """A worker is dead: the shard it was at is blamed, all its shards go back, another takes its place."""
+        queue = self.queues.pop(worker)
+        blamed = None if _is_innocent(error) else _at_work(queue.attempts)
+        for attempt in queue.attempts:
+            _cancel(attempt)
+            if blamed is not None and attempt is blamed[0]:
+                self._blame(attempt.entry, "generate", in_one_line(error), blamed[1])
+            else:
+                heapq.heappush(self.waiting, Waiting(0.0, -1, attempt.entry))
+        self.queues[self.pool.replace(worker, error)] = Queue()
+
+    def _blame(self, entry: PlannedShard, stage: str, error: str, samples: list[str] | None = None) -> None:
+        count = self.crashes.record(entry, stage, error, samples or [])
+        logger.warning("shard %s took a process down (%s, %d so far): %s", entry.shard.id, stage, count, error)
+        if self.crashes.needs_bisection(entry):
+            self.crashes.record_poison_rows(entry, bisect_rows(entry, lambda *part: self._kills(entry, *part)))
+        heapq.heappush(self.waiting, Waiting(0.0, -1, entry))
+
+    def _kills(self, entry: PlannedShard, span: int, start: int, stop: int) -> bool:
+        """Whether reading rows [start, stop) of a span takes the process down."""
+        reference = self.try_task.remote(self.context_ref, entry, span, start, stop)
+        ready, _ = ray.wait([reference], timeout=self.context.spec.resources.stall_seconds)
+        if not ready:
+            ray.cancel(reference, force=True)
+        return not ready or isinstance(unwrap(failure_of(reference) or Exception()), WorkerCrashedError)
+
+    def _back_off(self, entry: PlannedShard, error: BaseException) -> None:
+        self.faults[entry.shard.id] += 1
+        count, budget = self.faults[entry.shard.id], self.context.spec.retries.infrastructure
+        if count > budget:
+            raise PermanentError(
+                f"shard {entry.shard.id} met {count} infrastructure faults, more than retries.infrastructure {budget}: "
+                f"the last was {type(error).__name__}, {in_one_line(error)}; what is committed stays."
+            ) from error
+        delay = min(MOST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (count - 1)) * random.uniform(0.5, 1.5)
+        logger.warning(
+            "shard %s is tried again in %.1f s (%d of %d): %s", entry.shard.id, delay, count, budget, in_one_line(error)
+        )
+        heapq.heappush(self.waiting, Waiting(time.monotonic() + delay, -1, entry))
+
+    def _take_back(self, queue: Queue, attempt: Attempt) -> None:
+        queue.attempts.remove(attempt)
+        queue.moved = time.monotonic()
+        _cancel(attempt)
+
+    # --- watch -------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Count what was generated; a worker that finishes nothing for too long is taken for dead."""
+        in_flight = 0.0
+        for worker, queue in list(self.queues.items()):
+            for attempt in queue.attempts:
+                done = ray.wait(attempt.summaries, num_returns=len(attempt.summaries), timeout=0, fetch_local=False)[0]
+                if len(done) > attempt.done:
+                    attempt.done, queue.moved = len(done), time.monotonic()
+                in_flight += attempt.entry.samples * attempt.done / len(attempt.parts)
+            if queue.attempts and time.monotonic() - queue.moved > self.context.spec.resources.stall_seconds:
+                self._unstick(worker, queue)
+        self.progress.show(in_flight)
+
+    def _unstick(self, worker: Worker, queue: Queue) -> None:
+        limit = self.context.spec.resources.stall_seconds
+        generating = next((attempt for attempt in queue.attempts if attempt.done < len(attempt.parts)), None)
+        if generating is not None and is_done(generating.read):
+            self._lose(worker, TimeoutError(f"it finished no batch within {limit:g} seconds"))
+            return
+        attempt = generating or queue.attempts[0]
+        stage = "finish" if generating is None else "read"
+        self._take_back(queue, attempt)
+        self._back_off(attempt.entry, TimeoutError(f"its {stage} task took longer than {limit:g} seconds"))
+
+
+def _read(context: RunContext, entry: PlannedShard, isolation: Isolation) -> tuple[Any, ...]:
+    """The read task: its summary, the rows for finish, and each part as an object of its own, fetched by its worker."""
+    rows, parts = read_shard(context, entry, isolation)
+    return ([[sample.id for sample in part] for part in parts], rows, *parts)
+
+
+def _cancel(attempt: Attempt) -> None:
+    ray.cancel(attempt.receipt, force=True)
+    ray.cancel(attempt.read, force=True)
+    for output in attempt.outputs:
+        ray.cancel(output)  # calls in the worker's queue; the one that runs goes on to its end
+
+
+def _diagnose(attempt: Attempt, error: BaseException) -> tuple[str, BaseException]:
+    """The stage that failed first, and its error: what depends on it fails with it."""
+    for stage, references in (("read", [attempt.read]), ("generate", attempt.summaries)):
+        done, _ = ray.wait(references, num_returns=len(references), timeout=SETTLE_SECONDS, fetch_local=False)
+        for reference in references:
+            failure = failure_of(reference) if reference in done else None
+            if failure is not None:
+                return stage, failure
+    return "finish", error
+
+
+def _at_work(attempts: list[Attempt]) -> tuple[Attempt, list[str]] | None:
+    """The attempt and sample ids a dead worker was at: the first call without a result whose input was there."""
+    for attempt in attempts:
+        if not is_done(attempt.read) or failure_of(attempt.read) is not None:
+            return None
+        for part, summary in zip(ray.get(attempt.read, timeout=60), attempt.summaries, strict=True):
+            if not is_done(summary) or failure_of(summary) is not None:
+                return (attempt, part) if part else None
+    return None
+
+
+def _is_innocent(error: BaseException) -> bool:
+    """Whether a worker died of something no shard can be blamed for: its node went, or it cannot be reached."""
+    if isinstance(error, ActorDiedError):
+        return error.preempted or "its node has died" in error.error_msg
+    return isinstance(error, ActorUnavailableError | DeviceFault)

@@ -1,0 +1,94 @@
+"""How far a run is: a live line in a terminal, a log line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from pipelines.finish import Receipt
+
+LOG_SECONDS = 30.0
+logger = logging.getLogger("pipelines")
+
+
+class Progress:
+    """Counts samples of this run; a context manager that shows them."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.counts: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.planned = self.shards = 0
+        self.in_flight = 0.0  # samples generated but not committed yet, from whole parts
+        self._started = self._logged = time.monotonic()
+        self._live = (
+            Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def note(self, sentence: str) -> None:
+        """A sentence that stays."""
+        if self._live:
+            self.console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+        else:
+            logger.info(sentence)
+
+    def plan(self, samples: int) -> None:
+        """So many more samples are to come; the clock starts with the first."""
+        if not self.planned:
+            self._started = self._logged = time.monotonic()
+        self.planned += samples
+
+    def committed(self, receipt: Receipt) -> None:
+        """A shard is safe."""
+        self.shards += 1
+        self.counts.update(receipt.counts)
+        self.reasons.update(receipt.reasons)
+
+    def show(self, in_flight: float) -> None:
+        """Refresh; `in_flight` samples are generated and not committed."""
+        self.in_flight = in_flight
+        now = time.monotonic()
+        if self._live:
+            self._live.update(Text(self.line()))
+        elif now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            logger.info(self.line())
+
+    @property
+    def seconds(self) -> float:
+        """Since the first samples were planned."""
+        return time.monotonic() - self._started
+
+    def line(self) -> str:
+        """The state in one line: samples, rate, outcomes, time left."""
+        done = self.counts.total()
+        elapsed = max(1e-3, time.monotonic() - self._started)
+        rate = (done + self.in_flight) / elapsed
+        left = (self.planned - done - self.in_flight) / rate if rate > 0 else 0.0
+        outcomes = ", ".join(f"{self.counts[name]} {name}" for name in ("kept", "rejected", "quarantined"))
+        time_left = f"{_duration(left)} left" if rate > 0 else "starting"
+        return f"{done} of {self.planned} samples, {outcomes}, {rate:.2f} samples/s, {time_left}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

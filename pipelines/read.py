@@ -1,0 +1,185 @@
+"""Rows -> samples: what to generate, at the model's size, in parts of at most a batch. A bad row is set aside alone.
+
+A shard of n samples always gives ceil(n / batch_size) parts (the last ones may be empty), so that the driver can submit
+the whole chain before anything is read. Parts are cut from the samples in order of their size in pixels, so most of
+them hold one size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jointdit.depth import disparity_from_depth, fit_to_model, plan_fit, source_window
+from jointdit.errors import RowError
+from pipelines.context import RunContext
+from pipelines.ledger import PlannedShard
+from pipelines.readers import read_rows
+from pipelines.records import BadRow, Row, Sample, SampleResult
+from pipelines.store_errors import mask_secrets
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """What is known of a shard that took workers down. Ids are sample ids."""
+
+    suspects: frozenset[str] = frozenset()  # generated one by one
+    poison: frozenset[str] = frozenset()  # quarantined without another try
+    poison_rows: frozenset[tuple[int, int]] = frozenset()  # (span, position) of rows that kill their reader
+
+    def parts(self, samples: int, batch_size: int) -> int:
+        """How many parts a shard of so many samples is read into."""
+        suspects = min(len(self.suspects), samples)
+        return math.ceil((samples - suspects) / batch_size) + suspects
+
+
+NO_ISOLATION = Isolation()
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A row as read, with its place in the shard; its arrays are at the source's size."""
+
+    span: int
+    row: Row
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """What finish needs beside the model's results."""
+
+    rows: tuple[SourceRow, ...]
+    failed: tuple[SampleResult, ...]  # samples of bad and poison rows
+
+
+def read_shard(
+    context: RunContext, entry: PlannedShard, isolation: Isolation = NO_ISOLATION
+) -> tuple[ShardRows, list[list[Sample]]]:
+    """Read a shard: (rows and the samples that failed already, parts of samples for the model).
+
+    Raises:
+        TransientError, StoreError: the store, not a row.
+    """
+    rows: list[SourceRow] = []
+    failed: list[SampleResult] = []
+    samples: list[Sample] = []
+    for span, found in _rows(context, entry, isolation):
+        fitted = _fit(context, found)
+        for sample in _samples_of(context, entry, fitted if isinstance(fitted, Sample) else found):
+            if isinstance(fitted, BadRow):
+                failed.append(SampleResult(sample, error=fitted.error, traceback=fitted.traceback))
+            elif sample.id in isolation.poison:
+                failed.append(
+                    SampleResult(sample, error="the model's process died each time this sample was generated.")
+                )
+            else:
+                samples.append(
+                    replace(sample, row=_without_arrays(sample.row), rgb=fitted.rgb, disparity=fitted.disparity)
+                )
+        if isinstance(found, Row) and isinstance(fitted, Sample):
+            rows.append(SourceRow(span, found))
+    parts = cut_parts(samples, context.spec.model.batch_size, isolation.suspects)
+    missing = isolation.parts(entry.samples, context.spec.model.batch_size) - len(parts)
+    return ShardRows(tuple(rows), tuple(failed)), parts + [[]] * missing
+
+
+def sample_seed(job_seed: int, row_id: str, index: int) -> int:
+    """63 bits that depend on the job's seed, the row's id and the sample's index, and on nothing else."""
+    digest = hashlib.sha256(f"{job_seed}\0{row_id}\0{index}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def cut_parts(samples: Sequence[Sample], batch_size: int, suspects: frozenset[str]) -> list[list[Sample]]:
+    """Parts of at most `batch_size` samples, like sizes together; suspects alone, last."""
+    trusted = sorted((s for s in samples if s.id not in suspects), key=size_of)  # stable: order of rows within a size
+    parts = [trusted[start : start + batch_size] for start in range(0, len(trusted), batch_size)]
+    return parts + [[sample] for sample in samples if sample.id in suspects]
+
+
+def size_of(sample: Sample) -> tuple[int, ...]:
+    """Height and width of a sample's arrays in pixels; () where the model's size is used."""
+    array = sample.rgb if sample.rgb is not None else sample.disparity
+    return () if array is None else array.shape[:2]
+
+
+def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Iterator[tuple[int, Row | BadRow]]:
+    """(span, row) for each planned row, in order. Rows that kill their reader are not opened again."""
+    spec = context.spec
+    for number, span in enumerate(entry.shard.spans):
+        poison = sorted(position for index, position in isolation.poison_rows if index == number)
+        start = span.start
+        for position in [*poison, span.stop]:
+            if start < position:
+                for row in read_rows(span, start, position, spec.input, spec.task):
+                    yield number, row
+            if position < span.stop:
+                row_id = f"{span.relative_path}:{position}"
+                yield (
+                    number,
+                    BadRow(row_id, span.uri, position, "the reader's process died each time this row was read."),
+                )
+            start = position + 1
+
+
+def _fit(context: RunContext, row: Row | BadRow) -> Sample | BadRow:
+    """A row's arrays at the model's size, in a sample that is the pattern of all its samples; or why it is bad."""
+    if isinstance(row, BadRow):
+        return row
+    pattern = Sample(id=row.id, row=row, index=0, round=0, seed=0)
+    try:
+        if row.rgb is not None:
+            pattern.rgb, _ = fit_to_model(row.rgb, context.height, context.width, context.spec.model.resize)
+        if row.depth is not None:
+            pattern.disparity, _ = fit_to_model(
+                source_disparity(context, row), context.height, context.width, _resize_of_window(context)
+            )
+    except RowError as error:
+        trace = mask_secrets(traceback.format_exc()) if error.__cause__ else ""
+        return BadRow(row.id, row.uri, row.position, mask_secrets(str(error)), trace)
+    return pattern
+
+
+def source_disparity(context: RunContext, row: Row) -> NDArray[np.float32]:
+    """The relative disparity of a row's depth map at the source's size: of the window that the model sees, for `crop`.
+
+    Raises:
+        RowError: a map without a valid pixel, or a constant one.
+    """
+    assert row.depth is not None
+    assert context.spec.input.depth is not None
+    mapping = plan_fit(row.depth.shape[0], row.depth.shape[1], context.height, context.width, context.spec.model.resize)
+    valid = None if row.depth_valid is None else source_window(row.depth_valid, mapping)
+    return disparity_from_depth(source_window(row.depth, mapping), valid, context.spec.input.depth.kind)
+
+
+def _resize_of_window(context: RunContext) -> Literal["fit", "stretch"]:
+    return "fit" if context.spec.model.resize == "fit" else "stretch"  # a cropped window has the model's aspect
+
+
+def _samples_of(context: RunContext, entry: PlannedShard, found: Sample | Row | BadRow) -> Iterator[Sample]:
+    """The samples of one row, with ids and seeds; in round r the indices go on at r * samples_per_row."""
+    row = found.row if isinstance(found, Sample) else found
+    if isinstance(row, BadRow):
+        row = Row(row.id, row.uri, row.position)
+    first = entry.shard.round * context.spec.input.samples_per_row
+    for index in range(first, first + entry.samples_per_row):
+        seed = sample_seed(context.spec.seed, row.id, index)
+        yield Sample(id=f"{row.id}/{index}", row=row, index=index, round=entry.shard.round, seed=seed)
+
+
+def _without_arrays(row: Row) -> Row:
+    """What the worker needs of a row; the rest goes to finish directly."""
+    return replace(row, rgb=None, depth=None, depth_valid=None, rgb_bytes=None)
+
+
+def try_rows(context: RunContext, entry: PlannedShard, span: int, start: int, stop: int) -> None:
+    """Read rows [start, stop) of one of a shard's spans and throw them away: does the process survive it?"""
+    part = replace(entry.shard.spans[span], start=start, stop=stop)
+    read_shard(context, replace(entry, shard=replace(entry.shard, spans=(part,))))

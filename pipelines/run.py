@@ -1,0 +1,118 @@
+"""The spine: plan -> pending -> dispatch -> commit -> publish. Start reading here.
+
+`run_job` is all that `jointdit run` does. It can be killed at any moment and started again, here or elsewhere, also
+while another one runs: what is planned and committed is read from the output, and nothing else is remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from pipelines import about
+from pipelines.context import RunContext
+from pipelines.fingerprint import code_version, fingerprint_of
+from pipelines.ledger import Ledger, PlannedShard
+from pipelines.model import identify
+from pipelines.plan import current_versions, extend_plan, extend_with_regeneration, is_superseded, propose
+from pipelines.progress import Progress
+from pipelines.publish import Version, publish
+from pipelines.spec import JobSpec
+from pipelines.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did."""
+
+    output: str
+    version: Version
+    is_new: bool  # False: everything was there already
+    committed_before: int  # shards
+    committed_now: int
+    samples_now: int
+    seconds: float
+    counts_now: dict[str, int]
+    removed: tuple[str, ...]  # planned inputs that are gone from input.uri; what they gave stays
+
+
+def run_job(
+    spec: JobSpec, *, single_writer: bool = False, worker_class: type | None = None, console: Console | None = None
+) -> RunSummary:
+    """Bring a job to its next published version.
+
+    `worker_class` replaces pipelines.worker.GenerationWorker, for another model behind the same methods.
+
+    Raises:
+        PermanentError and its kinds: one sentence; what is committed stays, and running again goes on from there.
+    """
+    storage = Storage(spec.output.uri, single_writer)
+    ledger = Ledger(storage)
+    model = identify(spec.model)
+    fingerprint = fingerprint_of(spec, model)
+    ledger.check_job(fingerprint)
+    proposal = propose(spec, fingerprint, ledger)  # bad input is found before anything is written
+    storage.probe()
+    ledger.open_job(spec, fingerprint)
+    proposal = extend_plan(spec, fingerprint, ledger, proposal)
+    context = RunContext(spec, storage, model.height, model.width, model.weights, fingerprint, code_version())
+
+    committed_before = len(ledger.committed())
+    with Progress(console) as progress:
+        for uri in proposal.removed:
+            progress.note(f"{uri} is not in the input any more; what it gave stays in the dataset.")
+        generate_all(context, ledger, progress, worker_class)
+    version, is_new = publish(storage, ledger, spec.model_dump(mode="json"))
+    about.refresh(storage, ledger, version)
+    return RunSummary(
+        output=storage.uri,
+        version=version,
+        is_new=is_new,
+        committed_before=committed_before,
+        committed_now=progress.shards,
+        samples_now=progress.counts.total(),
+        seconds=progress.seconds,
+        counts_now=dict(progress.counts),
+        removed=proposal.removed,
+    )
+
+
+def generate_all(context: RunContext, ledger: Ledger, progress: Progress, worker_class: type | None) -> None:
+    """Commit every pending shard, round after round; Ray is started only if there is one."""
+    pending = pending_shards(ledger)
+    if not pending:
+        extend_with_regeneration(context.spec, context.fingerprint, ledger)
+        pending = pending_shards(ledger)
+    if not pending:
+        return
+
+    from pipelines.cluster import connect, plan_workers
+
+    with connect():
+        import ray
+
+        from pipelines.dispatch import Dispatcher
+        from pipelines.worker import GenerationWorker
+        from pipelines.workers import WorkerPool
+
+        context_ref = ray.put(context)
+        pool = WorkerPool(context_ref, plan_workers(context.spec.resources), worker_class or GenerationWorker)
+        try:
+            dispatcher = Dispatcher(context, context_ref, ledger, pool, progress)
+            while pending:
+                dispatcher.run(pending)
+                extend_with_regeneration(context.spec, context.fingerprint, ledger)
+                pending = pending_shards(ledger)
+        finally:
+            pool.close()
+
+
+def pending_shards(ledger: Ledger) -> list[PlannedShard]:
+    """Plan minus commits, minus what newer input supersedes."""
+    planned, committed = ledger.planned(), ledger.committed()
+    current = current_versions(planned)
+    return [entry for entry in planned if entry.shard.id not in committed and not is_superseded(entry.shard, current)]

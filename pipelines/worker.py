@@ -1,0 +1,165 @@
+"""The Ray actor: one model on one GPU (or some CPU cores), from load to release.
+
+Its life: set up (load), generate many times, destroy. `destroy` exists because a killed process can leave its GPU
+context behind for a while, and the next worker on that GPU then runs out of memory.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jointdit.errors import PermanentError, TransientError
+from pipelines.context import RunContext
+from pipelines.model import load_pipeline
+from pipelines.read import size_of
+from pipelines.records import Sample, SampleResult
+from pipelines.store_errors import mask_secrets
+
+if TYPE_CHECKING:
+    from jointdit import JointDiTPipeline
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """The small half of what `generate` returns, for the driver: it never fetches pixels."""
+
+    samples: int
+    seconds: float
+    batch_size: int  # after halvings for want of memory
+
+
+class DeviceFault(TransientError):
+    """The GPU itself is out of order: every later call fails too, so the worker is replaced."""
+
+
+class GenerationWorker:
+    """Generates samples with a model that it loads once."""
+
+    def __init__(self, context: RunContext, device: str, threads: int) -> None:
+        self.context = context
+        self.device = device
+        self.threads = threads  # on CPU: the node's cores over its workers
+        self.batch_size = context.spec.model.batch_size
+        self.pipe: JointDiTPipeline | None = None
+
+    def set_up(self) -> str:
+        """Load the model; returns the host's name. Raises ModelError."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        self.pipe = self.load()
+        return socket.gethostname()
+
+    def load(self) -> Any:
+        """The pipeline, ready on the device."""
+        return load_pipeline(self.context.spec.model, self.device)
+
+    def generate(self, part: Sequence[Sample]) -> tuple[list[SampleResult], PartSummary]:
+        """Results for a part, one a sample, in its order. A sample that fails fails alone.
+
+        Raises:
+            DeviceFault: the GPU is out of order; the worker must be replaced.
+        """
+        started = time.monotonic()
+        results: list[SampleResult] = []
+        for _, same_size in groupby(part, key=size_of):
+            batch = list(same_size)
+            while batch:
+                size = min(len(batch), self.batch_size)
+                try:
+                    results += self._batch(batch[:size])
+                except _out_of_memory():
+                    if size == 1:
+                        results.append(_failed(batch[0], "one sample alone does not fit into the GPU's memory."))
+                    else:
+                        self.batch_size = size // 2
+                        _release_memory()
+                        continue
+                batch = batch[size:]
+        return results, PartSummary(len(part), time.monotonic() - started, self.batch_size)
+
+    def destroy(self) -> None:
+        """Let go of the model and the GPU."""
+        self.pipe = None
+        _release_memory()
+
+    def _batch(self, batch: list[Sample]) -> list[SampleResult]:
+        try:
+            return self._run(batch)
+        except (PermanentError, TransientError):
+            raise
+        except Exception as error:  # noqa: BLE001  the actor's boundary: one sample must not take its neighbours along
+            _reraise_device_faults(error)
+            if len(batch) == 1:
+                sentence = f"the model failed on it, {type(error).__name__}: {error}"
+                return [_failed(batch[0], sentence, traceback.format_exc())]
+        return [result for sample in batch for result in self._batch([sample])]
+
+    def _run(self, batch: list[Sample]) -> list[SampleResult]:
+        spec = self.context.spec
+        assert self.pipe is not None, "set_up comes first"
+        arguments: dict[str, Any] = {
+            "task": spec.task,
+            "seeds": [sample.seed for sample in batch],
+            "num_inference_steps": spec.model.steps,
+            "guidance_scale": spec.model.guidance,
+        }
+        if spec.task != "depth":
+            arguments["prompt"] = [sample.row.prompt for sample in batch]
+        if spec.task == "joint":
+            arguments |= {"height": self.context.height, "width": self.context.width}
+        elif spec.task == "depth":
+            arguments["image"] = [sample.rgb for sample in batch]
+        else:
+            arguments["disparity"] = [sample.disparity for sample in batch]
+        output = self.pipe(**arguments)
+        return [
+            SampleResult(_light(sample), rgb=rgb, disparity=disparity)
+            if finite and np.isfinite(disparity).all()
+            else _failed(sample, "the model's output is not finite.")
+            for sample, rgb, disparity, finite in zip(batch, output.rgb, output.disparity, output.finite, strict=True)
+        ]
+
+
+def _light(sample: Sample) -> Sample:
+    """The sample without the arrays that went into the model."""
+    return replace(sample, rgb=None, disparity=None)
+
+
+def _failed(sample: Sample, error: str, trace: str = "") -> SampleResult:
+    sentence = mask_secrets(" ".join(error.split()))
+    return SampleResult(_light(sample), error=sentence, traceback=mask_secrets(trace))
+
+
+def _out_of_memory() -> tuple[type[Exception], ...]:
+    import torch
+
+    return (torch.OutOfMemoryError,)
+
+
+def _reraise_device_faults(error: Exception) -> None:
+    """After a fault of the GPU itself every later call fails too: that is the worker's fault, not the sample's."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    if isinstance(error, torch.AcceleratorError):
+        raise DeviceFault(f"the GPU of {socket.gethostname()} failed: {error}") from error
+
+
+def _release_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
