@@ -53,7 +53,7 @@ def decode_picture(data: bytes) -> tuple[NDArray[np.uint8], bool]:
             check_pixels(*image.size)
             as_is = (
                 image.format in ("PNG", "JPEG", "WEBP")
-                and image.mode in ("RGB", "L")
+                and image.mode == "RGB"  # grey would be shown as two-dimensional by some readers
                 and "transparency" not in image.info
                 and getattr(image, "n_frames", 1) == 1
             )

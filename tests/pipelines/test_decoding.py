@@ -95,7 +95,7 @@ def test_cmyk_grey_and_bilevel_become_rgb() -> None:
     assert cmyk[0, 0, 1] < 15
     grey, as_is = decode_picture(encoded(Image.new("L", (4, 4), 77)))
     assert grey.tolist() == [[[77, 77, 77]] * 4] * 4
-    assert as_is
+    assert not as_is
     bilevel, _ = decode_picture(encoded(Image.new("1", (2, 2), 1)))
     assert bilevel.min() == 255
 
