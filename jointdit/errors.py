@@ -11,8 +11,8 @@
     │   └── CommitUnknown       the commit may have landed: read it back
     └── RowError                one row is bad: it is quarantined alone, its neighbours go on (also a ValueError)
 
-A message is one sentence: the field or file, what was found, what to do. The command line prints it and exits with 1; a traceback
-appears with `--debug` only.
+A message is one sentence: the field or file, what was found, what to do. The command line prints it and exits with 1;
+a traceback appears with `--debug` only.
 """
 
 from __future__ import annotations

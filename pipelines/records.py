@@ -2,10 +2,10 @@
 
     SourceFile -> Span -> Shard      what the plan holds (no pixels)
     Row | BadRow                     what a reader yields
-    Sample                           one thing to generate: a row and a sample index, with its seed and model-sized arrays
+    Sample                           one thing to generate: a row, an index, its seed, arrays at the model's size
     SampleResult                     a sample after the model: pixels, or the error that quarantines it
 
-Arrays carry their shape in the comment beside the field. `rgb` is uint8, `disparity` is float32 in [0, 1] with 1 nearest.
+Arrays carry their shape in the comment beside the field. `rgb` is uint8, `disparity` float32 in [0, 1], 1 nearest.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class Row:
     position: int  # row number in the file, from 0
     prompt: str | None = None
     rgb: NDArray[np.uint8] | None = None  # (H, W, 3) at the source's size
-    depth: NDArray[np.float32] | None = None  # (H, W) at the source's size, in the units input.depth says
+    depth: NDArray[np.float32] | None = None  # (H, W) at the source's size, in the units of input.depth
     depth_valid: NDArray[np.bool_] | None = None  # (H, W) False where the map has a hole
-    rgb_bytes: bytes | None = None  # the encoded picture as found, for output.rgb: copy without a second encoding
+    rgb_bytes: bytes | None = None  # the encoded picture as found, for output.rgb: copy without encoding it again
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """One row that cannot be read: it is quarantined alone. `id` is the default id where the id column is unreadable."""
+    """One row that cannot be read: quarantined alone. `id` is the default id where the id column is unreadable."""
 
     id: str
     uri: str
