@@ -35,6 +35,12 @@ Pixels = Annotated[
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def _auto_or_count(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError(f"must be auto or a whole number of at least 1, found {value!r}")
+
+
 class Section(BaseModel):
     """A part of the spec: frozen, and a key it does not know is an error."""
 
@@ -196,7 +202,7 @@ class RetriesSpec(Section):
 class ResourcesSpec(Section):
     """How much of the cluster: `auto` takes all its GPUs, or its CPUs where it has none."""
 
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)] = "auto"
     gpus_per_worker: float = Field(1.0, gt=0)
     shards_in_flight: int = Field(3, ge=1, le=16)  # a worker; more hides slower storage and costs memory
     stall_seconds: float = Field(900.0, gt=0)  # a worker with work that finishes no batch for so long is taken for dead

@@ -148,7 +148,7 @@ def first_sentence(error: ValidationError, model: type[BaseModel]) -> str:
     problem = next(
         (p for p in problems if p["type"] == "extra_forbidden"), problems[0]
     )  # a misspelt key explains the rest
-    location = [part for part in problem["loc"] if part not in ("int", "str") and not str(part).startswith("literal[")]
+    location = list(problem["loc"])
     field = ".".join(str(part) for part in location)
     found, kind, context = problem["input"], problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
@@ -161,14 +161,10 @@ def first_sentence(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{message}." if names_its_field or not field else f"{field} {message}."
     if kind == "literal_error":
         choices = str(context["expected"]).replace("'", "")
-        if field == "resources.workers":
-            choices = "auto or a whole number of at least 1"
         return f"{field} must be {choices}, found {found!r}."
     if kind in BOUNDS:
         bound, words = BOUNDS[kind]
         return f"{field} must be {words} {context[bound]}, found {found!r}."
-    if field == "resources.workers":
-        return f"{field} must be auto or a whole number of at least 1, found {found!r}."
     if kind in KINDS:
         return f"{field} must be {KINDS[kind]}, found {found!r}."
     return f"{field}: {problem['msg']}, found {found!r}."

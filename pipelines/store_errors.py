@@ -62,7 +62,7 @@ def explain(error: BaseException, root: str, name: str = "", at_start: bool = Fa
     bucket = root.partition("://")[2].split("/")[0]
     address = f"{root.rstrip('/')}/{name}" if name else root
     if isinstance(error, FileNotFoundError):
-        if code == "NoSuchBucket" or (at_start and bucket):
+        if code == "NoSuchBucket":
             return StoreError(f"{root}: the bucket {bucket} does not exist: create it or correct the address.")
         return FileNotFoundError(address)
     if isinstance(error, NO_CREDENTIALS):

@@ -114,11 +114,15 @@ def _check_version(
     found: Validation,
 ) -> None:
     """The version's outcomes are the committed samples that count, each id once, and its files hold exactly them."""
-    data = storage.read_bytes(f"_versions/{version.number:06d}/outcomes.parquet")
-    if sha256(data) != version.outcomes_sha256:
-        found.problems.append(
-            f"_versions/{version.number:06d}/outcomes.parquet has another SHA-256 than version.json says."
-        )
+    name = f"_versions/{version.number:06d}/outcomes.parquet"
+    try:
+        intact = sha256(storage.read_bytes(name)) == version.outcomes_sha256
+    except FileNotFoundError:
+        found.problems.append(f"{name} is missing.")
+        return
+    if not intact:
+        found.problems.append(f"{name} has another SHA-256 than version.json says.")
+        return
     outcomes = read_outcomes(storage, version).select(["id", "outcome", "file"]).to_pylist()
     doubled = [identifier for identifier, count in Counter(row["id"] for row in outcomes).items() if count > 1]
     found.problems += [

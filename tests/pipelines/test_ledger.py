@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jointdit.errors import PermanentError, SpecError, StoreError
+from pipelines.ledger import Commit, Ledger, SampleOutcome, StoredObject
+from pipelines.spec import load_spec
+from pipelines.storage import Storage
+
+
+@pytest.fixture(params=["local", "s3"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
+    if request.param == "local":
+        return Ledger(Storage(str(tmp_path / "out")))
+    return Ledger(Storage(request.getfixturevalue("s3").make_bucket("ledger") + "/out"))
+
+
+def commit(token: str) -> Commit:
+    samples = (
+        SampleOutcome("a/0", 0, 0, 0, "kept"),
+        SampleOutcome("a/1", 0, 0, 1, "rejected", ("depth_range: flat",)),
+        SampleOutcome("b/0", 0, 1, 0, "quarantined"),
+        SampleOutcome("b/1", 0, 1, 1, "kept"),
+    )
+    objects = (StoredObject("data/x.parquet", 10, "0" * 64, 2, "kept"),)
+    return Commit("shard", token, objects, samples, code="1", host="h", finished="now", seconds=1.5)
+
+
+def test_a_commit_comes_back_as_it_was(ledger: Ledger) -> None:
+    assert ledger.read_commit("shard") is None
+    assert ledger.commit(commit("one")) == commit("one")
+    found = ledger.read_commit("shard")
+    assert found == commit("one")
+    assert found.counts == {"kept": 2, "rejected": 1, "quarantined": 1}
+    assert ledger.committed() == {"shard"}
+    assert ledger.read_commits(["shard", "other"]) == {"shard": commit("one")}
+
+
+def test_the_first_commit_stands_and_the_second_learns_of_it(ledger: Ledger) -> None:
+    ledger.commit(commit("one"))
+    assert ledger.commit(commit("two")).token == "one"
+    assert ledger.read_commit("shard").token == "one"
+
+
+def test_committing_again_with_the_same_token_is_a_success(ledger: Ledger) -> None:
+    """What happens when the answer to the first was lost."""
+    ledger.commit(commit("one"))
+    assert ledger.commit(commit("one")).token == "one"
+
+
+def test_crashes_are_counted_across_drivers(ledger: Ledger) -> None:
+    ledger.record_crash("shard", {"stage": "read"})
+    Ledger(ledger.storage).record_crash("shard", {"stage": "generate"})
+    for _ in range(9):
+        ledger.record_crash("shard", {"stage": "finish"})
+    assert [record["stage"] for record in ledger.crashes("shard")] == ["read", "generate"] + ["finish"] * 9
+    assert ledger.shards_with_crashes() == {"shard"}
+    assert ledger.crashes("other") == []
+
+
+def test_a_job_is_frozen_and_agreed_with(ledger: Ledger) -> None:
+    spec = load_spec({"task": "joint", "input": {"uri": "/in.txt"}, "output": {"uri": ledger.storage.uri}})
+    ledger.check_job({"model.steps": 4})
+    first = ledger.open_job(spec, {"task": "joint", "model.steps": 20})
+    assert ledger.open_job(spec, {"task": "joint", "model.steps": 20}) == first == ledger.read_job()
+    assert first.spec["model"]["steps"] == 20
+    for check in (
+        lambda: ledger.open_job(spec, {"task": "joint", "model.steps": 4}),
+        lambda: ledger.check_job({"model.steps": 4}),
+    ):
+        with pytest.raises(SpecError, match=r"already holds a job that differs in .*model.steps \(20 there, 4 here\)"):
+            check()
+
+
+def test_no_job_is_one_sentence(ledger: Ledger) -> None:
+    with pytest.raises(StoreError, match=r"holds no job: there is no _job.json; check the address\.$"):
+        ledger.read_job()
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    ledger = Ledger(Storage(str(tmp_path)))
+    ledger.commit(commit("one"))
+    path = tmp_path / "_commits" / "shard.json"
+    fields = json.loads(path.read_text())
+    path.write_text("{")
+    with pytest.raises(StoreError, match=r"shard.json is not valid JSON"):
+        ledger.read_commit("shard")
+    path.write_text(json.dumps({**fields, "format": 2}))
+    with pytest.raises(PermanentError, match="has format 2 and this version reads 1"):
+        ledger.read_commit("shard")
+    del fields["objects"]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(StoreError, match="is damaged"):
+        ledger.read_commit("shard")
+
+
+def test_a_commit_stays_small(tmp_path: Path) -> None:
+    """256 rows of 2 samples with a point cloud each: the size that DESIGN's receipts allow."""
+    samples = tuple(
+        SampleOutcome(f"folder/picture-{n:06d}.png:0/{i}", 0, n, i, "kept") for n in range(256) for i in (0, 1)
+    )
+    objects = tuple(
+        StoredObject(f"pointclouds/{'a' * 20}-{'b' * 16}/{n:05d}.ply", 10**6, "0" * 64, 65536, "kept", "points")
+        for n in range(512)
+    )
+    assert len(replace(commit("one"), samples=samples, objects=objects).to_bytes()) < 200_000

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from jointdit.errors import InputError, SpecError
+from pipelines.ledger import PlannedShard
+from pipelines.plan import current_versions, cut_shards, extend_with_regeneration, make_shard, preview, propose
+from pipelines.records import SourceFile, Span
+from pipelines.run import pending_shards
+from pipelines.spec import load_spec
+
+
+def source(name: str, etag: str = "1") -> SourceFile:
+    return SourceFile(uri=f"/in/{name}", etag=etag, size_bytes=1, relative_path=name)
+
+
+def ranges(shards) -> list[list[tuple[str, int, int]]]:
+    return [[(span.relative_path, span.start, span.stop) for span in shard.spans] for shard in shards]
+
+
+def test_small_files_share_a_shard_whole_and_large_ones_are_cut() -> None:
+    counts = [
+        (source("a"), 2),
+        (source("b"), 1),
+        (source("c"), 10),
+        (source("empty"), 0),
+        (source("d"), 3),
+        (source("e"), 4),
+    ]
+    shards = list(cut_shards(counts, 4, "f"))
+    assert ranges(shards) == [
+        [("a", 0, 2), ("b", 0, 1)],
+        [("c", 0, 4)],
+        [("c", 4, 8)],
+        [("c", 8, 10)],
+        [("d", 0, 3)],
+        [("e", 0, 4)],
+    ]
+    assert len({shard.id for shard in shards}) == len(shards)
+
+
+def test_a_shards_id_follows_from_what_it_is() -> None:
+    span = Span("/in/a", "1", "a", 0, 4)
+    first = make_shard([span], 0, "f").id
+    assert first == make_shard([span], 0, "f").id
+    others = [
+        make_shard([Span("/in/a", "2", "a", 0, 4)], 0, "f"),
+        make_shard([Span("/in/b", "1", "b", 0, 4)], 0, "f"),
+        make_shard([Span("/in/a", "1", "a", 0, 3)], 0, "f"),
+        make_shard([span], 1, "f"),
+        make_shard([span], 0, "g"),
+    ]
+    assert len({first, *(shard.id for shard in others)}) == 6
+
+
+def test_nothing_new_plans_nothing(make_job) -> None:
+    job = make_job(["a", "b", "c", "d", "e"])
+    assert len(job.plan().shards) == 2
+    assert job.plan().shards == ()
+    assert job.ledger.plan_numbers() == [1]
+
+
+def test_new_files_are_appended_and_changed_ones_supersede(make_job, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a\nb\n")
+    job = make_job(input={"uri": str(folder)})
+    job.plan()
+    (folder / "b.txt").write_text("c\n")
+    assert ranges(job.plan().shards) == [[("b.txt", 0, 1)]]
+    (folder / "a.txt").write_text("a\nb\nnew\n")
+    proposal = job.plan()
+    assert proposal.changed == (str(folder / "a.txt"),)
+    assert ranges(proposal.shards) == [[("a.txt", 0, 3)]]
+    assert job.ledger.plan_numbers() == [1, 2, 3]
+    assert [entry.plan for entry in pending_shards(job.ledger)] == [2, 3]
+
+
+def test_removed_inputs_are_reported_and_stay(make_job, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a\n")
+    (folder / "b.txt").write_text("b\n")
+    job = make_job(input={"uri": str(folder)})
+    job.plan()
+    (folder / "b.txt").unlink()
+    assert job.plan().removed == (str(folder / "b.txt"),)
+    assert len(job.ledger.planned()[0].shard.spans) == 2
+
+
+def test_who_loses_the_race_for_a_plan_file_subtracts_the_winners(make_job, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a\n")
+    job = make_job(input={"uri": str(folder)})
+    job.ledger.open_job(job.context.spec, job.context.fingerprint)
+    (folder / "b.txt").write_text("b\n")
+    stale = propose(job.context.spec, job.context.fingerprint, job.ledger)
+    (folder / "b.txt").rename(tmp_path / "b.txt")
+    job.plan()  # another driver, which saw a.txt alone
+    (tmp_path / "b.txt").rename(folder / "b.txt")
+    from pipelines.plan import extend_plan
+
+    added = extend_plan(job.context.spec, job.context.fingerprint, job.ledger, stale)
+    assert ranges(added.shards) == [[("b.txt", 0, 1)]]
+    planned = [(span.relative_path, entry.plan) for entry in job.ledger.planned() for span in entry.shard.spans]
+    assert planned == [("a.txt", 1), ("b.txt", 2)]
+
+
+def test_no_rows_is_one_sentence(make_job) -> None:
+    job = make_job([])
+    with pytest.raises(InputError, match=r"^input.uri .*prompts.txt has no rows: give at least one\.$"):
+        job.plan()
+
+
+def test_duplicate_ids_are_found_before_anything_is_planned(make_job, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(
+        '{"id": "x", "prompt": "a"}\n{"id": "y", "prompt": "b"}\n{"id": "x", "prompt": "c"}\n'
+    )
+    job = make_job(input={"uri": str(tmp_path / "rows.jsonl")})
+    with pytest.raises(InputError, match="rows with the same id, such as 'x': give each row an id of its own"):
+        job.plan()
+    assert job.ledger.plan_numbers() == []
+
+
+def test_a_missing_column_names_those_that_exist(make_job, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("id,caption\nx,a\n")
+    job = make_job(input={"uri": str(tmp_path / "rows.csv")})
+    with pytest.raises(InputError, match=r"has no column 'prompt' .* it has id, caption"):
+        job.plan()
+
+
+def test_regeneration_is_planned_from_committed_rejects_alone(make_job) -> None:
+    quality = {"filters": [{"kind": "depth_range"}], "regenerate": 2}
+    job = make_job(["fine", "FLAT", "fine too", "FLAT again"], quality=quality, input={"samples_per_row": 2})
+    spec, fingerprint = job.context.spec, job.context.fingerprint
+    job.plan()
+    assert extend_with_regeneration(spec, fingerprint, job.ledger) == 0  # nothing is committed
+    job.run()
+    assert extend_with_regeneration(spec, fingerprint, job.ledger) == 4
+    assert extend_with_regeneration(spec, fingerprint, job.ledger) == 0  # planned, not committed
+    (entry,) = pending_shards(job.ledger)
+    assert entry.shard.round == 1
+    assert [(span.start, span.stop) for span in entry.shard.spans] == [(1, 2), (3, 4)]
+    job.run()
+    assert extend_with_regeneration(spec, fingerprint, job.ledger) == 4
+    job.run()
+    assert extend_with_regeneration(spec, fingerprint, job.ledger) == 0  # two rounds are over
+    version, _ = job.publish()
+    assert version.counts == {"kept": 4, "rejected": 12, "quarantined": 0}
+
+
+def test_current_versions_follow_the_plan_and_not_regeneration() -> None:
+    old, new = Span("/in/a", "1", "a", 0, 2), Span("/in/a", "2", "a", 0, 2)
+    planned = [
+        PlannedShard(make_shard([old], 0, "f"), 1, 1, 0),
+        PlannedShard(make_shard([new], 0, "f"), 1, 2, 0),
+        PlannedShard(make_shard([old], 1, "f"), 1, 3, 0),
+    ]
+    assert current_versions(planned) == {"/in/a": "2"}
+
+
+@pytest.fixture
+def folder_spec(tmp_path: Path):
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\nd\ne\n")
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "weights.safetensors").write_bytes(b"0" * 1000)
+    (checkpoint / "model_index.json").write_text('{"default_height": 32, "default_width": 48}')
+    return {
+        "task": "joint",
+        "model": {"name": str(checkpoint), "dtype": "float32"},
+        "input": {"uri": str(tmp_path / "prompts.txt"), "samples_per_row": 2},
+        "output": {"uri": str(tmp_path / "out"), "shard_rows": 2},
+    }
+
+
+def test_a_preview_writes_nothing(folder_spec, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    found = preview(load_spec(folder_spec))
+    assert (found.new_shards, found.new_rows, found.pending_samples, found.committed_shards) == (3, 5, 10, 0)
+    assert found.output_bytes > 10 * 32 * 48
+    assert found.weights_bytes > 1000
+    assert found.in_flight_bytes > 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_preview_refuses_what_the_run_would(folder_spec, make_job, tmp_path: Path) -> None:
+    make_job(["a"]).plan()
+    with pytest.raises(SpecError, match=r"already holds a job that differs in model\.weights"):
+        preview(load_spec(folder_spec))
+
+
+def test_an_untouched_local_file_keeps_its_version_and_a_rewritten_one_does_not(make_job, tmp_path: Path) -> None:
+    job = make_job(["a", "b"])
+    job.plan()
+    os.utime(tmp_path / "prompts.txt", ns=(time.time_ns(), time.time_ns() + 10**9))
+    assert job.plan().changed == (str(tmp_path / "prompts.txt"),)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jointdit.errors import PermanentError
+from pipelines import about
+from pipelines.ledger import Ledger, sha256
+from pipelines.publish import Version, read_latest, read_outcomes, read_version, version_numbers
+from pipelines.run import pending_shards
+from pipelines.storage import Storage
+from pipelines.validate import validate
+from tests.pipelines.conftest import LocalJob
+
+
+def ids_in_files(storage: Storage, version: Version, outcome: str = "kept") -> list[str]:
+    tables = (pq.read_table(io.BytesIO(storage.read_bytes(path))) for path in version.files_of(outcome))
+    return [identifier for table in tables for identifier in table["id"].to_pylist()]
+
+
+def test_a_version_holds_each_sample_once_in_the_order_of_the_plan(make_job) -> None:
+    job = make_job([f"prompt {n}" for n in range(9)], input={"samples_per_row": 2})
+    job.plan()
+    for entry in reversed(pending_shards(job.ledger)):
+        job.run_shard(entry)
+    version, is_new = job.publish()
+    assert is_new
+    assert version.counts == {"kept": 18, "rejected": 0, "quarantined": 0}
+    expected = [f"prompts.txt:{row}/{index}" for row in range(9) for index in (0, 1)]
+    outcomes = read_outcomes(job.context.storage, version)
+    assert outcomes["id"].to_pylist() == expected == ids_in_files(job.context.storage, version)
+    assert outcomes["source"].to_pylist()[:3] == ["prompts.txt:0", "prompts.txt:0", "prompts.txt:1"]
+    assert outcomes["file"].to_pylist()[0] == version.files[0].path
+    assert read_version(job.context.storage, 1) == version
+
+
+def test_nothing_new_publishes_nothing(make_job) -> None:
+    job = make_job(["a", "b"])
+    first = job.complete()
+    before = {each.path: each.etag for each in job.context.storage.list()}
+    assert job.publish() == (first, False)
+    assert {each.path: each.etag for each in job.context.storage.list()} == before
+
+
+def test_a_shard_without_a_commit_stops_publishing(make_job) -> None:
+    job = make_job([f"prompt {n}" for n in range(6)])
+    job.plan()
+    job.run_shard(pending_shards(job.ledger)[0])
+    with pytest.raises(PermanentError, match="is planned and not committed: run the job to its end first"):
+        job.publish()
+    assert version_numbers(job.context.storage) == []
+
+
+@pytest.fixture
+def folder_job(make_job, tmp_path: Path) -> LocalJob:
+    """Three files of prompts that share one shard, and one with a shard of its own; published once."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a0\na1\n")
+    (folder / "b.txt").write_text("b0\n")
+    (folder / "c.txt").write_text("c0\nc1\nc2\nc3\n")
+    job = make_job(input={"uri": str(folder)})
+    job.complete()
+    return job
+
+
+def test_new_inputs_give_a_version_that_keeps_the_old_files(folder_job: LocalJob, tmp_path: Path) -> None:
+    first = read_latest(folder_job.context.storage)
+    (tmp_path / "in" / "d.txt").write_text("d0\n")
+    second = folder_job.complete()
+    assert (second.number, second.counts["kept"], second.superseded) == (2, 8, 0)
+    assert second.files[: len(first.files)] == first.files
+    assert read_version(folder_job.context.storage, 1) == first
+
+
+def test_a_changed_input_supersedes_its_rows_and_no_others(folder_job: LocalJob, tmp_path: Path) -> None:
+    storage = folder_job.context.storage
+    (tmp_path / "in" / "a.txt").write_text("a0 changed\n")
+    second = folder_job.complete()
+    assert (second.number, second.superseded) == (2, 2)
+    assert sorted(ids_in_files(storage, second)) == sorted(
+        ["a.txt:0/0", "b.txt:0/0", "c.txt:0/0", "c.txt:1/0", "c.txt:2/0", "c.txt:3/0"]
+    )
+    tables = [pq.read_table(io.BytesIO(storage.read_bytes(path))) for path in second.files_of("kept")]
+    prompts = {row["id"]: row["prompt"] for table in tables for row in table.select(["id", "prompt"]).to_pylist()}
+    assert prompts["a.txt:0/0"] == "a0 changed"
+    rewritten = [file for file in second.files if "-v000002-" in file.path]
+    assert [file.rows for file in rewritten] == [1]  # b.txt's row, whose table held a.txt's old rows too
+    assert sha256(storage.read_bytes(rewritten[0].path)) == rewritten[0].sha256
+    assert ids_in_files(storage, read_version(storage, 1))[:2] == ["a.txt:0/0", "a.txt:1/0"]  # the old version stands
+    assert validate(storage.uri).problems == []
+
+
+def test_a_moved_file_supersedes_by_row_id(folder_job: LocalJob, make_job, tmp_path: Path) -> None:
+    (tmp_path / "in").rename(tmp_path / "moved")
+    moved = make_job(input={"uri": str(tmp_path / "moved")})
+    second = moved.complete()
+    assert (second.counts["kept"], second.superseded) == (7, 7)
+    ids = ids_in_files(moved.context.storage, second)
+    assert len(ids) == len(set(ids)) == 7
+
+
+def test_a_publisher_that_died_leaves_a_gap(folder_job: LocalJob, tmp_path: Path) -> None:
+    storage = folder_job.context.storage
+    storage.create_bytes("_versions/000002/outcomes.parquet", b"of a driver that died before its version.json")
+    (tmp_path / "in" / "d.txt").write_text("d0\n")
+    assert folder_job.complete().number == 3
+    assert version_numbers(storage) == [1, 3]
+    assert validate(storage.uri).problems == []
+
+
+def test_the_losers_objects_are_in_no_version(make_job) -> None:
+    job = make_job(["a", "b"])
+    job.plan()
+    (entry,) = pending_shards(job.ledger)
+    winner = job.run_shard(entry)
+    job.context.storage.write_bytes(f"data/{entry.shard.id}-0123456789abcdef.parquet", b"of an attempt that was killed")
+    version, _ = job.publish()
+    assert version.files_of("kept") == [f"data/{entry.shard.id}-{winner.token}.parquet"]
+    found = validate(job.context.storage.uri)
+    assert found.problems == []
+    assert found.notes == ["data/ has 1 objects (29 bytes) that no commit names."]
+
+
+def test_card_and_gallery_follow_the_latest_version(folder_job: LocalJob, tmp_path: Path) -> None:
+    storage, ledger = folder_job.context.storage, Ledger(folder_job.context.storage)
+    about.refresh(storage, ledger, read_latest(storage))
+    before = {name: storage.info(name).etag for name in ("README.md", "stats.json", "gallery/index.html")}
+    about.refresh(storage, ledger, read_latest(storage))
+    assert {name: storage.info(name).etag for name in before} == before
+    (tmp_path / "in" / "d.txt").write_text("d0\n")
+    second = folder_job.complete()
+    about.refresh(storage, ledger, second)
+    readme = storage.read_bytes("README.md").decode()
+    assert "Version 2" in readme
+    assert all(file.path in readme for file in second.files)
+    storage.delete("stats.json")  # a driver killed before it was written
+    storage.write_bytes("README.md", b"half")
+    about.refresh(storage, ledger, second)
+    assert storage.read_bytes("README.md").decode() == readme

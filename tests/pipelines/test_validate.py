@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jointdit.errors import StoreError
+from pipelines.ledger import Commit, sha256
+from pipelines.sinks.parquet import table_bytes
+from pipelines.validate import validate
+from tests.pipelines.conftest import LocalJob
+
+
+@pytest.fixture
+def job(make_job) -> LocalJob:
+    quality = {"filters": [{"kind": "depth_range"}], "max_quarantined_fraction": 1.0}
+    prompts = ["a", "b", "FLAT", "NAN", "c", "d"]
+    job = make_job(prompts, quality=quality, output={"points": "ply"}, input={"samples_per_row": 2})
+    job.complete()
+    return job
+
+
+def first_commit(job: LocalJob) -> Path:
+    return Path(job.context.storage.path(f"_commits/{job.ledger.planned()[0].shard.id}.json"))
+
+
+def edit_commit(job: LocalJob, change: Callable[[dict], None]) -> None:
+    path = first_commit(job)
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+
+
+def path_of(job: LocalJob, folder: str) -> Path:
+    """The first shard's largest file in a folder (quarantine: the only one)."""
+    found = sorted(Path(job.context.storage.path(folder)).rglob("*.p*"), key=lambda path: -path.stat().st_size)
+    return next((path for path in found if first_commit(job).stem in str(path)), found[0])
+
+
+def rewrite(job: LocalJob, folder: str, data: bytes, rows: int | None = None) -> None:
+    """Replace a table and make its commit and version agree on size and hash, so that only what is inside is wrong."""
+    path = path_of(job, folder)
+    name = str(path.relative_to(job.context.storage.path("")))
+    path.write_bytes(data)
+    storage = job.context.storage
+    for info in [*storage.list("_commits"), *storage.list("_versions")]:
+        if info.path.endswith(".json"):
+            fields = json.loads(storage.read_bytes(info.path))
+            for stored in fields.get("objects", fields.get("files")):
+                if stored["path"] == name:
+                    stored.update(bytes=len(data), sha256=sha256(data), **({} if rows is None else {"rows": rows}))
+            storage.write_bytes(info.path, json.dumps(fields).encode())
+
+
+def with_picture(job: LocalJob, column: str, picture: Image.Image | bytes) -> bytes:
+    table = pq.read_table(path_of(job, "data"))
+    data = picture
+    if isinstance(picture, Image.Image):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        data = buffer.getvalue()
+    rows = table[column].to_pylist()
+    rows[0]["bytes"] = data
+    number = table.schema.get_field_index(column)
+    return table_bytes(
+        table.set_column(number, table.schema.field(column), pa.array(rows, table.schema.field(column).type))
+    )
+
+
+def lose_a_sample(fields: dict) -> None:
+    for column in ("id", "span", "position", "index"):
+        fields["samples"][column].pop()
+    fields["samples"]["outcome"] = fields["samples"]["outcome"][:-1]
+
+
+def double_a_sample(fields: dict) -> None:
+    for column in ("id", "span", "position", "index"):
+        fields["samples"][column].append(fields["samples"][column][-1])
+    fields["samples"]["outcome"] += fields["samples"]["outcome"][-1]
+
+
+def swap_an_outcome(fields: dict) -> None:
+    fields["samples"]["outcome"] = "r" + fields["samples"]["outcome"][1:]
+
+
+def misnamed(job: LocalJob) -> bytes:
+    table = pq.read_table(path_of(job, "data"))
+    ids = ["other/0", *table["id"].to_pylist()[1:]]
+    return table_bytes(table.set_column(0, table.schema.field("id"), pa.array(ids)))
+
+
+DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
+    "a table is gone": (lambda job: path_of(job, "data").unlink(), "is named by a commit and missing"),
+    "a point cloud is gone": (lambda job: path_of(job, "pointclouds").unlink(), "is named by a commit and missing"),
+    "a flipped bit": (
+        lambda job: path_of(job, "data").write_bytes(bytes([*path_of(job, "data").read_bytes()[:-1], 0])),
+        "has another SHA-256 than its commit says",
+    ),
+    "a truncated table": (
+        lambda job: path_of(job, "quarantine").write_bytes(path_of(job, "quarantine").read_bytes()[:-10]),
+        "bytes, its commit says",
+    ),
+    "a commit is gone": (lambda job: first_commit(job).unlink(), "samples of version 1 have no commit"),
+    "a commit is not JSON": (lambda job: first_commit(job).write_text("{"), "is not valid JSON"),
+    "a commit of no plan": (
+        lambda job: first_commit(job).with_name("0123.json").write_text(first_commit(job).read_text()),
+        "_commits/0123.json commits a shard that no plan holds",
+    ),
+    "a lost sample": (lambda job: edit_commit(job, lose_a_sample), "1 of 8 planned samples are lost"),
+    "a doubled sample": (lambda job: edit_commit(job, double_a_sample), "1 samples more than its 8 planned ones"),
+    "another outcome": (
+        lambda job: edit_commit(job, swap_an_outcome),
+        "sample prompts.txt:0/0 is kept in version 1 and in no",
+    ),
+    "another id in the table": (
+        lambda job: rewrite(job, "data", misnamed(job)),
+        "sample other/0 is there and should not be",
+    ),
+    "a row too few": (
+        lambda job: rewrite(job, "data", table_bytes(pq.read_table(path_of(job, "data")).slice(1))),
+        "rows, its commit says 4",
+    ),
+    "a column too few": (
+        lambda job: rewrite(job, "data", table_bytes(pq.read_table(path_of(job, "data")).drop_columns(["seed"]))),
+        "column seed is missing, the schema says int64",
+    ),
+    "no Parquet": (lambda job: rewrite(job, "data", b"text"), "is not a readable Parquet file"),
+    "a broken picture": (
+        lambda job: rewrite(job, "data", with_picture(job, "rgb", b"\x89PNG broken")),
+        "rgb of sample prompts.txt:0/0 cannot be decoded",
+    ),
+    "a picture of another size": (
+        lambda job: rewrite(job, "data", with_picture(job, "rgb", Image.new("RGB", (32, 48)))),
+        "rgb of sample prompts.txt:0/0 is 32 x 48, its row says 32 x 32",
+    ),
+    "8-bit depth": (
+        lambda job: rewrite(job, "data", with_picture(job, "depth", Image.fromarray(np.zeros((32, 32), np.uint8)))),
+        "depth of sample prompts.txt:0/0 has mode L and not 16 bits",
+    ),
+    "a point too few": (
+        lambda job: rewrite(job, "pointclouds", path_of(job, "pointclouds").read_bytes()[:-15]),
+        "points, holds",
+    ),
+    "no version": (
+        lambda job: [job.context.storage.delete(each.path) for each in job.context.storage.list("_versions")],
+        "no version is published: the job has not run to its end",
+    ),
+    "outcomes that were rewritten": (
+        lambda job: job.context.storage.write_bytes(
+            "_versions/000001/outcomes.parquet",
+            job.context.storage.read_bytes("_versions/000001/outcomes.parquet") + b"PAR1",
+        ),
+        "outcomes.parquet has another SHA-256",
+    ),
+}
+
+
+def test_a_whole_dataset_has_no_problems(job: LocalJob) -> None:
+    found = validate(job.context.storage.uri)
+    assert found.problems == []
+    assert found.notes == []
+    assert found.counts == {"kept": 8, "rejected": 2, "quarantined": 2}
+    assert (found.version, found.pictures, found.pointclouds) == (1, 20, 8)
+    assert found.files == 4 + 8
+    assert found.bytes == sum(
+        f.size for folder in ("data", "rejected", "quarantine", "pointclouds") for f in job.context.storage.list(folder)
+    )
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_found(job: LocalJob, spoil: Callable[[LocalJob], object], sentence: str) -> None:
+    spoil(job)
+    problems = validate(job.context.storage.uri).problems
+    assert any(sentence in problem for problem in problems), problems
+
+
+def test_a_dataset_on_s3(make_job, s3) -> None:
+    job = make_job(["a", "b"], output={"uri": s3.make_bucket() + "/out", "points": "ply"})
+    job.complete()
+    assert validate(job.context.storage.uri).problems == []
+    job.context.storage.delete(job.context.storage.list("data")[0].path)
+    assert len(validate(job.context.storage.uri).problems) == 1
+
+
+def test_a_folder_without_a_job(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no job"):
+        validate(str(tmp_path))
+
+
+def test_the_commit_that_was_edited_still_parses(job: LocalJob) -> None:
+    """Guards the tests above: their edits are damage to the account, not to the format."""
+    edit_commit(job, double_a_sample)
+    assert len(Commit.from_bytes(first_commit(job).read_bytes(), "x").samples) == 9

@@ -1,0 +1,62 @@
+"""A small model behind the real worker: arrays that depend on seed, prompt and input, and prompts that misbehave.
+
+It takes the place of the weights only: reading, the worker's handling of batches, finish, commit and publish are real.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+
+from pipelines.worker import GenerationWorker
+
+
+class StandInPipeline:
+    """Called like JointDiTPipeline; words in a prompt make it fail in the ways models fail."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.size = (height, width)
+
+    def __call__(self, *, task, seeds, prompt=None, image=None, disparity=None, height=None, width=None, **sampling):
+        given = image if image is not None else disparity
+        prompts = prompt if prompt is not None else [""] * len(seeds)
+        rgb, maps, finite = [], [], []
+        for number, (seed, text) in enumerate(zip(seeds, prompts, strict=True)):
+            misbehave(text)
+            size = given[number].shape[:2] if given is not None else (height, width)
+            noise = np.random.default_rng(seed)
+            ramp = np.linspace(0, 1, size[0] * size[1], dtype=np.float32).reshape(size)
+            ramp = np.full(size, 0.5, np.float32) if "FLAT" in text else np.roll(ramp, int(noise.integers(1000)))
+            maps.append(disparity[number] if disparity is not None else ramp)
+            rgb.append(image[number] if image is not None else noise.integers(0, 256, (*size, 3), dtype=np.uint8))
+            if "NAN" in text:
+                maps[-1] = np.full(size, np.nan, np.float32)
+            finite.append("NAN" not in text)
+        return SimpleNamespace(rgb=np.stack(rgb), disparity=np.stack(maps), finite=np.array(finite))
+
+
+def misbehave(text: str) -> None:
+    if "RAISE" in text:
+        raise RuntimeError("the stand-in was asked to raise")
+    if "KILL" in text:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "HANG" in text:
+        threading.Event().wait()
+
+
+class StandInWorker(GenerationWorker):
+    """The real worker with the stand-in for its weights."""
+
+    def load(self):
+        return StandInPipeline(self.context.height, self.context.width)
+
+
+class DyingAtStart(StandInWorker):
+    """A worker that never comes up."""
+
+    def load(self):
+        os.kill(os.getpid(), signal.SIGKILL)
