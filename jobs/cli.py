@@ -58,11 +58,16 @@ def run(
     ] = False,
 ) -> None:
     """Run a job, or go on with one that was interrupted; a finished job does nothing."""
-    from jobs.report import show_run
+    from jobs.report import log_progress, show_run
     from pipelines.run import run_job
     from pipelines.spec import load_spec
 
-    show_run(run_job(load_spec(spec, overrides or ()), single_writer=single_writer))
+    log_progress()
+    try:
+        show_run(run_job(load_spec(spec, overrides or ()), single_writer=single_writer))
+    except KeyboardInterrupt:
+        print("Interrupted: what is committed stays, and the same command goes on from there.", file=sys.stderr)
+        raise
 
 
 @app.command(rich_help_panel=DATASETS, epilog="Example: jointdit plan jobs/depth.yaml")
