@@ -6,6 +6,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from jointdit.flow_matching import (
+    NORMAL_SHIFT,
     add_noise,
     joint_flow_matching_loss,
     shift_noise_level,
@@ -14,7 +15,6 @@ from jointdit.flow_matching import (
 from jointdit.latents import image_position_ids, text_position_ids
 from jointdit.training.text import CaptionEncoder
 
-BASE_SHIFT = 1.6  # exp(0.4675): FLUX's schedule shift at 64 tokens
 UNIFORM_SHARE = 0.2  # of noise levels drawn evenly, so that nearly clean pictures are seen as well
 
 
@@ -44,8 +44,11 @@ def base_loss(
 
 
 def base_timesteps(n: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels (n,) of text-to-image training: shifted logit-normal, a fifth uniform."""
-    normal = shift_noise_level(torch.sigmoid(torch.randn(n, generator=generator)), BASE_SHIFT)
+    """Noise levels (n,) of text-to-image training: shifted logit-normal, a fifth uniform.
+
+    The colours that a text names are decided at high noise levels, which the shift favours.
+    """
+    normal = shift_noise_level(torch.sigmoid(torch.randn(n, generator=generator)), NORMAL_SHIFT)
     uniform = torch.rand(n, generator=generator)
     return torch.where(torch.rand(n, generator=generator) < UNIFORM_SHARE, uniform, normal)
 
