@@ -4,12 +4,18 @@ import json
 import os
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 from jobs.cli import main
+from pipelines.fingerprint import fingerprint_of
+from pipelines.ledger import Ledger
+from pipelines.model import identify
+from pipelines.spec import load_spec
+from pipelines.storage import Storage
 
 PROMPTS = ["a red cube on a blue floor in front of a white wall", "a green sphere on a gray floor"]
 JOINT = {"task": "joint", "input": {"uri": "in/prompts.txt"}, "output": {"uri": "out"}}
@@ -102,6 +108,40 @@ def test_bad_call(name, workspace, capsys):
     Path("good.yaml").write_text(spec_with())
     arguments, fragments = BAD_CALLS[name]
     assert_refused(arguments, fragments, capsys)
+
+
+def test_output_that_holds_another_job(workspace, capsys):
+    spec = load_spec(yaml.safe_load(spec_with(model__steps=20)))
+    Ledger(Storage(spec.output.uri)).open_job(spec, fingerprint_of(spec, identify(spec.model)))
+    Path("spec.yaml").write_text(spec_with(model__steps=4))
+    for command in ("run", "plan"):
+        assert_refused([command, "spec.yaml"], ["already holds a job", "model.steps (20 there, 4 here)"], capsys)
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_bucket_missing(command, s3, workspace, capsys):
+    Path("spec.yaml").write_text(spec_with(output__uri="s3://no-such-bucket/out"))
+    assert_refused([command, "spec.yaml"], ["bucket no-such-bucket does not exist"], capsys)
+
+
+def test_no_access(s3, workspace, monkeypatch, capsys):
+    bucket = s3.make_bucket()
+    Path("spec.yaml").write_text(spec_with(output__uri=f"{bucket}/out"))
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", s3.reader_key)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", s3.reader_secret)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        assert_refused(["run", "spec.yaml"], [bucket, "no access"], capsys)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    assert Storage(bucket).list("") == [], "nothing is written"
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "status"])
+def test_endpoint_down(command, s3_environment, workspace, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    Path("spec.yaml").write_text(spec_with(output__uri="s3://bucket/out"))
+    argument = "s3://bucket/out" if command == "status" else "spec.yaml"
+    assert_refused([command, argument], ["http://127.0.0.1:9 cannot be reached"], capsys)
 
 
 def assert_refused(arguments, fragments, capsys):
