@@ -47,13 +47,10 @@ def show_run(summary: RunSummary) -> None:
     version = summary.version
     if summary.samples_now:
         rate = summary.samples_now / max(summary.seconds, 1e-3)
-        before = f"; {summary.committed_before} shards were there before" if summary.committed_before else ""
-        say(
-            f"{summary.samples_now} samples in {summary.committed_now} shards in {summary.seconds:.0f} s, "
-            f"{rate:.2f} samples/s{before}"
-        )
-    else:
-        say(f"nothing to do: all {summary.committed_before} shards are there")
+        made = f"{several(summary.samples_now, 'sample')} in {several(summary.committed_now, 'shard')}"
+        say(f"{made} in {summary.seconds:.0f} s, {rate:.2f} samples/s")
+    if summary.committed_before:
+        say(f"{several(summary.committed_before, 'shard')} of an earlier run kept")
     if version.reasons:
         say(f"rejected by: {', '.join(f'{kind} {number}' for kind, number in version.reasons.items())}")
     state = "published" if summary.is_new else "is the latest"
@@ -63,13 +60,14 @@ def show_run(summary: RunSummary) -> None:
 
 def show_plan(plan: PlanPreview) -> None:
     """What a run would do."""
-    done = f"{plan.committed_shards} shards, {plan.committed_samples} samples"
-    pending = f"{plan.pending_shards} shards, {plan.pending_samples} samples"
+    done = f"{several(plan.committed_shards, 'shard')}, {several(plan.committed_samples, 'sample')}"
+    pending = f"{several(plan.pending_shards, 'shard')}, {several(plan.pending_samples, 'sample')}"
+    new = f"{several(plan.new_shards, 'shard')} of {several(plan.new_rows, 'row')} not planned before"
     rows = [
         ("job", f"{plan.name} ({plan.task})"),
         ("output", plan.output),
         ("done", done),
-        ("to do", f"{pending}; {plan.new_shards} shards of {plan.new_rows} rows are new"),
+        ("to do", f"{pending}; {new}"),
         ("output expected", readable(plan.output_bytes)),
         ("weights", f"{readable(plan.weights_bytes)} a worker"),
         ("in flight", f"up to {readable(plan.in_flight_bytes)} a worker in Ray's object store"),
@@ -86,7 +84,7 @@ def show_status(status: Status) -> None:
     rows = [
         ("job", f"{status.name} ({status.task}), since {status.created}"),
         ("output", status.output),
-        ("shards", f"{status.committed_shards} of {status.shards} committed, in {status.plans} plans"),
+        ("shards", f"{status.committed_shards} of {status.shards} committed"),
         ("samples", f"{status.committed_samples} of {status.samples} ({share:.0%}): {counted(status.counts)}"),
         ("round", str(status.round)),
         ("version", version),
@@ -107,9 +105,10 @@ def show_validation(found: Validation) -> bool:
         say(f"note: {note}")
     for problem in found.problems:
         say(problem)
-    read = f"{found.files} files, {readable(found.bytes)}, {found.pictures} pictures, {found.pointclouds} point clouds"
+    read = f"{several(found.files, 'file')}, {readable(found.bytes)}, {several(found.pictures, 'picture')}"
+    read += f", {several(found.pointclouds, 'point cloud')}" if found.pointclouds else ""
     if found.problems:
-        say(f"{found.output} is damaged: {len(found.problems)} problems in {read}.")
+        say(f"{found.output} is damaged: {several(len(found.problems), 'problem')} in {read}.")
     else:
         say(f"{found.output} is whole: version {found.version} with {counted(found.counts)}; {read}.")
     return not found.problems
@@ -118,6 +117,11 @@ def show_validation(found: Validation) -> bool:
 def counted(counts: Mapping[str, int]) -> str:
     """Samples by outcome: 24 kept, 0 rejected, 0 quarantined."""
     return ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+
+
+def several(number: int, thing: str) -> str:
+    """1 shard, 2 shards, 1,000 shards."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def readable(size_bytes: float) -> str:

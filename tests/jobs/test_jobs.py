@@ -1,0 +1,116 @@
+"""run, plan, status and validate on a small job through Ray, from the command line; and what the demo is made of."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs import demo
+from jobs.cli import main
+from jobs.recolour import recolour
+from jointdit.evaluation.colours import named_colours
+from jointdit.scenes import COLOURS
+from jointdit.scenes.caption import describe
+from jointdit.scenes.layout import sample_layout
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def dataset(ray_cluster, tmp_path_factory):
+    """A finished job of six prompts, one of them empty, in two shards; (spec file, output)."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "prompts.txt").write_text("".join(f"a red cube {number}\n" for number in range(5)) + "\n")
+    spec = {
+        "task": "joint",
+        "model": {"steps": 1, "height": 32, "width": 32},
+        "input": {"uri": str(folder / "prompts.txt")},
+        "output": {"uri": str(folder / "out"), "shard_rows": 3, "points": "ply"},
+        "quality": {"max_quarantined_fraction": 0.5},
+        "resources": {"workers": 1},
+    }
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
+    assert main(["run", str(folder / "spec.yaml")]) == 0
+    return folder / "spec.yaml", folder / "out"
+
+
+def test_run_again_finds_nothing_to_do(dataset, capsys):
+    spec, output = dataset
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert main(["run", str(spec)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 shards of an earlier run kept" in printed
+    assert "version 1 is the latest: 5 kept, 0 rejected, 1 quarantined" in printed
+    assert f"{output}/gallery/index.html" in printed
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_plan_says_what_is_done_and_what_a_longer_input_adds(dataset, tmp_path, capsys):
+    spec, _ = dataset
+    assert main(["plan", str(spec)]) == 0
+    assert "to do 0 shards, 0 samples; 0 shards of 0 rows not planned before" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    (tmp_path / "more.txt").write_text("a green cube\na blue cube\n")
+    inputs = f"input.uri=[{spec.parent / 'prompts.txt'}, {tmp_path / 'more.txt'}]"
+    assert main(["plan", str(spec), "--set", inputs]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "done 2 shards, 6 samples" in printed
+    assert "to do 1 shard, 2 samples; 1 shard of 2 rows not planned before" in printed
+
+
+def test_status_tells_the_ledger(dataset, capsys):
+    _, output = dataset
+    assert main(["status", str(output)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "shards 2 of 2 committed" in printed
+    assert "samples 6 of 6 (100%): 5 kept, 0 rejected, 1 quarantined" in printed
+
+
+def test_validate_says_whole_and_lists_what_is_damaged(dataset, capsys):
+    _, output = dataset
+    assert main(["validate", str(output)]) == 0
+    assert "is whole: version 1" in capsys.readouterr().out
+    table = min((output / "data").glob("*.parquet"))
+    data = table.read_bytes()
+    try:
+        table.write_bytes(data[:-1] + b"?")
+        assert main(["validate", str(output)]) == 1
+    finally:
+        table.write_bytes(data)
+    printed = capsys.readouterr().out
+    assert f"data/{table.name} has another SHA-256 than its commit says." in printed
+    assert "is damaged: 1 problem in " in printed
+
+
+def test_the_demo_has_three_jobs_of_24_samples(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    specs = demo.specs()
+    assert [spec.task for spec in specs] == ["joint", "depth", "depth-to-image"]
+    assert len({spec.output.uri for spec in specs}) == 3
+    prompts = (ROOT / "jobs" / "demo_prompts.txt").read_text().splitlines()
+    assert len(prompts) == len(set(prompts)) == demo.SCENES
+    assert all(named_colours(prompt) for prompt in prompts)
+
+
+def test_the_demo_gives_the_scenes_other_prompts(tmp_path, capsys):
+    demo.render(tmp_path / "scenes")
+    lines = (tmp_path / "scenes" / "metadata.jsonl").read_text().splitlines()
+    recoloured = (tmp_path / "scenes" / "recoloured.jsonl").read_text().splitlines()
+    assert len(lines) == len(recoloured) == demo.SCENES
+    for one, other in zip(map(json.loads, lines), map(json.loads, recoloured), strict=True):
+        assert (one["id"], one["depth"]) == (other["id"], other["depth"])
+        assert one["caption"] != other["caption"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_recoloured_captions_name_other_colours_for_the_same_things(seed):
+    caption = describe(sample_layout(seed), seed)
+    other = recolour(caption)
+    names = list(COLOURS)
+    expected = [(part, names[(names.index(colour) + 1) % len(names)]) for part, colour in named_colours(caption)]
+    assert named_colours(other) == expected
+    assert len(other.split()) == len(caption.split())
+    assert " a orange" not in f" {other}"
+    assert " an red" not in f" {other}"
