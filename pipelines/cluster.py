@@ -32,14 +32,15 @@ class WorkerPlan:
 def connect() -> Iterator[None]:
     """Be connected to Ray inside: the connection there is, the cluster of RAY_ADDRESS, or a local one of our own.
 
-    A local one has token authentication with a generated token, no dashboard, and listens on loopback only.
+    A local one has token authentication with a generated token, and no dashboard.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # before the first import of Ray, which reads it once
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     local = not os.environ.get("RAY_ADDRESS")
     if local and os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns without it
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # faults are read from a chain's last reference
     import ray
 
     if ray.is_initialized():
@@ -48,7 +49,7 @@ def connect() -> Iterator[None]:
     settings: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if local:
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **settings)
+            ray.init(address="local", include_dashboard=False, **settings)
         else:
             ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

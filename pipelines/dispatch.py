@@ -39,7 +39,7 @@ from pipelines.ledger import Ledger, PlannedShard
 from pipelines.progress import Progress
 from pipelines.read import Isolation, read_shard, try_rows
 from pipelines.worker import DeviceFault
-from pipelines.workers import Worker, WorkerPool, failure_of, in_one_line, is_done, unwrap
+from pipelines.workers import Worker, WorkerPool, count_done, failure_of, in_one_line, is_done, unwrap
 
 POLL_SECONDS = 1.0
 FIRST_BACKOFF_SECONDS, MOST_BACKOFF_SECONDS = 1.0, 60.0
@@ -54,11 +54,19 @@ class Attempt:
     entry: PlannedShard
     isolation: Isolation
     read: Any  # a small summary, so that the driver never fetches pixels to learn of a fault
+    rows: Any
     parts: list[Any]
-    outputs: list[Any]
-    summaries: list[Any]
-    receipt: Any
+    outputs: list[Any] = field(default_factory=list)
+    summaries: list[Any] = field(default_factory=list)
+    receipt: Any = None  # of finish; None while suspects are submitted one by one
     done: int = 0  # parts generated
+
+    @property
+    def awaited(self) -> Any:
+        """The reference that ends it, or its next step."""
+        if self.receipt is not None:
+            return self.receipt
+        return self.summaries[-1] if self.summaries else self.read
 
 
 @dataclass(eq=False)
@@ -145,24 +153,51 @@ class Dispatcher:
     def _chain(self, worker: Worker, entry: PlannedShard, isolation: Isolation) -> Attempt:
         count = isolation.parts(entry.samples, self.context.spec.model.batch_size)
         read, rows, *parts = self.read_task.options(num_returns=count + 2).remote(self.context_ref, entry, isolation)
-        pairs = [worker.actor.generate.options(num_returns=2).remote(part) for part in parts]
-        outputs, summaries = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        receipt = self.finish_task.remote(self.context_ref, entry, rows, *outputs)
-        return Attempt(entry, isolation, read, parts, outputs, summaries, receipt)
+        attempt = Attempt(entry, isolation, read, rows, parts)
+        for _ in range(count - isolation.suspected(entry.samples)):
+            self._generate_next(worker, attempt)
+        if len(attempt.outputs) == count:
+            self._finish(attempt)
+        return attempt
+
+    def _generate_next(self, worker: Worker, attempt: Attempt) -> None:
+        part = attempt.parts[len(attempt.outputs)]
+        output, summary = worker.actor.generate.options(num_returns=2).remote(part)
+        attempt.outputs.append(output)
+        attempt.summaries.append(summary)
+
+    def _finish(self, attempt: Attempt) -> None:
+        attempt.receipt = self.finish_task.remote(self.context_ref, attempt.entry, attempt.rows, *attempt.outputs)
+
+    def _advance(self, worker: Worker, queue: Queue, attempt: Attempt) -> None:
+        """Submit the next suspect once the one before it is safe: a death right after a result can lose the result."""
+        if not is_done(attempt.awaited):
+            return
+        error = failure_of(attempt.awaited)
+        if error is not None:
+            self._fail(worker, queue, attempt, error)
+        elif len(attempt.outputs) < len(attempt.parts):
+            self._generate_next(worker, attempt)
+        else:
+            self._finish(attempt)
 
     # --- collect -----------------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
         """Wait for something to happen, and deal with the chains that ended."""
         starting = [worker.ready for worker in self.queues if not worker.is_up]
-        ended = [attempt.receipt for queue in self.queues.values() for attempt in queue.attempts]
-        if starting or ended:
-            ray.wait(starting + ended, timeout=POLL_SECONDS, fetch_local=False)
+        awaited = [attempt.awaited for queue in self.queues.values() for attempt in queue.attempts]
+        if starting or awaited:
+            ray.wait(starting + awaited, timeout=POLL_SECONDS, fetch_local=False)
         else:
             time.sleep(max(0.0, min(POLL_SECONDS, self.waiting[0].due - time.monotonic())))  # all back off
         for worker, queue in list(self.queues.items()):
             for attempt in list(queue.attempts):
-                if attempt in queue.attempts and is_done(attempt.receipt):
+                if attempt not in queue.attempts:
+                    continue  # it went with its worker a moment ago
+                if attempt.receipt is None:
+                    self._advance(worker, queue, attempt)
+                elif is_done(attempt.receipt):
                     self._end(worker, queue, attempt)
 
     def _end(self, worker: Worker, queue: Queue, attempt: Attempt) -> None:
@@ -205,8 +240,10 @@ class Dispatcher:
     def _lose(self, worker: Worker, error: BaseException) -> None:
         """A worker is dead: the shard it was at is blamed, all its shards go back, another takes its place."""
         queue = self.queues.pop(worker)
-        blamed = None if _is_innocent(error) else _at_work(queue.attempts)
-        for attempt in queue.attempts:
+        attempts = list(queue.attempts)
+        queue.attempts.clear()
+        blamed = None if _is_innocent(error) else _at_work(attempts)
+        for attempt in attempts:
             _cancel(attempt)
             if blamed is not None and attempt is blamed[0]:
                 self._blame(attempt.entry, "generate", in_one_line(error), blamed[1])
@@ -255,9 +292,9 @@ class Dispatcher:
         in_flight = 0.0
         for worker, queue in list(self.queues.items()):
             for attempt in queue.attempts:
-                done = ray.wait(attempt.summaries, num_returns=len(attempt.summaries), timeout=0, fetch_local=False)[0]
-                if len(done) > attempt.done:
-                    attempt.done, queue.moved = len(done), time.monotonic()
+                done = count_done(attempt.summaries)
+                if done > attempt.done:
+                    attempt.done, queue.moved = done, time.monotonic()
                 in_flight += attempt.entry.samples * attempt.done / len(attempt.parts)
             if queue.attempts and time.monotonic() - queue.moved > self.context.spec.resources.stall_seconds:
                 self._unstick(worker, queue)
@@ -282,7 +319,8 @@ def _read(context: RunContext, entry: PlannedShard, isolation: Isolation) -> tup
 
 
 def _cancel(attempt: Attempt) -> None:
-    ray.cancel(attempt.receipt, force=True)
+    if attempt.receipt is not None:
+        ray.cancel(attempt.receipt, force=True)
     ray.cancel(attempt.read, force=True)
     for output in attempt.outputs:
         ray.cancel(output)  # calls in the worker's queue; the one that runs goes on to its end
@@ -291,9 +329,10 @@ def _cancel(attempt: Attempt) -> None:
 def _diagnose(attempt: Attempt, error: BaseException) -> tuple[str, BaseException]:
     """The stage that failed first, and its error: what depends on it fails with it."""
     for stage, references in (("read", [attempt.read]), ("generate", attempt.summaries)):
-        done, _ = ray.wait(references, num_returns=len(references), timeout=SETTLE_SECONDS, fetch_local=False)
+        if references:
+            ray.wait(references, num_returns=len(references), timeout=SETTLE_SECONDS, fetch_local=False)
         for reference in references:
-            failure = failure_of(reference) if reference in done else None
+            failure = failure_of(reference) if is_done(reference) else None
             if failure is not None:
                 return stage, failure
     return "finish", error
@@ -304,7 +343,7 @@ def _at_work(attempts: list[Attempt]) -> tuple[Attempt, list[str]] | None:
     for attempt in attempts:
         if not is_done(attempt.read) or failure_of(attempt.read) is not None:
             return None
-        for part, summary in zip(ray.get(attempt.read, timeout=60), attempt.summaries, strict=True):
+        for part, summary in zip(ray.get(attempt.read, timeout=60), attempt.summaries, strict=False):
             if not is_done(summary) or failure_of(summary) is not None:
                 return (attempt, part) if part else None
     return None

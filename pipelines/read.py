@@ -36,8 +36,12 @@ class Isolation:
 
     def parts(self, samples: int, batch_size: int) -> int:
         """How many parts a shard of so many samples is read into."""
-        suspects = min(len(self.suspects), samples)
+        suspects = self.suspected(samples)
         return math.ceil((samples - suspects) / batch_size) + suspects
+
+    def suspected(self, samples: int) -> int:
+        """How many of a shard's parts, the last ones, hold one suspect each."""
+        return min(len(self.suspects), samples)
 
 
 NO_ISOLATION = Isolation()
@@ -85,9 +89,11 @@ def read_shard(
                 )
         if isinstance(found, Row) and isinstance(fitted, Sample):
             rows.append(SourceRow(span, found))
-    parts = cut_parts(samples, context.spec.model.batch_size, isolation.suspects)
-    missing = isolation.parts(entry.samples, context.spec.model.batch_size) - len(parts)
-    return ShardRows(tuple(rows), tuple(failed)), parts + [[]] * missing
+    trusted, suspects = cut_parts(samples, context.spec.model.batch_size, isolation.suspects)
+    alone = isolation.suspected(entry.samples)
+    suspects += [[] for _ in range(alone - len(suspects))]
+    missing = isolation.parts(entry.samples, context.spec.model.batch_size) - len(trusted) - alone
+    return ShardRows(tuple(rows), tuple(failed)), [*trusted, *([] for _ in range(missing)), *suspects]
 
 
 def sample_seed(job_seed: int, row_id: str, index: int) -> int:
@@ -96,11 +102,13 @@ def sample_seed(job_seed: int, row_id: str, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def cut_parts(samples: Sequence[Sample], batch_size: int, suspects: frozenset[str]) -> list[list[Sample]]:
-    """Parts of at most `batch_size` samples, like sizes together; suspects alone, last."""
+def cut_parts(
+    samples: Sequence[Sample], batch_size: int, suspects: frozenset[str]
+) -> tuple[list[list[Sample]], list[list[Sample]]]:
+    """(parts of at most `batch_size` trusted samples, like sizes together; parts of one suspect each)."""
     trusted = sorted((s for s in samples if s.id not in suspects), key=size_of)  # stable: order of rows within a size
     parts = [trusted[start : start + batch_size] for start in range(0, len(trusted), batch_size)]
-    return parts + [[sample] for sample in samples if sample.id in suspects]
+    return parts, [[sample] for sample in samples if sample.id in suspects]
 
 
 def size_of(sample: Sample) -> tuple[int, ...]:

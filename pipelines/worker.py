@@ -6,7 +6,9 @@ context behind for a while, and the next worker on that GPU then runs out of mem
 
 from __future__ import annotations
 
+import gc
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -40,6 +42,10 @@ class DeviceFault(TransientError):
     """The GPU itself is out of order: every later call fails too, so the worker is replaced."""
 
 
+class OutOfMemory(Exception):
+    """The GPU's memory does not hold the batch."""
+
+
 class GenerationWorker:
     """Generates samples with a model that it loads once."""
 
@@ -52,14 +58,14 @@ class GenerationWorker:
 
     def set_up(self) -> str:
         """Load the model; returns the host's name. Raises ModelError."""
-        import torch
-
-        torch.set_num_threads(self.threads)
         self.pipe = self.load()
         return socket.gethostname()
 
     def load(self) -> Any:
         """The pipeline, ready on the device."""
+        import torch
+
+        torch.set_num_threads(self.threads)
         return load_pipeline(self.context.spec.model, self.device)
 
     def generate(self, part: Sequence[Sample]) -> tuple[list[SampleResult], PartSummary]:
@@ -76,7 +82,7 @@ class GenerationWorker:
                 size = min(len(batch), self.batch_size)
                 try:
                     results += self._batch(batch[:size])
-                except _out_of_memory():
+                except OutOfMemory:
                     if size == 1:
                         results.append(_failed(batch[0], "one sample alone does not fit into the GPU's memory."))
                     else:
@@ -94,10 +100,15 @@ class GenerationWorker:
     def _batch(self, batch: list[Sample]) -> list[SampleResult]:
         try:
             return self._run(batch)
-        except (PermanentError, TransientError):
+        except PermanentError:
             raise
-        except Exception as error:  # noqa: BLE001  the actor's boundary: one sample must not take its neighbours along
-            _reraise_device_faults(error)
+        except Exception as error:
+            import torch
+
+            if isinstance(error, torch.OutOfMemoryError):
+                raise OutOfMemory from error
+            if isinstance(error, torch.AcceleratorError):
+                raise DeviceFault(f"the GPU of {socket.gethostname()} failed: {error}") from error
             if len(batch) == 1:
                 sentence = f"the model failed on it, {type(error).__name__}: {error}"
                 return [_failed(batch[0], sentence, traceback.format_exc())]
@@ -139,27 +150,8 @@ def _failed(sample: Sample, error: str, trace: str = "") -> SampleResult:
     return SampleResult(_light(sample), error=sentence, traceback=mask_secrets(trace))
 
 
-def _out_of_memory() -> tuple[type[Exception], ...]:
-    import torch
-
-    return (torch.OutOfMemoryError,)
-
-
-def _reraise_device_faults(error: Exception) -> None:
-    """After a fault of the GPU itself every later call fails too: that is the worker's fault, not the sample's."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError):
-        raise error
-    if isinstance(error, torch.AcceleratorError):
-        raise DeviceFault(f"the GPU of {socket.gethostname()} failed: {error}") from error
-
-
 def _release_memory() -> None:
-    import gc
-
-    import torch
-
     gc.collect()
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from jointdit.errors import JointDiTError, ModelError, PermanentError
 from pipelines.cluster import WorkerPlan
@@ -96,6 +97,13 @@ def is_done(reference: Any) -> bool:
     return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
 
 
+def count_done(references: list[Any]) -> int:
+    """How many of some references have their result or their error."""
+    if not references:
+        return 0
+    return len(ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)[0])
+
+
 def failure_of(reference: Any) -> BaseException | None:
     """The error of a finished reference, or None. For small results only: it is fetched."""
     try:
@@ -114,4 +122,7 @@ def unwrap(error: BaseException) -> BaseException:
 
 def in_one_line(error: BaseException) -> str:
     """An error's text for a sentence or a log line."""
-    return mask_secrets(" ".join(str(error).split())[:300]).rstrip(".")
+    text = " ".join(str(error).split())
+    if isinstance(error, ActorDiedError) and (exit_type := re.search(r"Worker exit type: (\w+)", text)):
+        text = f"its process died unexpectedly ({exit_type[1]})"
+    return mask_secrets(text[:300]).rstrip(".")

@@ -1,0 +1,58 @@
+"""Jobs small enough to run many of, on the session's Ray: real tasks and actors, real stores, real deaths."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pipelines.run import RunSummary, run_job
+from pipelines.spec import JobSpec, load_spec
+from tests import stand_in
+
+# The workers of the session's Ray do not import from tests/: the stand-in travels with its class.
+ray.cloudpickle.register_pickle_by_value(sys.modules[stand_in.__name__])
+
+JobMaker = Callable[..., JobSpec]
+
+
+@pytest.fixture(params=["local", "s3"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An output on each kind of store."""
+    return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3").make_bucket() + "/out"
+
+
+@pytest.fixture
+def make_spec(tmp_path: Path) -> JobMaker:
+    """make_spec(prompts, **sections): a joint job on a text file of prompts, with the sections of the spec on top."""
+
+    def make(prompts: list[str] | None = None, **sections: Any) -> JobSpec:
+        if prompts is not None:
+            (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+        data: dict[str, Any] = {
+            "task": "joint",
+            "model": {"name": "tiny", "steps": 1, "height": 32, "width": 32, "batch_size": 2},
+            "input": {"uri": str(tmp_path / "prompts.txt")},
+            "output": {"uri": str(tmp_path / "out"), "shard_rows": 4},
+            "quality": {"max_quarantined_fraction": 1.0},
+            "resources": {"workers": 1, "stall_seconds": 50.0},
+        }
+        for name, section in sections.items():
+            data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section
+        return load_spec(data)
+
+    return make
+
+
+@pytest.fixture
+def run_stand_in(ray_cluster: None) -> Callable[..., RunSummary]:
+    """run_job on the session's Ray with the stand-in for the weights."""
+
+    def run(spec: JobSpec, worker_class: type = stand_in.StandInWorker) -> RunSummary:
+        return run_job(spec, worker_class=worker_class)
+
+    return run

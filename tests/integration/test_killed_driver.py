@@ -1,0 +1,113 @@
+"""SIGKILL for the driver in the middle of a run: the next one goes on, nothing is lost, doubled or made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipelines.ledger import Ledger
+from pipelines.publish import read_outcomes
+from pipelines.run import run_job
+from pipelines.spec import JobSpec
+from pipelines.storage import Storage
+from pipelines.validate import validate
+from tests.stand_in import StandInWorker
+
+ROOT = Path(__file__).parents[2]
+
+
+def start_driver(spec: JobSpec, folder: Path, worker_class: str = "") -> subprocess.Popen[bytes]:
+    """A driver of its own process group; it joins the session's Ray by its address."""
+    job = folder / "job.json"
+    job.write_text(json.dumps({"spec": spec.model_dump(mode="json"), "worker_class": worker_class}))
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.integration.driver", str(job)]
+    log = (folder / "driver.log").open("ab")
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def wait_until(condition: Callable[[], bool], driver: subprocess.Popen[bytes], folder: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert driver.poll() is None, (folder / "driver.log").read_text()[-3000:]
+        assert time.monotonic() < deadline, (folder / "driver.log").read_text()[-3000:]
+        time.sleep(0.02)
+
+
+def kill(driver: subprocess.Popen[bytes]) -> None:
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_driver_is_resumed_with_the_tiny_model(
+    ray_cluster: None, make_spec, output: str, tmp_path: Path
+) -> None:
+    prompts = [f"a red sphere number {n}" for n in range(24)]
+    spec = make_spec(prompts, model={"steps": 4}, output={"uri": output, "shard_rows": 2, "points": "ply"})
+    ledger = Ledger(Storage(output))
+    driver = start_driver(spec, tmp_path)
+    try:
+        wait_until(lambda: len(ledger.committed()) >= 2, driver, tmp_path, 200)
+    finally:
+        kill(driver)
+    before = {name: ledger.read_commit(name) for name in ledger.committed()}
+    versions_before = {f.path: f.etag for f in ledger.storage.list("_commits") + ledger.storage.list("data")}
+    assert 2 <= len(before) < 12, "the driver was killed in the middle"
+
+    summary = run_job(spec)
+    assert summary.version.counts == {"kept": 24, "rejected": 0, "quarantined": 0}
+    assert summary.committed_now == 12 - summary.committed_before
+    assert validate(output).problems == []
+    after = {name: ledger.read_commit(name) for name in ledger.committed()}
+    assert {name: after[name] for name in before} == before
+    versions_after = {f.path: f.etag for f in ledger.storage.list("_commits") + ledger.storage.list("data")}
+    assert {name: versions_after.get(name) for name in versions_before} == versions_before
+    ids = read_outcomes(ledger.storage, summary.version)["id"].to_pylist()
+    assert ids == [f"prompts.txt:{n}/0" for n in range(24)]
+
+
+@pytest.mark.timeout(300)
+def test_drivers_killed_again_and_again_finish_the_job(
+    ray_cluster: None, make_spec, output: str, tmp_path: Path
+) -> None:
+    spec = make_spec([f"prompt {n}" for n in range(80)], output={"uri": output, "shard_rows": 2})
+    ledger = Ledger(Storage(output))
+    for _ in range(3):
+        had = len(ledger.committed())
+        driver = start_driver(spec, tmp_path, "StandInWorker")
+        try:
+            wait_until(lambda had=had: len(ledger.committed()) > had, driver, tmp_path, 60)
+        finally:
+            kill(driver)
+    assert len(ledger.committed()) < 40, "the drivers were killed in the middle"
+    summary = run_job(spec, worker_class=StandInWorker)
+    assert summary.version.counts == {"kept": 80, "rejected": 0, "quarantined": 0}
+    assert validate(output).problems == []
+
+
+@pytest.mark.timeout(200)
+def test_two_drivers_at_once_waste_work_and_double_nothing(
+    ray_cluster: None, make_spec, output: str, tmp_path: Path
+) -> None:
+    spec = make_spec([f"prompt {n}" for n in range(40)], output={"uri": output, "shard_rows": 2})
+    driver = start_driver(spec, tmp_path, "StandInWorker")
+    try:
+        summary = run_job(spec, worker_class=StandInWorker)
+        assert driver.wait(timeout=100) == 0, (tmp_path / "driver.log").read_text()[-3000:]
+    finally:
+        if driver.poll() is None:
+            kill(driver)
+    assert summary.version.counts["kept"] == 40
+    found = validate(output)
+    assert found.problems == []
+    assert found.counts["kept"] == 40

@@ -1,0 +1,40 @@
+"""A sample is the same whatever batch, worker and shard it is made in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jointdit.depth import decode_depth_png
+from pipelines.run import run_job
+from tests.integration.test_tasks import picture, rows_of
+
+PROMPTS = [
+    f"a {colour} sphere on a {floor} floor" for colour in ("red", "green", "blue") for floor in ("white", "gray")
+]
+
+
+@pytest.mark.timeout(240)
+def test_batches_of_1_and_5_by_1_worker_and_3(ray_cluster: None, make_spec, tmp_path: Path) -> None:
+    def run(name: str, batch_size: int, workers: int, shard_rows: int) -> dict[str, dict]:
+        spec = make_spec(
+            PROMPTS,
+            model={"batch_size": batch_size, "steps": 2},
+            output={"uri": str(tmp_path / name), "shard_rows": shard_rows},
+            resources={"workers": workers},
+        )
+        return {row["id"]: row for row in rows_of(spec.output.uri, run_job(spec).version)}
+
+    single = run("single", batch_size=1, workers=1, shard_rows=6)
+    batched = run("batched", batch_size=5, workers=3, shard_rows=2)
+    assert list(single) == list(batched) == [f"prompts.txt:{n}/0" for n in range(len(PROMPTS))]
+    for identifier, row in single.items():
+        other = batched[identifier]
+        assert row["seed"] == other["seed"]
+        depth, other_depth = (decode_depth_png(each["depth"]["bytes"]) for each in (row, other))
+        np.testing.assert_allclose(depth, other_depth, atol=1e-3)
+        # uint8 pictures: rounding may move a value by one step where the floats differ by less than 1e-3.
+        assert np.abs(picture(row).astype(int) - picture(other).astype(int)).max() <= 1
+    assert len({row["seed"] for row in single.values()}) == len(PROMPTS)
