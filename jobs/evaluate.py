@@ -54,8 +54,11 @@ def evaluate(
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps of pictures.")] = 20,
 ) -> None:
     """Evaluate a checkpoint on held-out scenes."""
+    import transformers
+
     from jointdit import JointDiTPipeline
 
+    transformers.utils.logging.disable_progress_bar()
     pipe = JointDiTPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     height, width = pipe.config.default_height, pipe.config.default_width

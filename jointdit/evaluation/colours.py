@@ -87,16 +87,19 @@ def is_found(labels: NDArray[np.uint8], named: NamedColour) -> bool:
 def check_colours(pictures: Iterable[NDArray[np.uint8]], prompts: Sequence[str]) -> ColourReport:
     """Look for the colours of prompt i in picture i, and for the colours it does not name.
 
-    A colour that is not named counts as a false alarm when it would have been found as an object's. Prompts without
+    Of k colours named, an object's must also be among the k most widespread ones: in confetti every colour is found
+    somewhere. A colour that is not named counts as a false alarm when it covers enough for an object. Prompts without
     any named colour add false alarms only; a part that no prompt names scores NaN.
     """
     hits: dict[str, list[bool]] = {"floor": [], "wall": [], "object": []}
     false_alarms: list[bool] = []
     for picture, prompt in zip(pictures, prompts, strict=True):
         labels, wanted = segment_colours(picture), named_colours(prompt)
+        colours = {named.colour for named in wanted}
+        widespread = set(_most_widespread(labels, len(colours)))
         for named in wanted:
-            hits[named.part].append(is_found(labels, named))
-        unnamed = set(NAMES) - {named.colour for named in wanted}
+            hits[named.part].append(is_found(labels, named) and (named.part != "object" or named.colour in widespread))
+        unnamed = set(NAMES) - colours
         false_alarms += [is_found(labels, NamedColour("object", colour)) for colour in sorted(unnamed)]
     return ColourReport(
         floor=_share(hits["floor"]),
@@ -120,6 +123,12 @@ def colours_kept(before: Iterable[NDArray[np.uint8]], after: Iterable[NDArray[np
             total[index] += inside.sum()
             kept[index] += (new_labels[inside] == index).sum()
     return {name: float(k / t) if t else float("nan") for name, k, t in zip(NAMES, kept, total, strict=True)}
+
+
+def _most_widespread(labels: NDArray[np.uint8], count: int) -> list[str]:
+    """The `count` names with the most interior pixels, the most widespread first."""
+    areas = [_interior(labels == index).sum() for index in range(len(NAMES))]
+    return [NAMES[index] for index in np.argsort(areas)[::-1][:count]]
 
 
 def _interior(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

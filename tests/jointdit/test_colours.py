@@ -72,6 +72,15 @@ def test_place_and_size_decide_what_counts():
     assert is_found(labels, NamedColour("object", "red"))
 
 
+def test_confetti_does_not_score(scenes):
+    rng = np.random.default_rng(1)
+    palette = np.array(list(COLOURS.values()), np.uint8)
+    confetti = [np.kron(palette[rng.integers(9, size=(16, 16))], np.ones((8, 8, 1), np.uint8)) for _ in scenes]
+    report = check_colours(confetti, [scene.caption for scene in scenes])
+    assert report.found < 0.5
+    assert report.false_alarm > 0.9, "each colour is there, and not because it was named"
+
+
 def test_a_lost_colour_shows_by_name():
     before = np.zeros((1, 16, 16, 3), np.uint8)
     before[:, :8], before[:, 8:] = COLOURS["purple"], COLOURS["green"]
