@@ -63,11 +63,12 @@ PLAN_SCHEMA = pa.schema(
 class Job:
     """`_job.json`: what the output was started with."""
 
-    spec: dict[str, Any]
+    spec: dict[str, Any]  # as it was given
     fingerprint: Fingerprint
     code: str
     created: str
     single_writer: bool = False
+    resolved: dict[str, Any] = field(default_factory=dict)  # with the defaults of that code
     format: int = FORMAT
 
 
@@ -175,7 +176,8 @@ class Ledger:
         Raises:
             SpecError: the output holds a job with another fingerprint; names the fields.
         """
-        job = Job(spec.model_dump(mode="json"), fingerprint, code_version(), now(), self.storage.single_writer)
+        resolved = spec.model_dump(mode="json")
+        job = Job(spec.as_given(), fingerprint, code_version(), now(), self.storage.single_writer, resolved)
         try:
             self.storage.create_bytes("_job.json", _json({**asdict(job), "token": new_token()}))
         except AlreadyExists:
@@ -198,9 +200,7 @@ class Ledger:
             fields = parse(data, self.storage.uri_of("_job.json"))
         except FileNotFoundError:
             raise StoreError(f"{self.storage.uri} holds no job: there is no _job.json; check the address.") from None
-        return Job(
-            **{key: fields[key] for key in ("spec", "fingerprint", "code", "created", "single_writer", "format")}
-        )
+        return Job(**{name: fields[name] for name in Job.__dataclass_fields__})
 
     def plan_numbers(self) -> list[int]:
         """Numbers of the plan files, in order."""

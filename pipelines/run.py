@@ -66,7 +66,7 @@ def run_job(
         for uri in proposal.removed:
             progress.note(f"{uri} is not in the input any more; what it gave stays in the dataset.")
         generate_all(context, ledger, progress, worker_class)
-    version, is_new = publish(storage, ledger, spec.model_dump(mode="json"))
+    version, is_new = publish(storage, ledger, spec.as_given())
     about.refresh(storage, ledger, version)
     return RunSummary(
         output=storage.uri,

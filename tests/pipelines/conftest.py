@@ -46,7 +46,7 @@ class LocalJob:
         return [self.run_shard(entry) for entry in pending_shards(self.ledger)]
 
     def publish(self) -> tuple[Version, bool]:
-        return publish(self.context.storage, self.ledger, self.context.spec.model_dump(mode="json"))
+        return publish(self.context.storage, self.ledger, self.context.spec.as_given())
 
     def complete(self) -> Version:
         self.plan()
