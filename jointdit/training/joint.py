@@ -24,7 +24,7 @@ def joint_loss(
 ) -> torch.Tensor:
     """Joint flow matching loss of `batch_size` pairs drawn from packed latents (N, tokens, 64) of both modalities."""
     index = torch.randint(len(rgb), (batch_size,), generator=generator)
-    clean = torch.cat([rgb[index], disparity[index]]).float()
+    clean = torch.cat([rgb[index].float(), disparity[index].float()])
     noise = torch.randn(clean.shape, generator=generator)
     t = torch.cat(sample_timesteps(batch_size, generator))
     with torch.no_grad():

@@ -111,7 +111,7 @@ def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: 
     clip, t5 = architecture.build_clip(clip_tokenizer), architecture.build_t5(t5_tokenizer)
     text = CaptionEncoder(captions, clip_tokenizer, clip, t5_tokenizer, t5)
     prototypes = torch.randn(2, 4, 64)
-    rgb = prototypes.repeat(8, 1, 1) + 0.05 * torch.randn(16, 4, 64)
+    rgb = (prototypes.repeat(8, 1, 1) + 0.05 * torch.randn(16, 4, 64)).half()  # as the latent cache keeps them
     disparity = -rgb
 
     flux = architecture.build_flux()
