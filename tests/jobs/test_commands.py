@@ -1,6 +1,8 @@
 """Each command does what its help says. Jobs through Ray are in test_jobs.py."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -75,6 +77,20 @@ def read_all(spec):
     rows = [row for file in files for row in read_rows(file, 0, 3, spec.input, spec.task)]
     assert all(isinstance(row, Row) for row in rows), rows
     return rows
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "jobs.cli", "scenes", "-n", "100000", "-o", str(tmp_path / "scenes")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while process.poll() is None and not (tmp_path / "scenes" / "depth" / "000000.npy").exists():
+            os.sched_yield()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors == ""
 
 
 def test_generate_writes_picture_disparity_and_points_for_each_seed(tmp_path, capsys):
