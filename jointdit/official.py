@@ -111,6 +111,12 @@ def adapter_tensors(num_layers: int, num_single_layers: int) -> TensorMap:
     return tensors
 
 
+def check_official(path: FilePath, tensors: TensorMap, shapes: Mapping[str, tuple[int, ...]], advice: str) -> None:
+    """Check an official file by its header against our tensors' shapes. Raises ModelError where it does not fit."""
+    fused = {name: _fused_shape([shapes[part] for part in ours]) for name, ours in tensors.items()}
+    check_tensors(path, tensor_shapes(path), fused, advice)
+
+
 def read_official(
     path: FilePath,
     tensors: TensorMap,
@@ -123,8 +129,7 @@ def read_official(
     shapes: of our tensors, against which the file is checked first. dtype: None keeps the file's.
     Raises ModelError for a file that is no safetensors file or does not fit.
     """
-    fused = {name: _fused_shape([shapes[part] for part in ours]) for name, ours in tensors.items()}
-    check_tensors(path, tensor_shapes(path), fused, advice)
+    check_official(path, tensors, shapes, advice)
     state: dict[str, torch.Tensor] = {}
     with safe_open(path, framework="pt") as file:
         for official, ours in tensors.items():

@@ -270,6 +270,16 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         return base_state, adapter_state
 
 
+def check_adapter(path: FilePath, config: Mapping[str, Any]) -> None:
+    """Check a published adapter by its header against a FLUX config. Raises ModelError where it does not fit."""
+    layers = (config["num_layers"], config["num_single_layers"])
+    given = {name: value for name, value in config.items() if name in _config_names()}
+    with torch.device("meta"):
+        model = JointDiTTransformer2DModel(**given, lora_ranks=_ranks_in_file(path, official.lora_groups(*layers)))
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    official.check_official(path, official.adapter_tensors(*layers), shapes, ADAPTER_ADVICE)
+
+
 def _config_names() -> set[str]:
     return set(inspect.signature(FluxTransformer2DModel.__init__).parameters) - {"self"}
 

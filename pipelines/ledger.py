@@ -185,12 +185,13 @@ class Ledger:
             check_same(job.fingerprint, fingerprint, self.storage.uri)
         return job
 
-    def check_job(self, fingerprint: Fingerprint) -> None:
-        """Raise SpecError where the output already holds a job with another fingerprint."""
+    def check_job(self, fingerprint: Fingerprint) -> bool:
+        """Whether the output already holds this job. Raises SpecError where it holds one with another fingerprint."""
         with explained(self.storage.uri, at_start=True):
             exists = self.storage.exists("_job.json")
         if exists:
             check_same(self.read_job().fingerprint, fingerprint, self.storage.uri)
+        return exists
 
     def read_job(self) -> Job:
         """The job of this output. Raises StoreError where there is none."""

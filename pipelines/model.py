@@ -48,6 +48,21 @@ def identify(model: ModelSpec) -> ModelIdentity:
     )
 
 
+def check_weights(model: ModelSpec) -> None:
+    """Check a local checkpoint by the headers of its files, without loading it; a hub name is left to the workers.
+
+    Raises:
+        ModelError: what is missing, misshapen, or not safetensors, with its file.
+    """
+    from jointdit.checkpoint_check import check_checkpoint
+
+    name = model.base or model.name
+    assert name is not None, "the spec has one of the two"
+    folder = checkpoint_folder(name)
+    if folder.is_dir():
+        check_checkpoint(folder, model.adapter)
+
+
 def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
     """Load the model on a device ("cpu", "cuda"). Raises ModelError for a checkpoint that does not fit."""
     import torch

@@ -15,7 +15,7 @@ from pipelines import about
 from pipelines.context import RunContext
 from pipelines.fingerprint import code_version, fingerprint_of
 from pipelines.ledger import Ledger, PlannedShard
-from pipelines.model import identify
+from pipelines.model import check_weights, identify
 from pipelines.plan import current_versions, extend_plan, extend_with_regeneration, is_superseded, propose
 from pipelines.progress import Progress
 from pipelines.publish import Version, publish
@@ -54,8 +54,10 @@ def run_job(
     ledger = Ledger(storage)
     model = identify(spec.model)
     fingerprint = fingerprint_of(spec, model)
-    ledger.check_job(fingerprint)
+    known = ledger.check_job(fingerprint)
     proposal = propose(spec, fingerprint, ledger)  # bad input is found before anything is written
+    if not known:
+        check_weights(spec.model)  # and so is a checkpoint that does not fit
     storage.probe()
     ledger.open_job(spec, fingerprint)
     proposal = extend_plan(spec, fingerprint, ledger, proposal)

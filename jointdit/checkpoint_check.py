@@ -1,0 +1,59 @@
+"""A checkpoint folder checked by its files' headers: names and shapes of tensors, nothing loaded.
+
+A job's driver does this before it writes anything, so that a wrong checkpoint leaves no trace in the output.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+
+from jointdit.checkpoint_files import FilePath, folder_tensor_shapes, load_tokenizer
+from jointdit.errors import ModelError
+from jointdit.transformer import JointDiTTransformer2DModel, check_adapter
+
+
+def check_checkpoint(folder: FilePath, adapter: FilePath | None = None) -> None:
+    """Check a pipeline folder: the network and the VAE tensor by tensor, of the other parts that they are there.
+
+    adapter: a published adapter that is to be put on the folder's FLUX network.
+
+    Raises:
+        ModelError: what is missing, misshapen, or not safetensors, with its file.
+    """
+    folder = Path(folder)
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"{folder}: model_index.json is missing, give the folder of a whole pipeline.")
+    network = _check_tensors(
+        JointDiTTransformer2DModel if adapter is None else FluxTransformer2DModel, folder / "transformer"
+    )
+    if adapter is not None:
+        check_adapter(adapter, network.config)
+    _check_tensors(AutoencoderKL, folder / "vae")
+    for name in ("text_encoder", "text_encoder_2"):
+        folder_tensor_shapes(folder / name)
+    for name in ("tokenizer", "tokenizer_2"):
+        load_tokenizer(folder / name)
+
+
+def _check_tensors(kind: Any, folder: Path) -> Any:
+    """The model of a folder on the meta device, after its tensors were found in the folder's files."""
+    found = folder_tensor_shapes(folder)
+    try:
+        with torch.device("meta"):
+            model = kind.from_config(kind.load_config(folder))
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{folder}: its config.json does not describe a {kind.__name__} ({reason}).") from error
+    for name, parameter in model.named_parameters():
+        shape = tuple(parameter.shape)
+        if name not in found:
+            raise ModelError(f"{folder}: tensor {name} of shape {shape} is missing, download or save it again.")
+        if found[name] != shape:
+            raise ModelError(
+                f"{folder}: tensor {name} has shape {found[name]} but its config.json says {shape}, save it again."
+            )
+    return model
