@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from jointdit.errors import PermanentError
 from pipelines.spec import ResourcesSpec
 
-TASK_CPUS = 0.5  # read and finish on a cluster of CPUs, where the workers take the rest
+TASK_CPUS = 0.5  # each read and finish task, on a cluster of CPUs
+CPU_WORKER_BYTES = 1.5e9  # torch and a small model
 logger = logging.getLogger(__name__)
 
 
@@ -34,13 +36,20 @@ def connect() -> Iterator[None]:
 
     A local one has token authentication with a generated token, and no dashboard.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # before the first import of Ray, which reads it once
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local = not os.environ.get("RAY_ADDRESS")
-    if local and os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns without it
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # faults are read from a chain's last reference
+    address = os.environ.get("RAY_ADDRESS", "")
+    local = not address
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns without it
+        "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # faults are read from a chain's last reference
+        "RAY_worker_niceness": "0",  # at Ray's own 15, anything else on the machine starves the job
+    }
+    if local:
+        defaults["RAY_AUTH_MODE"] = "token"
+    if local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)  # before the first import of Ray, which reads them once
     import ray
 
     if ray.is_initialized():
@@ -52,9 +61,9 @@ def connect() -> Iterator[None]:
             ray.init(address="local", include_dashboard=False, **settings)
         else:
             ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        where = "a local Ray" if local else f"the Ray cluster at {os.environ['RAY_ADDRESS']}"
-        raise PermanentError(f"{where} cannot be reached: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # noqa: BLE001  Ray itself raises bare Exception where it cannot start
+        where = "a local Ray cannot be started" if local else f"the Ray cluster at {address} cannot be reached"
+        raise PermanentError(f"{where}: {' '.join(str(error).split())[:300]}") from error
     try:
         yield
     finally:
@@ -64,24 +73,29 @@ def connect() -> Iterator[None]:
 def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
     """Follow the cluster: all its GPUs, or its CPUs where it has none.
 
+    On CPUs the workers together reserve all but half a core a node. So read and finish tasks always find room, also
+    when a second driver runs on the same cluster: its workers wait until these are gone.
+
     Raises:
         PermanentError: more workers are asked for than its GPUs can hold.
     """
     import ray
 
     total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0))
+    gpus = total.get("GPU", 0.0)
     if gpus > 0:
         room = int(gpus / resources.gpus_per_worker)
         workers = room if resources.workers == "auto" else resources.workers
-        if workers > room or workers == 0:
+        if not 1 <= workers <= room:
             raise PermanentError(
-                f"resources.workers: {workers or 1} of {resources.gpus_per_worker:g} GPUs each do not fit into a "
-                f"cluster with {gpus:g}: ask for fewer."
+                f"resources: {max(1, workers)} workers of {resources.gpus_per_worker:g} GPUs do not fit into a cluster "
+                f"with {gpus:g}: ask for fewer."
             )
         return WorkerPlan(workers, resources.gpus_per_worker, 1.0, 1.0, 1, "cuda")
-    # One core a worker; what is left reads and encodes, at least half a core a node.
-    workers = max(1, int(cpus - nodes)) if resources.workers == "auto" else resources.workers
-    share = max(0.01, min(1.0, round((cpus - TASK_CPUS * nodes) / workers - 0.005, 2)))
-    return WorkerPlan(workers, 0.0, share, min(TASK_CPUS, cpus / 2), max(1, int(cpus // workers)), "cpu")
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    nodes = [cpus for cpus in nodes if cpus > 0] or [1.0]
+    most = max(1, min(int(sum(nodes)), int(total.get("memory", 0.0) / CPU_WORKER_BYTES)))
+    workers = most if resources.workers == "auto" else resources.workers
+    reserved = min((sum(nodes) - TASK_CPUS * len(nodes)) / workers, max(nodes) - TASK_CPUS)
+    share = max(0.01, math.floor(reserved * 100) / 100)
+    return WorkerPlan(workers, 0.0, share, TASK_CPUS, max(1, int(share)), "cpu")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import random
 import time
 from collections import Counter
@@ -99,6 +100,7 @@ class Dispatcher:
         self.waiting: list[Waiting] = []
         self.faults: Counter[str] = Counter()  # transient, a shard
         self.quarantined = self.planned = 0  # samples of this run
+        self.watched = 0.0
         options = {"num_cpus": pool.plan.task_cpus, "max_retries": 0}
         self.read_task = ray.remote(**options)(_read)
         self.try_task = ray.remote(**options)(try_rows)
@@ -129,13 +131,26 @@ class Dispatcher:
     # --- submit ------------------------------------------------------------------------------------------------------
 
     def _welcome(self) -> None:
-        for worker in list(self.queues):
+        for worker in [worker for worker in self.queues if not worker.is_up]:
             error = self.pool.check_start(worker)
             if error is not None:
                 self._lose(worker, error)
+            elif worker.is_up:
+                self._drop_committed()  # it may have waited for another driver's workers to go
+
+    def _drop_committed(self) -> None:
+        """Take shards that another driver committed off the list."""
+        committed = self.ledger.committed()
+        done = [waiting for waiting in self.waiting if waiting.entry.shard.id in committed]
+        if done:
+            self.waiting = [waiting for waiting in self.waiting if waiting.entry.shard.id not in committed]
+            heapq.heapify(self.waiting)
+            self.progress.plan(-sum(waiting.entry.samples for waiting in done))
 
     def _submit(self) -> None:
-        room = self.context.spec.resources.shards_in_flight
+        """Give each worker its share of what is left, at most `shards_in_flight` at once."""
+        left = len(self.waiting) + sum(len(queue.attempts) for queue in self.queues.values())
+        room = min(self.context.spec.resources.shards_in_flight, math.ceil(left / len(self.queues)))
         for worker, queue in self.queues.items():
             while worker.is_up and len(queue.attempts) < room and self._is_due():
                 entry = self.waiting[0].entry
@@ -208,6 +223,10 @@ class Dispatcher:
             return
         queue.attempts.remove(attempt)
         queue.moved = time.monotonic()
+        if not receipt.won:
+            self.progress.plan(-attempt.entry.samples)
+            self._drop_committed()
+            return
         self.progress.committed(receipt)
         self.quarantined += receipt.counts["quarantined"]
         fraction = self.context.spec.quality.max_quarantined_fraction
@@ -289,7 +308,9 @@ class Dispatcher:
 
     def _watch(self) -> None:
         """Count what was generated; a worker that finishes nothing for too long is taken for dead."""
-        in_flight = 0.0
+        if time.monotonic() - self.watched < POLL_SECONDS:
+            return
+        self.watched, in_flight = time.monotonic(), 0.0
         for worker, queue in list(self.queues.items()):
             for attempt in queue.attempts:
                 done = count_done(attempt.summaries)

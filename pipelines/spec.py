@@ -242,7 +242,6 @@ class Spec(Section):
                 )
         return self
 
-
     def as_given(self) -> dict[str, Any]:
         """The spec ready for JSON, without what was left to defaults: given and assumed values stay told apart."""
         return self.model_dump(mode="json", exclude_unset=True)

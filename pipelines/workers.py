@@ -53,7 +53,8 @@ class WorkerPool:
         if worker.is_up:
             return None
         if not is_done(worker.ready):
-            if time.monotonic() - worker.started < START_SECONDS:
+            others_are_up = any(other.is_up for other in self.workers)  # then it may wait for room as long as it likes
+            if others_are_up or time.monotonic() - worker.started < START_SECONDS:
                 return None
             return TimeoutError(
                 f"it did not start within {START_SECONDS:g} seconds: check with `ray status` that "

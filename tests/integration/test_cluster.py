@@ -1,0 +1,80 @@
+"""How many workers a cluster gets, and how Ray is started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from jointdit.errors import PermanentError
+from pipelines.cluster import TASK_CPUS, plan_workers
+from pipelines.spec import ResourcesSpec
+
+
+def test_workers_follow_the_cpus_where_there_is_no_gpu(ray_cluster: None) -> None:
+    cpus = ray.cluster_resources()["CPU"]
+    plan = plan_workers(ResourcesSpec())
+    assert 1 <= plan.workers <= cpus
+    assert (plan.device, plan.num_gpus) == ("cpu", 0.0)
+    for workers in ("auto", 1, 2, 3, 7):
+        plan = plan_workers(ResourcesSpec(workers=workers))
+        assert plan.workers * plan.num_cpus <= cpus - TASK_CPUS, "read and finish find room"
+        assert plan.threads >= 1
+
+
+SCRIPT = """
+import os, ray
+from pipelines.cluster import connect, plan_workers
+from pipelines.spec import ResourcesSpec
+from jointdit.errors import PermanentError
+with connect():
+    print(os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]) >= 32, ray.is_initialized())
+    with connect():  # within a connection it is a guest, and leaves it open
+        pass
+    print(ray.is_initialized())
+print(ray.is_initialized())
+ray.init(num_gpus=4, num_cpus=8, include_dashboard=False, log_to_driver=False)
+print(plan_workers(ResourcesSpec()))
+print(plan_workers(ResourcesSpec(workers=3, gpus_per_worker=0.5)))
+try:
+    plan_workers(ResourcesSpec(workers=3, gpus_per_worker=2))
+except PermanentError as error:
+    print(error)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_local_ray_of_our_own_and_a_cluster_with_gpus() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("\x1b")]
+    assert lines[:3] == ["token True True", "True", "False"]
+    assert lines[3] == "WorkerPlan(workers=4, num_gpus=1.0, num_cpus=1.0, task_cpus=1.0, threads=1, device='cuda')"
+    assert lines[4].startswith("WorkerPlan(workers=3, num_gpus=0.5")
+    assert lines[5] == "resources: 3 workers of 2 GPUs do not fit into a cluster with 4: ask for fewer."
+
+
+@pytest.mark.timeout(120)
+def test_a_cluster_that_cannot_be_reached_is_one_sentence() -> None:
+    script = "from pipelines.cluster import connect\nwith connect(): pass"
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode != 0
+    assert "PermanentError: the Ray cluster at 127.0.0.1:9 cannot be reached" in done.stderr.replace(
+        "jointdit.errors.", ""
+    )
+
+
+def test_permanent_errors_survive_the_way_through_ray(ray_cluster: None) -> None:
+    @ray.remote(max_retries=0)
+    def fails() -> None:
+        raise PermanentError("one sentence.")
+
+    reference = fails.remote()
+    ray.wait([reference], timeout=50)
+    with pytest.raises(PermanentError, match="one sentence"):
+        ray.get(reference, timeout=5)
