@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from jointdit.errors import PermanentError
 from pipelines.spec import ResourcesSpec
 
-TASK_CPUS = 0.5  # each read and finish task, on a cluster of CPUs
+TASK_CPUS = 0.25  # each read and finish task, on a cluster of CPUs
+TASK_SHARE = 0.1  # of its CPUs kept for them, at least two tasks a node
 CPU_WORKER_BYTES = 1.5e9  # torch and a small model
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def connect() -> Iterator[None]:
             ray.init(address="local", include_dashboard=False, **settings)
         else:
             ray.init(**settings)
-    except Exception as error:  # noqa: BLE001  Ray itself raises bare Exception where it cannot start
+    except Exception as error:  # Ray itself raises bare Exception where it cannot start
         where = "a local Ray cannot be started" if local else f"the Ray cluster at {address} cannot be reached"
         raise PermanentError(f"{where}: {' '.join(str(error).split())[:300]}") from error
     try:
@@ -73,8 +74,8 @@ def connect() -> Iterator[None]:
 def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
     """Follow the cluster: all its GPUs, or its CPUs where it has none.
 
-    On CPUs the workers together reserve all but half a core a node. So read and finish tasks always find room, also
-    when a second driver runs on the same cluster: its workers wait until these are gone.
+    On CPUs the workers together reserve all but the tasks' share. So read and finish tasks always find room, also when
+    a second driver runs on the same cluster: its workers wait until these are gone.
 
     Raises:
         PermanentError: more workers are asked for than its GPUs can hold.
@@ -96,6 +97,7 @@ def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
     nodes = [cpus for cpus in nodes if cpus > 0] or [1.0]
     most = max(1, min(int(sum(nodes)), int(total.get("memory", 0.0) / CPU_WORKER_BYTES)))
     workers = most if resources.workers == "auto" else resources.workers
-    reserved = min((sum(nodes) - TASK_CPUS * len(nodes)) / workers, max(nodes) - TASK_CPUS)
-    share = max(0.01, math.floor(reserved * 100) / 100)
+    kept = max(TASK_SHARE * sum(nodes), 2 * TASK_CPUS * len(nodes))
+    share = min((sum(nodes) - kept) / workers, max(nodes) - 2 * TASK_CPUS)
+    share = max(0.01, math.floor(share * 100) / 100)
     return WorkerPlan(workers, 0.0, share, TASK_CPUS, max(1, int(share)), "cpu")

@@ -114,6 +114,8 @@ def publish(storage: Storage, ledger: Ledger, spec: Mapping[str, Any]) -> tuple[
     """
     for _ in range(PUBLISH_ATTEMPTS):
         planned = ledger.planned()
+        if not planned:
+            raise PermanentError(f"{storage.uri} has no plan: there is nothing to publish.")
         commits = ledger.read_commits(entry.shard.id for entry in planned)
         counted = list(counted_samples(planned, commits))
         latest = read_latest(storage)

@@ -184,14 +184,24 @@ class Storage:
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """All objects under a folder of the storage, sorted by name; none where the folder does not exist."""
         with explained(self.uri, prefix):
-            try:
+            if self.is_local:
+                files = list(self._walk(prefix))
+            else:
                 found = self.fs.find(self.path(prefix), detail=True)
-            except FileNotFoundError:
-                if self.is_local:
-                    return []
-                raise
-        files = [self._object_info(info) for info in found.values() if info["type"] == "file"]
-        return sorted((f for f in files if TEMPORARY not in f.path), key=lambda file: file.path)
+                files = [self._object_info(info) for info in found.values() if info["type"] == "file"]
+        return sorted(files, key=lambda file: file.path)
+
+    def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Local files under a folder. fsspec's own listing fails as a whole where a file vanishes while it looks."""
+        root = self.path("")
+        for folder, _, names in os.walk(self.path(prefix), onerror=_raise_unless_gone):
+            for name in names:
+                path = os.path.join(folder, name)
+                with contextlib.suppress(FileNotFoundError):
+                    if not name.startswith(TEMPORARY):
+                        found = os.stat(path)
+                        etag = f"{found.st_size}-{found.st_mtime_ns}"
+                        yield ObjectInfo(os.path.relpath(path, root), found.st_size, etag, found.st_mtime)
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is gone already is no error."""
@@ -313,6 +323,11 @@ class Storage:
         modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0.0
         seconds = modified.timestamp() if isinstance(modified, datetime) else float(modified)
         return ObjectInfo(name, int(info["size"] or 0), etag_of(info), seconds)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import threading
 import time
 from pathlib import Path
 
@@ -118,6 +119,27 @@ def test_local_create_leaves_no_half_file_behind(tmp_path: Path) -> None:
     with pytest.raises(AlreadyExists):
         storage.create_bytes("x", b"y")
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_listing_is_whole_while_others_write(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    for number in range(50):
+        storage.create_bytes(f"_commits/{number}.json", b"{}")
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            storage.write_bytes("_commits/busy.json", b"{}")
+            storage.delete("_commits/busy.json")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(100):
+            assert {f"{number}.json" for number in range(50)} <= set(storage.names("_commits"))
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_a_missing_bucket_is_one_sentence(s3) -> None:
