@@ -7,15 +7,13 @@ shift stay 1 and 0.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from jointdit.scenes.vocabulary import COLOURS, COLUMNS, FLOOR_TEXTURES, SHAPES, SIZES, WALL_TEXTURES
@@ -41,25 +39,41 @@ def vocabulary() -> list[str]:
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """Byte-level BPE that keeps each vocabulary word whole and spells any other word in bytes."""
-    trainer = BpeTrainer(
-        vocab_size=10_000,
-        min_frequency=1,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    model = Tokenizer(BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
-    model.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    model.train_from_iterator(vocabulary(), trainer)
-    state = json.loads(model.to_str())["model"]
-    # As in CLIP, every byte also ends words ("x</w>"): otherwise the last letter of an unknown word becomes the
-    # unknown token, which is the end token, and the pooled output is read there.
-    vocab: dict[str, int] = state["vocab"]
-    for symbol in sorted(ByteLevel.alphabet()):
-        vocab.setdefault(f"{symbol}</w>", len(vocab))
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(merge) for merge in state["merges"]], model_max_length=CLIP_LENGTH)
+    """Byte-level BPE that keeps each vocabulary word whole and spells any other word in bytes.
+
+    As in CLIP every byte is there twice, within a word and as its end ("x</w>"): else the last letter of an unknown
+    word becomes the unknown token, which is the end token, and the pooled output is read there.
+    """
+    letters = sorted(ByteLevel.alphabet())
+    merges = bpe_merges(vocabulary())
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    tokens += ["".join(merge) for merge in merges]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_LENGTH)
+
+
+def bpe_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """The merges that make each word one token: the most frequent pair first, of equals the first in the alphabet.
+
+    The trainer of `tokenizers` breaks such ties by hash order, so its token ids differ from process to process.
+    """
+    spelt = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for word in spelt for pair in itertools.pairwise(word)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        spelt = [_merged(word, best) for word in spelt]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for symbol in word:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] += symbol
+        else:
+            merged.append(symbol)
+    return merged
 
 
 def t5_tokenizer() -> T5Tokenizer:

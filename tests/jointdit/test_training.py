@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +158,18 @@ def test_the_learning_rate_warms_up_and_decays_to_a_twentieth() -> None:
     assert schedule(0, spec) == pytest.approx(0.1)
     assert schedule(9, spec) == pytest.approx(1.0)
     assert schedule(100, spec) == pytest.approx(0.05)
+
+
+def test_the_tokenizers_are_the_same_in_every_process() -> None:
+    caption = "a large red sphere on the left, on a checkered gray floor in front of a white wall"
+    clip_ids = architecture.clip_tokenizer()(caption).input_ids
+    words = caption.replace(",", " ,").split()
+    assert len(clip_ids) == len(words) + 2  # each vocabulary word is one token, between start and end
+    script = (
+        "from jointdit.tiny.architecture import clip_tokenizer; "
+        f"print(clip_tokenizer()({caption!r}).input_ids == {clip_ids})"
+    )
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        answer = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert answer.stdout.strip() == "True", answer.stderr
