@@ -7,12 +7,14 @@ import logging
 import math
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jointdit.errors import PermanentError
 from pipelines.spec import ResourcesSpec
 
+CONNECT_SECONDS = 10.0
 TASK_CPUS = 0.25  # each read and finish task, on a cluster of CPUs
 TASK_SHARE = 0.1  # of its CPUs kept for them, at least two tasks a node
 CPU_WORKER_BYTES = 1.5e9  # torch and a small model
@@ -61,6 +63,7 @@ def connect() -> Iterator[None]:
         if local:
             ray.init(address="local", include_dashboard=False, **settings)
         else:
+            _check_reachable(address)
             ray.init(**settings)
     except Exception as error:  # Ray itself raises bare Exception where it cannot start
         where = "a local Ray cannot be started" if local else f"the Ray cluster at {address} cannot be reached"
@@ -69,6 +72,13 @@ def connect() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes to reach an address where nothing listens."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def plan_workers(resources: ResourcesSpec) -> WorkerPlan:

@@ -26,11 +26,12 @@ def test_workers_follow_the_cpus_where_there_is_no_gpu(ray_cluster: None) -> Non
 
 
 SCRIPT = """
-import os, ray
+import os
 from pipelines.cluster import connect, plan_workers
 from pipelines.spec import ResourcesSpec
 from jointdit.errors import PermanentError
 with connect():
+    import ray
     print(os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]) >= 32, ray.is_initialized())
     with connect():  # within a connection it is a guest, and leaves it open
         pass

@@ -41,8 +41,7 @@ def test_a_row_that_kills_its_worker_is_found_and_only_it_is_quarantined(run_sta
     assert summary.version.counts == {"kept": 11, "rejected": 0, "quarantined": 1}
     assert outcome_of(spec.output.uri)["prompts.txt:5/0"] == "quarantined"
     ledger = Ledger(Storage(spec.output.uri))
-    (shard,) = ledger.shards_with_crashes()
-    crashes = ledger.crashes(shard)
+    crashes = [record for shard in ledger.shards_with_crashes() for record in ledger.crashes(shard)]
     assert len(crashes) >= 2 + 2  # its budget, and twice alone
     assert [record["samples"] for record in crashes if record["alone"]] == [["prompts.txt:5/0"]] * 2
     assert validate(spec.output.uri).problems == []
