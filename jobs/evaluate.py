@@ -50,7 +50,7 @@ def evaluate(
     model: Model = "tiny",
     count: Annotated[int, typer.Option("-n", "--count", min=2, help="Scenes for depth.")] = 200,
     prompts: Annotated[int, typer.Option(min=2, help="Pictures generated for the colour check, of each task.")] = 36,
-    depth_steps: Annotated[int, typer.Option(min=1, help="Sampling steps of depth estimation.")] = 8,
+    depth_steps: Annotated[int, typer.Option(min=1, help="Sampling steps of depth estimation.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps of pictures.")] = 20,
 ) -> None:
     """Evaluate a checkpoint on held-out scenes."""
