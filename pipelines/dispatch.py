@@ -204,7 +204,7 @@ class Dispatcher:
         awaited = [attempt.awaited for queue in self.queues.values() for attempt in queue.attempts]
         if starting or awaited:
             ray.wait(starting + awaited, timeout=POLL_SECONDS, fetch_local=False)
-        else:
+        elif self.waiting:
             time.sleep(max(0.0, min(POLL_SECONDS, self.waiting[0].due - time.monotonic())))  # all back off
         for worker, queue in list(self.queues.items()):
             for attempt in list(queue.attempts):
