@@ -1,6 +1,7 @@
 """Each command does what its help says. Jobs through Ray are in test_jobs.py."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -83,7 +84,10 @@ def read_all(spec):
 def test_ctrl_c_ends_a_command_without_a_traceback(tmp_path):
     command = [sys.executable, "-m", "jobs.cli", "scenes", "-n", "100000", "-o", str(tmp_path / "scenes")]
     errors = None
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: the command must get a person's.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=heed, **pipes) as process:
         try:
             while process.poll() is None and not (tmp_path / "scenes" / "depth" / "000000.npy").exists():
                 os.sched_yield()
