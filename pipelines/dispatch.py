@@ -18,7 +18,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ import ray
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
+    GetTimeoutError,
     RayActorError,
     RayError,
     RayTaskError,
@@ -34,11 +35,13 @@ from ray.exceptions import (
 
 from jointdit.errors import JointDiTError, PermanentError, TransientError
 from pipelines.context import RunContext
+from pipelines.deadline import deadline
 from pipelines.finish import Receipt, finish_shard
 from pipelines.isolation import Crashes, bisect_rows
 from pipelines.ledger import Ledger, PlannedShard
 from pipelines.progress import Progress
-from pipelines.read import Isolation, read_shard, try_rows
+from pipelines.read import Isolation, ShardRows, read_shard, try_rows
+from pipelines.records import SampleResult
 from pipelines.worker import DeviceFault
 from pipelines.workers import Worker, WorkerPool, count_done, failure_of, in_one_line, is_done, unwrap
 
@@ -60,6 +63,7 @@ class Attempt:
     outputs: list[Any] = field(default_factory=list)
     summaries: list[Any] = field(default_factory=list)
     receipt: Any = None  # of finish; None while suspects are submitted one by one
+    has_input: bool = False
     done: int = 0  # parts generated
 
     @property
@@ -103,8 +107,8 @@ class Dispatcher:
         self.watched = 0.0
         options = {"num_cpus": pool.plan.task_cpus, "max_retries": 0}
         self.read_task = ray.remote(**options)(_read)
-        self.try_task = ray.remote(**options)(try_rows)
-        self.finish_task = ray.remote(**options)(finish_shard)
+        self.try_task = ray.remote(**options)(_try)
+        self.finish_task = ray.remote(**options)(_finish)
 
     def run(self, entries: Iterable[PlannedShard]) -> None:
         """Return when every shard has its commit.
@@ -116,17 +120,11 @@ class Dispatcher:
             heapq.heappush(self.waiting, Waiting(0.0, order, entry))
             self.planned += entry.samples
             self.progress.plan(entry.samples)
-        try:
-            while self.waiting or any(queue.attempts for queue in self.queues.values()):
-                self._welcome()
-                self._submit()
-                self._collect()
-                self._watch()
-        finally:
-            for queue in self.queues.values():
-                for attempt in queue.attempts:
-                    _cancel(attempt)
-                queue.attempts.clear()
+        while self.waiting or any(queue.attempts for queue in self.queues.values()):
+            self._welcome()
+            self._submit()
+            self._collect()
+            self._watch()
 
     # --- submit ------------------------------------------------------------------------------------------------------
 
@@ -263,7 +261,6 @@ class Dispatcher:
         queue.attempts.clear()
         blamed = None if _is_innocent(error) else _at_work(attempts)
         for attempt in attempts:
-            _cancel(attempt)
             if blamed is not None and attempt is blamed[0]:
                 self._blame(attempt.entry, "generate", in_one_line(error), blamed[1])
             else:
@@ -280,10 +277,9 @@ class Dispatcher:
     def _kills(self, entry: PlannedShard, span: int, start: int, stop: int) -> bool:
         """Whether reading rows [start, stop) of a span takes the process down."""
         reference = self.try_task.remote(self.context_ref, entry, span, start, stop)
-        ready, _ = ray.wait([reference], timeout=self.context.spec.resources.stall_seconds)
-        if not ready:
-            ray.cancel(reference, force=True)
-        return not ready or isinstance(unwrap(failure_of(reference) or Exception()), WorkerCrashedError)
+        ray.wait([reference], timeout=3 * self.context.spec.resources.stall_seconds)
+        error = failure_of(reference)
+        return error is not None and isinstance(unwrap(error), WorkerCrashedError | GetTimeoutError)
 
     def _back_off(self, entry: PlannedShard, error: BaseException) -> None:
         self.faults[entry.shard.id] += 1
@@ -302,7 +298,6 @@ class Dispatcher:
     def _take_back(self, queue: Queue, attempt: Attempt) -> None:
         queue.attempts.remove(attempt)
         queue.moved = time.monotonic()
-        _cancel(attempt)
 
     # --- watch -------------------------------------------------------------------------------------------------------
 
@@ -313,38 +308,39 @@ class Dispatcher:
         self.watched, in_flight = time.monotonic(), 0.0
         for worker, queue in list(self.queues.items()):
             for attempt in queue.attempts:
-                done = count_done(attempt.summaries)
-                if done > attempt.done:
-                    attempt.done, queue.moved = done, time.monotonic()
+                has_input, done = attempt.has_input or is_done(attempt.read), count_done(attempt.summaries)
+                if has_input > attempt.has_input or done > attempt.done:
+                    attempt.has_input, attempt.done, queue.moved = has_input, done, time.monotonic()
                 in_flight += attempt.entry.samples * attempt.done / len(attempt.parts)
             if queue.attempts and time.monotonic() - queue.moved > self.context.spec.resources.stall_seconds:
                 self._unstick(worker, queue)
         self.progress.show(in_flight)
 
     def _unstick(self, worker: Worker, queue: Queue) -> None:
-        limit = self.context.spec.resources.stall_seconds
+        """A worker that had its input all the while hangs; read and finish tasks see to their own deadlines."""
         generating = next((attempt for attempt in queue.attempts if attempt.done < len(attempt.parts)), None)
-        if generating is not None and is_done(generating.read):
+        if generating is not None and generating.has_input:
+            limit = self.context.spec.resources.stall_seconds
             self._lose(worker, TimeoutError(f"it finished no batch within {limit:g} seconds"))
-            return
-        attempt = generating or queue.attempts[0]
-        stage = "finish" if generating is None else "read"
-        self._take_back(queue, attempt)
-        self._back_off(attempt.entry, TimeoutError(f"its {stage} task took longer than {limit:g} seconds"))
+        else:
+            queue.moved = time.monotonic()
 
 
 def _read(context: RunContext, entry: PlannedShard, isolation: Isolation) -> tuple[Any, ...]:
     """The read task: its summary, the rows for finish, and each part as an object of its own, fetched by its worker."""
-    rows, parts = read_shard(context, entry, isolation)
+    with deadline(context.spec.resources.stall_seconds, f"reading shard {entry.shard.id}"):
+        rows, parts = read_shard(context, entry, isolation)
     return ([[sample.id for sample in part] for part in parts], rows, *parts)
 
 
-def _cancel(attempt: Attempt) -> None:
-    if attempt.receipt is not None:
-        ray.cancel(attempt.receipt, force=True)
-    ray.cancel(attempt.read, force=True)
-    for output in attempt.outputs:
-        ray.cancel(output)  # calls in the worker's queue; the one that runs goes on to its end
+def _try(context: RunContext, entry: PlannedShard, span: int, start: int, stop: int) -> None:
+    with deadline(context.spec.resources.stall_seconds, f"reading rows {start} to {stop}"):
+        try_rows(context, entry, span, start, stop)
+
+
+def _finish(context: RunContext, entry: PlannedShard, rows: ShardRows, *parts: Sequence[SampleResult]) -> Receipt:
+    with deadline(context.spec.resources.stall_seconds, f"finishing shard {entry.shard.id}"):
+        return finish_shard(context, entry, rows, *parts)
 
 
 def _diagnose(attempt: Attempt, error: BaseException) -> tuple[str, BaseException]:

@@ -83,7 +83,7 @@ def test_drivers_killed_again_and_again_finish_the_job(
 ) -> None:
     spec = make_spec([f"prompt {n}" for n in range(80)], output={"uri": output, "shard_rows": 2})
     ledger = Ledger(Storage(output))
-    for _ in range(3):
+    for _ in range(2):
         had = len(ledger.committed())
         driver = start_driver(spec, tmp_path, "StandInWorker")
         try:
