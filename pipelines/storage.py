@@ -34,7 +34,7 @@ from fsspec.spec import AbstractFileSystem
 
 from jointdit.errors import CommitFailed, CommitUnknown, StoreError, TransientError
 from pipelines.addresses import SCHEMES, normalise
-from pipelines.store_errors import STORE_EXCEPTIONS, UNREACHABLE, explain, explained
+from pipelines.store_errors import STORE_EXCEPTIONS, explain, explained, is_unreachable
 
 TEMPORARY = ".tmp-"  # local files being written; listings leave them out
 CREATE_ATTEMPTS = 4
@@ -179,7 +179,8 @@ class Storage:
 
     def names(self, folder: str, suffix: str = "") -> list[str]:
         """Names of the objects directly or deeper in a folder, relative to it, sorted."""
-        return [f.path[len(folder) + 1 :] for f in self.list(folder) if f.path.endswith(suffix)]
+        prefix = f"{folder}/" if folder else ""
+        return [f.path.removeprefix(prefix) for f in self.list(folder) if f.path.endswith(suffix)]
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """All objects under a folder of the storage, sorted by name; none where the folder does not exist."""
@@ -292,7 +293,7 @@ class Storage:
             told = explain(doubtful, self.uri, name)
             if not isinstance(told, TransientError):
                 raise told from None
-            if isinstance(doubtful, UNREACHABLE):
+            if is_unreachable(doubtful):
                 raise CommitUnknown(str(told)) from doubtful
             try:
                 if self._settle(name, data):

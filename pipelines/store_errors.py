@@ -38,6 +38,17 @@ def mask_secrets(text: str) -> str:
     return LOOKS_SECRET.sub("***", text)
 
 
+def is_unreachable(error: BaseException) -> bool:
+    """Whether the store was never reached, so that nothing can have landed.
+
+    aiobotocore raises EndpointConnectionError also where an open connection was reset, after the request went out.
+    """
+    if isinstance(error, boto.EndpointConnectionError):
+        inner = error.kwargs.get("error")
+        return not isinstance(inner, aiohttp.ClientOSError) or isinstance(inner, aiohttp.ClientConnectorError)
+    return isinstance(error, UNREACHABLE)
+
+
 @contextlib.contextmanager
 def explained(root: str, name: str = "", at_start: bool = False) -> Iterator[None]:
     """Turn what fsspec, botocore and the operating system raise for the object `name` of the storage `root` into ours.
@@ -72,7 +83,7 @@ def explain(error: BaseException, root: str, name: str = "", at_start: bool = Fa
     if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
         reason = f" ({code or type(error).__name__})"
         return StoreError(f"{root}: no access{reason}: check that this user may list, read and write there.")
-    if isinstance(error, UNREACHABLE):
+    if is_unreachable(error):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the store's endpoint"
         sentence = f"{root}: {mask_secrets(endpoint)} cannot be reached: check AWS_ENDPOINT_URL and the network."
         return StoreError(sentence) if at_start else TransientError(sentence)
