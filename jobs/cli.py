@@ -7,13 +7,16 @@ one sentence on stderr and exit code 1; `--debug`, anywhere on the line, shows i
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Literal
 
 import typer
 
 from jointdit.errors import JointDiTError
+from pipelines.safe_text import mask_secrets, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -199,7 +202,9 @@ def scenes(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for an error of ours, 2 for wrong usage, 130 after Ctrl-C."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        arguments, sys.excepthook = sys.argv[1:], _print_traceback
+    words = list(arguments)
     debug = "--debug" in words
     try:
         app([word for word in words if word != "--debug"], prog_name="jointdit")
@@ -213,8 +218,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python prints of an error that nobody caught, without credentials."""
+    print(mask_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
 def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = printable(mask_secrets(" ".join(str(error).split())))
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 

@@ -1,15 +1,16 @@
-"""What the commands print."""
+"""What the commands print: input text as it is, never as markup or as an escape that the terminal would obey."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import track
+
+from pipelines.safe_text import mask_secrets, printable
 
 if TYPE_CHECKING:
     from pipelines.plan import PlanPreview
@@ -18,12 +19,25 @@ if TYPE_CHECKING:
     from pipelines.validate import Validation
 
 console = Console(highlight=False)
-say = partial(console.print, soft_wrap=True, markup=False)
+
+
+class PlainFormatter(logging.Formatter):
+    """One line a record, without credentials and control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(mask_secrets(super().format(record)))
+
+
+def say(what: object) -> None:
+    """Print one line."""
+    console.print(printable(str(what)), soft_wrap=True, markup=False, emoji=False)
 
 
 def log_progress() -> None:
     """Let a run's log lines through to stderr; a terminal shows a live line instead."""
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("pipelines").setLevel(logging.INFO)
 
 

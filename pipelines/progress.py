@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipelines.finish import Receipt
+from pipelines.safe_text import mask_secrets, printable
 
 LOG_SECONDS = 30.0
 logger = logging.getLogger("pipelines")
@@ -46,7 +47,8 @@ class Progress:
     def note(self, sentence: str) -> None:
         """A sentence that stays."""
         if self._live:
-            self.console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+            sentence = printable(mask_secrets(sentence))
+            self.console.print(sentence, soft_wrap=True, markup=False, highlight=False, emoji=False)
         else:
             logger.info(sentence)
 

@@ -12,10 +12,21 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from jointdit.errors import SpecError
+from pipelines.safe_text import known_secrets
 
-CREDENTIAL_KEY = re.compile(r"(access_?key|secret|password|passwd|token|credential|api_?key|sas_?key)", re.IGNORECASE)
-CREDENTIAL_VALUE = re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b|X-Amz-Signature=|[?&]sig=|\bhf_[A-Za-z0-9]{30,}")
-USER_INFO = re.compile(r"^[a-z0-9+]+://[^/@]*:[^/@]*@", re.IGNORECASE)
+CREDENTIAL_KEY = re.compile(
+    r"(access_?key|secret|password|passwd|token|credential|api_?key|sas_?key|account_?key|connection_?string)",
+    re.IGNORECASE,
+)
+CREDENTIAL_VALUE = re.compile(
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|[?&;](?:x-amz-(?:signature|credential|security-token)|awsaccesskeyid|signature|sig|(?:access_?|auth_?)?token"
+    r"|password|secret|(?:secret|api|account)_?key)=|\baccountkey=",
+    re.IGNORECASE,
+)
+USER_INFO = re.compile(r"\b[a-z0-9+]+://[^/\s@]+@", re.IGNORECASE)
+ADVICE = "credentials come from the environment or the usual AWS files, never from the spec"
+SHORTEST_SECRET = 16  # characters of the environment's secrets that are looked for: shorter ones could be names
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -75,11 +86,13 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         path, equals, text = override.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
+            if CREDENTIAL_KEY.search(override) or _holds_credential(override):
+                raise SpecError(f"a --set that is not of the form key=value looks like a credential: {ADVICE}.")
             raise SpecError(f"--set {override!r} is not of the form key=value, for example model.steps=4.")
         try:
             value = parse_yaml(text)
         except yaml.YAMLError:
-            raise SpecError(f"--set {override!r} has a value that is not valid YAML: quote it.") from None
+            raise SpecError(f"--set {path} has a value that is not valid YAML: quote it.") from None
         data = _set(data, keys, value, path)
     return data
 
@@ -106,18 +119,25 @@ def refuse_credentials(value: Any, path: str = "") -> None:
     Raises:
         SpecError: names the field; the spec is copied into the output, where everybody reads it.
     """
-    advice = "credentials come from the environment or the usual AWS files, never from the spec"
     if isinstance(value, dict):
         for key, item in value.items():
+            if _holds_credential(str(key)):
+                raise SpecError(f"{path or 'the spec'} has a key that holds what looks like a credential: {ADVICE}.")
             name = f"{path}.{key}" if path else str(key)
             if CREDENTIAL_KEY.search(str(key)):
-                raise SpecError(f"{name} looks like a credential: {advice}.")
+                raise SpecError(f"{name} looks like a credential: {ADVICE}.")
             refuse_credentials(item, name)
     elif isinstance(value, list | tuple):
         for position, item in enumerate(value):
             refuse_credentials(item, f"{path}.{position}")
-    elif isinstance(value, str) and (CREDENTIAL_VALUE.search(value) or USER_INFO.match(value)):
-        raise SpecError(f"{path} holds what looks like a credential: {advice}.")
+    elif isinstance(value, str) and _holds_credential(value):
+        raise SpecError(f"{path} holds what looks like a credential: {ADVICE}.")
+
+
+def _holds_credential(text: str) -> bool:
+    if CREDENTIAL_VALUE.search(text) or USER_INFO.search(text):
+        return True
+    return any(secret in text for secret in known_secrets() if len(secret) >= SHORTEST_SECRET)
 
 
 KINDS = {

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import http.client
 import os
-import re
 from collections.abc import Iterator
 
 import aiohttp
@@ -14,6 +13,7 @@ from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
 from jointdit.errors import StoreError, TransientError
+from pipelines.safe_text import mask_secrets as mask_secrets
 
 STORE_EXCEPTIONS = (
     OSError,
@@ -25,17 +25,6 @@ STORE_EXCEPTIONS = (
 )
 NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
 UNREACHABLE = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
-SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "HF_TOKEN")
-LOOKS_SECRET = re.compile(r"(AKIA|ASIA)[0-9A-Z]{16}|(?<=Signature=|redential=)[^&\s'\"]+|hf_[A-Za-z0-9]{30,}")
-
-
-def mask_secrets(text: str) -> str:
-    """Replace credentials of the environment, and what looks like one, by ***; for tracebacks that are stored."""
-    for name in SECRETS:
-        value = os.environ.get(name, "")
-        if len(value) >= 8:
-            text = text.replace(value, "***")
-    return LOOKS_SECRET.sub("***", text)
 
 
 def is_unreachable(error: BaseException) -> bool:

@@ -126,4 +126,4 @@ def in_one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, ActorDiedError) and (exit_type := re.search(r"Worker exit type: (\w+)", text)):
         text = f"its process died unexpectedly ({exit_type[1]})"
-    return mask_secrets(text[:300]).rstrip(".")
+    return mask_secrets(text)[:300].rstrip(".")

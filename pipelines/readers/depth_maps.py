@@ -11,6 +11,7 @@ measurements.
 from __future__ import annotations
 
 import io
+import tokenize
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jointdit.errors import RowError
-from pipelines.readers.pictures import DECODE_ERRORS, check_pixels
+from pipelines.readers.pictures import DECODE_ERRORS, MAX_PIXELS, check_pixels, open_checked
 
 if TYPE_CHECKING:
     from pipelines.spec import DepthMaps
@@ -51,7 +52,7 @@ def _decode(stored: bytes | list[Any]) -> NDArray[np.float64]:
     if isinstance(stored, list):
         try:
             array = np.asarray(stored, dtype=np.float64)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise RowError("depth map is a list whose rows are not numbers of one length.") from error
     elif not stored:
         raise RowError("depth map has zero bytes.")
@@ -71,15 +72,16 @@ def _decode_npy(data: bytes) -> NDArray[np.float64]:
         version = npy_format.read_magic(stream)
         read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         shape, _, dtype = read_header(stream)
-        check_pixels(int(np.prod(shape, dtype=object)), 1)
+        check_pixels(int(np.prod(shape[:-1], dtype=object)), int(shape[-1]) if shape else 1, "depth map")
         if dtype.kind not in "iuf":
             raise RowError(f"depth map holds {dtype}: give real numbers.")
         stream.seek(0)
         return np.load(stream, allow_pickle=False).astype(np.float64)
     except RowError:
         raise
-    except (ValueError, EOFError, OSError, SyntaxError, TypeError) as error:
-        raise RowError(f"depth map cannot be decoded as .npy ({' '.join(str(error).split())[:200]}).") from error
+    except (*DECODE_ERRORS, tokenize.TokenError) as error:  # NumPy reads the header as Python literals
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        raise RowError(f"depth map cannot be decoded as .npy ({reason}): save it again with numpy.save.") from error
 
 
 def _decode_image(data: bytes) -> NDArray[np.float64]:
@@ -87,11 +89,14 @@ def _decode_image(data: bytes) -> NDArray[np.float64]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image = Image.open(io.BytesIO(data), formats=("PNG", "TIFF"))
-            check_pixels(*image.size)
+            image = open_checked(data, ("PNG", "TIFF"))
             image.load()
         except RowError:
             raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise RowError(
+                f"depth map has more than {MAX_PIXELS // 10**6} million pixels, the limit: scale it."
+            ) from None
         except DECODE_ERRORS as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise RowError(f"depth map cannot be decoded as PNG, TIFF or .npy ({reason}).") from error

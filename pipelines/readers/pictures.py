@@ -1,41 +1,52 @@
 """Encoded pictures of any kind -> uint8 RGB (H, W, 3) as a viewer shows them.
 
-EXIF rotation is applied; transparency is laid on white; 16-bit grey is scaled, CMYK, palette and grey are converted; of
-animations and multi-page files the first frame is taken; colour profiles are not applied. Formats that run code or
+EXIF rotation and colour profiles are applied (to sRGB); transparency is laid on white; 16-bit grey is scaled, CMYK,
+palette and grey are converted; of animations and multi-page files the first frame is taken. Formats that run code or
 other programs (EPS, PDF, WMF) are not opened.
+
+A small file can unpack to gigabytes, so sizes are checked in the headers, before anything is unpacked: MAX_PIXELS for
+the picture and for each tile of a TIFF; the text and the profile of a PNG by Pillow's own limits, 1 MiB a chunk and
+64 MiB a file.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from jointdit.errors import RowError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif")
 MAX_PIXELS = 80_000_000  # a row above it is quarantined before it is decoded; below the size Pillow itself warns at
+# What decoders raise at damaged data, found by feeding them millions of damaged files.
 DECODE_ERRORS = (
     OSError,  # truncated, unidentified
-    SyntaxError,
+    SyntaxError,  # PNG chunks
     ValueError,
     EOFError,
-    IndexError,
-    KeyError,
+    LookupError,
     TypeError,
-    OverflowError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,  # AVIF
+    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
 ORIENTATION = 0x0112
+TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
+TO_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 def decode_picture(data: bytes) -> tuple[NDArray[np.uint8], bool]:
@@ -49,8 +60,7 @@ def decode_picture(data: bytes) -> tuple[NDArray[np.uint8], bool]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            check_pixels(*image.size)
+            image = open_checked(data, FORMATS)
             as_is = (
                 image.format in ("PNG", "JPEG", "WEBP")
                 and image.mode == "RGB"  # grey would be shown as two-dimensional by some readers
@@ -59,7 +69,9 @@ def decode_picture(data: bytes) -> tuple[NDArray[np.uint8], bool]:
             )
             image.load()
             turned = image.getexif().get(ORIENTATION, 1) != 1
-            rgb = np.asarray(_as_rgb(ImageOps.exif_transpose(image) if turned else image))
+            converted = _in_srgb(image)
+            as_is = as_is and converted is image
+            rgb = np.asarray(_as_rgb(ImageOps.exif_transpose(converted) if turned else converted))
         except RowError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -71,21 +83,57 @@ def decode_picture(data: bytes) -> tuple[NDArray[np.uint8], bool]:
     return rgb, as_is and not turned
 
 
-def check_pixels(width: int, height: int) -> None:
-    """Raise RowError above MAX_PIXELS, from a header alone: a small file can unpack to gigabytes."""
+def open_checked(data: bytes, formats: Sequence[str]) -> Image.Image:
+    """The picture with its header read and nothing unpacked. Raises RowError above MAX_PIXELS, and DECODE_ERRORS."""
+    image = Image.open(io.BytesIO(data), formats=formats)
+    check_pixels(*image.size)
+    tags = getattr(image, "tag_v2", {})
+    if TILE_WIDTH in tags and TILE_LENGTH in tags:  # a tile is unpacked whole, however small the picture is
+        check_pixels(int(tags[TILE_WIDTH]), int(tags[TILE_LENGTH]))
+    return image
+
+
+def check_pixels(width: int, height: int, what: str = "picture") -> None:
+    """Raise RowError above MAX_PIXELS."""
     if width * height > MAX_PIXELS:
         limit = MAX_PIXELS // 10**6
-        raise RowError(f"picture is {width} x {height} pixels, more than the limit of {limit} million: scale it.")
+        raise RowError(f"{what} is {width} x {height} pixels, more than the limit of {limit} million: scale it.")
+
+
+@functools.cache
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """The picture with its colour profile applied; the same object where there is none, or none that can be used."""
+    data = image.info.get("icc_profile")
+    if not data or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        if ImageCms.getProfileDescription(profile).startswith("sRGB"):
+            return image
+        colours = image.convert("RGB") if image.mode == "RGBA" else image
+        converted = ImageCms.profileToProfile(colours, profile, _srgb(), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):  # damaged, or of another kind of colour: viewers pass over it
+        return image
+    assert converted is not None
+    if image.mode == "RGBA":
+        converted.putalpha(image.getchannel("A"))
+    if ORIENTATION in image.getexif():
+        converted.info["exif"] = image.getexif().tobytes()
+    return converted
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, in the 32-bit container of some formats
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise RowError(
                 f"picture has grey values from {values.min()} to {values.max()}: give 8 or 16 bits a channel."
             )
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(TO_8_BITS[values])
     elif image.mode == "F":
         raise RowError("picture holds floating point values, whose white is unknown: give 8 or 16 bits a channel.")
     if image.has_transparency_data:

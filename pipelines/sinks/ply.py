@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.safe_text import printable
 from pipelines.sinks.geometry import Geometry
 
 VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])  # 15 bytes, packed
@@ -47,4 +48,4 @@ def describe(sample_id: str, geometry: Geometry, edge_threshold: float) -> list[
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()).encode("ascii", "backslashreplace").decode("ascii")
+    return printable(" ".join(text.split())).encode("ascii", "backslashreplace").decode("ascii")

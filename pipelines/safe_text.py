@@ -1,0 +1,52 @@
+"""Text that leaves the process: without the credentials it may have picked up, and without what a terminal obeys.
+
+Exceptions of clients and servers repeat addresses, headers and settings, and names and prompts come from strangers. So
+everything that is printed, logged or stored as an error goes through here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+SHORTEST = 8  # characters; shorter values would mask ordinary words
+SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|KEY|KEY_ID|CONNECTION_STRING)$", re.IGNORECASE)
+AWS_FILES = (("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config"))
+AWS_SECRET = re.compile(r"^\s*aws_(?:access_key_id|secret_access_key|session_token)\s*=\s*(\S+)", re.MULTILINE)
+USER_INFO = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
+LOOKS_SECRET = re.compile(
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}"
+    r"|(?<=Signature=)[^&\s'\"]+|(?<=redential=)[^&\s'\"]+|(?<=Security-Token=)[^&\s'\"]+|(?<=[?&]sig=)[^&\s'\"]+"
+)
+
+
+def known_secrets() -> list[str]:
+    """Values of the environment and of the usual AWS files that are credentials by their names, the longest first."""
+    found = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    for variable, usual in AWS_FILES:
+        path = Path(os.environ.get(variable) or usual).expanduser()
+        try:
+            found |= _secrets_in(path, path.stat().st_mtime_ns)
+        except OSError:  # most people have no such file, and one that cannot be read has told nobody anything
+            continue
+    return sorted((value for value in found if len(value) >= SHORTEST), key=len, reverse=True)
+
+
+@functools.lru_cache(maxsize=8)
+def _secrets_in(path: Path, modified: int) -> frozenset[str]:
+    return frozenset(AWS_SECRET.findall(path.read_text(encoding="utf-8", errors="replace")))
+
+
+def mask_secrets(text: str) -> str:
+    """Replace known credentials, also as part of a url, and what looks like one, by ***."""
+    for value in known_secrets():
+        text = text.replace(value, "***").replace(quote(value, safe=""), "***")
+    return LOOKS_SECRET.sub("***", USER_INFO.sub("***", text))
+
+
+def printable(text: str) -> str:
+    """The text on one line, with what is no visible character (escapes, line ends, right-to-left marks) spelt out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -1,0 +1,124 @@
+"""Credentials never reach what is printed, logged or stored, and text from the input never steers the terminal."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jobs import report
+from jobs.cli import main
+from jointdit.errors import SpecError
+from pipelines.progress import Progress
+from pipelines.safe_text import mask_secrets, printable
+from pipelines.sinks.geometry import Geometry, Intrinsics
+from pipelines.sinks.ply import describe, ply_bytes
+from pipelines.spec import load_spec
+
+SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"
+STEERING = "[red]x[/red] :smile: \x1b[31m\x1b]0;title\x07 \u202egnp.exe \r\x08"
+SPELT_OUT = "[red]x[/red] :smile: \\x1b[31m\\x1b]0;title\\x07 \\u202egnp.exe \\r\\x08"
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    return SECRET
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"SignatureDoesNotMatch: {SECRET}",
+        "https://host/x?key=wJalrXUtnFEMI%2FK7MDENG%2BbPxRfiCY",
+        "http://user:hunter2hunter2@proxy:3128 cannot be reached",
+        "https://h/x?X-Amz-Signature=0123abcd&X-Amz-Credential=hunter2hunter2/2026",
+        "https://h.blob.core.windows.net/x?sv=1&sig=hunter2hunter2",
+        "InvalidAccessKeyId: AKIAABCDEFGHIJKLMNOP",
+        "Bearer hf_" + "a" * 34,
+    ],
+)
+def test_credentials_become_stars(text: str, secret: str) -> None:
+    masked = mask_secrets(text)
+    assert "***" in masked
+    for part in (SECRET, "MDENG", "hunter2", "AKIAABC", "aaaa", "0123abcd"):
+        assert part not in masked
+
+
+def test_credentials_of_the_aws_files_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    assert mask_secrets("from-the-file") == "from-the-file"
+    file.write_text("[default]\naws_access_key_id = ID-from-the-file\naws_secret_access_key=secret-from-the-file\n")
+    assert mask_secrets("ID-from-the-file, secret-from-the-file") == "***, ***"
+
+
+def test_other_text_stays_as_it_is(secret: str) -> None:
+    text = "s3://bucket/a b/naïve.parquet: e-mail someone@example.org, 3 tokens, key: value"
+    assert mask_secrets(text) == text
+    assert printable(text) == text
+
+
+def test_the_terminal_shows_input_text_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, highlight=False, width=200)
+    monkeypatch.setattr(report, "console", terminal)
+    report.say(STEERING)
+    Progress(terminal).note(STEERING)
+    assert screen.getvalue().splitlines() == [SPELT_OUT, SPELT_OUT]
+
+
+def test_log_lines_are_masked_and_steer_nothing(secret: str) -> None:
+    record = logging.LogRecord("pipelines", logging.WARNING, "", 0, "row %s: %s", (STEERING, SECRET), None)
+    assert report.PlainFormatter("%(message)s").format(record) == f"row {SPELT_OUT}: ***"
+
+
+def test_errors_of_the_command_line_are_masked_and_steer_nothing(secret: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", f"{STEERING}{SECRET}.yaml"]) == 1
+    assert capsys.readouterr().err == (
+        "Error: [red]x[/red] :smile: \\x1b[31m\\x1b]0;title\\x07 \\u202egnp.exe \\x08***.yaml does not exist: give the "
+        "path of a job spec in YAML.\n"
+    )
+
+
+def test_a_point_clouds_comments_are_single_lines_of_visible_ascii() -> None:
+    geometry = Geometry(Intrinsics(1.0, 1.0, 1.0, 1.0), "given", 1.0, 2.0, "given")
+    name = "a\nend_header\nelement vertex 9\x00\x1b[31m\u202e é"
+    points, colours = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
+    header = ply_bytes(points, colours, describe(name, geometry, 0.1)).decode("ascii")
+    lines = header.splitlines()
+    assert lines[2] == "comment sample a end_header element vertex 9\\x00\\x1b[31m\\u202e \\xe9"
+    assert [line for line in lines if line.startswith("element")] == ["element vertex 0"]
+    assert lines.count("end_header") == 1
+
+
+MINIMAL = {"task": "joint", "input": {"uri": "prompts.txt"}, "output": {"uri": "out"}}
+HIDDEN = {
+    "key and secret before the bucket": "output.uri=s3://AKIAX:hunter2hunter2@bucket/out",
+    "a secret alone before the bucket": "output.uri=s3://hunter2hunter2@bucket/out",
+    "user info in a list": "input.uri=[a.txt, 's3://k:hunter2hunter2@b/x']",
+    "a signature in a query": "input.uri=s3://b/x?X-Amz-Signature=hunter2hunter2",
+    "a shared access signature": "input.uri='abfs://c/x?sv=1&sig=hunter2hunter2'",
+    "a token in a query": "input.uri='s3://b/x?token=hunter2hunter2'",
+    "a field for it": "output.secret_access_key=hunter2hunter2",
+    "a section for it": "output.storage_options={aws_secret_access_key: hunter2hunter2}",
+    "a connection string": "name='DefaultEndpointsProtocol=https;AccountKey=hunter2hunter2'",
+    "a private key": "name='-----BEGIN RSA PRIVATE KEY----- hunter2hunter2'",
+    "the environment's own secret": f"name=x-{SECRET}",
+    "as a key": f"model.{SECRET}=1",
+    "without an equals sign": "output.secret_key:hunter2hunter2",
+    "not even YAML": "output.secret_key=[hunter2hunter2",
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_credentials_in_a_spec_are_refused_without_being_repeated(name: str, secret: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(MINIMAL, [HIDDEN[name]])
+    assert "credential" in str(caught.value) or "not valid YAML" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert SECRET not in str(caught.value)
