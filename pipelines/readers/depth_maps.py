@@ -5,7 +5,7 @@ any real number type, and nested lists of numbers from tables. Coloured maps are
 measurements.
 
     value = stored * input.depth.scale      metric: metres, z along the optical axis; disparity: near is high
-    hole  = stored == input.depth.invalid, or not finite, or (metric) <= 0
+    hole  = stored == input.depth.invalid, or not finite in float32, or (metric) <= 0
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ def decode_depth(stored: bytes | list[Any], meaning: DepthMaps) -> tuple[NDArray
     valid = np.isfinite(raw)
     if meaning.invalid is not None:
         valid &= raw != meaning.invalid
+    with np.errstate(over="ignore", invalid="ignore"):
+        depth = (raw * meaning.scale).astype(np.float32)
+    valid &= np.isfinite(depth)
     if meaning.kind == "metric":
-        valid &= raw > 0
+        valid &= depth > 0
     if not valid.any():
         raise RowError("depth map has no valid pixel: check input.depth scale and invalid.")
-    depth = np.where(valid, raw * meaning.scale, 0.0).astype(np.float32)
+    depth = np.where(valid, depth, np.float32(0))
     if depth[valid].min() == depth[valid].max():
         raise RowError(f"depth map is constant at {depth[valid][0]:g}: it has no relative disparity.")
     return depth, valid

@@ -16,7 +16,6 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +82,7 @@ def decode_picture(data: bytes) -> tuple[NDArray[np.uint8], bool]:
     return rgb, as_is and not turned
 
 
-def open_checked(data: bytes, formats: Sequence[str]) -> Image.Image:
+def open_checked(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     """The picture with its header read and nothing unpacked. Raises RowError above MAX_PIXELS, and DECODE_ERRORS."""
     image = Image.open(io.BytesIO(data), formats=formats)
     check_pixels(*image.size)
