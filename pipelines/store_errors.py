@@ -58,7 +58,7 @@ def explained(root: str, name: str = "", at_start: bool = False) -> Iterator[Non
 
 def explain(error: BaseException, root: str, name: str = "", at_start: bool = False) -> Exception:
     """Our exception for one of a store's: StoreError, TransientError, or FileNotFoundError for a single object."""
-    code = _code(error)
+    code = store_code(error)
     bucket = root.partition("://")[2].split("/")[0]
     address = f"{root.rstrip('/')}/{name}" if name else root
     if isinstance(error, FileNotFoundError):
@@ -83,7 +83,7 @@ def explain(error: BaseException, root: str, name: str = "", at_start: bool = Fa
     return TransientError(f"{address}: the store did not answer as it should ({code or type(error).__name__}).")
 
 
-def _code(error: BaseException) -> str:
+def store_code(error: BaseException) -> str:
     """The store's own error code (NoSuchBucket, AccessDenied, ...), which s3fs keeps in the cause."""
     for exception in (error, error.__cause__):
         if isinstance(exception, boto.ClientError):

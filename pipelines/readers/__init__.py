@@ -22,12 +22,19 @@ so far. Whatever is wrong with a row makes it a BadRow and leaves its neighbours
 changed since it was planned gives BadRows for all its rows that could not be read. The store's own faults raise
 TransientError or StoreError: they are no property of a row.
 
+Ids, keys and prompts are data: no name of an object is made from them, so nothing in them can leave the output. Paths
+in a table may name any picture that this user may read in the same kind of store: run tables of strangers as a user who
+may read their folder and no other. Sizes are bounded before anything is unpacked: 1 GiB a picture or member
+(opening.py), 16 MiB a line (text_lines.py), 80 million pixels or numbers (pictures.py), 1,000 characters an id and
+100,000 a prompt (rows.py).
+
 To add a format: write a module with `count`, `lacking` and `rows` (the protocol `Format` in rows.py), name its suffix
 in FORMATS here and in listing.py, and add it to the table-driven tests.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -38,12 +45,14 @@ from pipelines.readers.listing import list_files, suffix_of
 from pipelines.readers.opening import check_unchanged
 from pipelines.readers.rows import Format, build_row, default_id, read_id, wanted_columns
 from pipelines.records import BadRow, Row, SourceFile, Span
+from pipelines.safe_text import printable
 
 if TYPE_CHECKING:
     from pipelines.spec import InputSpec
 
 __all__ = ["check_columns", "count_rows", "find_duplicate_ids", "list_files", "read_rows"]
 
+SHOWN_COLUMNS = 20
 FORMATS: dict[str, Format] = {
     ".txt": text_lines,
     ".txt.gz": text_lines,
@@ -86,7 +95,9 @@ def check_columns(files: Sequence[SourceFile], spec_input: InputSpec, task: str)
         except (RowError, FileNotFoundError) as error:
             raise _as_input_error(error, file) from error
         if lacking:
-            has = f"it has {', '.join(names)}" if names else "files of this kind have no columns"
+            shown = ", ".join(printable(name) for name in names[:SHOWN_COLUMNS])
+            more = f" and {len(names) - SHOWN_COLUMNS} more" if len(names) > SHOWN_COLUMNS else ""
+            has = f"it has {shown}{more}" if names else "files of this kind have no columns"
             raise InputError(
                 f"{file.uri} has no column {wanted[lacking[0]]!r} for input.columns.{lacking[0]}: {has}; correct "
                 "input.columns."
@@ -96,33 +107,41 @@ def check_columns(files: Sequence[SourceFile], spec_input: InputSpec, task: str)
 def find_duplicate_ids(files: Sequence[SourceFile], spec_input: InputSpec, task: str, limit: int = 5) -> list[str]:
     """Up to `limit` row ids that occur twice, in reading order. Reads the id column of tables, and no more.
 
-    Keeps 12 bytes of hash an id. Rows whose id cannot be read are left out: they are quarantined by their default ids.
+    Keeps 12 bytes of hash an id. Rows whose id cannot be read count by their default ids, under which they are
+    quarantined.
     """
     column = spec_input.columns.id
     seen: set[bytes] = set()
+    nameless: set[bytes] = set()  # files without ids, whose rows all have default ids
     duplicates: list[str] = []
 
     def note(text: str) -> bool:
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
-        if digest in seen:
+        path, _, number = text.rpartition(":")
+        if _hash(text) in seen or (number.isdecimal() and _hash(path) in nameless):
             duplicates.append(text)
-        seen.add(digest)
+        seen.add(_hash(text))
         return len(duplicates) >= limit
 
+    with_ids = []
     for file in files:
+        try:
+            if not format_of(file).lacking(file, {"id": column})[0]:
+                with_ids.append(file)
+                continue
+        except (RowError, FileNotFoundError) as error:
+            raise _as_input_error(error, file) from error
+        if note(default_id(file, 0)):  # the default ids of two files are all equal or all different
+            return duplicates
+        nameless.add(_hash(file.relative_path))
+    for file in with_ids:
         source = format_of(file)
         try:
-            if source.lacking(file, {"id": column})[0]:
-                # The default ids of two files are all equal or all different.
-                if note(default_id(file, 0)):
-                    return duplicates
-                continue
             for raw in source.rows(file, 0, source.count(file), {"id": column}):
-                try:
-                    text = read_id(raw.values["id"]) if "id" in raw.values else default_id(file, raw.position)
-                except RowError:
-                    continue
-                if not raw.error and note(text):
+                text = default_id(file, raw.position)
+                if "id" in raw.values and not raw.error:
+                    with contextlib.suppress(RowError):
+                        text = read_id(raw.values["id"])
+                if note(text):
                     return duplicates
         except (RowError, FileNotFoundError) as error:
             raise _as_input_error(error, file) from error
@@ -146,6 +165,10 @@ def read_rows(
         reason = f"{file.uri} does not exist any more."
     for missing in range(position, stop):
         yield BadRow(default_id(file, missing), file.uri, missing, reason)
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
 def _as_input_error(error: Exception, file: SourceFile) -> InputError:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from jointdit.errors import RowError
 from pipelines.readers.opening import open_text
 from pipelines.readers.rows import RawRow
-from pipelines.readers.text_lines import BOM, INDEX_EVERY, UNPACK_ERRORS, RowIndex
+from pipelines.readers.text_lines import BOM, INDEX_EVERY, MAX_LINE_BYTES, UNPACK_ERRORS, RowIndex, bounded_lines
 from pipelines.records import SourceFile, Span
 
 Record = list[str] | csv.Error
@@ -24,18 +24,18 @@ class _Lines:
 
     def __init__(self, stream: BinaryIO, offset: int) -> None:
         stream.seek(offset)
-        self._stream, self.offset = stream, offset
+        self._lines, self.offset = bounded_lines(stream), offset
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._stream.readline()
-        if not line:
-            raise StopIteration
-        if self.offset == 0:
-            self.offset, line = (len(BOM), line[len(BOM) :]) if line.startswith(BOM) else (0, line)
-        self.offset += len(line)
+        line, length = next(self._lines)
+        if self.offset == 0 and line.startswith(BOM):
+            line = line[len(BOM) :]
+        self.offset += length
+        if length > MAX_LINE_BYTES:
+            raise csv.Error(f"line of {length} bytes, more than the limit of {MAX_LINE_BYTES >> 20} MiB")
         return line.decode("utf-8", "surrogateescape")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
+from jointdit.errors import RowError
 from pipelines.readers.rows import RawRow
 from pipelines.readers.text_lines import index_lines, read_lines
 from pipelines.records import SourceFile, Span
@@ -37,8 +38,10 @@ def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, st
             yield RawRow(number, error=record)
 
 
-def _parse(line: bytes) -> dict[str, object] | str:
+def _parse(line: bytes | RowError) -> dict[str, object] | str:
     """The object of a line, or what is wrong with it."""
+    if isinstance(line, RowError):
+        return str(line)
     if not line.strip():
         return "line is blank, not a JSON object."
     try:

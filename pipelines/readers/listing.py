@@ -29,6 +29,7 @@ def list_files(spec_input: InputSpec, task: str) -> list[SourceFile]:
     """All files that `input.uri` names and the task can read, sorted by uri, each once.
 
     A folder is listed with its subfolders; in folders and globs, hidden files and files of other kinds are passed over.
+    Links to files are followed, on a local disk, because the folder is the user's own; links to folders are not.
     Raises InputError for an address that names nothing, StoreError or TransientError for a store that does not answer.
     """
     found: dict[str, SourceFile] = {}
@@ -59,6 +60,8 @@ def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
             infos = fs.glob(path, detail=True)
         else:
             if info["type"] != "directory":
+                if not _is_file(info):
+                    raise InputError(f"input.uri {uri} is no regular file: give a file or a folder.")
                 if suffix_of(path) not in suffixes:
                     raise InputError(f"input.uri {uri} is of no kind this task reads: give one of {kinds}.")
                 return [_source_file(fs, info, posixpath.dirname(path))]

@@ -10,14 +10,17 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import os
+import stat
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from jointdit.errors import RowError
 from pipelines.storage import etag_of, for_input
-from pipelines.store_errors import explained
+from pipelines.store_errors import explained, store_code
 
 BUFFER_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 30  # of one encoded picture, map or archive member; MAX_PIXELS of float64 are 0.64e9 bytes
 
 
 class _StoreFile(io.RawIOBase):
@@ -71,14 +74,45 @@ def open_text(uri: str) -> Iterator[BinaryIO]:
 
 
 def fetch(uri: str) -> bytes:
-    """The whole file. Raises FileNotFoundError, StoreError or TransientError."""
+    """The whole file.
+
+    Raises:
+        RowError: it has more than MAX_FILE_BYTES, or this user may not read it on the local disk.
+        FileNotFoundError, StoreError, TransientError: it is gone; the store.
+    """
     fs, path = for_input(uri)
+    if "://" not in uri:
+        return _fetch_local(path)
     with explained(uri):
         try:
-            data: bytes = fs.cat_file(path)
-        except (IsADirectoryError, NotADirectoryError):
-            raise FileNotFoundError(uri) from None
-        return data
+            data: bytes = fs.cat_file(path, start=0, end=MAX_FILE_BYTES + 1)
+        except OSError as error:
+            if store_code(error) != "InvalidRange":  # what S3 says to any range of an empty object
+                raise
+            data = b""
+    check_bytes(len(data), uri)
+    return data
+
+
+def _fetch_local(path: str) -> bytes:
+    with explained(path):
+        try:
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode):  # pipes and devices never end, and a table may name one
+                raise FileNotFoundError(path)
+            check_bytes(found.st_size, path)
+            with open(path, "rb") as file:
+                return file.read()
+        except NotADirectoryError:
+            raise FileNotFoundError(path) from None
+        except PermissionError:
+            raise RowError(f"{path} may not be read by this user.") from None
+
+
+def check_bytes(size: int, what: str) -> None:
+    """Raise RowError above MAX_FILE_BYTES."""
+    if size > MAX_FILE_BYTES:
+        raise RowError(f"{what} has more than {MAX_FILE_BYTES >> 30} GiB, the limit of one picture or map.")
 
 
 def check_unchanged(uri: str, etag: str) -> None:

@@ -23,6 +23,8 @@ from pipelines.store_errors import mask_secrets
 if TYPE_CHECKING:
     from pipelines.spec import InputSpec
 
+MAX_ID_CHARACTERS = 1000  # an id stands in commits, tables and point clouds
+MAX_PROMPT_CHARACTERS = 100_000  # text encoders cut after some thousands
 NEEDED = {"joint": ("prompt",), "depth": ("image",), "depth-to-image": ("depth", "prompt")}
 
 
@@ -94,6 +96,8 @@ def read_id(value: Any) -> str:
     text = str(value)
     if not text.strip():
         raise RowError("id is empty.")
+    if len(text) > MAX_ID_CHARACTERS:
+        raise RowError(f"id has {len(text)} characters, more than the limit of {MAX_ID_CHARACTERS}.")
     return _storable(text, "id")
 
 
@@ -106,6 +110,8 @@ def _prompt(value: Any, default: str | None) -> str:
         raise RowError(f"prompt is {_shown(value)}: give text.")
     if not value.strip():
         raise RowError("prompt is empty.")
+    if len(value) > MAX_PROMPT_CHARACTERS:
+        raise RowError(f"prompt has {len(value)} characters, more than the limit of {MAX_PROMPT_CHARACTERS}.")
     return _storable(value, "prompt")
 
 
@@ -133,7 +139,9 @@ def _stored(value: Any, name: str, manifest: str) -> bytes | list[Any]:
     try:
         return fetch(uri)
     except FileNotFoundError:
-        raise RowError(f"{name} {uri} does not exist.") from None
+        raise RowError(f"{name} {uri} does not exist, or is no file.") from None
+    except RowError:
+        raise
     except ValueError as error:  # a path with a NUL byte
         raise RowError(f"{name} is {_shown(value)}, which is no path.") from error
 

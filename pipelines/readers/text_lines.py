@@ -10,13 +10,14 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from typing import BinaryIO
 
 from jointdit.errors import RowError
-from pipelines.readers.opening import open_text
+from pipelines.readers.opening import BUFFER_BYTES, open_text
 from pipelines.readers.rows import RawRow
 from pipelines.records import SourceFile, Span
 
+MAX_LINE_BYTES = 1 << 24  # a small .gz can unpack to one endless line
 INDEX_EVERY = 1024  # rows between two remembered offsets
 UNPACK_ERRORS = (EOFError, OSError, zlib.error)  # of gzip; the store's own faults are no OSError here
 BOM = b"\xef\xbb\xbf"
@@ -30,24 +31,33 @@ class RowIndex:
     offsets: tuple[int, ...]
 
 
+def bounded_lines(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """(line with its end, its length in bytes) in order; of a line above MAX_LINE_BYTES only the beginning is kept."""
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        length, piece = len(line), line
+        while not piece.endswith(b"\n") and (piece := stream.readline(BUFFER_BYTES)):
+            length += len(piece)
+        yield line, length
+
+
 @lru_cache(maxsize=64)
 def index_lines(uri: str, etag: str) -> RowIndex:
     """The index of one version of a file of lines. Raises RowError for a damaged .gz."""
     offsets, offset, number = [], 0, 0
     try:
         with open_text(uri) as stream:
-            for line in stream:
+            for _, length in bounded_lines(stream):
                 if number % INDEX_EVERY == 0:
                     offsets.append(offset)
-                offset += len(line)
+                offset += length
                 number += 1
     except UNPACK_ERRORS as error:
         raise RowError(f"{uri} is damaged ({error}).") from error
     return RowIndex(number, tuple(offsets))
 
 
-def read_lines(file: SourceFile | Span, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """(number, line without its end) for lines [start, stop), those that exist."""
+def read_lines(file: SourceFile | Span, start: int, stop: int) -> Iterator[tuple[int, bytes | RowError]]:
+    """(number, line without its end, or what is wrong with it) for lines [start, stop), those that exist."""
     index = index_lines(file.uri, file.etag)
     if start >= min(stop, index.rows):
         return
@@ -55,8 +65,17 @@ def read_lines(file: SourceFile | Span, start: int, stop: int) -> Iterator[tuple
     try:
         with open_text(file.uri) as stream:
             stream.seek(index.offsets[block])
-            lines = islice(stream, start - block * INDEX_EVERY, min(stop, index.rows) - block * INDEX_EVERY)
-            for number, line in enumerate(lines, start):
+            for number, (line, length) in enumerate(bounded_lines(stream), block * INDEX_EVERY):
+                if number >= min(stop, index.rows):
+                    return
+                if number < start:
+                    continue
+                if length > MAX_LINE_BYTES:
+                    yield (
+                        number,
+                        RowError(f"line has {length} bytes, more than the limit of {MAX_LINE_BYTES >> 20} MiB."),
+                    )
+                    continue
                 line = line.rstrip(b"\r\n")
                 yield number, line.removeprefix(BOM) if number == 0 else line
     except UNPACK_ERRORS as error:
@@ -76,6 +95,9 @@ def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[st
 def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
     """Each line as a prompt."""
     for number, line in read_lines(file, start, stop):
+        if isinstance(line, RowError):
+            yield RawRow(number, error=str(line))
+            continue
         try:
             yield RawRow(number, {"prompt": line.decode("utf-8")})
         except UnicodeDecodeError:

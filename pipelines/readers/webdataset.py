@@ -8,26 +8,42 @@ spec:
     id      the key `<columns.id>` of the member `json`; `columns.id: __key__` takes the row's key
 
 The members' places are found by one pass over the headers, kept in each process; rows are then read from their places.
+Nothing is unpacked to a disk: names are keys and never paths, and links, devices and folders are passed over.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from jointdit.errors import RowError
-from pipelines.readers.opening import open_input
-from pipelines.readers.pictures import PICTURE_SUFFIXES
+from pipelines.readers.opening import check_bytes, open_input
+from pipelines.readers.pictures import DECODE_ERRORS, PICTURE_SUFFIXES
 from pipelines.readers.rows import RawRow
 from pipelines.records import SourceFile, Span
 
 PICTURES = tuple(suffix.lstrip(".") for suffix in PICTURE_SUFFIXES)
 MAPS = ("npy", "png", "tif", "tiff")
+MAX_HEADER_BYTES = 1 << 20  # of long names and other extended headers, which are read whole
 Place = tuple[int, int]  # offset and size in bytes
 Members = dict[str, Place]  # by extension
+
+
+class _Headers:
+    """What tarfile reads of an archive; a header that claims to be huge is damage."""
+
+    def __init__(self, stream: BinaryIO, uri: str) -> None:
+        self.stream, self.uri = stream, uri
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise RowError(f"{self.uri} is damaged: a member header claims {size} bytes.")
+        return self.stream.read(size)
 
 
 @lru_cache(maxsize=64)
@@ -35,21 +51,30 @@ def _index(uri: str, etag: str) -> tuple[tuple[str, Members], ...]:
     """(key, members) of each row of one version of an archive. A cut archive ends with the last member begun."""
     found: list[tuple[str, Members]] = []
     with open_input(uri) as stream:
+        length = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as archive:
+            with tarfile.open(fileobj=cast(BinaryIO, _Headers(stream, uri)), mode="r:") as archive:
                 for member in archive:
+                    if member.size < 0 or member.issparse():
+                        raise RowError(f"{uri} is damaged: its member {member.name!r} is sparse or of a negative size.")
                     folder, _, name = member.name.rpartition("/")
                     stem, dot, extension = name.partition(".")
-                    if not member.isfile() or not stem or not dot:
-                        continue
-                    key, extension = f"{folder}/{stem}" if folder else stem, extension.lower()
-                    if not found or found[-1][0] != key or extension in found[-1][1]:
-                        found.append((key, {}))
-                    found[-1][1][extension] = (member.offset_data, member.size)
+                    if member.isfile() and stem and dot:
+                        key, extension = f"{folder}/{stem}" if folder else stem, extension.lower()
+                        if not found or found[-1][0] != key or extension in found[-1][1]:
+                            found.append((key, {}))
+                        found[-1][1][extension] = (member.offset_data, member.size)
+                    if member.offset_data + member.size > length:
+                        return tuple(found)
                 rest = archive.offset
+        except RowError:
+            raise
         except (tarfile.TarError, EOFError) as error:
             if not found:
                 raise RowError(f"{uri} is not a readable tar archive ({error}).") from error
+        except DECODE_ERRORS as error:
+            raise RowError(f"{uri} is damaged ({' '.join(str(error).split())[:200]}).") from error
         else:
             # tarfile takes a damaged header for the end of the archive: rows behind it would be lost in silence.
             stream.seek(rest)
@@ -131,6 +156,7 @@ def _about(stream: BinaryIO, members: Members) -> dict[str, Any]:
 
 def _read(stream: BinaryIO, place: Place) -> bytes:
     offset, size = place
+    check_bytes(size, "archive member")
     stream.seek(offset)
     data = stream.read(size)
     if len(data) != size:
