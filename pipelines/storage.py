@@ -144,8 +144,8 @@ class Storage:
     def path(self, name: str) -> str:
         """The file system's path of a name in this storage."""
         root = self.uri.partition("://")[2] or self.uri
-        assert ".." not in name.split("/"), f"{name} leaves the storage"
-        assert not name.startswith("/"), f"{name} leaves the storage"
+        if name.startswith("/") or ".." in name.split("/"):  # such as one that a tampered ledger gives
+            raise StoreError(f"{self.uri}: the name {name!r} leads out of it: restore the ledger from a backup.")
         return f"{root.rstrip('/')}/{name}" if name else root
 
     def uri_of(self, name: str) -> str:

@@ -15,7 +15,7 @@ import s3fs
 from PIL import Image
 
 from jointdit.errors import InputError, TransientError
-from pipelines.readers import check_columns, count_rows, find_duplicate_ids, list_files, read_rows
+from pipelines.readers import check_columns, count_rows, find_duplicate_ids, list_files, opening, read_rows
 from pipelines.readers.text_lines import index_lines
 from pipelines.records import BadRow, Row
 from pipelines.spec import InputSpec
@@ -36,6 +36,7 @@ def bucket(s3: Any) -> str:
     fs = s3fs.S3FileSystem(endpoint_url=s3.endpoint, use_listings_cache=False)
     for name in ("photos/a.png", "photos/deep/b.png", "photos/c.txt"):
         fs.pipe_file(f"{uri}/{name}", png())
+    fs.pipe_file(f"{uri}/empty/zero.png", b"")
     lines = [{"image": "../photos/a.png"}, {"image": "../photos/gone.png"}, {"image": f"{uri}/photos/deep/b.png"}]
     lines.append({"image": "../../other/a.png"})
     fs.pipe_file(f"{uri}/tables/rows.jsonl", "\n".join(json.dumps(line) for line in lines).encode())
@@ -79,6 +80,19 @@ def test_paths_in_tables_are_found_beside_them_and_stay_in_the_bucket(bucket: st
     assert "gone.png does not exist" in rows[1].error
     assert isinstance(rows[3], BadRow)
     assert "outside the bucket" in rows[3].error
+
+
+def test_an_empty_object_is_a_bad_row(bucket: str) -> None:
+    """S3 answers any range of an empty object with an error of its own."""
+    (row,) = read(f"{bucket}/empty", "depth")
+    assert isinstance(row, BadRow)
+    assert row.error == "picture has zero bytes."
+
+
+def test_an_object_above_the_limit_is_a_bad_row(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "MAX_FILE_BYTES", len(png()) - 1)
+    rows = read(f"{bucket}/photos", "depth")
+    assert all(isinstance(row, BadRow) and "the limit of one picture or map" in row.error for row in rows)
 
 
 @pytest.mark.parametrize(
