@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from transformers import CLIPTextConfig, T5Config
 
-from jointdit.checkpoint_files import FilePath, folder_tensor_shapes, load_tokenizer
+from jointdit.checkpoint_files import FilePath, folder_tensor_shapes, load_tokenizer, told_as_model_error
 from jointdit.errors import ModelError
 from jointdit.transformer import JointDiTTransformer2DModel, check_adapter
 
@@ -33,8 +34,10 @@ def check_checkpoint(folder: FilePath, adapter: FilePath | None = None) -> None:
     if adapter is not None:
         check_adapter(adapter, network.config)
     _check_tensors(AutoencoderKL, folder / "vae")
-    for name in ("text_encoder", "text_encoder_2"):
+    for name, kind in (("text_encoder", CLIPTextConfig), ("text_encoder_2", T5Config)):
         folder_tensor_shapes(folder / name)
+        with told_as_model_error(f"{folder / name}: its config.json does not describe a {kind.__name__}"):
+            kind.from_pretrained(folder / name)
     for name in ("tokenizer", "tokenizer_2"):
         load_tokenizer(folder / name)
 
@@ -42,12 +45,11 @@ def check_checkpoint(folder: FilePath, adapter: FilePath | None = None) -> None:
 def _check_tensors(kind: Any, folder: Path) -> Any:
     """The model of a folder on the meta device, after its tensors were found in the folder's files."""
     found = folder_tensor_shapes(folder)
-    try:
-        with torch.device("meta"):
-            model = kind.from_config(kind.load_config(folder))
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{folder}: its config.json does not describe a {kind.__name__} ({reason}).") from error
+    with (
+        told_as_model_error(f"{folder}: its config.json does not describe a {kind.__name__}"),
+        torch.device("meta"),
+    ):
+        model = kind.from_config(kind.load_config(folder))
     for name, parameter in model.named_parameters():
         shape = tuple(parameter.shape)
         if name not in found:

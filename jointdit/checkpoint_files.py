@@ -1,24 +1,50 @@
 """Weight files: safetensors only, checked by name and shape before anything is loaded.
 
 The loaders of diffusers and transformers initialise a tensor that a file lacks with random numbers and go on with a
-log line. Here that is an error, and so is a pickled file, which can run code when it is loaded.
+log line. Here that is an error, and so is a pickled file, which can run code when it is loaded. They have more ways to
+one than its name: an index of safetensors that names .bin shards, and a PEFT adapter beside the weights, which
+transformers loads unasked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jointdit.errors import ModelError
 
 FilePath = str | os.PathLike[str]
+# What the loaders raise at configurations that are damaged or of something else.
+LOAD_ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,  # a quantisation whose library is not here
+    StrictDataclassError,
+)
+
+
+@contextlib.contextmanager
+def told_as_model_error(what: str) -> Iterator[None]:
+    """Turn what the loaders raise into a ModelError that begins with `what`."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except LOAD_ERRORS as error:
+        raise ModelError(f"{what} ({_one_line(error)}).") from error
 
 
 def tensor_shapes(path: FilePath) -> dict[str, tuple[int, ...]]:
@@ -57,13 +83,18 @@ def folder_tensor_shapes(folder: FilePath) -> dict[str, tuple[int, ...]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(f"{folder}: there is no such folder, give a model saved with save_pretrained.")
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder}: adapter_config.json makes its loader look for a PEFT adapter, which may be pickled: merge the "
+            "adapter and save the whole model."
+        )
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickled = sorted(path.name for pattern in ("*.bin", "*.ckpt", "*.pt", "*.pth") for path in folder.glob(pattern))
         found = f"only {pickled[0]}, and pickled files can run code" if pickled else "no weights at all"
         raise ModelError(f"{folder}: no .safetensors file ({found}), save the model as safetensors.")
-    for index in folder.glob("*.safetensors.index.json"):
-        for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        for name in _shards(index):
             if not (folder / name).exists():
                 raise ModelError(f"{folder}: shard {name} of {index.name} is missing, download the folder again.")
     shapes: dict[str, tuple[int, ...]] = {}
@@ -72,13 +103,24 @@ def folder_tensor_shapes(folder: FilePath) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _shards(index: Path) -> list[str]:
+    """The files an index names, safetensors in its own folder: the loaders of .bin shards unpickle."""
+    with told_as_model_error(f"{index}: is no index of shards, download it again"):
+        names = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+    for name in sorted(names):
+        if not name.endswith(".safetensors") or Path(name).name != name:
+            raise ModelError(
+                f"{index}: names the shard {name!r}, and weights load from .safetensors files beside it only (pickled "
+                "files can run code), save the model as safetensors."
+            )
+    return sorted(names)
+
+
 def load_component(kind: Any, folder: FilePath, dtype: torch.dtype) -> Any:
     """Load a diffusers or transformers model class from its folder, refusing tensors that are missing or misshapen."""
     folder_tensor_shapes(folder)
-    try:
+    with told_as_model_error(f"{folder}: can not be loaded as {kind.__name__}"):
         model, info = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{folder}: can not be loaded as {kind.__name__} ({_one_line(error)}).") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
@@ -88,16 +130,14 @@ def load_component(kind: Any, folder: FilePath, dtype: torch.dtype) -> Any:
 
 
 def load_tokenizer(folder: FilePath) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that a folder describes. Raises ModelError where there is none."""
+    """Load the tokenizer that a folder describes. Raises ModelError where there is none, or one that is code."""
     if not Path(folder).is_dir():
         raise ModelError(f"{folder}: there is no such folder, give a whole pipeline saved with save_pretrained.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: can not be loaded as a tokenizer ({_one_line(error)}).") from error
+    with told_as_model_error(f"{folder}: can not be loaded as a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # None would ask the terminal
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:300].rstrip(".")

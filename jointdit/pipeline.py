@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, FluxTransformer2DModel
 from numpy.typing import ArrayLike, NDArray
 from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 
-from jointdit.checkpoint_files import FilePath, load_component, load_tokenizer
+from jointdit.checkpoint_files import FilePath, load_component, load_tokenizer, told_as_model_error
 from jointdit.denoising import StepCallback, Task, check_task, denoise
 from jointdit.errors import InputError, ModelError
 from jointdit.latents import (
@@ -142,7 +142,8 @@ class JointDiTPipeline(DiffusionPipeline):
             )
         folder = _checkpoint_folder(pretrained_model_name_or_path if base is None else base, kwargs)
         dtype = torch_dtype or torch.float32
-        index = json.loads((folder / cls.config_name).read_text())
+        with told_as_model_error(f"{folder / cls.config_name} is not valid JSON"):
+            index = dict(json.loads((folder / cls.config_name).read_text()))
         parts = {**{name: index[name] for name in _SETTINGS if name in index}, **kwargs}
         if "transformer" not in parts and base is None:
             parts["transformer"] = JointDiTTransformer2DModel.from_pretrained(folder / "transformer", dtype=dtype)

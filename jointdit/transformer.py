@@ -21,7 +21,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
 from jointdit import official
-from jointdit.checkpoint_files import FilePath, check_tensors, folder_tensor_shapes, tensor_shapes
+from jointdit.checkpoint_files import FilePath, check_tensors, folder_tensor_shapes, tensor_shapes, told_as_model_error
 from jointdit.depth_lora import add_depth_lora, compact_lora_ranks, expand_lora_ranks
 from jointdit.errors import ModelError
 from jointdit.joint_attention import add_joint_connection, joint_weights
@@ -168,12 +168,16 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             found = folder_tensor_shapes(folder)
             if not (folder / cls.config_name).is_file():
                 raise ModelError(f"{folder}: {cls.config_name} is missing, give a folder written by save_pretrained.")
-            with torch.device("meta"):
+            with (
+                told_as_model_error(f"{folder}: its config.json does not describe a {cls.__name__}"),
+                torch.device("meta"),
+            ):
                 expected = {
                     name: tuple(t.shape) for name, t in cls.from_config(cls.load_config(folder)).state_dict().items()
                 }
             check_tensors(folder, found, expected, "the file and its config.json must be saved together")
-        model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+        with told_as_model_error(f"{folder}: can not be loaded as {cls.__name__}"):
+            model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
         assert isinstance(model, cls)
         return model
 

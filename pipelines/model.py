@@ -43,8 +43,8 @@ def identify(model: ModelSpec) -> ModelIdentity:
     return ModelIdentity(
         weights=digest if len(parts) > 1 else parts[0][0],
         bytes=sum(size for _, size in parts),
-        height=model.height or int(index.get("default_height") or FLUX_SIZE),
-        width=model.width or int(index.get("default_width") or FLUX_SIZE),
+        height=model.height or index.get("default_height") or FLUX_SIZE,
+        width=model.width or index.get("default_width") or FLUX_SIZE,
     )
 
 
@@ -89,9 +89,14 @@ def _index(model: ModelSpec) -> dict[str, Any]:
         return {}
     path = checkpoint_folder(model.name) / "model_index.json"
     try:
-        index: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    except json.JSONDecodeError as error:
-        raise ModelError(f"model.name {model.name}: {path.name} is not valid JSON, line {error.lineno}.") from None
+        index: Any = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:  # no JSON, or no text
+        index = None
+    if not isinstance(index, dict):
+        raise ModelError(f"model.name {model.name}: {path.name} is not a JSON object: save the pipeline again.")
+    for name in ("default_height", "default_width"):
+        if name in index and not (type(index[name]) is int and index[name] > 0):
+            raise ModelError(f"model.name {model.name}: {name} in {path.name} is {index[name]!r}: give pixels.")
     return index
 
 
