@@ -181,6 +181,94 @@ def train(spec: SpecFile, overrides: Overrides = None) -> None:
     train_from_spec(spec, overrides or ())
 
 
+@app.command(
+    rich_help_panel=MODEL,
+    epilog="Example: jointdit evaluate -o evaluation --benchmark nyuv2=data/nyu.tar --baseline models/depth-anything",
+)
+def evaluate(
+    output: Folder,
+    model: Annotated[
+        str | None, typer.Option(help="tiny, a checkpoint folder or a hub name.", show_default="tiny")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="A FLUX pipeline, with --adapter, instead of --model.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="The published JointDiT adapter for --base.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of the network.", show_default="float32 on a CPU, bfloat16 on a GPU"),
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A part on scenes: vae, depth, styles, lifting, steps, joint, restyle or spectra; several times.",
+            show_default="all, or none where benchmarks are given",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=2, help="Held-out scenes.")] = 200,
+    prompts: Annotated[int, typer.Option(min=2, help="Pictures that are generated, of each task.")] = 36,
+    depth_steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps of depth.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps of pictures.")] = 20,
+    ensemble: Annotated[int, typer.Option(min=1, max=50, help="Depth estimates merged into one.")] = 1,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A depth model of transformers beside it, folder or hub name; several times.",
+        ),
+    ] = None,
+    baseline_space: Annotated[
+        Literal["depth", "disparity"] | None,
+        typer.Option(help="What the baselines' maps are affine in.", show_default="by the kind of model"),
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="nyuv2, kitti, eth3d, scannet, diode or scenes, and its folder or tar; can be given several times.",
+        ),
+    ] = None,
+    lists: Annotated[
+        list[str] | None,
+        typer.Option("--list", metavar="NAME=FILE", help="A benchmark's list of images, where its folder has none."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Images of each benchmark.", show_default="all")] = None,
+    long_side: Annotated[
+        int | None,
+        typer.Option(min=16, help="Pixels the model works at on benchmarks.", show_default="the protocol's"),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="For FID, IS: Inception-v3 as safetensors, a vision model of transformers, or vae: the model's own.",
+        ),
+    ] = None,
+    clip: Annotated[str | None, typer.Option(metavar="MODEL", help="For the CLIP score: a CLIP model.")] = None,
+) -> None:
+    """Measure a checkpoint on held-out scenes and on benchmarks, with published figures beside it."""
+    from jobs.evaluate import EvaluationSettings, run_evaluation
+    from jobs.evaluation.benchmarks import parse_choices
+    from jobs.evaluation.context import Sizes
+    from jobs.report import say
+
+    settings = EvaluationSettings(
+        output=output,
+        model=model,
+        base=base,
+        adapter=adapter,
+        dtype=dtype,
+        sizes=Sizes(count, prompts, depth_steps, steps, ensemble),
+        baselines=baseline or (),
+        baseline_space=baseline_space,
+        benchmarks=parse_choices(benchmark or (), lists or ()),
+        limit=limit,
+        long_side=long_side,
+        features=features,
+        clip=clip,
+        parts=part or (),
+    )
+    say(run_evaluation(settings))
+
+
 @app.command(rich_help_panel=MODEL, epilog="Example: jointdit scenes -n 24 -o runs/scenes")
 def scenes(
     output: Folder,

@@ -1,181 +1,198 @@
-"""How good a checkpoint is on scenes it has not seen: tables of numbers and sheets of unselected samples.
+"""`jointdit evaluate`: how good a checkpoint is, on scenes it has not seen and on benchmarks.
 
-    python -m jobs.evaluate -o evaluation                 (the packaged checkpoint; about 5 minutes on 2 cores)
-    python -m jobs.evaluate --model runs/mine/pipeline -o evaluation
-
-Depth on held-out scenes beside wrong pictures and both baselines; the colours that prompts name, in generated pictures;
-the VAE alone. `report.json` holds all numbers, `joint.png`, `depth.png` and `depth-to-image.png` the first samples,
-a row each of what went in and what came out.
+Everything that can be wrong with the arguments is found first; then the parts run one by one, each printing its table.
+Written to the output folder: report.md and report.json with all tables, sheets of unselected samples, and as CSV the
+metrics of each benchmark image.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import typer
-from numpy.typing import NDArray
-from PIL import Image
+from pydantic import ValidationError
 from rich.table import Table
 
-from jobs.cli import Folder, Model
-from jobs.recolour import recolour
-from jobs.report import console
-from jointdit.depth import disparity_from_depth
-from jointdit.evaluation.scenes import (
-    DepthReport,
-    VaeReport,
-    depth_estimator,
-    evaluate_depth,
-    evaluate_prompts,
-    evaluate_vae,
-    held_out_scenes,
+from jobs.evaluation.benchmarks import BenchmarkChoice, benchmark_table, check_benchmarks
+from jobs.evaluation.context import SceneEvaluation, Sizes
+from jobs.evaluation.depth import depth_tables, lifting_tables, step_tables, style_tables, vae_tables
+from jobs.evaluation.pictures import joint_tables, restyle_tables, spectra_tables
+from jobs.report import console, say
+from jointdit.errors import InputError, SpecError
+from jointdit.evaluation.published import (
+    depth_to_image_table,
+    joint_models_table,
+    robust_table,
+    text_to_image_table,
 )
-from jointdit.scenes import Scene
+from jointdit.evaluation.tables import ResultTable, markdown_report
+from pipelines.model import load_pipeline
+from pipelines.spec import ModelSpec
+from pipelines.spec_file import first_sentence
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
-    from jointdit.evaluation.colours import ColourReport
+    from jointdit.evaluation.features import Clip, FeatureNetwork
+    from jointdit.evaluation.transformers_depth import TransformersDepth
 
-BATCH = 9
-PROMPTS_AFTER = 1000  # held-out scenes between those whose pictures and those whose captions are used
+SCENE_PARTS: dict[str, Callable[[SceneEvaluation], list[ResultTable]]] = {
+    "vae": vae_tables,
+    "depth": depth_tables,
+    "styles": style_tables,
+    "lifting": lifting_tables,
+    "steps": step_tables,
+    "joint": joint_tables,
+    "restyle": restyle_tables,
+    "spectra": spectra_tables,
+}
 
-
-def evaluate(
-    output: Folder,
-    model: Model = "tiny",
-    count: Annotated[int, typer.Option("-n", "--count", min=2, help="Scenes for depth.")] = 200,
-    prompts: Annotated[int, typer.Option(min=2, help="Pictures generated for the colour check, of each task.")] = 36,
-    depth_steps: Annotated[int, typer.Option(min=1, help="Sampling steps of depth estimation.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps of pictures.")] = 20,
-) -> None:
-    """Evaluate a checkpoint on held-out scenes."""
-    import transformers
-
-    from jointdit import JointDiTPipeline
-
-    transformers.utils.logging.disable_progress_bar()
-    pipe = JointDiTPipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=True)
-    height, width = pipe.config.default_height, pipe.config.default_width
-    scenes = held_out_scenes(count, width, height)
-    output.mkdir(parents=True, exist_ok=True)
-
-    vae = evaluate_vae(lambda pictures: reconstruct(pipe, pictures), np.stack([s.rgb for s in scenes]))
-    show_vae(vae)
-
-    estimate = depth_estimator(pipe, depth_steps, BATCH)
-    depth = evaluate_depth(estimate, scenes)
-    show_depth(depth)
-    shown = scenes[:12]
-    found = estimate([scene.rgb for scene in shown])
-    save_sheet(output / "depth.png", [(s.rgb, grey(exact(s)), grey(d)) for s, d in zip(shown, found, strict=True)])
-
-    captions = [scene.caption for scene in held_out_scenes(prompts, width, height, skip=PROMPTS_AFTER)]
-    pictures, maps = generate(pipe, captions, steps)
-    joint = evaluate_prompts(pictures, captions)
-    show_colours("joint", *joint)
-    save_sheet(output / "joint.png", [(rgb, grey(d)) for rgb, d in zip(pictures, maps, strict=True)])
-
-    sources = scenes[:prompts]
-    restyled = [recolour(scene.caption) for scene in sources]
-    pictures, _ = generate(pipe, restyled, steps, [exact(scene) for scene in sources])
-    depth_to_image = evaluate_prompts(pictures, restyled)
-    show_colours("depth-to-image", *depth_to_image)
-    save_sheet(output / "depth-to-image.png", [(grey(exact(s)), rgb) for s, rgb in zip(sources, pictures, strict=True)])
-
-    report: dict[str, Any] = {"model": model, "steps": steps, "depth_steps": depth_steps, "size": [width, height]}
-    report |= {"vae": asdict(vae), "depth": asdict(depth) | {"error_ratio": depth.error_ratio}}
-    report |= {"joint": asdict(joint[0]), "joint_wrong_prompts": asdict(joint[1])}
-    report |= {"depth_to_image": asdict(depth_to_image[0]), "depth_to_image_wrong_prompts": asdict(depth_to_image[1])}
-    report |= {"joint_prompts": captions, "depth_to_image_prompts": restyled, "seeds": list(range(prompts))}
-    (output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"{output / 'report.json'} and three sheets beside it", soft_wrap=True)
+NOT_COMPARABLE = (
+    'Tables titled "Published" hold figures of other protocols: they show where the field is, and are not to be '
+    "compared with the figures of this run."
+)
 
 
-def reconstruct(pipe: JointDiTPipeline, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures (N, H, W, 3) through the VAE and back."""
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """The arguments of `jointdit evaluate`. `parts` empty: every part on scenes, or none where benchmarks are given."""
+
+    output: Path
+    model: str | None
+    base: str | None
+    adapter: str | None
+    dtype: str | None
+    sizes: Sizes
+    baselines: Sequence[str] = ()
+    baseline_space: str | None = None
+    benchmarks: Sequence[BenchmarkChoice] = ()
+    limit: int | None = None
+    long_side: int | None = None
+    features: str | None = None
+    clip: str | None = None
+    parts: Sequence[str] = ()
+
+
+def run_evaluation(settings: EvaluationSettings) -> Path:
+    """Run all parts; returns the path of report.md.
+
+    Raises:
+        InputError, ModelError, SpecError: an argument that does not fit, before anything is computed.
+    """
+    parts = _parts(settings)
+    check_benchmarks(settings.benchmarks)
+    features, clip = _load_networks(settings)
+    baselines = _load_baselines(settings)
+    pipe, device = _load_model(settings)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    name = settings.adapter or settings.model or "tiny"
+
+    tables: list[ResultTable] = []
+    scenes = SceneEvaluation(pipe, name, settings.sizes, settings.output, baselines, features, clip)
+    for part in parts:
+        for table in SCENE_PARTS[part](scenes):
+            show_table(table)
+            tables.append(table)
+    if settings.benchmarks:
+        table = benchmark_table(
+            settings.benchmarks,
+            pipe,
+            name,
+            settings.sizes,
+            baselines,
+            settings.limit,
+            settings.long_side,
+            settings.output,
+        )
+        show_table(table)
+        tables += [table, robust_table(), joint_models_table()]
+    tables += [depth_to_image_table()] if "restyle" in parts else []
+    tables += [text_to_image_table()] if "joint" in parts else []
+    return _write_report(settings, name, device, tables, scenes.details)
+
+
+def show_table(table: ResultTable) -> None:
+    """A result table on the terminal."""
+    shown = Table(title=table.title, caption=table.protocol)
+    for heading in ("", *(column.name for column in table.columns)):
+        shown.add_column(heading, justify="right" if heading else "left")
+    for cells in table.text_rows():
+        shown.add_row(*cells)
+    console.print(shown)
+    for note in table.notes:
+        say(f"  {note}")
+
+
+def _parts(settings: EvaluationSettings) -> list[str]:
+    unknown = [part for part in settings.parts if part not in SCENE_PARTS]
+    if unknown:
+        raise InputError(f"--part {unknown[0]}: use one of {', '.join(SCENE_PARTS)}.")
+    if settings.parts:
+        return [part for part in SCENE_PARTS if part in settings.parts]
+    return [] if settings.benchmarks else list(SCENE_PARTS)
+
+
+def _load_networks(settings: EvaluationSettings) -> tuple[FeatureNetwork | str | None, Clip | None]:
+    """What FID and CLIP score look through; "vae" is made of the evaluated model later."""
+    if settings.features is None and settings.clip is None:
+        return None, None
+    from jointdit.evaluation.features import load_clip, load_features
+    from jointdit.evaluation.generation import check_installed
+
+    check_installed()
+    features = settings.features
+    loaded = features if features in (None, "vae") else load_features(features)
+    return loaded, None if settings.clip is None else load_clip(settings.clip)
+
+
+def _load_baselines(settings: EvaluationSettings) -> list[TransformersDepth]:
+    if not settings.baselines:
+        return []
     import torch
 
-    from jointdit.pixels import image_to_vae, vae_to_image
+    from jointdit.evaluation.transformers_depth import TransformersDepth
 
-    height, width = pictures.shape[1:3]
-    batches = []
-    with torch.no_grad():
-        for start in range(0, len(pictures), BATCH):
-            latents = pipe.encode_pixels(image_to_vae(pictures[start : start + BATCH]))
-            batches.append(vae_to_image(pipe.decode_pixels(latents, height, width))[0])
-    return np.concatenate(batches)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    space: Any = settings.baseline_space
+    return [TransformersDepth(path, device, space) for path in settings.baselines]
 
 
-def generate(
-    pipe: JointDiTPipeline, prompts: Sequence[str], steps: int, disparities: Sequence[NDArray[np.float32]] | None = None
-) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
-    """One picture and its disparity a prompt; prompt i gets seed i."""
-    pictures: list[NDArray[np.uint8]] = []
-    maps: list[NDArray[np.float32]] = []
-    for start in range(0, len(prompts), BATCH):
-        part = slice(start, min(start + BATCH, len(prompts)))
-        given: dict[str, Any] = (
-            {} if disparities is None else {"task": "depth-to-image", "disparity": list(disparities[part])}
-        )
-        seeds = list(range(part.start, part.stop))
-        out = pipe(prompt=list(prompts[part]), seeds=seeds, num_inference_steps=steps, **given)
-        pictures.extend(out.rgb)
-        maps.extend(out.disparity)
-    return pictures, maps
+def _load_model(settings: EvaluationSettings) -> tuple[JointDiTPipeline, str]:
+    """The pipeline, in float32 on a CPU and bfloat16 on a GPU unless told otherwise, and its device."""
+    import diffusers
+    import torch
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = {"name": settings.model, "base": settings.base, "adapter": settings.adapter}
+    given = {key: value for key, value in source.items() if value is not None}
+    dtype = settings.dtype or ("float32" if device == "cpu" else "bfloat16")
+    try:
+        spec = ModelSpec.model_validate({**given, "dtype": dtype})
+    except ValidationError as error:
+        raise SpecError(first_sentence(error, ModelSpec)) from None
+    return load_pipeline(spec, device), device
 
 
-def exact(scene: Scene) -> NDArray[np.float32]:
-    """The scene's relative disparity (H, W)."""
-    return disparity_from_depth(scene.depth)
-
-
-def grey(disparity: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Disparity (H, W) as a picture (H, W, 3), near is bright."""
-    return np.repeat(np.rint(np.nan_to_num(disparity) * 255).astype(np.uint8)[..., None], 3, axis=2)
-
-
-def save_sheet(path: Path, samples: Sequence[tuple[NDArray[np.uint8], ...]], columns: int = 6) -> None:
-    """Samples side by side, the pictures (H, W, 3) of each one below the other."""
-    cells = [np.concatenate(sample, axis=0) for sample in samples]
-    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
-    rows = [np.concatenate(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)]
-    Image.fromarray(np.concatenate(rows, axis=0)).save(path)
-
-
-def show_depth(report: DepthReport) -> None:
-    """Depth of the model beside what it is to beat."""
-    table = Table(title=f"Depth on {report.scenes} held-out scenes, aligned in disparity")
-    for heading in ("", "AbsRel", "delta1", "within 5 %", "AbsRel on objects"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for name in ("model", "wrong_picture", "mean_disparity", "constant"):
-        score = getattr(report, name)
-        values = (score.abs_rel, score.delta1, score.within_5_percent, score.object_abs_rel)
-        table.add_row(name.replace("_", " "), *(f"{value:.3f}" for value in values))
-    console.print(table)
-    console.print(f"error over the better baseline's: {report.error_ratio:.2f}")
-
-
-def show_vae(report: VaeReport) -> None:
-    """PSNR, opponent axes and colours of the VAE's round trip."""
-    axes = ", ".join(f"{name} {value:.3f}" for name, value in report.opponent_r2.items())
-    colours = ", ".join(f"{name} {value:.2f}" for name, value in report.colours_kept.items())
-    console.print(f"VAE: {report.psnr_db:.1f} dB; R^2 {axes}")
-    console.print(f"     share of each colour's pixels that keep it: {colours}")
-
-
-def show_colours(task: str, report: ColourReport, chance: ColourReport) -> None:
-    """How many of the colours that prompts name are in the pictures."""
-    parts = f"floor {report.floor:.0%}, wall {report.wall:.0%}, objects {report.object:.0%}"
-    console.print(
-        f"{task}: {report.found:.0%} of the named colours found ({parts}); {chance.found:.0%} with wrong prompts"
-    )
-
-
-if __name__ == "__main__":
-    typer.run(evaluate)
+def _write_report(
+    settings: EvaluationSettings, name: str, device: str, tables: Sequence[ResultTable], details: dict[str, Any]
+) -> Path:
+    sizes = settings.sizes
+    said = {
+        "model": name,
+        "device": device,
+        "scenes": sizes.scenes,
+        "prompts": sizes.prompts,
+        "depth_steps": sizes.depth_steps,
+        "steps": sizes.steps,
+        "ensemble": sizes.ensemble,
+    }
+    report = {"settings": said, "tables": [table.as_json() for table in tables], "details": details}
+    (settings.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    path = settings.output / "report.md"
+    path.write_text(markdown_report(f"Evaluation of {name}", tables, f"{NOT_COMPARABLE}\n"))
+    return path

@@ -41,7 +41,7 @@ def fit_scale_shift(
         InputError: no pixel is left to fit on.
     """
     if max_resolution is not None:
-        rows, columns = (_nearest_indices(size, min(1.0, max_resolution / max(pred.shape))) for size in pred.shape)
+        rows, columns = (nearest_indices(size, min(1.0, max_resolution / max(pred.shape))) for size in pred.shape)
         kept = np.ix_(rows, columns)
         pred, truth, mask = pred[kept], truth[kept], mask[kept]
     if not mask.any():
@@ -84,6 +84,6 @@ def align(
     raise InputError(f"alignment is {alignment!r}: use None or one of {', '.join(get_args(Alignment))}.")
 
 
-def _nearest_indices(size: int, scale: float) -> NDArray[np.intp]:
+def nearest_indices(size: int, scale: float) -> NDArray[np.intp]:
     """Rows or columns that nearest-neighbour scaling keeps: floor(i / scale), as torch.nn.Upsample(mode="nearest")."""
     return np.minimum(np.floor(np.arange(int(size * scale)) / scale).astype(np.intp), size - 1)

@@ -48,6 +48,15 @@ class ColourReport:
     false_alarm: float
 
 
+@dataclass(frozen=True)
+class TwoObjectReport:
+    """Prompts with exactly two named objects: how many, share of object colours found, share of pictures with both."""
+
+    prompts: int
+    colours: float
+    both: float
+
+
 def named_colours(prompt: str) -> list[NamedColour]:
     """The colours of floor, wall and objects in a prompt of the scenes' wording, in order."""
     parts = {"floor": "floor", "wall": "wall"}
@@ -108,6 +117,30 @@ def check_colours(pictures: Iterable[NDArray[np.uint8]], prompts: Sequence[str])
         found=_share(hits["floor"] + hits["wall"] + hits["object"]),
         false_alarm=_share(false_alarms),
     )
+
+
+def names_two_objects(prompt: str) -> bool:
+    """Whether a prompt names the colours of exactly two objects."""
+    return sum(named.part == "object" for named in named_colours(prompt)) == 2
+
+
+def check_two_objects(pictures: Iterable[NDArray[np.uint8]], prompts: Sequence[str]) -> TwoObjectReport:
+    """Look for both object colours in the pictures whose prompts name exactly two objects; the others are passed over.
+
+    A colour counts as in `check_colours`: wide enough for an object and among the most widespread. NaN without such
+    prompts.
+    """
+    found: list[bool] = []
+    both: list[bool] = []
+    for picture, prompt in zip(pictures, prompts, strict=True):
+        if not names_two_objects(prompt):
+            continue
+        labels, wanted = segment_colours(picture), named_colours(prompt)
+        widespread = _most_widespread(labels, len({named.colour for named in wanted}))
+        hits = [is_found(labels, named) and named.colour in widespread for named in wanted if named.part == "object"]
+        found += hits
+        both.append(all(hits))
+    return TwoObjectReport(len(both), _share(found), _share(both))
 
 
 def colours_kept(before: Iterable[NDArray[np.uint8]], after: Iterable[NDArray[np.uint8]]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from jointdit.evaluation.alignment import Alignment
 from jointdit.evaluation.baselines import constant_disparity, mean_training_disparity
 from jointdit.evaluation.colours import ColourReport, check_colours, colours_kept
 from jointdit.evaluation.metrics import clipped_depth, metrics_of_pixels
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
 
 DEPTH_RANGE = (1e-3, 80.0)  # metres; a scene's farthest wall is nearer
+
+ENSEMBLE_STRIDE = 1_000_000  # more than the pictures of any call, so that no two estimates share a seed
 
 EstimateDepth = Callable[[list[NDArray[np.uint8]]], list[NDArray[np.float32]]]
 """Pictures (H, W, 3) -> relative disparity (H, W), 1 nearest."""
@@ -91,12 +94,14 @@ def evaluate_depth(
     )
 
 
-def score_depth(disparities: Sequence[NDArray[np.float32]], scenes: Sequence[Scene]) -> DepthScore:
-    """Mean scores of one relative disparity map (H, W) a scene, aligned in disparity."""
+def score_depth(
+    maps: Sequence[NDArray[np.float32]], scenes: Sequence[Scene], alignment: Alignment = "disparity"
+) -> DepthScore:
+    """Mean scores of one map (H, W) a scene, relative disparity or what else `alignment` says."""
     rows = []
-    for disparity, scene in zip(disparities, scenes, strict=True):
+    for found, scene in zip(maps, scenes, strict=True):
         everywhere = np.ones(scene.depth.shape, bool)
-        aligned = clipped_depth(disparity, scene.depth, everywhere, "disparity", *DEPTH_RANGE)
+        aligned = clipped_depth(found, scene.depth, everywhere, alignment, *DEPTH_RANGE)
         metrics = metrics_of_pixels(aligned, scene.depth)
         error = np.abs(aligned - scene.depth) / scene.depth
         ratio = np.maximum(aligned / scene.depth, scene.depth / aligned)
@@ -106,17 +111,31 @@ def score_depth(disparities: Sequence[NDArray[np.float32]], scenes: Sequence[Sce
 
 
 def depth_estimator(
-    pipe: JointDiTPipeline, num_inference_steps: int = 20, batch_size: int = 8, seed: int = 0
+    pipe: JointDiTPipeline, num_inference_steps: int = 20, batch_size: int = 8, seed: int = 0, ensemble: int = 1
 ) -> EstimateDepth:
-    """Depth estimation by a pipeline, in batches; picture i gets seed `seed + i`."""
+    """Depth estimation by a pipeline, in batches of pictures of one size.
+
+    Picture i gets seed `seed + i`; with ensemble > 1 it is estimated so often, with seeds ENSEMBLE_STRIDE apart, and
+    the estimates are merged.
+    """
 
     def estimate(pictures: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        from jointdit.evaluation.ensemble import ensemble_maps
+
         disparities: list[NDArray[np.float32]] = []
         for start in range(0, len(pictures), batch_size):
             batch = pictures[start : start + batch_size]
-            seeds = list(range(seed + start, seed + start + len(batch)))
-            out = pipe(image=batch, task="depth", seeds=seeds, num_inference_steps=num_inference_steps)
-            disparities.extend(out.disparity)
+            members = []
+            for member in range(ensemble):
+                first = seed + start + member * ENSEMBLE_STRIDE
+                seeds = list(range(first, first + len(batch)))
+                members.append(
+                    pipe(image=batch, task="depth", seeds=seeds, num_inference_steps=num_inference_steps).disparity
+                )
+            if ensemble == 1:
+                disparities.extend(members[0])
+            else:
+                disparities.extend(ensemble_maps(maps).merged for maps in np.stack(members, axis=1))
         return disparities
 
     return estimate

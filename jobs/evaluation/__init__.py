@@ -1,0 +1,8 @@
+"""What `jointdit evaluate` computes, part by part; jobs/evaluate.py is the spine.
+
+context.py         the checkpoint, its sizes, what several parts share
+depth.py           vae, depth, styles, lifting, steps
+pictures.py        joint, restyle, spectra
+benchmarks.py      zero-shot depth on data sets, published figures beside it
+sheets.py  spectra_figure.py   what there is to look at
+"""

@@ -1,0 +1,27 @@
+"""DIODE, the validation set, indoors and outdoors: depth and mask as npy; the mask alone says what counts.
+
+List: picture, depth, mask.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jointdit.evaluation.benchmarks.benchmark import Benchmark, BenchmarkSample
+from jointdit.evaluation.benchmarks.files import DatasetFiles, decode_npy, decode_rgb
+
+MIN_DEPTH, MAX_DEPTH = 0.6, 350.0  # metres
+LONG_SIDE = 640  # pixels the estimator works at
+
+
+def read(files: DatasetFiles, entry: list[str]) -> BenchmarkSample:
+    """One line of the list."""
+    rgb = decode_rgb(files.read(entry[0]), entry[0])
+    depth = decode_npy(files.read(entry[1]), entry[1]).astype(np.float32)
+    mask = decode_npy(files.read(entry[2]), entry[2]).astype(bool)
+    return BenchmarkSample(entry[0], rgb, depth, mask)
+
+
+DIODE = Benchmark(
+    "diode", "DIODE", 771, "diode_val_all_filename_list.txt", 3, read, MIN_DEPTH, MAX_DEPTH, long_side=LONG_SIDE
+)

@@ -1,0 +1,88 @@
+"""Test-time ensembling: several estimates of one picture, brought onto each other, their median and where they differ.
+
+Each estimate is known up to scale and shift only. They are aligned to their consensus, which is the merged map of the
+aligned estimates, by least squares; the two steps are repeated until the scales stay. With the mean as consensus this
+minimises the squared differences between all pairs, the consensus being held at one spread.
+
+After Marigold (arXiv 2312.02145, section 3.3). Its code (prs-eth/Marigold b1dffaa, marigold/util/ensemble.py) minimises
+the pairs' differences plus a weak pull to the range [0, 1] by BFGS: that cost falls when all scales shrink together,
+hence the fixed spread here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jointdit.errors import InputError
+from jointdit.evaluation.alignment import nearest_indices
+
+Reduction = Literal["median", "mean"]
+FloatArray = NDArray[np.float32]
+
+MAX_ROUNDS = 50
+ENOUGH = 1e-6  # change of the scales, relative, that ends the rounds
+MAX_RESOLUTION = 1024  # pixels a side that the alignment sees
+FLAT = 1e-12  # a spread below it is none
+
+
+class Ensemble(NamedTuple):
+    """The merged map (H, W) in [0, 1], and the spread of the aligned estimates around it (H, W), in the same unit."""
+
+    merged: FloatArray
+    uncertainty: FloatArray
+
+
+def ensemble_maps(maps: FloatArray, reduction: Reduction = "median") -> Ensemble:
+    """Merge estimates (N, H, W) of one picture, each known up to a positive scale and a shift.
+
+    reduction: "median" with the median absolute deviation as uncertainty, or "mean" with the standard deviation. One
+    estimate is only brought to [0, 1]. Raises InputError for another shape, another reduction, or values that are not
+    finite.
+    """
+    if reduction not in get_args(Reduction):
+        raise InputError(f"reduction is {reduction!r}: use one of {', '.join(get_args(Reduction))}.")
+    if maps.ndim != 3 or maps.size == 0:
+        raise InputError(f"maps have shape {maps.shape}: give estimates of one picture as (N, H, W).")
+    if not np.isfinite(maps).all():
+        raise InputError("maps hold NaN or infinite values: leave such estimates out.")
+    estimates = maps.astype(np.float64)
+    height, width = maps.shape[1:]
+    ratio = min(1.0, MAX_RESOLUTION / max(height, width))
+    seen = estimates[:, nearest_indices(height, ratio)][:, :, nearest_indices(width, ratio)]
+    scale, shift = align_to_consensus(seen.reshape(len(maps), -1), reduction)
+    aligned = estimates * scale[:, None, None] + shift[:, None, None]
+    merged = _merge(aligned, reduction)
+    uncertainty = aligned.std(axis=0) if reduction == "mean" else np.median(np.abs(aligned - merged), axis=0)
+    low, span = merged.min(), max(float(np.ptp(merged)), FLAT)
+    return Ensemble(((merged - low) / span).astype(np.float32), (uncertainty / span).astype(np.float32))
+
+
+def align_to_consensus(
+    estimates: NDArray[np.float64], reduction: Reduction
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scale >= 0 and shift (N,) that bring estimates (N, P) to their consensus of mean 0 and standard deviation 1.
+
+    An estimate without spread, or one that goes against the others, gets scale 0.
+    """
+    mean, spread = estimates.mean(axis=1), estimates.std(axis=1)
+    relief = spread > FLAT
+    inverse = np.divide(1.0, spread, out=np.zeros_like(spread), where=relief)
+    standard = (estimates - mean[:, None]) * inverse[:, None]
+    scale = relief.astype(np.float64)
+    for _ in range(MAX_ROUNDS):
+        consensus = _merge(standard * scale[:, None], reduction)
+        consensus = consensus - consensus.mean()
+        if consensus.std() <= FLAT:
+            break
+        before, scale = scale, np.maximum(standard @ (consensus / consensus.std()) / estimates.shape[1], 0.0)
+        if np.abs(scale - before).max() <= ENOUGH:
+            break
+    # Of standard estimates the least-squares shift to a consensus of mean 0 is 0.
+    return scale * inverse, -scale * inverse * mean
+
+
+def _merge(aligned: NDArray[np.float64], reduction: Reduction) -> NDArray[np.float64]:
+    return np.asarray(aligned.mean(axis=0) if reduction == "mean" else np.median(aligned, axis=0))

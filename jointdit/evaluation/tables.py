@@ -1,0 +1,95 @@
+"""Result tables, as Markdown for people and as JSON for programs. One table, one protocol: others are refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jointdit.errors import InputError
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure's name, as in the rows' values, and how it is written, such as ".3f" or ".0%"."""
+
+    name: str
+    form: str = ".3f"
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """Figures of one method by column name, who measured them, and by which protocol. None and NaN: no figure."""
+
+    method: str
+    values: Mapping[str, float | None]
+    source: str
+    protocol: str
+
+
+@dataclass
+class ResultTable:
+    """Figures that may be compared with each other: all measured by `protocol`."""
+
+    title: str
+    protocol: str
+    columns: Sequence[Column]
+    rows: list[ResultRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, row: ResultRow) -> None:
+        """Append a row. Raises InputError for one of another protocol, or with figures without a column."""
+        if row.protocol != self.protocol:
+            raise InputError(
+                f"{row.method} was measured by another protocol ({row.protocol}) than table {self.title!r}: "
+                "give it a table of its own."
+            )
+        unknown = set(row.values) - {column.name for column in self.columns}
+        if unknown:
+            raise InputError(f"{row.method} has figures without a column in table {self.title!r}: {sorted(unknown)}.")
+        self.rows.append(row)
+
+    def measured(self, method: str, values: Mapping[str, float | None], source: str = "this run") -> None:
+        """Append figures that this run measured."""
+        self.add(ResultRow(method, values, source, self.protocol))
+
+    def markdown(self) -> str:
+        """A heading, the protocol, the table, the notes."""
+        head = ["", *(column.name for column in self.columns), "source"]
+        ruler = ["---", *(["---:"] * len(self.columns)), "---"]
+        body = [[row.method, *self._cells(row), row.source] for row in self.rows]
+        lines = [f"### {self.title}", "", f"Protocol: {self.protocol}.", ""]
+        lines += [f"| {' | '.join(cells)} |" for cells in (head, ruler, *body)]
+        lines += ["", *(f"- {note}" for note in self.notes)] if self.notes else []
+        return "\n".join(lines) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; figures that do not exist are null."""
+        rows = [
+            {
+                "method": row.method,
+                "values": {column.name: _finite(row.values.get(column.name)) for column in self.columns},
+                "source": row.source,
+            }
+            for row in self.rows
+        ]
+        return {"title": self.title, "protocol": self.protocol, "rows": rows, "notes": self.notes}
+
+    def _cells(self, row: ResultRow) -> list[str]:
+        values = ((_finite(row.values.get(column.name)), column.form) for column in self.columns)
+        return ["" if value is None else format(value, form) for value, form in values]
+
+    def text_rows(self) -> list[list[str]]:
+        """Method and figures as they are written, a row each: for a terminal."""
+        return [[row.method, *self._cells(row)] for row in self.rows]
+
+
+def markdown_report(title: str, tables: Iterable[ResultTable], closing: str = "") -> str:
+    """All tables of a report, one below the other."""
+    parts = [f"# {title}\n", *(table.markdown() for table in tables)]
+    return "\n".join([*parts, closing] if closing else parts)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)

@@ -1,0 +1,68 @@
+"""Any depth model of transformers as a baseline: Depth Anything, DPT (MiDaS), ZoeDepth, GLPN, Depth Pro, and others.
+
+A folder or a hub name with config, image processor and safetensors. The processor decides the size the model works at.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jointdit.errors import InputError, ModelError
+from jointdit.evaluation.alignment import Alignment, FloatArray
+
+# Models that give distance; every other relative model of transformers gives inverse depth.
+GIVES_DEPTH = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
+
+
+class TransformersDepth:
+    """A `DepthEstimator`.
+
+    `space` is what its maps are affine in: "depth" for models with a metric head and those of GIVES_DEPTH, else
+    "disparity". The fit of scale and shift is made for all, so a metric model is compared by its shape alone.
+    """
+
+    def __init__(self, path: str, device: str = "cpu", space: Alignment | None = None) -> None:
+        """Load the model. Raises ModelError for what is missing, is no depth model, or holds no safetensors."""
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+        try:
+            self._processor = AutoImageProcessor.from_pretrained(path)
+            self._model = AutoModelForDepthEstimation.from_pretrained(path, use_safetensors=True).to(device).eval()
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"{path}: no depth model of transformers with an image processor and safetensors ({reason})."
+            ) from error
+        self._device = device
+        self.name = Path(path).name
+        self.space: Alignment = space or _space_of(self._model.config)
+
+    @torch.no_grad()
+    def estimate(self, picture: NDArray[np.uint8], long_side: int | None = None) -> FloatArray:
+        """The model's map (H, W) at the picture's size; `long_side` is left to the processor. See `DepthEstimator`."""
+        inputs = self._processor(images=picture, return_tensors="pt").to(self._device)
+        outputs = self._model(**inputs)
+        height, width = picture.shape[:2]
+        found = self._at_size(outputs, height, width).float().cpu().numpy()
+        if not np.isfinite(found).all():
+            raise InputError(f"{self.name} gave values that are not finite for a picture of {width} x {height} pixels.")
+        return found
+
+    def _at_size(self, outputs: Any, height: int, width: int) -> torch.Tensor:
+        """(height, width); the processor knows how it resized and padded."""
+        after = self._processor.post_process_depth_estimation
+        size = [(height, width)]
+        known = {"source_sizes": size} if "source_sizes" in inspect.signature(after).parameters else {}
+        resized: torch.Tensor = after(outputs, target_sizes=size, **known)[0]["predicted_depth"]
+        return resized.reshape(height, width)
+
+
+def _space_of(config: Any) -> Alignment:
+    is_metric = getattr(config, "depth_estimation_type", "relative") == "metric"
+    return "depth" if is_metric or config.model_type in GIVES_DEPTH else "disparity"

@@ -1,0 +1,120 @@
+"""The same scene in another hand: toon shading and pixel art, drawn from the renderer's exact buffers.
+
+Only the picture changes: depth, labels, caption and intrinsics stay, so depth can be scored on pictures far from what a
+model was trained on, as the paper does by eye with cartoons and pixel art.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jointdit.depth import unproject
+from jointdit.scenes.render import Scene
+from jointdit.scenes.vocabulary import COLOURS
+
+TOON_BANDS = (0.55, 0.78, 1.0)  # brightness of dark, middle and lit areas, as shares of the surface's brightest
+TOON_LIMITS = (0.66, 0.9)  # where a band ends, in the same unit
+INK = 20  # of 255: outlines
+CREASE = float(np.cos(np.deg2rad(25)))  # neighbouring normals further apart are an edge
+DEPTH_JUMP = 0.04  # of the nearer depth
+
+ART_ROWS = 32  # cells from top to bottom
+ART_SHADES = (0.5, 0.75, 1.0)
+DITHER = 24.0  # of 255: how far the threshold matrix moves a colour
+BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], np.float32) / 16 - 15 / 32
+
+
+def toon(scene: Scene) -> Scene:
+    """Flat colours in three bands of light, and ink along the edges of objects, creases and depth jumps."""
+    value = scene.rgb.max(axis=-1).astype(np.float32)
+    picture = np.zeros(scene.rgb.shape, np.float32)
+    outline = edges(scene)
+    for label in np.unique(scene.label):
+        here = scene.label == label
+        inner = here & ~outline if (here & ~outline).any() else here  # along edges the renderer blends two surfaces
+        brightest = max(float(np.percentile(value[inner], 95)), 1.0)
+        lit = inner & (value >= TOON_LIMITS[-1] * brightest)
+        colour = np.median(scene.rgb[lit], axis=0)
+        band = np.digitize(value[here] / brightest, TOON_LIMITS)
+        picture[here] = np.array(TOON_BANDS, np.float32)[band][:, None] * colour
+    picture[_thickened(outline, max(0, scene.depth.shape[0] // 256))] = INK
+    return replace(scene, rgb=np.rint(picture).astype(np.uint8))
+
+
+def pixel_art(scene: Scene) -> Scene:
+    """Large square cells in a palette of the named colours, three shades each, with ordered dithering.
+
+    A cell has the colour of the surface that covers most of it, so edges lie up to half a cell from depth's.
+    """
+    height, width = scene.label.shape
+    cell = max(2, height // ART_ROWS)
+    rows, columns = -(-height // cell), -(-width // cell)
+    pad = ((0, rows * cell - height), (0, columns * cell - width))
+    shape = (rows, cell, columns, cell)
+    label = np.pad(scene.label, pad, mode="edge").reshape(shape)
+    rgb = np.pad(scene.rgb, (*pad, (0, 0)), mode="edge").reshape(*shape, 3).astype(np.float32)
+    names = np.unique(scene.label)
+    cover = np.stack([(label == name).sum(axis=(1, 3)) for name in names])
+    widest = names[cover.argmax(axis=0)][:, None, :, None] == label
+    colour = (rgb * widest[..., None]).sum(axis=(1, 3)) / widest.sum(axis=(1, 3))[..., None]
+
+    threshold = np.tile(BAYER, (-(-rows // 4), -(-columns // 4)))[:rows, :columns]
+    wanted = colour + DITHER * threshold[..., None]
+    palette = art_palette().astype(np.float32)
+    nearest = np.square(wanted[:, :, None] - palette).sum(axis=-1).argmin(axis=-1)
+    picture = art_palette()[nearest].repeat(cell, axis=0).repeat(cell, axis=1)[:height, :width]
+    return replace(scene, rgb=np.ascontiguousarray(picture))
+
+
+STYLES: dict[str, Callable[[Scene], Scene]] = {"toon": toon, "pixel-art": pixel_art}
+
+
+def art_palette() -> NDArray[np.uint8]:
+    """(K, 3) colours that pixel art may use."""
+    colours = np.array(list(COLOURS.values()), np.float32)
+    shades = np.concatenate([colours * shade for shade in ART_SHADES])
+    return np.rint(shades).astype(np.uint8)
+
+
+def edges(scene: Scene) -> NDArray[np.bool_]:
+    """(H, W) True where the surface changes towards the right or the lower neighbour: label, depth or normal."""
+    normals, flat = _normals(scene), _flat(scene)
+    found = np.zeros(scene.label.shape, bool)
+    for axis in (0, 1):
+        before = tuple(slice(None, -1) if a == axis else slice(None) for a in (0, 1))
+        after = tuple(slice(1, None) if a == axis else slice(None) for a in (0, 1))
+        near, far = (
+            np.minimum(scene.depth[before], scene.depth[after]),
+            np.maximum(scene.depth[before], scene.depth[after]),
+        )
+        same = scene.label[before] == scene.label[after]
+        slope = np.abs(normals[before][..., 2]) + np.abs(normals[after][..., 2])
+        jump = (far - near > DEPTH_JUMP * near) & (slope > 0.4)  # a floor seen at a grazing angle is no edge
+        crease = np.sum(normals[before] * normals[after], axis=-1) < CREASE
+        found[before] |= ~same | (crease & jump) | (crease & flat[before] & flat[after])
+    return found
+
+
+def _flat(scene: Scene) -> NDArray[np.bool_]:
+    """(H, W) floor, walls and cubes, whose creases are edges; round objects turn at every pixel."""
+    cubes = [2 + i for i, thing in enumerate(scene.objects) if thing.shape == "cube"]
+    return np.isin(scene.label, [0, 1, *cubes])
+
+
+def _normals(scene: Scene) -> NDArray[np.float32]:
+    """(H, W, 3) unit normals from the exact depth."""
+    points = unproject(scene.depth, scene.fx, scene.fy, scene.cx, scene.cy).astype(np.float64)
+    normals = np.cross(np.gradient(points, axis=1), np.gradient(points, axis=0))
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True) + 1e-12
+    return normals.astype(np.float32)
+
+
+def _thickened(mask: NDArray[np.bool_], rings: int) -> NDArray[np.bool_]:
+    for _ in range(rings):
+        padded = np.pad(mask, 1)
+        mask = padded[1:-1, 1:-1] | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+    return mask

@@ -1,0 +1,177 @@
+"""Estimators of depth: JointDiT at a benchmark's size with an ensemble, and real transformers models saved here."""
+
+import numpy as np
+import pytest
+import torch
+
+from jointdit.errors import ModelError
+from jointdit.evaluation.ensemble import ensemble_maps
+from jointdit.evaluation.estimators import JointDiTEstimator, working_size
+from jointdit.evaluation.scenes import ENSEMBLE_STRIDE, depth_estimator, held_out_scenes, score_depth
+from jointdit.evaluation.transformers_depth import TransformersDepth
+from jointdit.scenes import render_scene
+
+
+def depth_anything(folder, depth_estimation_type="relative", safetensors=True):
+    """A small random Depth Anything with its image processor, as its authors publish theirs."""
+    from transformers import (
+        DepthAnythingConfig,
+        DepthAnythingForDepthEstimation,
+        Dinov2Config,
+        DPTImageProcessorPil,
+    )
+
+    torch.manual_seed(0)
+    backbone = Dinov2Config(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        patch_size=14,
+        image_size=56,
+        out_indices=[1, 2, 3, 4],
+        reshape_hidden_states=False,
+        apply_layernorm=True,
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        patch_size=14,
+        reassemble_hidden_size=32,
+        reassemble_factors=[4, 2, 1, 0.5],
+        neck_hidden_sizes=[16, 16, 16, 16],
+        fusion_hidden_size=16,
+        head_hidden_size=8,
+        depth_estimation_type=depth_estimation_type,
+        max_depth=20,
+    )
+    model = DepthAnythingForDepthEstimation(config).eval()
+    with torch.no_grad():  # random weights give a map of 1e-7: bring it to a size that shows
+        model.head.conv3.weight.mul_(1e3)
+        model.head.conv3.bias.add_(1.0)
+    if safetensors:
+        model.save_pretrained(folder)
+    else:
+        config.save_pretrained(folder)
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    processor = DPTImageProcessorPil(
+        size={"height": 56, "width": 56}, keep_aspect_ratio=True, ensure_multiple_of=14, resample=3
+    )
+    processor.save_pretrained(folder)
+    return model, processor
+
+
+@pytest.fixture(scope="module")
+def relative(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "depth-anything-small"
+    folder.mkdir()
+    return folder, *depth_anything(folder)
+
+
+def test_a_transformers_model_gives_what_its_own_class_gives_at_the_pictures_size(relative):
+    folder, model, processor = relative
+    picture = render_scene(3, 96, 64).rgb
+    estimator = TransformersDepth(str(folder))
+    found = estimator.estimate(picture, 756)
+
+    assert (estimator.name, estimator.space) == ("depth-anything-small", "disparity")
+    with torch.no_grad():
+        raw = model(**processor(images=picture, return_tensors="pt")).predicted_depth
+    assert raw.shape == (1, 56, 84)
+    by_hand = torch.nn.functional.interpolate(raw[:, None], (64, 96), mode="bicubic", align_corners=False)[0, 0]
+    np.testing.assert_allclose(found, by_hand.numpy(), rtol=1e-4, atol=1e-5)
+    assert found.std() > 0
+
+
+def test_a_metric_model_is_aligned_in_depth_unless_told_otherwise(tmp_path):
+    depth_anything(tmp_path, "metric")
+    assert TransformersDepth(str(tmp_path)).space == "depth"
+    assert TransformersDepth(str(tmp_path), space="disparity").space == "disparity"
+
+
+def test_dpt_is_a_model_of_disparity(tmp_path):
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
+
+    config = DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[16, 16, 16, 16],
+        fusion_hidden_size=16,
+        is_hybrid=False,
+    )
+    torch.manual_seed(1)
+    DPTForDepthEstimation(config).save_pretrained(tmp_path)
+    DPTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    estimator = TransformersDepth(str(tmp_path))
+    assert estimator.space == "disparity"
+    assert estimator.estimate(render_scene(3, 96, 64).rgb).shape == (64, 96)
+
+
+def test_what_is_no_depth_model_is_one_sentence(tmp_path):
+    with pytest.raises(ModelError, match="no depth model of transformers"):
+        TransformersDepth(str(tmp_path / "nowhere"))
+    depth_anything(tmp_path, safetensors=False)
+    with pytest.raises(ModelError, match=r"no depth model of transformers.*safetensors"):
+        TransformersDepth(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("shape", "long_side", "size"),
+    [
+        ((480, 640), None, (480, 640)),
+        ((352, 1216), None, (352, 1216)),
+        ((4032, 6048), 756, (512, 768)),
+        ((768, 1024), 640, (480, 640)),
+        ((20, 9), None, (32, 16)),
+    ],
+)
+def test_the_working_size_holds_the_picture_in_multiples_of_16(shape, long_side, size):
+    assert working_size(shape, long_side) == size
+
+
+def test_an_ensemble_of_jointdit_merges_its_seeds_and_single_estimates_differ(small_pipeline):
+    small_pipeline.set_progress_bar_config(disable=True)
+    picture = render_scene(5, 48, 64).rgb
+    single = [JointDiTEstimator(small_pipeline, steps=2, seed=seed).estimate(picture) for seed in (0, 1, 2)]
+    assert not np.allclose(single[0], single[1], atol=1e-2)
+    estimator = JointDiTEstimator(small_pipeline, steps=2, ensemble=3, batch_size=2)
+    merged, uncertainty = estimator.estimate_with_uncertainty(picture)
+    by_hand = ensemble_maps(np.stack(single))
+    np.testing.assert_allclose(merged, by_hand.merged, atol=1e-4)
+    np.testing.assert_allclose(uncertainty, by_hand.uncertainty, atol=1e-4)
+    assert uncertainty.max() > 0.01
+
+
+def test_a_picture_of_any_size_comes_back_at_its_size_from_the_protocols_size(small_pipeline):
+    seen = []
+    picture = render_scene(5, 70, 50).rgb
+
+    def pipe(image, **options):
+        seen.append(image.shape)
+        return small_pipeline(image=image, **options)
+
+    found = JointDiTEstimator(pipe, steps=1).estimate(picture, 64)
+    assert found.shape == (50, 70)
+    assert seen == [(48, 64, 3)]
+    JointDiTEstimator(pipe, steps=1, long_side=32).estimate(picture, 64)
+    assert seen[1] == (32, 32, 3)
+
+
+def test_estimates_of_a_batch_are_merged_picture_by_picture(small_pipeline):
+    scenes = held_out_scenes(3, 48, 64)
+    pictures = [scene.rgb for scene in scenes]
+    found = depth_estimator(small_pipeline, 1, batch_size=2, ensemble=2)(pictures)
+    members = [depth_estimator(small_pipeline, 1, batch_size=2, seed=s)(pictures) for s in (0, ENSEMBLE_STRIDE)]
+    by_hand = ensemble_maps(np.stack([members[0][2], members[1][2]])).merged
+    np.testing.assert_allclose(found[2], by_hand, atol=1e-4)
+
+
+def test_scenes_are_scored_in_the_space_of_the_estimator():
+    scenes = held_out_scenes(2, 48, 48)
+    depths = [scene.depth * 3 + 1 for scene in scenes]
+    assert score_depth(depths, scenes, "depth").abs_rel < 1e-5
+    assert score_depth(depths, scenes, "disparity").abs_rel > 0.1
