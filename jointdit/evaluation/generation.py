@@ -65,7 +65,10 @@ def inception_score(features: FeatureNetwork, pictures: Pictures, splits: int = 
 
 @torch.no_grad()
 def clip_score(clip: Clip, pictures: Pictures, prompts: Sequence[str]) -> float:
-    """100 times the mean cosine between picture i and prompt i; prompts longer than the text encoder takes are cut."""
+    """100 times the mean cosine between picture i and prompt i, 0 where that is negative.
+
+    Prompts longer than the text encoder takes are cut. Raises InputError where the numbers differ.
+    """
     if len(pictures) != len(prompts):
         raise InputError(f"{len(pictures)} pictures and {len(prompts)} prompts: give one prompt a picture.")
     metric = _torchmetrics("multimodal.clip_score").CLIPScore(

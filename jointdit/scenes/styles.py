@@ -20,7 +20,6 @@ TOON_BANDS = (0.55, 0.78, 1.0)  # brightness of dark, middle and lit areas, as s
 TOON_LIMITS = (0.66, 0.9)  # where a band ends, in the same unit
 INK = 20  # of 255: outlines
 CREASE = float(np.cos(np.deg2rad(25)))  # neighbouring normals further apart are an edge
-DEPTH_JUMP = 0.04  # of the nearer depth
 
 ART_ROWS = 32  # cells from top to bottom
 ART_SHADES = (0.5, 0.75, 1.0)
@@ -29,7 +28,7 @@ BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]],
 
 
 def toon(scene: Scene) -> Scene:
-    """Flat colours in three bands of light, and ink along the edges of objects, creases and depth jumps."""
+    """Flat colours in three bands of light, and ink along the edges and creases of objects and walls."""
     value = scene.rgb.max(axis=-1).astype(np.float32)
     picture = np.zeros(scene.rgb.shape, np.float32)
     outline = edges(scene)
@@ -81,28 +80,24 @@ def art_palette() -> NDArray[np.uint8]:
 
 
 def edges(scene: Scene) -> NDArray[np.bool_]:
-    """(H, W) True where the surface changes towards the right or the lower neighbour: label, depth or normal."""
-    normals, flat = _normals(scene), _flat(scene)
+    """(H, W) True where another surface, or a crease of the same one, begins at the right or the lower neighbour."""
+    normals, bends = _normals(scene), _may_crease(scene)
     found = np.zeros(scene.label.shape, bool)
     for axis in (0, 1):
         before = tuple(slice(None, -1) if a == axis else slice(None) for a in (0, 1))
         after = tuple(slice(1, None) if a == axis else slice(None) for a in (0, 1))
-        near, far = (
-            np.minimum(scene.depth[before], scene.depth[after]),
-            np.maximum(scene.depth[before], scene.depth[after]),
-        )
-        same = scene.label[before] == scene.label[after]
-        slope = np.abs(normals[before][..., 2]) + np.abs(normals[after][..., 2])
-        jump = (far - near > DEPTH_JUMP * near) & (slope > 0.4)  # a floor seen at a grazing angle is no edge
         crease = np.sum(normals[before] * normals[after], axis=-1) < CREASE
-        found[before] |= ~same | (crease & jump) | (crease & flat[before] & flat[after])
+        found[before] |= scene.label[before] != scene.label[after]
+        found[before] |= crease & bends[before] & bends[after]
     return found
 
 
-def _flat(scene: Scene) -> NDArray[np.bool_]:
-    """(H, W) floor, walls and cubes, whose creases are edges; round objects turn at every pixel."""
+def _may_crease(scene: Scene) -> NDArray[np.bool_]:
+    """(H, W) floor, walls and cubes (round objects turn at every pixel), where normals see one label alone."""
     cubes = [2 + i for i, thing in enumerate(scene.objects) if thing.shape == "cube"]
-    return np.isin(scene.label, [0, 1, *cubes])
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(scene.label, 1, mode="edge"), (3, 3))
+    inside = windows.min(axis=(2, 3)) == windows.max(axis=(2, 3))
+    return np.asarray(inside & np.isin(scene.label, [0, 1, *cubes]))
 
 
 def _normals(scene: Scene) -> NDArray[np.float32]:
