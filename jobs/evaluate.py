@@ -28,7 +28,7 @@ from jointdit.evaluation.published import (
     robust_table,
     text_to_image_table,
 )
-from jointdit.evaluation.tables import ResultTable, markdown_report
+from jointdit.evaluation.tables import ResultTable, markdown_report, without_nan
 from pipelines.model import load_pipeline
 from pipelines.spec import ModelSpec
 from pipelines.spec_file import first_sentence
@@ -192,7 +192,7 @@ def _write_report(
         "ensemble": sizes.ensemble,
     }
     report = {"settings": said, "tables": [table.as_json() for table in tables], "details": details}
-    (settings.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (settings.output / "report.json").write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
     path = settings.output / "report.md"
     path.write_text(markdown_report(f"Evaluation of {name}", tables, f"{NOT_COMPARABLE}\n"))
     return path

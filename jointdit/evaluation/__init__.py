@@ -1,4 +1,4 @@
-"""How good the model is: metrics.py (depth), scenes.py (held-out scenes), colours.py (are the named colours there)."""
+"""How good the model is. README.md says what is measured, how, and which file does it."""
 
 from jointdit.evaluation.metrics import depth_metrics
 

@@ -91,5 +91,14 @@ def markdown_report(title: str, tables: Iterable[ResultTable], closing: str = ""
     return "\n".join([*parts, closing] if closing else parts)
 
 
+def without_nan(value: Any) -> Any:
+    """Plain values, lists and dictionaries with None for every float that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return _finite(value) if isinstance(value, float) else value
+
+
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)

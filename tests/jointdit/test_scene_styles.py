@@ -23,7 +23,7 @@ def test_only_the_picture_changes_and_it_changes_much(scenes, style):
         assert (drawn.caption, drawn.fx, drawn.layout) == (scene.caption, scene.fx, scene.layout)
         assert drawn.rgb.shape == scene.rgb.shape
         assert drawn.rgb.dtype == np.uint8
-        assert np.abs(drawn.rgb.astype(int) - scene.rgb).mean() > 4
+        assert np.abs(drawn.rgb.astype(int) - scene.rgb).mean() > 2
         np.testing.assert_array_equal(STYLES[style](scene).rgb, drawn.rgb)
 
 

@@ -1,0 +1,167 @@
+"""`jointdit evaluate`: its parts on few scenes with the packaged checkpoint, benchmarks, baselines, bad arguments."""
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from jobs.cli import main
+from jobs.evaluate import SCENE_PARTS
+from jointdit.evaluation.benchmarks import BENCHMARKS, evaluate_benchmark
+from jointdit.evaluation.scenes import held_out_scenes, score_depth
+from jointdit.evaluation.transformers_depth import TransformersDepth
+
+SMALL = ["-n", "4", "--prompts", "2", "--depth-steps", "1", "--steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    """A small random DPT of transformers."""
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("models") / "dpt-small"
+    config = DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[16, 16, 16, 16],
+        fusion_hidden_size=16,
+        is_hybrid=False,
+    )
+    torch.manual_seed(1)
+    DPTForDepthEstimation(config).save_pretrained(folder)
+    DPTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def tables_of(folder):
+    report = json.loads((folder / "report.json").read_text())
+    return {table["title"]: {row["method"]: row["values"] for row in table["rows"]} for table in report["tables"]}
+
+
+def test_depth_styles_and_points_of_the_model_and_a_baseline(baseline, tmp_path, capsys):
+    parts = [word for part in ("vae", "depth", "styles", "lifting") for word in ("--part", part)]
+    arguments = [
+        "evaluate",
+        "-o",
+        str(tmp_path / "out"),
+        *SMALL,
+        *parts,
+        "--ensemble",
+        "2",
+        "--baseline",
+        str(baseline),
+    ]
+    assert main(arguments) == 0
+    assert str(tmp_path / "out" / "report.md") in capsys.readouterr().out.replace("\n", "")
+    tables = tables_of(tmp_path / "out")
+    assert list(tables) == [
+        "Autoencoder",
+        "Depth on 4 scenes",
+        "Depth on 4 scenes by style",
+        "3D lifting of 4 scenes",
+    ]
+    depth = tables["Depth on 4 scenes"]
+    scenes = held_out_scenes(4)
+    estimator = TransformersDepth(str(baseline))
+    own = score_depth([estimator.estimate(scene.rgb) for scene in scenes], scenes, "disparity")
+    assert depth["dpt-small"]["AbsRel"] == pytest.approx(own.abs_rel)
+    assert depth["tiny"]["AbsRel"] < depth["constant"]["AbsRel"]
+    assert list(tables["Depth on 4 scenes by style"]) == [
+        "tiny, as rendered",
+        "tiny, toon",
+        "dpt-small, toon",
+        "tiny, pixel-art",
+        "dpt-small, pixel-art",
+        "mean training disparity",
+    ]
+    assert tables["Autoencoder"]["tiny"]["PSNR, dB"] > 25
+    for sheet, rows in (("depth", 3), ("styles", 4), ("uncertainty", 3)):
+        with Image.open(tmp_path / "out" / f"{sheet}.png") as picture:
+            assert picture.size == (6 * 128, rows * 128)
+    assert "NaN" not in (tmp_path / "out" / "report.json").read_text()
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "ensemble of 2" in text
+    assert "uncertainty and error of the ensemble: correlation" in text
+
+
+def test_generated_pictures_steps_and_spectra(tmp_path):
+    parts = [word for part in ("steps", "joint", "restyle", "spectra") for word in ("--part", part)]
+    assert main(["evaluate", "-o", str(tmp_path), *SMALL, *parts, "--features", "vae"]) == 0
+    tables = tables_of(tmp_path)
+    steps = tables["Sampling steps"]
+    assert list(steps) == ["tiny, 4 steps", "tiny, 8 steps", "tiny, 20 steps"]
+    assert steps["tiny, 20 steps"]["s/depth map"] > steps["tiny, 4 steps"]["s/depth map"] > 0
+    fidelity = tables["Depth fidelity of depth-to-image"]
+    assert fidelity["tiny, estimated by tiny"]["AbsRel over shuffled"] == pytest.approx(
+        fidelity["tiny, estimated by tiny"]["AbsRel"] / fidelity["shuffled pairs, estimated by tiny"]["AbsRel"]
+    )
+    consistency = tables["Self-consistency of joint samples"]["tiny, estimated by tiny"]
+    assert 0 < consistency["AbsRel"] < 1
+    assert tables["Generated pictures"]["tiny"]["FID"] > 0
+    assert tables["Generated pictures"]["tiny"]["IS"] is None
+    assert list(tables["Spectra of the branches"]) == ["rgb", "depth"]
+    assert {"Published: depth to image", "Published: text to image and depth"} <= set(tables)
+    assert tables["Published: depth to image"]["ControlNet"]["AbsRel %"] == 9.85
+    sheets = {path.name for path in tmp_path.glob("*.png")}
+    assert sheets == {"steps.png", "joint.png", "depth-to-image.png", "spectra.png"}
+
+
+def test_a_benchmark_stands_beside_the_published_figures_and_the_baseline(baseline, tmp_path, capsys):
+    assert main(["scenes", "-n", "3", "-o", str(tmp_path / "scenes"), "--width", "96", "--height", "64"]) == 0
+    arguments = ["evaluate", "-o", str(tmp_path / "out"), "--depth-steps", "1", "--baseline", str(baseline)]
+    arguments += ["--benchmark", f"scenes={tmp_path / 'scenes'}", "--limit", "2"]
+    assert main(arguments) == 0
+    tables = tables_of(tmp_path / "out")
+    assert next(iter(tables)) == "Depth on benchmarks"
+    assert not any("on 4 scenes" in title for title in tables)
+    depth = tables["Depth on benchmarks"]
+    by_hand = evaluate_benchmark(BENCHMARKS["scenes"], tmp_path / "scenes", TransformersDepth(str(baseline)), limit=2)
+    row = depth["dpt-small, first 2 images"]
+    assert row["Rendered scenes AbsRel %"] == pytest.approx(100 * by_hand.metrics["abs_rel"])
+    assert row["NYUv2 AbsRel %"] is None
+    assert depth["JointDiT (FLUX)"]["NYUv2 AbsRel %"] == 4.9
+    with (tmp_path / "out" / "scenes-dpt-small.csv").open() as file:
+        images = list(csv.DictReader(file))
+    assert [float(image["abs_rel"]) for image in images] == [m["abs_rel"] for m in by_hand.by_image.values()]
+    capsys.readouterr()
+
+    (tmp_path / "scenes" / "depth" / "000001.npy").write_bytes(b"torn")
+    assert main(arguments) == 1
+    assert "depth/000001.npy is no array file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--part", "colour"], "--part colour: use one of vae, depth, styles, "),
+        (["--benchmark", "sintel=data"], "--benchmark sintel=data: give NAME=PATH with a name of nyuv2, kitti, "),
+        (["--benchmark", "nyuv2"], "--benchmark nyuv2: give NAME=PATH"),
+        (["--benchmark", "nyuv2=nowhere"], "nowhere does not exist: give the folder or the tar archive"),
+        (["--list", "kitti=list.txt"], "--list kitti=list.txt: give --benchmark kitti=PATH too"),
+        (["--baseline", "./nowhere"], "./nowhere: no depth model of transformers"),
+        (["--features", "./inception.pth"], "./inception.pth is a pickle"),
+        (["--clip", "./nowhere"], "./nowhere: no CLIP model of transformers"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--base", "flux"], "adapter is missing"),
+    ],
+)
+def test_bad_arguments_are_one_sentence_before_anything_is_computed(arguments, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "-o", "out", *arguments]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence in error
+    assert error.startswith("Error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_names_every_part_and_benchmark(capsys):
+    assert main(["evaluate", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert all(name in text for name in [*SCENE_PARTS, *BENCHMARKS])
