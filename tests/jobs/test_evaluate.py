@@ -13,7 +13,7 @@ from jointdit.evaluation.benchmarks import BENCHMARKS, evaluate_benchmark
 from jointdit.evaluation.scenes import held_out_scenes, score_depth
 from jointdit.evaluation.transformers_depth import TransformersDepth
 
-SMALL = ["-n", "4", "--prompts", "2", "--depth-steps", "1", "--steps", "2"]
+SMALL = ["-n", "3", "--prompts", "2", "--depth-steps", "1", "--steps", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +63,17 @@ def test_depth_styles_and_points_of_the_model_and_a_baseline(baseline, tmp_path,
     tables = tables_of(tmp_path / "out")
     assert list(tables) == [
         "Autoencoder",
-        "Depth on 4 scenes",
-        "Depth on 4 scenes by style",
-        "3D lifting of 4 scenes",
+        "Depth on 3 scenes",
+        "Depth on 3 scenes by style",
+        "3D lifting of 3 scenes",
     ]
-    depth = tables["Depth on 4 scenes"]
-    scenes = held_out_scenes(4)
+    depth = tables["Depth on 3 scenes"]
+    scenes = held_out_scenes(3)
     estimator = TransformersDepth(str(baseline))
     own = score_depth([estimator.estimate(scene.rgb) for scene in scenes], scenes, "disparity")
     assert depth["dpt-small"]["AbsRel"] == pytest.approx(own.abs_rel)
     assert depth["tiny"]["AbsRel"] < depth["constant"]["AbsRel"]
-    assert list(tables["Depth on 4 scenes by style"]) == [
+    assert list(tables["Depth on 3 scenes by style"]) == [
         "tiny, as rendered",
         "tiny, toon",
         "dpt-small, toon",
@@ -120,7 +120,7 @@ def test_a_benchmark_stands_beside_the_published_figures_and_the_baseline(baseli
     assert main(arguments) == 0
     tables = tables_of(tmp_path / "out")
     assert next(iter(tables)) == "Depth on benchmarks"
-    assert not any("on 4 scenes" in title for title in tables)
+    assert not any("on 3 scenes" in title for title in tables)
     depth = tables["Depth on benchmarks"]
     by_hand = evaluate_benchmark(BENCHMARKS["scenes"], tmp_path / "scenes", TransformersDepth(str(baseline)), limit=2)
     row = depth["dpt-small, first 2 images"]
