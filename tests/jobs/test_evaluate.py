@@ -1,6 +1,7 @@
 """`jointdit evaluate`: its parts on few scenes with the packaged checkpoint, benchmarks, baselines, bad arguments."""
 
 import csv
+import functools
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.evaluate import SCENE_PARTS
+from jointdit.evaluation.baselines import mean_training_disparity
 from jointdit.evaluation.benchmarks import BENCHMARKS, evaluate_benchmark
 from jointdit.evaluation.scenes import held_out_scenes, score_depth
 from jointdit.evaluation.transformers_depth import TransformersDepth
@@ -45,7 +47,9 @@ def tables_of(folder):
     return {table["title"]: {row["method"]: row["values"] for row in table["rows"]} for table in report["tables"]}
 
 
-def test_depth_styles_and_points_of_the_model_and_a_baseline(baseline, tmp_path, capsys):
+def test_depth_styles_and_points_of_the_model_and_a_baseline(baseline, tmp_path, monkeypatch, capsys):
+    few = functools.partial(mean_training_disparity, seeds=range(16))  # rendering all 256 takes most of a test's time
+    monkeypatch.setattr("jobs.evaluation.context.mean_training_disparity", few)
     parts = [word for part in ("vae", "depth", "styles", "lifting") for word in ("--part", part)]
     arguments = [
         "evaluate",
