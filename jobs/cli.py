@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs import upkeep
+from jobs.upkeep import AsJson, DatasetUri
 from jointdit.errors import JointDiTError
 from pipelines.safe_text import mask_secrets, printable
 
@@ -33,7 +35,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the spec; can be given several times."),
 ]
-DatasetUri = Annotated[str, typer.Argument(metavar="URI", help="output.uri of a job: a folder or s3:// prefix.")]
 Folder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results; made if missing.")]
 Model = Annotated[str, typer.Option(help="tiny (the packaged checkpoint), a checkpoint folder or a hub name.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
@@ -50,7 +51,7 @@ def root(debug: Debug = False) -> None:
 
 @app.command(
     rich_help_panel=DATASETS,
-    epilog="Example: jointdit run jobs/joint.yaml --set model.steps=4",
+    epilog="Example: jointdit run jobs/joint.yaml --set model.steps=4 --if-idle",
 )
 def run(
     spec: SpecFile,
@@ -59,15 +60,24 @@ def run(
         bool,
         typer.Option("--single-writer", help="For a store without create-only writes: nobody else writes there."),
     ] = False,
+    if_idle: Annotated[
+        bool, typer.Option("--if-idle", help="Leave, with exit code 0, where a driver is at work: for scheduled runs.")
+    ] = False,
 ) -> None:
     """Run a job, or go on with one that was interrupted; a finished job does nothing."""
-    from jobs.report import log_progress, show_run
+    from jobs.report import log_progress, say, show_run
+    from pipelines.lease import find_live
     from pipelines.run import run_job
     from pipelines.spec import load_spec
+    from pipelines.storage import Storage
 
     log_progress()
+    job = load_spec(spec, overrides or ())
+    if if_idle and (lease := find_live(Storage(job.output.uri))):
+        say(f"{job.output.uri} is being worked on by {lease}: left to it.")
+        return
     try:
-        show_run(run_job(load_spec(spec, overrides or ()), single_writer=single_writer))
+        show_run(run_job(job, single_writer=single_writer))
     except KeyboardInterrupt:
         print("Interrupted: what is committed stays, and the same command goes on from there.", file=sys.stderr)
         raise
@@ -83,13 +93,26 @@ def plan(spec: SpecFile, overrides: Overrides = None) -> None:
     show_plan(preview(load_spec(spec, overrides or ())))
 
 
-@app.command(rich_help_panel=DATASETS, epilog="Example: jointdit status s3://datasets/nightly-indoor")
-def status(uri: DatasetUri) -> None:
-    """Tell how far a job is, from its ledger."""
+@app.command(rich_help_panel=DATASETS, epilog="Example: jointdit status s3://datasets/nightly-indoor --watch")
+def status(
+    uri: DatasetUri,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Again and again until it is complete, with rate and time left.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell how far a job is, from its ledger alone."""
     from jobs.report import show_status
     from pipelines.status import read_status
 
-    show_status(read_status(uri))
+    if watch:
+        from jobs.watch import watch as follow
+
+        follow(uri)
+    elif as_json:
+        upkeep.show_json(read_status(uri).summary())
+    else:
+        show_status(read_status(uri))
 
 
 @app.command(rich_help_panel=DATASETS, epilog="Example: jointdit validate runs/joint")
@@ -100,6 +123,15 @@ def validate(uri: DatasetUri) -> None:
 
     if not show_validation(recount(uri)):
         raise typer.Exit(1)
+
+
+for command, example in (
+    (upkeep.retry, "jointdit retry s3://datasets/nightly-indoor --quarantined"),
+    (upkeep.gc, "jointdit gc s3://datasets/nightly-indoor --dry-run --older-than 7d"),
+    (upkeep.versions, "jointdit versions s3://datasets/nightly-indoor"),
+    (upkeep.diff, "jointdit diff s3://datasets/nightly-indoor 1 2"),
+):
+    app.command(rich_help_panel=DATASETS, epilog=f"Example: {example}")(command)
 
 
 @app.command(rich_help_panel=PICTURES, epilog='Example: jointdit generate "a red cube on a blue floor" -o pictures')

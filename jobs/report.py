@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,18 @@ from rich.progress import track
 from pipelines.safe_text import mask_secrets, printable
 
 if TYPE_CHECKING:
+    from pipelines.garbage import Garbage
     from pipelines.plan import PlanPreview
+    from pipelines.publish import Version
+    from pipelines.retry import RetryPlan
     from pipelines.run import RunSummary
     from pipelines.status import Status
     from pipelines.validate import Validation
+    from pipelines.versions import Difference
 
 console = Console(highlight=False)
+EXAMPLES = 10  # samples of a kind that a difference shows
+STATES = {"live": "", "stale": " (gone: its lease does not move)", "unknown": " (--watch tells whether it still is)"}
 
 
 class PlainFormatter(logging.Formatter):
@@ -92,6 +98,12 @@ def show_plan(plan: PlanPreview) -> None:
 
 def show_status(status: Status) -> None:
     """How far a job is."""
+    for line in status_lines(status):
+        say(line)
+
+
+def status_lines(status: Status) -> list[str]:
+    """How far a job is, in two columns."""
     share = status.committed_samples / status.samples if status.samples else 0.0
     latest = status.latest
     version = f"{latest.number}, {counted(latest.counts)}" if latest else "none yet"
@@ -101,10 +113,11 @@ def show_status(status: Status) -> None:
         ("shards", f"{status.committed_shards} of {status.shards} committed"),
         ("samples", f"{status.committed_samples} of {status.samples} ({share:.0%}): {counted(status.counts)}"),
         ("round", str(status.round)),
-        ("version", version),
+        ("version", version if status.is_published or not latest else f"{version}; planned since: run again"),
     ]
+    rows += [("driver", f"{lease}{STATES[state]}") for lease, state in status.leases]
     rows += [("crashes", f"shard {shard}: {number}") for shard, number in status.crashes.items()]
-    show_pairs(rows)
+    return [f"{name:<16} {value}" for name, value in rows]
 
 
 def show_pairs(rows: Iterable[tuple[str, str]]) -> None:
@@ -126,6 +139,63 @@ def show_validation(found: Validation) -> bool:
     else:
         say(f"{found.output} is whole: version {found.version} with {counted(found.counts)}; {read}.")
     return not found.problems
+
+
+def show_retry(plan: RetryPlan) -> None:
+    """What was planned again."""
+    if not plan.shards:
+        say(f"{plan.output} has nothing to try again: {counted(plan.counts)}.")
+        return
+    planned = f"{several(sum(plan.counts.values()), 'sample')} in {several(plan.shards, 'shard')}"
+    say(f"planned again: {planned}: {counted(plan.counts)}")
+    say("`jointdit run` makes them; in the version it publishes they take the place of the old ones.")
+    if plan.counts.get("rejected"):
+        say("Their seeds stay: other pictures for rejected prompts come by quality.regenerate.")
+
+
+def show_garbage(found: Garbage, dry_run: bool) -> None:
+    """What was deleted or would be: a line an attempt, then the sum."""
+    attempts: dict[str, list[int]] = {}
+    for each in found.objects:
+        parts = each.path.split("/")
+        attempts.setdefault("/".join(parts[:2]), []).append(each.size)
+    for name, sizes in attempts.items():
+        say(f"{name}  {several(len(sizes), 'object')}, {readable(sum(sizes))}")
+    verb = "would be deleted" if dry_run else "deleted"
+    say(f"{several(len(found.objects), 'object')}, {readable(found.bytes)} {verb}")
+    if found.undecided:
+        size = readable(found.undecided_bytes)
+        stay = f"{several(found.undecided, 'object')}, {size} stay"
+        say(f"{stay}: their shard has no commit yet, or their version is not published")
+
+
+def show_versions(uri: str, versions: Sequence[Version]) -> None:
+    """A line a version, the latest last."""
+    if not versions:
+        say(f"{uri} has no version yet: run the job to its end.")
+    for version in versions:
+        size = readable(sum(file.bytes for file in version.files))
+        plans = f"plan{'s' if len(version.plans) > 1 else ''} {', '.join(map(str, version.plans))}"
+        gone = f", {version.superseded} superseded" if version.superseded else ""
+        say(f"{version.number:>4}  {version.created}  {counted(version.counts)}{gone}; {plans}; {size}")
+
+
+def show_difference(found: Difference) -> None:
+    """What changed, by kind, with the first few samples of each."""
+    from pipelines.versions import tally
+
+    say(f"{found.output}: version {found.first.number} -> {found.second.number}")
+    kinds = {"added": found.added, "gone": found.gone, "changed": found.changed, "made again": found.made_again}
+    for name, changes in kinds.items():
+        kinds_of = ", ".join(f"{number} {kind}" for kind, number in tally(changes).items())
+        say(f"{name:<16} {len(changes)}{': ' if changes else ''}{kinds_of}")
+        for change in changes[:EXAMPLES]:
+            say(f"  {change.id}{'  ' if change.reasons else ''}{'; '.join(change.reasons)}")
+        if len(changes) > EXAMPLES:
+            say(f"  and {len(changes) - EXAMPLES:,} more (--json has them all)")
+    say(f"{'the same':<16} {found.same}")
+    for kind, number in found.reasons.items():
+        say(f"{'rejected by':<16} {kind} {number:+d}")
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -6,16 +6,21 @@ import json
 
 from pipelines import card, gallery
 from pipelines.ledger import Ledger
-from pipelines.publish import Version
+from pipelines.publish import Version, read_latest
 from pipelines.storage import Storage
 
 
 def refresh(storage: Storage, ledger: Ledger, version: Version) -> None:
-    """Write them, unless they are about this version already. The card's stats.json comes last and says which it is."""
-    if _described(storage) != version.number:
+    """Write them, unless they are about this version already. The card's stats.json comes last and says which it is.
+
+    They are the only files that are rewritten, so of two drivers the slower must not leave an older version's.
+    """
+    newest: Version | None = version
+    while newest is not None and _described(storage) != newest.number:
         job = ledger.read_job()
-        gallery.write(storage, job, version)
-        card.write(storage, job, version)
+        gallery.write(storage, job, newest)
+        card.write(storage, job, newest)
+        newest = read_latest(storage)
 
 
 def _described(storage: Storage) -> int | None:

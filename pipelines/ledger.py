@@ -55,6 +55,8 @@ PLAN_SCHEMA = pa.schema(
         ("samples_per_row", pa.int32()),
         ("rows", pa.int64()),
         ("spans", pa.list_(SPAN_TYPE)),
+        ("indices", pa.list_(pa.int32())),  # of each row's samples; missing in plans of earlier versions
+        ("retry", pa.int32()),  # 0, or the number of the retry that makes these samples again
     ]
 )
 
@@ -80,11 +82,23 @@ class PlannedShard:
     samples_per_row: int
     plan: int
     position: int
+    indices: tuple[int, ...] = ()  # of each row's samples; by default the first ones
+    retry: int = 0  # above 0: its samples supersede the same ones of earlier shards
+
+    def __post_init__(self) -> None:
+        if not self.indices:
+            object.__setattr__(self, "indices", tuple(range(self.samples_per_row)))
+        assert len(self.indices) == self.samples_per_row, f"{self.shard.id}: {self.indices} for {self.samples_per_row}"
 
     @property
     def samples(self) -> int:
         """How many samples must end in kept, rejected or quarantined."""
         return self.shard.rows * self.samples_per_row
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it plans its rows, and makes nothing for the second time."""
+        return self.shard.round == 0 and self.retry == 0
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,7 @@ class Ledger:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self._plans: dict[int, list[PlannedShard]] = {}  # they never change
 
     def open_job(self, spec: JobSpec, fingerprint: Fingerprint) -> Job:
         """Freeze the spec into `_job.json`, or agree with the one that is there.
@@ -216,6 +231,8 @@ class Ledger:
                 "samples_per_row": entry.samples_per_row,
                 "rows": entry.shard.rows,
                 "spans": [asdict(span) for span in entry.shard.spans],
+                "indices": list(entry.indices),
+                "retry": entry.retry,
             }
             for entry in shards
         ]
@@ -223,16 +240,32 @@ class Ledger:
         self.storage.create_bytes(f"_plan/{number:06d}.parquet", parquet_bytes(table))
 
     def planned(self) -> list[PlannedShard]:
-        """All planned shards in (plan, position) order."""
-        entries: list[PlannedShard] = []
+        """All planned shards in (plan, position) order. Raises StoreError where a plan file is damaged."""
         for number in self.plan_numbers():
-            name = f"_plan/{number:06d}.parquet"
-            table = pq.read_table(io.BytesIO(self.storage.read_bytes(name)), schema=PLAN_SCHEMA)
-            for position, record in enumerate(table.to_pylist()):
-                spans = tuple(Span(**span) for span in record["spans"])
-                shard = Shard(record["shard"], spans, record["round"])
-                entries.append(PlannedShard(shard, record["samples_per_row"], number, position))
+            if number not in self._plans:
+                self._plans[number] = self._read_plan(number)
+        return [entry for number in sorted(self._plans) for entry in self._plans[number]]
+
+    def _read_plan(self, number: int) -> list[PlannedShard]:
+        name = f"_plan/{number:06d}.parquet"
+        data = self.storage.read_bytes(name)
+        try:
+            records = pq.read_table(io.BytesIO(data), schema=PLAN_SCHEMA).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{self.storage.uri_of(name)} is damaged: restore it from a backup.") from error
+        entries: list[PlannedShard] = []
+        for position, record in enumerate(records):
+            shard = Shard(record["shard"], tuple(Span(**span) for span in record["spans"]), record["round"])
+            count = record["samples_per_row"]
+            first = shard.round and shard.round * self._samples_per_row(entries)
+            indices = record["indices"] or range(first, first + count)
+            entries.append(PlannedShard(shard, count, number, position, tuple(indices), record["retry"] or 0))
         return entries
+
+    def _samples_per_row(self, entries: Iterable[PlannedShard]) -> int:
+        """What the job makes of a row: one number an output, as the fingerprint holds it."""
+        known = [*entries, *(self._plans[number][0] for number in sorted(self._plans))]
+        return next(entry.samples_per_row for entry in known if entry.is_first)
 
     def committed(self) -> set[str]:
         """Ids of the shards that have a commit; one listing."""

@@ -1,8 +1,11 @@
 """Inputs -> shards with stable ids. Only `_plan` is dispatched; a listing of the input only proposes.
 
-A plan file holds every row of the input versions it names, so one (uri, etag) is planned once or not at all. A changed
-file is a new input version: its shards come in a later plan file and supersede the old version's in the next published
-version. So does a row whose file was moved: the same row id, planned later, supersedes.
+A plan file holds every row of the input versions it names, so an input version is planned whole or not at all. A
+changed file is a new input version: its shards come in a later plan file and supersede the old version's in the next
+published version (counting.py). A file that is gone is reported, and what it gave stays.
+
+Plan files are create-only and numbered by what the proposer had read. Who meets another's file of that number reads it,
+lists the input anew and proposes only what is left: drivers that list different inputs at once never plan a row twice.
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from jointdit.errors import InputError
+from pipelines.counting import CountedSample, Counting
 from pipelines.fingerprint import Fingerprint, digest, fingerprint_of
-from pipelines.ledger import Commit, Ledger, PlannedShard
+from pipelines.ledger import Ledger, PlannedShard
 from pipelines.model import ModelIdentity, identify
 from pipelines.readers import check_columns, count_rows, find_duplicate_ids, list_files
 from pipelines.records import Shard, SourceFile, Span
@@ -56,14 +60,12 @@ def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposa
 
 def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
     """Shards for the input versions that are not planned yet."""
-    planned = ledger.planned()
-    number = max((entry.plan for entry in planned), default=0) + 1
-    versions = {(span.uri, span.etag) for entry in planned for span in entry.shard.spans}
-    planned_uris = {uri for uri, _ in versions}
+    planned = ledger.planned()  # before the input is listed: whoever extends it in between makes this proposal fail
+    number = next_number(planned)
+    current = {uri: etag for uri, (etag, _) in Counting(planned).versions.items()}
     listed = list_files(spec.input, spec.task)
-    listed_uris = {file.uri for file in listed}
-    removed = tuple(sorted(planned_uris - listed_uris))
-    new = [file for file in listed if (file.uri, file.etag) not in versions]
+    removed = tuple(sorted(current.keys() - {file.uri for file in listed}))
+    new = [file for file in listed if current.get(file.uri) != file.etag]
     if not new:
         return Proposal(number, (), removed=removed)
     check_columns(new, spec.input, spec.task)
@@ -74,7 +76,7 @@ def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal
         examples = ", ".join(repr(identifier) for identifier in duplicates[:3])
         raise InputError(f"the input has rows with the same id, such as {examples}: give each row an id of its own.")
     shards = tuple(cut_shards(counts, spec.output.shard_rows, digest(fingerprint)))
-    return Proposal(number, shards, tuple(sorted(file.uri for file in new if file.uri in planned_uris)), removed)
+    return Proposal(number, shards, tuple(sorted(file.uri for file in new if file.uri in current)), removed)
 
 
 def cut_shards(counts: Iterable[tuple[SourceFile, int]], shard_rows: int, fingerprint_digest: str) -> Iterator[Shard]:
@@ -95,12 +97,50 @@ def cut_shards(counts: Iterable[tuple[SourceFile, int]], shard_rows: int, finger
 
 
 def make_shard(
-    spans: Sequence[Span], round_: int, fingerprint_digest: str, samples_per_row: int | None = None
+    spans: Sequence[Span],
+    round_: int,
+    fingerprint_digest: str,
+    samples_per_row: int | None = None,
+    indices: Sequence[int] = (),
+    retry: int = 0,
 ) -> Shard:
-    """A shard whose id depends on input versions, row ranges, round and fingerprint alone."""
-    key = [[span.uri, span.etag, span.start, span.stop] for span in spans]
-    text = json.dumps([key, round_, samples_per_row, fingerprint_digest])
-    return Shard(hashlib.sha256(text.encode()).hexdigest()[:20], tuple(spans), round_)
+    """A shard whose id depends on input versions, row ranges, round and fingerprint alone.
+
+    Of a round above 0 also on `samples_per_row`; `indices` and `retry` where they are not what follows from these.
+    """
+    key: list[object] = [[[span.uri, span.etag, span.start, span.stop] for span in spans]]
+    key += [round_, samples_per_row, fingerprint_digest]
+    if indices:
+        key += [list(indices), retry]
+    return Shard(hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20], tuple(spans), round_)
+
+
+def id_of(entry: PlannedShard, fingerprint_digest: str, samples_per_row: int) -> str:
+    """The id that a planned shard must have. `samples_per_row` is the job's."""
+    spans, round_, indices = entry.shard.spans, entry.shard.round, entry.indices
+    first = round_ * samples_per_row
+    if entry.retry or indices != tuple(range(first, first + len(indices))):
+        return make_shard(spans, round_, fingerprint_digest, len(indices), indices, entry.retry).id
+    return make_shard(spans, round_, fingerprint_digest, len(indices) if round_ else None).id
+
+
+def next_number(planned: Sequence[PlannedShard]) -> int:
+    """The number of the plan file that comes after these."""
+    return max((entry.plan for entry in planned), default=0) + 1
+
+
+def append(ledger: Ledger, propose_more: Callable[[], Sequence[PlannedShard]]) -> list[PlannedShard]:
+    """Append what a function proposes from the ledger as it is; asked again where another driver was first."""
+    for _ in range(APPEND_ATTEMPTS):
+        shards = list(propose_more())
+        if not shards:
+            return []
+        try:
+            ledger.append_plan(shards[0].plan, shards)
+            return shards
+        except AlreadyExists:
+            continue
+    raise InputError(f"other drivers keep extending the plan of {ledger.storage.uri}: run again when they are done.")
 
 
 def extend_with_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> int:
@@ -111,63 +151,52 @@ def extend_with_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Le
     """
     if spec.quality.regenerate == 0:
         return 0
-    for _ in range(APPEND_ATTEMPTS):
-        shards = _regeneration(spec, fingerprint, ledger)
-        if not shards:
-            return 0
-        try:
-            ledger.append_plan(shards[0].plan, shards)
-            return sum(entry.samples for entry in shards)
-        except AlreadyExists:
-            continue
-    raise InputError(f"other drivers keep extending the plan of {ledger.storage.uri}: run again when they are done.")
+    return sum(entry.samples for entry in append(ledger, lambda: _regeneration(spec, fingerprint, ledger)))
 
 
 def _regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> list[PlannedShard]:
     planned = ledger.planned()
-    number = max((entry.plan for entry in planned), default=0) + 1
-    current = current_versions(planned)
-    regenerated = {
-        (span.uri, span.etag, position, entry.shard.round)
-        for entry in planned
-        if entry.shard.round > 0
-        for span in entry.shard.spans
-        for position in range(span.start, span.stop)
-    }
-    sources = [entry for entry in planned if entry.shard.round < spec.quality.regenerate]
-    commits = ledger.read_commits(entry.shard.id for entry in sources)
-    rows: dict[tuple[int, int], list[Span]] = {}  # (round, how many samples a row lost) -> rows
-    for entry in sources:
-        if entry.shard.id in commits:
-            round_ = entry.shard.round + 1
-            for span, count in _rejected_rows(entry.shard, commits[entry.shard.id]):
-                is_planned = (span.uri, span.etag, span.start, round_) in regenerated
-                if current[span.uri] == span.etag and not is_planned:
-                    rows.setdefault((round_, count), []).append(span)
+    number, per_row = next_number(planned), spec.input.samples_per_row
+    have: Counter[tuple[str, str, int, int]] = Counter()  # (uri, etag, row position, round) -> samples planned for it
+    for entry in planned:
+        if entry.shard.round and not entry.retry:
+            for span in entry.shard.spans:
+                for position in range(span.start, span.stop):
+                    have[span.uri, span.etag, position, entry.shard.round] += entry.samples_per_row
+    lost: Counter[tuple[Span, int]] = Counter()  # (a row, round) -> samples it lost in the round before
+    commits = ledger.read_commits({entry.shard.id for entry in planned})
+    for each in Counting(planned).counted(commits, unfinished=True):
+        if each.sample.outcome == "rejected" and each.entry.shard.round < spec.quality.regenerate:
+            lost[row_of(each), each.entry.shard.round + 1] += 1
+    rows: dict[tuple[int, tuple[int, ...]], list[Span]] = {}  # (round, indices) -> rows
+    for (row, round_), count in lost.items():
+        first = round_ * per_row
+        indices = range(first + have[row.uri, row.etag, row.start, round_], first + count)
+        if indices:
+            rows.setdefault((round_, tuple(indices)), []).append(row)
     shards: list[PlannedShard] = []
-    for (round_, count), spans in sorted(rows.items(), key=lambda item: item[0]):
-        for start in range(0, len(spans), spec.output.shard_rows):
-            part = spans[start : start + spec.output.shard_rows]
-            shard = make_shard(part, round_, digest(fingerprint), count)
-            shards.append(PlannedShard(shard, count, number, len(shards)))
+    for (round_, indices_), spans in sorted(rows.items(), key=lambda item: item[0]):
+        for part in cut_rows(spans, spec.output.shard_rows):
+            shard = Shard("", part, round_)
+            entry = PlannedShard(shard, len(indices_), number, len(shards), indices_)
+            shards.append(with_id(entry, digest(fingerprint), per_row))
     return shards
 
 
-def _rejected_rows(shard: Shard, commit: Commit) -> Iterator[tuple[Span, int]]:
-    """(one row, how many of its samples were rejected) for each row of a committed shard that lost some."""
-    lost = Counter((sample.span, sample.position) for sample in commit.samples if sample.outcome == "rejected")
-    for (index, position), count in lost.items():
-        yield replace(shard.spans[index], start=position, stop=position + 1), count
+def with_id(entry: PlannedShard, fingerprint_digest: str, samples_per_row: int) -> PlannedShard:
+    """The entry with the id it must have. `samples_per_row` is the job's."""
+    return replace(entry, shard=replace(entry.shard, id=id_of(entry, fingerprint_digest, samples_per_row)))
 
 
-def current_versions(planned: Iterable[PlannedShard]) -> dict[str, str]:
-    """uri -> the etag planned last, which supersedes the earlier ones."""
-    return {span.uri: span.etag for entry in planned for span in entry.shard.spans if entry.shard.round == 0}
+def row_of(counted: CountedSample) -> Span:
+    """The one row that a sample comes from."""
+    return replace(counted.span, start=counted.sample.position, stop=counted.sample.position + 1)
 
 
-def is_superseded(shard: Shard, current: dict[str, str]) -> bool:
-    """Whether nothing of a shard counts any more, because each of its files has a newer planned version."""
-    return all(current[span.uri] != span.etag for span in shard.spans)
+def cut_rows(rows: Sequence[Span], shard_rows: int) -> Iterator[tuple[Span, ...]]:
+    """Single rows, in order, in parts of at most so many."""
+    for start in range(0, len(rows), shard_rows):
+        yield tuple(rows[start : start + shard_rows])
 
 
 @dataclass(frozen=True)
@@ -207,9 +236,9 @@ def preview(spec: JobSpec) -> PlanPreview:
     ledger.check_job(fingerprint)
     proposal = propose(spec, fingerprint, ledger)
     planned, committed = ledger.planned(), ledger.committed()
-    current = current_versions(planned)
+    counting = Counting(planned)
     done = [entry for entry in planned if entry.shard.id in committed]
-    open_ = [e for e in planned if e.shard.id not in committed and not is_superseded(e.shard, current)]
+    open_ = [e for e in planned if e.shard.id not in committed and not counting.is_superseded(e)]
     new_rows = sum(shard.rows for shard in proposal.shards)
     pending = sum(entry.samples for entry in open_) + new_rows * spec.input.samples_per_row
     return PlanPreview(

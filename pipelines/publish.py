@@ -4,10 +4,12 @@
     _versions/000001/outcomes.parquet   one row a sample: id, where it came from, where it ended; create-only
     README.md  stats.json  gallery/     about the latest version; rewritten with each
 
-A sample counts unless a newer version of its input file was planned, or its row id was planned again from another file.
-A table that holds samples of both kinds is written anew without the superseded rows (bytes copied, nothing decoded). A
-run that finds nothing new publishes nothing. Of two drivers that publish at once the second accepts the first's version
-or takes the next number; a publisher that dies leaves a gap.
+Which samples count is decided by the plan (counting.py). A table that also holds superseded samples is written anew
+without their rows (bytes copied, nothing decoded). A run that finds nothing new publishes nothing.
+
+Equal commits give an equal version, so a publisher that finds the outcomes of another, at work or dead, completes them;
+where they differ from its own it takes the next number. It reads the numbers before the plan: a version that is
+published in between has taken the number, so no version is older than the one before it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jointdit.errors import PermanentError
+from pipelines.counting import CountedSample, Counting
 from pipelines.fingerprint import code_version
 from pipelines.ledger import (
     FORMAT,
@@ -31,8 +34,6 @@ from pipelines.ledger import (
     Commit,
     Ledger,
     Outcome,
-    PlannedShard,
-    SampleOutcome,
     StoredObject,
     new_token,
     now,
@@ -40,7 +41,6 @@ from pipelines.ledger import (
     parse,
     sha256,
 )
-from pipelines.plan import current_versions, is_superseded
 from pipelines.sinks.parquet import table_bytes
 from pipelines.storage import AlreadyExists, Storage
 
@@ -94,36 +94,26 @@ class Version:
         return [file.path for file in self.files if file.outcome == outcome]
 
 
-@dataclass(frozen=True)
-class _Counted:
-    """A sample that counts, with where it came from."""
-
-    entry: PlannedShard
-    sample: SampleOutcome
-
-    @property
-    def source(self) -> str:
-        return self.sample.id.rsplit("/", 1)[0]
-
-
 def publish(storage: Storage, ledger: Ledger, spec: Mapping[str, Any]) -> tuple[Version, bool]:
     """The version that covers all planned shards, and whether it is new.
 
     Raises:
         PermanentError: a shard that counts has no commit.
     """
+    taken: set[int] = set()  # numbers of publishers that died, or are at work, with other outcomes
     for _ in range(PUBLISH_ATTEMPTS):
+        latest = read_latest(storage)
         planned = ledger.planned()
         if not planned:
             raise PermanentError(f"{storage.uri} has no plan: there is nothing to publish.")
-        commits = ledger.read_commits(entry.shard.id for entry in planned)
-        counted = list(counted_samples(planned, commits))
-        latest = read_latest(storage)
-        numbers = version_numbers(storage)
+        commits = ledger.read_commits({entry.shard.id for entry in planned})
+        counted = list(Counting(planned).counted(commits))
         if latest is not None and _covers(storage, latest, counted):
             return latest, False
-        number = max([*numbers, *_numbers_taken(storage)], default=0) + 1
-        files, file_of = _tables(storage, number, counted, commits)
+        number = latest.number + 1 if latest else 1
+        while number in taken:
+            number += 1
+        files, file_of = _tables(storage, number, counted, commits, latest.files if latest else ())
         outcomes = parquet_bytes(_outcomes_table(counted, file_of))
         version = Version(
             number=number,
@@ -137,36 +127,26 @@ def publish(storage: Storage, ledger: Ledger, spec: Mapping[str, Any]) -> tuple[
             code=code_version(),
             spec=dict(spec),
         )
+        if not _claim(storage, number, outcomes):
+            taken.add(number)
+            continue
         try:
-            storage.create_bytes(f"_versions/{number:06d}/outcomes.parquet", outcomes)
             data = json.dumps({**asdict(version), "token": new_token(), "format": FORMAT}) + "\n"
             storage.create_bytes(f"_versions/{number:06d}/version.json", data.encode())
         except AlreadyExists:
-            continue  # another driver publishes: see whether its version covers ours
+            continue  # another driver published the same: the next look finds it
         return version, True
     raise PermanentError(f"other drivers keep publishing {storage.uri}: run again when they are done.")
 
 
-def counted_samples(planned: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> Iterator[_Counted]:
-    """The samples that count, in (plan, position) order."""
-    current = current_versions(planned)
-    home: dict[str, tuple[str, str]] = {}  # row id -> the input version that was planned last for it
-    for entry in planned:
-        if is_superseded(entry.shard, current):
-            continue
-        if entry.shard.id not in commits:
-            raise PermanentError(f"shard {entry.shard.id} is planned and not committed: run the job to its end first.")
-        if entry.shard.round == 0:
-            for sample in commits[entry.shard.id].samples:
-                span = entry.shard.spans[sample.span]
-                if current[span.uri] == span.etag:
-                    home[_row_id(sample)] = (span.uri, span.etag)
-    for entry in planned:
-        if entry.shard.id in commits:
-            for sample in commits[entry.shard.id].samples:
-                span = entry.shard.spans[sample.span]
-                if home.get(_row_id(sample)) == (span.uri, span.etag):
-                    yield _Counted(entry, sample)
+def _claim(storage: Storage, number: int, outcomes: bytes) -> bool:
+    """Write a version's outcomes; False where somebody else's are there and differ."""
+    name = f"_versions/{number:06d}/outcomes.parquet"
+    try:
+        storage.create_bytes(name, outcomes)
+    except AlreadyExists:
+        return storage.read_bytes(name) == outcomes
+    return True
 
 
 def read_latest(storage: Storage) -> Version | None:
@@ -196,25 +176,21 @@ def read_outcomes(storage: Storage, version: Version) -> pa.Table:
     return pq.read_table(io.BytesIO(data), schema=OUTCOMES_SCHEMA)
 
 
-def _row_id(sample: SampleOutcome) -> str:
-    return sample.id.rsplit("/", 1)[0]
-
-
-def _numbers_taken(storage: Storage) -> list[int]:
-    """Numbers whose outcomes were written, published or not: a publisher that died in between leaves a gap."""
-    return [int(name.split("/")[0]) for name in storage.names("_versions", "/outcomes.parquet")]
-
-
-def _covers(storage: Storage, version: Version, counted: Sequence[_Counted]) -> bool:
+def _covers(storage: Storage, version: Version, counted: Sequence[CountedSample]) -> bool:
     table = read_outcomes(storage, version).select(["id", "shard", "outcome"])
     wanted = [(c.sample.id, c.entry.shard.id, c.sample.outcome) for c in counted]
     return wanted == list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
 def _tables(
-    storage: Storage, number: int, counted: Sequence[_Counted], commits: Mapping[str, Commit]
+    storage: Storage,
+    number: int,
+    counted: Sequence[CountedSample],
+    commits: Mapping[str, Commit],
+    before: Sequence[VersionFile],
 ) -> tuple[list[VersionFile], dict[tuple[str, Outcome], str]]:
-    """The files of a version, and the path for each (shard, outcome)."""
+    """The files of a version, and the path for each (shard, outcome). `before`: the files of the last version."""
+    known = {file.sha256: file.path for file in before}
     wanted: dict[str, dict[Outcome, list[str]]] = {}
     for each in counted:
         wanted.setdefault(each.entry.shard.id, {}).setdefault(each.sample.outcome, []).append(each.sample.id)
@@ -225,27 +201,29 @@ def _tables(
                 continue
             ids = outcomes[stored.outcome]
             if len(ids) < stored.rows:
-                stored = _without_superseded(storage, number, shard, stored, ids)
+                stored = _without_superseded(storage, number, shard, stored, ids, known)
             files.append(VersionFile(stored.path, stored.outcome, stored.rows, stored.bytes, stored.sha256, shard))
     return files, {(file.shard, file.outcome): file.path for file in files}
 
 
 def _without_superseded(
-    storage: Storage, number: int, shard: str, stored: StoredObject, ids: Sequence[str]
+    storage: Storage, number: int, shard: str, stored: StoredObject, ids: Sequence[str], known: Mapping[str, str]
 ) -> StoredObject:
-    """A copy of a table with only the rows that count."""
+    """A copy of a table with only the rows that count; `known`, SHA-256 -> path, has those of the last version."""
     table = pq.read_table(io.BytesIO(storage.read_bytes(stored.path)))
     data = table_bytes(table.filter(pc.is_in(table["id"], pa.array(ids))))
-    folder = stored.path.split("/")[0]
-    path = f"{folder}/{shard}-v{number:06d}-{new_token()}.parquet"
-    storage.write_bytes(path, data)
-    return StoredObject(path, len(data), sha256(data), len(ids), stored.outcome)
+    digest = sha256(data)
+    path = known.get(digest)
+    if path is None:
+        path = f"{stored.path.split('/')[0]}/{shard}-v{number:06d}-{digest[:16]}.parquet"
+        storage.write_bytes(path, data)
+    return StoredObject(path, len(data), digest, len(ids), stored.outcome)
 
 
-def _outcomes_table(counted: Sequence[_Counted], file_of: Mapping[tuple[str, Outcome], str]) -> pa.Table:
+def _outcomes_table(counted: Sequence[CountedSample], file_of: Mapping[tuple[str, Outcome], str]) -> pa.Table:
     records = []
     for each in counted:
-        span, sample, shard = each.entry.shard.spans[each.sample.span], each.sample, each.entry.shard
+        span, sample, shard = each.span, each.sample, each.entry.shard
         records.append(
             {
                 "id": sample.id,

@@ -172,12 +172,11 @@ def _resize_of_window(context: RunContext) -> Literal["fit", "stretch"]:
 
 
 def _samples_of(context: RunContext, entry: PlannedShard, found: Sample | Row | BadRow) -> Iterator[Sample]:
-    """The samples of one row, with ids and seeds; in round r the indices go on at r * samples_per_row."""
+    """The samples of one row, with ids and seeds."""
     row = found.row if isinstance(found, Sample) else found
     if isinstance(row, BadRow):
         row = Row(row.id, row.uri, row.position)
-    first = entry.shard.round * context.spec.input.samples_per_row
-    for index in range(first, first + entry.samples_per_row):
+    for index in entry.indices:
         seed = sample_seed(context.spec.seed, row.id, index)
         yield Sample(id=f"{row.id}/{index}", row=row, index=index, round=entry.shard.round, seed=seed)
 

@@ -1,7 +1,8 @@
 """The spine: plan -> pending -> dispatch -> commit -> publish. Start reading here.
 
 `run_job` is all that `jointdit run` does. It can be killed at any moment and started again, here or elsewhere, also
-while another one runs: what is planned and committed is read from the output, and nothing else is remembered.
+while another one runs: what is planned and committed is read from the output, and nothing else is remembered. Its lease
+(lease.py) only lets others know that it is at work.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from rich.console import Console
 
 from pipelines import about
 from pipelines.context import RunContext
+from pipelines.counting import Counting
 from pipelines.fingerprint import code_version, fingerprint_of
+from pipelines.lease import Heartbeat
 from pipelines.ledger import Ledger, PlannedShard
 from pipelines.model import check_weights, identify
-from pipelines.plan import current_versions, extend_plan, extend_with_regeneration, is_superseded, propose
+from pipelines.plan import extend_plan, extend_with_regeneration, propose
 from pipelines.progress import Progress
 from pipelines.publish import Version, publish
 from pipelines.spec import JobSpec
@@ -60,16 +63,17 @@ def run_job(
         check_weights(spec.model)  # and so is a checkpoint that does not fit
     storage.probe()
     ledger.open_job(spec, fingerprint)
-    proposal = extend_plan(spec, fingerprint, ledger, proposal)
     context = RunContext(spec, storage, model.height, model.width, model.weights, fingerprint, code_version())
-
-    committed_before = len(ledger.committed())
-    with Progress(console) as progress:
-        for uri in proposal.removed:
-            progress.note(f"{uri} is not in the input any more; what it gave stays in the dataset.")
-        generate_all(context, ledger, progress, worker_class)
-    version, is_new = publish(storage, ledger, spec.as_given())
-    about.refresh(storage, ledger, version)
+    progress = Progress(console)
+    with Heartbeat(storage, note=progress.note):
+        proposal = extend_plan(spec, fingerprint, ledger, proposal)
+        committed_before = len(ledger.committed())
+        with progress:
+            for uri in proposal.removed:
+                progress.note(f"{uri} is not in the input any more; what it gave stays in the dataset.")
+            generate_all(context, ledger, progress, worker_class)
+        version, is_new = publish(storage, ledger, spec.as_given())
+        about.refresh(storage, ledger, version)
     return RunSummary(
         output=storage.uri,
         version=version,
@@ -116,5 +120,5 @@ def generate_all(context: RunContext, ledger: Ledger, progress: Progress, worker
 def pending_shards(ledger: Ledger) -> list[PlannedShard]:
     """Plan minus commits, minus what newer input supersedes."""
     planned, committed = ledger.planned(), ledger.committed()
-    current = current_versions(planned)
-    return [entry for entry in planned if entry.shard.id not in committed and not is_superseded(entry.shard, current)]
+    counting = Counting(planned)
+    return [entry for entry in planned if entry.shard.id not in committed and not counting.is_superseded(entry)]

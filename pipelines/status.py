@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from pipelines.ledger import OUTCOMES, Ledger
-from pipelines.plan import current_versions, is_superseded
+from pipelines.counting import Counting
+from pipelines.lease import STALE_SECONDS, Lease, State, Watch
+from pipelines.ledger import OUTCOMES, READERS, Commit, Ledger, PlannedShard
 from pipelines.publish import Version, read_latest
 from pipelines.storage import Storage
+
+RATE_SECONDS = 600.0  # the rate is that of the last ten minutes
 
 
 @dataclass(frozen=True)
@@ -21,40 +29,109 @@ class Status:
     plans: int
     shards: int  # that count: those that newer input supersedes are left out
     committed_shards: int
-    samples: int
+    samples: int  # that count: each once, also where it is made again
     committed_samples: int
     counts: dict[str, int]  # of the committed samples
     round: int  # the last one planned
     crashes: dict[str, int]  # shard -> how often it took a process down
     latest: Version | None
+    is_published: bool  # the latest version covers all plans
+    leases: tuple[tuple[Lease, State], ...]  # of drivers that are at work, or were killed
 
     @property
     def is_complete(self) -> bool:
         """Whether every planned shard is committed and published."""
-        return self.committed_shards == self.shards and self.latest is not None
+        return self.committed_shards == self.shards and self.is_published
+
+    def summary(self) -> dict[str, Any]:
+        """Its fields ready for JSON; of the latest version its number."""
+        leases = [{**asdict(lease), "state": state} for lease, state in self.leases]
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        latest = self.latest.number if self.latest else None
+        return {**fields, "latest": latest, "leases": leases, "is_complete": self.is_complete}
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What is kept of a commit: its counts, and its samples only where some of them do not count."""
+
+    counts: dict[str, int]
+    commit: Commit | None = None
+
+
+class StatusReader:
+    """Reads the state of a job again and again; what cannot change is read once."""
+
+    def __init__(
+        self, uri: str, stale_seconds: float = STALE_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Raises StoreError where there is no job."""
+        self.storage = Storage(uri)
+        self.ledger = Ledger(self.storage)
+        self.job = self.ledger.read_job()
+        self._watch = Watch(self.storage, stale_seconds=stale_seconds, clock=clock)
+        self._clock = clock
+        self._done: dict[str, _Done] = {}
+        self._history: deque[tuple[float, int]] = deque()  # (when, samples committed)
+
+    def read(self) -> Status:
+        """The state now."""
+        planned = self.ledger.planned()
+        counting = Counting(planned)
+        entries = [entry for entry in planned if not counting.is_superseded(entry)]
+        committed = self.ledger.committed()
+        done = [entry for entry in entries if entry.shard.id in committed]
+        partial = {entry.shard.id for entry in done if not counting.is_whole(entry)}
+        self._read_new({entry.shard.id for entry in done}, partial)
+        counts: Counter[str] = Counter()
+        for entry in done:
+            known = self._done[entry.shard.id]
+            if known.commit is None:
+                counts.update(known.counts)
+            else:
+                counts.update(s.outcome for s in known.commit.samples if counting.makes(entry, s))
+        pending = sum(_samples(counting, entry) for entry in entries if entry.shard.id not in committed)
+        self._history.append((self._clock(), counts.total()))
+        latest = read_latest(self.storage)
+        return Status(
+            output=self.storage.uri,
+            name=str(self.job.spec["name"]),
+            task=str(self.job.spec["task"]),
+            created=self.job.created,
+            plans=len({entry.plan for entry in planned}),
+            shards=len(entries),
+            committed_shards=len(done),
+            samples=counts.total() + pending,
+            committed_samples=counts.total(),
+            counts={outcome: counts[outcome] for outcome in OUTCOMES},
+            round=max((entry.shard.round for entry in planned), default=0),
+            crashes={shard: len(self.ledger.crashes(shard)) for shard in sorted(self.ledger.shards_with_crashes())},
+            latest=latest,
+            is_published=latest is not None and {entry.plan for entry in entries} <= set(latest.plans),
+            leases=tuple(self._watch.look()),
+        )
+
+    def rate(self) -> float | None:
+        """Samples a second between the looks of the last minutes; None after the first look."""
+        while len(self._history) > 2 and self._history[-1][0] - self._history[0][0] > RATE_SECONDS:
+            self._history.popleft()
+        (start, before), (end, after) = self._history[0], self._history[-1]
+        return max(0, after - before) / (end - start) if end > start else None
+
+    def _read_new(self, shards: set[str], partial: set[str]) -> None:
+        known = {shard for shard, done in self._done.items() if done.commit is not None or shard not in partial}
+        with ThreadPoolExecutor(READERS) as pool:
+            for commit in pool.map(self.ledger.read_commit, shards - known):
+                assert commit is not None, "commits are never deleted"
+                self._done[commit.shard] = _Done(commit.counts, commit if commit.shard in partial else None)
 
 
 def read_status(uri: str) -> Status:
     """The state of the job at an output address. Raises StoreError where there is none."""
-    storage = Storage(uri)
-    ledger = Ledger(storage)
-    job = ledger.read_job()
-    planned = ledger.planned()
-    current = current_versions(planned)
-    counting = [entry for entry in planned if not is_superseded(entry.shard, current)]
-    commits = ledger.read_commits(entry.shard.id for entry in counting)
-    return Status(
-        output=storage.uri,
-        name=str(job.spec["name"]),
-        task=str(job.spec["task"]),
-        created=job.created,
-        plans=len({entry.plan for entry in planned}),
-        shards=len(counting),
-        committed_shards=len(commits),
-        samples=sum(entry.samples for entry in counting),
-        committed_samples=sum(len(commit.samples) for commit in commits.values()),
-        counts={outcome: sum(commit.counts[outcome] for commit in commits.values()) for outcome in OUTCOMES},
-        round=max((entry.shard.round for entry in planned), default=0),
-        crashes={shard: len(ledger.crashes(shard)) for shard in sorted(ledger.shards_with_crashes())},
-        latest=read_latest(storage),
-    )
+    return StatusReader(uri).read()
+
+
+def _samples(counting: Counting, entry: PlannedShard) -> int:
+    """How many samples of a pending shard will count."""
+    rows = sum(span.rows for span in entry.shard.spans if counting.is_current(entry, span))
+    return rows * entry.samples_per_row

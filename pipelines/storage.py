@@ -38,6 +38,7 @@ from pipelines.store_errors import STORE_EXCEPTIONS, explain, explained, is_unre
 
 TEMPORARY = ".tmp-"  # local files being written; listings leave them out
 CREATE_ATTEMPTS = 4
+FOLDER_ATTEMPTS = 100
 
 
 class AlreadyExists(Exception):
@@ -205,9 +206,12 @@ class Storage:
                         yield ObjectInfo(os.path.relpath(path, root), found.st_size, etag, found.st_mtime)
 
     def delete(self, name: str) -> None:
-        """Remove an object; one that is gone already is no error."""
+        """Remove an object, and the local folder that it leaves empty; one that is gone already is no error."""
         with explained(self.uri, name), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
+            if self.is_local and "/" in name:
+                with contextlib.suppress(OSError):  # it holds more
+                    os.rmdir(os.path.dirname(self.path(name)))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write an object, replacing what is there; a reader sees the old bytes or the new, never a part."""
@@ -256,9 +260,6 @@ class Storage:
                     raise StoreError(f"{self.uri} does not give back what was written: use another store.")
             finally:
                 self.delete(name)
-                if self.is_local:
-                    with contextlib.suppress(OSError):  # another driver probes at the same time
-                        os.rmdir(self.path("_probe"))
 
     def _refuses_second(self, name: str) -> bool:
         try:
@@ -334,16 +335,24 @@ def _raise_unless_gone(error: OSError) -> None:
 @contextlib.contextmanager
 def _temporary_file(final: Path, data: bytes) -> Iterator[str]:
     """`data`, safely on disk under a temporary name beside `final`; removed at the end unless it was renamed."""
-    final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
-        with temporary.open("xb") as file:
+        with _open_new(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         yield str(temporary)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _open_new(path: Path) -> BinaryIO:
+    """A new file, its folder made; made again where another process has just removed it because it was empty."""
+    for _ in range(FOLDER_ATTEMPTS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return path.open("xb")
+    raise FileNotFoundError(str(path))
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -1,29 +1,30 @@
 """The whole account again, from the files alone: nothing lost, nothing doubled, nothing damaged.
 
-It trusts no count that a run wrote down. Every object that a commit or the latest version names is read, its size and
-SHA-256 compared, its rows counted, its pictures decoded, its points counted; the samples are recomputed from the plan.
+It trusts no count that a run wrote down. The plan's shards must be what their ids say and hold each row of an input
+version once; each commit must end each of its shard's samples once, in objects that hold them; the latest version must
+be what the commits say, and each object that a commit or a version names is read whole (object_checks.py).
 """
 
 from __future__ import annotations
 
-import io
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from jointdit.errors import JointDiTError
+from pipelines.counting import Counting
+from pipelines.fingerprint import digest
 from pipelines.finish import FOLDERS
-from pipelines.ledger import OUTCOMES, Commit, Ledger, PlannedShard, StoredObject, sha256
-from pipelines.plan import current_versions, is_superseded
-from pipelines.publish import Version, counted_samples, read_latest, read_outcomes
-from pipelines.sinks.parquet import data_schema
-from pipelines.spec import JobSpec, load_spec
+from pipelines.ledger import OUTCOMES, Commit, Job, Ledger, PlannedShard, StoredObject, sha256
+from pipelines.object_checks import check_object
+from pipelines.plan import id_of
+from pipelines.publish import Version, read_outcomes, read_version, version_numbers
+from pipelines.spec import load_spec
 from pipelines.storage import Storage
 
 READERS = 4  # tables at once; each is held in memory whole
@@ -50,20 +51,60 @@ def validate(uri: str) -> Validation:
     storage = Storage(uri)
     ledger = Ledger(storage)
     job = ledger.read_job()
-    spec = load_spec(job.spec)
     found = Validation(storage.uri)
-    planned, version = ledger.planned(), read_latest(storage)
+    try:
+        planned = ledger.planned()
+    except JointDiTError as error:
+        found.problems.append(str(error))
+        return found
+    found.problems += check_plan(job, planned)
+    if found.problems:
+        return found  # what counts cannot be told from such a plan
     commits = _read_commits(ledger, planned, found)
-    _check_commits(planned, commits, found)
-    if version is None:
+    found.problems += _check_commits(planned, commits)
+    found.problems += _check_crashes(ledger, planned)
+    versions = _read_versions(storage, found)
+    if versions:
+        latest = versions[-1]
+        found.version, found.counts = latest.number, dict(latest.counts)
+        _check_latest(storage, planned, commits, latest, found)
+    elif not found.problems:
         found.problems.append("no version is published: the job has not run to its end.")
-    else:
-        found.version, found.counts = version.number, dict(version.counts)
-        _check_version(storage, ledger, planned, commits, version, found)
-    _check_objects(storage, spec, commits, version, found)
-    _note_orphans(storage, commits, version, found)
+    _check_objects(storage, job, commits, versions, found)
+    _note_orphans(storage, commits, versions, found)
     del found.problems[MOST_PROBLEMS:]
     return found
+
+
+def check_plan(job: Job, planned: Sequence[PlannedShard]) -> Iterator[str]:
+    """Shards have the ids they must have, plan files no gap, and each row of an input version is planned once."""
+    numbers = sorted({entry.plan for entry in planned})
+    for number in sorted(set(range(1, numbers[-1] + 1 if numbers else 1)) - set(numbers)):
+        yield f"_plan/{number:06d}.parquet is missing."
+    fingerprint, per_row = digest(job.fingerprint), int(job.resolved["input"]["samples_per_row"])
+    spans: dict[tuple[str, int], list[tuple[int, int]]] = {}  # (uri, plan) -> rows
+    versions: dict[str, list[tuple[str, int]]] = {}  # uri -> its input versions as they were planned
+    for entry in planned:
+        if entry.shard.id != id_of(entry, fingerprint, per_row):
+            yield f"_plan/{entry.plan:06d}.parquet: shard {entry.shard.id} is not what its id says."
+        for span in entry.shard.spans:
+            if entry.is_first:
+                spans.setdefault((span.uri, entry.plan), []).append((span.start, span.stop))
+                if (span.etag, entry.plan) not in (history := versions.setdefault(span.uri, [])):
+                    history.append((span.etag, entry.plan))
+            elif span.uri not in versions:
+                yield f"_plan/{entry.plan:06d}.parquet: shard {entry.shard.id} is of {span.uri}, which was not planned."
+    for (uri, number), ranges in spans.items():
+        at = 0
+        for start, stop in sorted(ranges):
+            if start != at:
+                what = "are in no shard" if start > at else "are in two shards"
+                yield f"_plan/{number:06d}.parquet: rows {min(at, start)} to {max(at, start)} of {uri} {what}."
+            at = max(at, stop)
+    for uri, history in versions.items():
+        for (etag, number), (later, again) in itertools.pairwise(history):
+            if etag == later:
+                yield f"{uri} is planned twice, in _plan/{number:06d}.parquet and _plan/{again:06d}.parquet."
 
 
 def _read_commits(ledger: Ledger, planned: Iterable[PlannedShard], found: Validation) -> dict[str, Commit]:
@@ -83,46 +124,81 @@ def _read_commits(ledger: Ledger, planned: Iterable[PlannedShard], found: Valida
     return commits
 
 
-def _check_commits(planned: Iterable[PlannedShard], commits: Mapping[str, Commit], found: Validation) -> None:
-    """Each planned sample of a committed shard ends exactly once."""
-    for entry in planned:
-        commit = commits.get(entry.shard.id)
+def _check_commits(planned: Iterable[PlannedShard], commits: Mapping[str, Commit]) -> Iterator[str]:
+    """Each planned sample of a committed shard ends exactly once, and in an object that has room for it."""
+    owner: dict[str, str] = {}
+    for entry in {entry.shard.id: entry for entry in planned}.values():
+        commit, name = commits.get(entry.shard.id), f"shard {entry.shard.id}"
         if commit is None:
             continue
+        if commit.shard != entry.shard.id:
+            yield f"_commits/{entry.shard.id}.json is the commit of shard {commit.shard}."
         wanted = {
-            (number, position)
+            (number, position, index)
             for number, span in enumerate(entry.shard.spans)
             for position in range(span.start, span.stop)
+            for index in entry.indices
         }
-        rows = Counter((sample.span, sample.position) for sample in commit.samples)
-        lost = sum(max(0, entry.samples_per_row - rows[row]) for row in wanted)
-        extra = sum(max(0, n - (entry.samples_per_row if row in wanted else 0)) for row, n in rows.items())
+        have = Counter((sample.span, sample.position, sample.index) for sample in commit.samples)
+        lost, extra = len(wanted - have.keys()), sum((have - Counter(wanted)).values())
         if lost:
-            found.problems.append(f"shard {entry.shard.id}: {lost} of {entry.samples} planned samples are lost.")
+            yield f"{name}: {lost} of {entry.samples} planned samples are lost."
         if extra:
-            found.problems.append(
-                f"shard {entry.shard.id}: {extra} samples more than its {entry.samples} planned ones."
-            )
+            yield f"{name}: {extra} samples more than its {entry.samples} planned ones."
+        rows = Counter[str]()
+        for stored in commit.objects:
+            if stored.kind == "table":
+                rows[stored.outcome] += stored.rows
+            if owner.setdefault(stored.path, entry.shard.id) != entry.shard.id or entry.shard.id not in stored.path:
+                yield f"{name} names {stored.path}, which is of another shard."
+        for outcome in OUTCOMES:
+            if rows[outcome] != commit.counts[outcome]:
+                yield f"{name}: {commit.counts[outcome]} samples are {outcome}, and its tables hold {rows[outcome]}."
 
 
-def _check_version(
+def _check_crashes(ledger: Ledger, planned: Iterable[PlannedShard]) -> Iterator[str]:
+    """Crash records are whole and numbered without a gap: what isolates a shard's rows is read from them."""
+    known = {entry.shard.id for entry in planned}
+    for shard in sorted(ledger.shards_with_crashes()):
+        if shard not in known:
+            yield f"_crashes/{shard} is of a shard that no plan holds."
+        try:
+            records = ledger.crashes(shard)
+        except (JointDiTError, ValueError) as error:
+            yield f"_crashes/{shard} is damaged ({error})."
+            continue
+        if set(ledger.storage.names(f"_crashes/{shard}")) != {f"{n}.json" for n in range(1, len(records) + 1)}:
+            yield f"_crashes/{shard}: a record between the first and the last is missing."
+
+
+def _read_versions(storage: Storage, found: Validation) -> list[Version]:
+    """The published versions whose outcomes are as they were written."""
+    versions: list[Version] = []
+    for number in version_numbers(storage):
+        name = f"_versions/{number:06d}"
+        try:
+            version = read_version(storage, number)
+            intact = sha256(storage.read_bytes(f"{name}/outcomes.parquet")) == version.outcomes_sha256
+        except FileNotFoundError:
+            found.problems.append(f"{name}/outcomes.parquet is missing.")
+        except (JointDiTError, KeyError, TypeError) as error:
+            found.problems.append(f"{name}/version.json is damaged ({error})")
+        else:
+            if intact:
+                versions.append(version)
+            else:
+                found.problems.append(f"{name}/outcomes.parquet has another SHA-256 than version.json says.")
+    return versions
+
+
+def _check_latest(
     storage: Storage,
-    ledger: Ledger,
-    planned: list[PlannedShard],
+    planned: Sequence[PlannedShard],
     commits: Mapping[str, Commit],
     version: Version,
     found: Validation,
 ) -> None:
     """The version's outcomes are the committed samples that count, each id once, and its files hold exactly them."""
-    name = f"_versions/{version.number:06d}/outcomes.parquet"
-    try:
-        intact = sha256(storage.read_bytes(name)) == version.outcomes_sha256
-    except FileNotFoundError:
-        found.problems.append(f"{name} is missing.")
-        return
-    if not intact:
-        found.problems.append(f"{name} has another SHA-256 than version.json says.")
-        return
     outcomes = read_outcomes(storage, version).select(["id", "outcome", "file"]).to_pylist()
     doubled = [identifier for identifier, count in Counter(row["id"] for row in outcomes).items() if count > 1]
     found.problems += [
@@ -133,16 +209,15 @@ def _check_version(
         found.problems.append(
             f"version {version.number} counts {version.counts} and its outcomes hold {dict(counted)}."
         )
-
     in_plans = [entry for entry in planned if entry.plan in version.plans]
-    current = current_versions(in_plans)
-    pending = [e for e in in_plans if e.shard.id not in commits and not is_superseded(e.shard, current)]
+    counting = Counting(in_plans)
+    pending = [e for e in in_plans if e.shard.id not in commits and not counting.is_superseded(e)]
     for entry in pending:
         found.problems.append(
             f"shard {entry.shard.id}: {entry.samples} samples of version {version.number} have no commit."
         )
     if not pending:
-        wanted = Counter((each.sample.id, each.sample.outcome) for each in counted_samples(in_plans, commits))
+        wanted = Counter((each.sample.id, each.sample.outcome) for each in counting.counted(commits))
         have = Counter((row["id"], row["outcome"]) for row in outcomes)
         found.problems += [
             f"sample {i} is {o} in its commit and not so in version {version.number}." for i, o in wanted - have
@@ -162,7 +237,7 @@ def _ids_differ(storage: Storage, path: str, wanted: Counter[str]) -> Iterator[s
     try:
         with storage.open(path) as file:
             have = Counter(pq.read_table(file, columns=["id"])["id"].to_pylist())
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (pa.ArrowException, OSError):
         return  # reported with the objects
     for identifier in wanted - have:
         yield f"{path}: sample {identifier} is lost."
@@ -171,103 +246,31 @@ def _ids_differ(storage: Storage, path: str, wanted: Counter[str]) -> Iterator[s
 
 
 def _check_objects(
-    storage: Storage, spec: JobSpec, commits: Mapping[str, Commit], version: Version | None, found: Validation
+    storage: Storage, job: Job, commits: Mapping[str, Commit], versions: Iterable[Version], found: Validation
 ) -> None:
-    objects = [stored for commit in commits.values() for stored in commit.objects]
-    named = {stored.path for stored in objects}
-    rewritten = [file for file in version.files if file.path not in named] if version else []
-    objects += [StoredObject(f.path, f.bytes, f.sha256, f.rows, f.outcome) for f in rewritten]
+    """Each object that a commit or any version names, read whole."""
+    spec = load_spec(job.spec)
+    objects = {stored.path: stored for commit in commits.values() for stored in commit.objects}
+    pointclouds = {stored.path for stored in objects.values() if stored.kind == "points"}
+    for version in versions:
+        for file in version.files:
+            objects.setdefault(file.path, StoredObject(file.path, file.bytes, file.sha256, file.rows, file.outcome))
     with ThreadPoolExecutor(READERS) as pool:
-        for stored, (problems, pictures) in zip(
-            objects, pool.map(lambda o: _check_object(storage, spec, o), objects), strict=True
-        ):
-            found.problems += problems
+        checks = pool.map(lambda stored: check_object(storage, spec, stored, pointclouds), objects.values())
+        for stored, checked in zip(objects.values(), checks, strict=True):
+            found.problems += checked.problems
             found.files += 1
             found.bytes += stored.bytes
-            found.pictures += pictures
+            found.pictures += checked.pictures
             found.pointclouds += stored.kind == "points"
 
 
-def _check_object(storage: Storage, spec: JobSpec, stored: StoredObject) -> tuple[list[str], int]:
-    """(problems, pictures decoded) of one object."""
-    try:
-        data = storage.read_bytes(stored.path)
-    except FileNotFoundError:
-        return [f"{stored.path} is named by a commit and missing."], 0
-    if len(data) != stored.bytes:
-        return [f"{stored.path} has {len(data)} bytes, its commit says {stored.bytes}."], 0
-    if sha256(data) != stored.sha256:
-        return [f"{stored.path} has another SHA-256 than its commit says."], 0
-    if stored.kind == "points":
-        return list(_check_ply(stored, data)), 0
-    return _check_table(storage, spec, stored, data)
-
-
-def _check_table(storage: Storage, spec: JobSpec, stored: StoredObject, data: bytes) -> tuple[list[str], int]:
-    try:
-        table = pq.read_table(io.BytesIO(data))
-    except pa.ArrowInvalid as error:
-        return [f"{stored.path} is not a readable Parquet file ({error})."], 0
-    problems: list[str] = []
-    if table.num_rows != stored.rows:
-        problems.append(f"{stored.path} has {table.num_rows} rows, its commit says {stored.rows}.")
-    # Scores and points are recorded and may change between runs of one job; the other columns may not.
-    wanted = {
-        f.name: f.type for f in data_schema(spec, stored.outcome) if f.name not in ("quality", "points", "colors")
-    }
-    have = {f.name: f.type for f in table.schema}
-    for name, kind in wanted.items():
-        if have.get(name) != kind:
-            problems.append(f"{stored.path}: column {name} is {have.get(name, 'missing')}, the schema says {kind}.")
-    if problems or stored.outcome == "quarantined":
-        return problems, 0
-    pictures = 0
-    for row in table.select(["id", "width", "height", "rgb", "depth", "pointcloud"]).to_pylist():
-        for column in ("rgb", "depth"):
-            if row[column] is None or row[column]["bytes"] is None:
-                continue  # output.rgb: reference
-            pictures += 1
-            problems += _check_picture(stored.path, row, column)
-        if row["pointcloud"] is not None and not storage.exists(row["pointcloud"]):
-            problems.append(f"{stored.path}: sample {row['id']} names {row['pointcloud']}, which is missing.")
-    return problems, pictures
-
-
-def _check_picture(path: str, row: Mapping[str, object], column: str) -> Iterator[str]:
-    struct = row[column]
-    assert isinstance(struct, dict)
-    try:
-        with Image.open(io.BytesIO(struct["bytes"])) as image:
-            image.load()
-            size, mode = image.size, image.mode
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        yield f"{path}: {column} of sample {row['id']} cannot be decoded ({type(error).__name__})."
-        return
-    if size != (row["width"], row["height"]):
-        stated = f"{row['width']} x {row['height']}"
-        yield f"{path}: {column} of sample {row['id']} is {size[0]} x {size[1]}, its row says {stated}."
-    if column == "depth" and not mode.startswith("I"):
-        yield f"{path}: depth of sample {row['id']} has mode {mode} and not 16 bits."
-
-
-def _check_ply(stored: StoredObject, data: bytes) -> Iterator[str]:
-    header, separator, body = data.partition(b"end_header\n")
-    lines = header.decode("ascii", "replace").splitlines()
-    counts = [int(line.split()[-1]) for line in lines if line.startswith("element vertex ")]
-    if not separator or lines[:1] != ["ply"] or len(counts) != 1:
-        yield f"{stored.path} is not a PLY file of points."
-        return
-    size = 15  # bytes a point: float32 xyz, uint8 rgb
-    if counts[0] != stored.rows or len(body) != size * counts[0]:
-        yield f"{stored.path} says {counts[0]} points, holds {len(body) / size:g}, and its commit says {stored.rows}."
-    elif not np.isfinite(np.frombuffer(body, np.uint8).reshape(-1, size)[:, :12].copy().view("<f4")).all():
-        yield f"{stored.path} has points that are not finite."
-
-
-def _note_orphans(storage: Storage, commits: Mapping[str, Commit], version: Version | None, found: Validation) -> None:
+def _note_orphans(
+    storage: Storage, commits: Mapping[str, Commit], versions: Iterable[Version], found: Validation
+) -> None:
     """Objects of attempts that lost or died: untidy, and no harm to anybody who reads the version's files."""
     named = {stored.path for commit in commits.values() for stored in commit.objects}
-    named |= {file.path for file in version.files} if version else set()
+    named |= {file.path for version in versions for file in version.files}
     for folder in (*FOLDERS.values(), "pointclouds"):
         orphans = [each for each in storage.list(folder) if each.path not in named]
         if orphans:

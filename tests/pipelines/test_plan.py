@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from jointdit.errors import InputError, SpecError
-from pipelines.ledger import PlannedShard
-from pipelines.plan import current_versions, cut_shards, extend_with_regeneration, make_shard, preview, propose
+from pipelines.plan import cut_shards, extend_with_regeneration, make_shard, preview, propose
 from pipelines.records import SourceFile, Span
 from pipelines.run import pending_shards
 from pipelines.spec import load_spec
@@ -152,16 +151,6 @@ def test_regeneration_is_planned_from_committed_rejects_alone(make_job) -> None:
     assert extend_with_regeneration(spec, fingerprint, job.ledger) == 0  # two rounds are over
     version, _ = job.publish()
     assert version.counts == {"kept": 4, "rejected": 12, "quarantined": 0}
-
-
-def test_current_versions_follow_the_plan_and_not_regeneration() -> None:
-    old, new = Span("/in/a", "1", "a", 0, 2), Span("/in/a", "2", "a", 0, 2)
-    planned = [
-        PlannedShard(make_shard([old], 0, "f"), 1, 1, 0),
-        PlannedShard(make_shard([new], 0, "f"), 1, 2, 0),
-        PlannedShard(make_shard([old], 1, "f"), 1, 3, 0),
-    ]
-    assert current_versions(planned) == {"/in/a": "2"}
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_a_shard_gives_the_parts_the_driver_counts_on(make_job) -> None:
 def test_later_rounds_go_on_with_the_index(make_job) -> None:
     job = make_job(["a", "b"], input={"samples_per_row": 2})
     (entry,) = (job.plan(), job.ledger.planned())[1]
-    later = PlannedShard(make_shard(entry.shard.spans, 3, "f"), 1, 2, 0)
+    later = PlannedShard(make_shard(entry.shard.spans, 3, "f"), 1, 2, 0, indices=(6,))
     _, parts = read_shard(job.context, later)
     assert ids(parts) == [["prompts.txt:0/6", "prompts.txt:1/6"]]
     assert {sample.round for part in parts for sample in part} == {3}

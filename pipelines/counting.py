@@ -1,0 +1,128 @@
+"""Which planned samples count. The plan alone decides it, by what was planned last:
+
+    a file     its input version that was planned last; its older versions count no more
+    a row      the file that was planned last with its id, so that a file which was moved does not double its rows
+    a sample   the last retry that names it (retry.py), committed or not
+
+A sample is (uri, etag, row position, index): an id column that cannot be read loses nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from jointdit.errors import PermanentError
+from pipelines.ledger import Commit, PlannedShard, SampleOutcome
+from pipelines.records import Span
+
+Identity = tuple[str, str, int, int]  # uri, etag, row position, sample index
+
+
+@dataclass(frozen=True)
+class CountedSample:
+    """A committed sample that counts, with the shard that made it."""
+
+    entry: PlannedShard
+    sample: SampleOutcome
+
+    @property
+    def span(self) -> Span:
+        """The rows it comes from."""
+        return self.entry.shard.spans[self.sample.span]
+
+    @property
+    def source(self) -> str:
+        """Its row's id."""
+        return row_id(self.sample)
+
+
+class Counting:
+    """Which samples of a plan count; `planned` is in (plan, position) order."""
+
+    def __init__(self, planned: Sequence[PlannedShard]) -> None:
+        self.planned = planned
+        self.versions: dict[str, tuple[str, int]] = {}  # uri -> its etag that was planned last, and in which plan file
+        self.retries: dict[Identity, tuple[int, int]] = {}  # -> (plan, position) of the last retry that makes it
+        for entry in planned:
+            if entry.is_first:
+                self.versions.update({span.uri: (span.etag, entry.plan) for span in entry.shard.spans})
+            elif entry.retry:
+                self.retries.update(dict.fromkeys(identities(entry), (entry.plan, entry.position)))
+        self._retried: dict[str, list[int]] = {}  # uri -> row positions that retries name, sorted
+        for uri, position in sorted({(uri, position) for uri, _, position, _ in self.retries}):
+            self._retried.setdefault(uri, []).append(position)
+
+    def is_current(self, entry: PlannedShard, span: Span) -> bool:
+        """Whether a span of an entry holds rows of the input version that counts.
+
+        A file that changed and changed back has one etag in two plan files: the later one counts.
+        """
+        etag, plan = self.versions[span.uri]
+        return span.etag == etag and (not entry.is_first or entry.plan == plan)
+
+    def is_superseded(self, entry: PlannedShard) -> bool:
+        """Whether nothing of a shard counts any more, because each of its files has a newer planned version."""
+        return not any(self.is_current(entry, span) for span in entry.shard.spans)
+
+    def is_whole(self, entry: PlannedShard) -> bool:
+        """Whether all samples of a shard count for sure: its files are current, and no retry names its rows."""
+        return all(self.is_current(entry, span) and not self._is_retried(span) for span in entry.shard.spans)
+
+    def _is_retried(self, span: Span) -> bool:
+        positions = self._retried.get(span.uri, [])
+        following = bisect_left(positions, span.start)
+        return following < len(positions) and positions[following] < span.stop
+
+    def makes(self, entry: PlannedShard, sample: SampleOutcome) -> bool:
+        """Whether a sample of an entry is of a current input version and not made again by a later retry."""
+        span, place = entry.shard.spans[sample.span], (entry.plan, entry.position)
+        identity = (span.uri, span.etag, sample.position, sample.index)
+        return self.is_current(entry, span) and self.retries.get(identity, place) == place
+
+    def counted(self, commits: Mapping[str, Commit], unfinished: bool = False) -> Iterator[CountedSample]:
+        """The samples that count, in (plan, position) order.
+
+        Raises:
+            PermanentError: a shard that counts has no commit, and the job may not be `unfinished`.
+        """
+        entries = [entry for entry in self.planned if not self.is_superseded(entry)]
+        for entry in entries:
+            if entry.shard.id not in commits and not unfinished:
+                raise PermanentError(
+                    f"shard {entry.shard.id} is planned and not committed: run the job to its end first."
+                )
+        committed = [entry for entry in entries if entry.shard.id in commits]
+        home = self._homes(committed, commits)
+        for entry in committed:
+            for sample in commits[entry.shard.id].samples:
+                span = entry.shard.spans[sample.span]
+                if home.get(row_id(sample)) == (span.uri, span.etag) and self.makes(entry, sample):
+                    yield CountedSample(entry, sample)
+
+    def _homes(self, committed: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> dict[str, tuple[str, str]]:
+        """Row id -> the input version that was planned last for it."""
+        home: dict[str, tuple[str, str]] = {}
+        retried: dict[str, tuple[str, str]] = {}  # a row whose id could not be read when it was planned first
+        for entry in committed:
+            if entry.is_first or entry.retry:
+                target = home if entry.is_first else retried
+                for sample in commits[entry.shard.id].samples:
+                    span = entry.shard.spans[sample.span]
+                    if self.is_current(entry, span):
+                        target[row_id(sample)] = (span.uri, span.etag)
+        return {**retried, **home}
+
+
+def identities(entry: PlannedShard) -> Iterator[Identity]:
+    """The samples that a shard makes."""
+    for span in entry.shard.spans:
+        for position in range(span.start, span.stop):
+            for index in entry.indices:
+                yield (span.uri, span.etag, position, index)
+
+
+def row_id(sample: SampleOutcome) -> str:
+    """The id of a sample's row."""
+    return sample.id.rsplit("/", 1)[0]

@@ -1,0 +1,3 @@
+from tests.local_job import LocalJob, make_job
+
+__all__ = ["LocalJob", "make_job"]

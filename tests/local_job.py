@@ -1,0 +1,76 @@
+"""Jobs without Ray: the same chain, read -> worker -> finish, called in this process with the stand-in model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.context import RunContext
+from pipelines.fingerprint import fingerprint_of
+from pipelines.finish import Receipt, finish_shard
+from pipelines.ledger import Ledger, PlannedShard
+from pipelines.model import ModelIdentity
+from pipelines.plan import Proposal, extend_plan, propose
+from pipelines.publish import Version, publish
+from pipelines.read import NO_ISOLATION, Isolation, read_shard
+from pipelines.run import pending_shards
+from pipelines.spec import load_spec
+from pipelines.storage import Storage
+from tests.stand_in import StandInWorker
+
+IDENTITY = ModelIdentity(weights="stand-in", bytes=0, height=32, width=32)
+
+
+@dataclass
+class LocalJob:
+    """A job on a local folder or on S3 whose shards are run in this process."""
+
+    context: RunContext
+    ledger: Ledger
+
+    def plan(self) -> Proposal:
+        spec, fingerprint = self.context.spec, self.context.fingerprint
+        self.ledger.open_job(spec, fingerprint)
+        return extend_plan(spec, fingerprint, self.ledger, propose(spec, fingerprint, self.ledger))
+
+    def run_shard(self, entry: PlannedShard, isolation: Isolation = NO_ISOLATION) -> Receipt:
+        worker = StandInWorker(self.context, "cpu", 1)
+        worker.set_up()
+        rows, parts = read_shard(self.context, entry, isolation)
+        return finish_shard(self.context, entry, rows, *(worker.generate(part)[0] for part in parts))
+
+    def run(self) -> list[Receipt]:
+        return [self.run_shard(entry) for entry in pending_shards(self.ledger)]
+
+    def publish(self) -> tuple[Version, bool]:
+        return publish(self.context.storage, self.ledger, self.context.spec.as_given())
+
+    def complete(self) -> Version:
+        self.plan()
+        self.run()
+        return self.publish()[0]
+
+
+@pytest.fixture
+def make_job(tmp_path: Path):
+    """make_job(prompts, **sections of the spec) -> LocalJob; prompts are written to a text file, one a row."""
+
+    def make(prompts: list[str] | None = None, **sections: Any) -> LocalJob:
+        if prompts is not None:
+            (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+        data: dict[str, Any] = {"task": "joint", "quality": {"max_quarantined_fraction": 1.0}}
+        data["input"] = {"uri": str(tmp_path / "prompts.txt")}
+        data["output"] = {"uri": str(tmp_path / "out"), "shard_rows": 4}
+        data["model"] = {"batch_size": 2}
+        for name, section in sections.items():
+            data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section
+        spec = load_spec(data)
+        storage = Storage(spec.output.uri)
+        fingerprint = fingerprint_of(spec, IDENTITY)
+        context = RunContext(spec, storage, IDENTITY.height, IDENTITY.width, IDENTITY.weights, fingerprint, "test")
+        return LocalJob(context, Ledger(storage))
+
+    return make
