@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import io
 import os
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from jointdit.errors import InputError, SpecError
+from pipelines.counting import Counting
+from pipelines.ledger import Ledger, parquet_bytes
 from pipelines.plan import cut_shards, extend_with_regeneration, make_shard, preview, propose
 from pipelines.records import SourceFile, Span
 from pipelines.run import pending_shards
 from pipelines.spec import load_spec
+from pipelines.validate import validate
 
 
 def source(name: str, etag: str = "1") -> SourceFile:
@@ -145,12 +150,49 @@ def test_regeneration_is_planned_from_committed_rejects_alone(make_job) -> None:
     (entry,) = pending_shards(job.ledger)
     assert entry.shard.round == 1
     assert [(span.start, span.stop) for span in entry.shard.spans] == [(1, 2), (3, 4)]
+    assert entry.indices == (2, 3), "they go on where round 0 ended"
     job.run()
     assert extend_with_regeneration(spec, fingerprint, job.ledger) == 4
     job.run()
     assert extend_with_regeneration(spec, fingerprint, job.ledger) == 0  # two rounds are over
     version, _ = job.publish()
     assert version.counts == {"kept": 4, "rejected": 12, "quarantined": 0}
+
+
+def test_a_file_that_changes_back_is_planned_again(make_job, tmp_path: Path) -> None:
+    """On S3 an ETag is a hash of the content: the old content has the old ETag."""
+    file = tmp_path / "prompts.txt"
+    first = make_job(["a", "b", "c", "d", "e"])
+    first.complete()
+    stat = file.stat()
+    file.write_text("other\n")
+    assert first.complete().counts["kept"] == 1
+    file.write_text("a\nb\nc\nd\ne\n")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert first.plan().changed == (str(file),)
+    planned = first.ledger.planned()
+    counting = Counting(planned)
+    assert [entry.plan for entry in planned if not counting.is_superseded(entry)] == [3, 3]
+    assert pending_shards(first.ledger) == [], "what was made of it before is still there"
+    assert first.complete().counts["kept"] == 5
+    assert first.plan().shards == ()
+    assert validate(first.context.storage.uri).problems == []
+
+
+def test_a_plan_of_an_earlier_version_is_read(make_job) -> None:
+    """Without the columns that retries brought: the indices follow from the round."""
+    quality = {"filters": [{"kind": "depth_range"}], "regenerate": 1}
+    job = make_job(["fine", "FLAT"], quality=quality, input={"samples_per_row": 2})
+    job.plan()
+    job.run()
+    extend_with_regeneration(job.context.spec, job.context.fingerprint, job.ledger)
+    expected = job.ledger.planned()
+    for number in (1, 2):
+        name = f"_plan/{number:06d}.parquet"
+        table = pq.read_table(io.BytesIO(job.context.storage.read_bytes(name)))
+        job.context.storage.write_bytes(name, parquet_bytes(table.drop_columns(["indices", "retry"])))
+    assert Ledger(job.context.storage).planned() == expected
+    assert [entry.indices for entry in expected] == [(0, 1), (2, 3)]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from jointdit.errors import PermanentError
 from pipelines import about
 from pipelines.ledger import Ledger, sha256
-from pipelines.publish import Version, read_latest, read_outcomes, read_version, version_numbers
+from pipelines.publish import Version, publish, read_latest, read_outcomes, read_version, version_numbers
 from pipelines.run import pending_shards
 from pipelines.storage import Storage
 from pipelines.validate import validate
@@ -112,6 +112,53 @@ def test_a_publisher_that_died_leaves_a_gap(folder_job: LocalJob, tmp_path: Path
     assert validate(storage.uri).problems == []
 
 
+def test_a_publisher_that_died_before_its_last_write_is_completed(folder_job: LocalJob, tmp_path: Path) -> None:
+    """Equal commits give equal outcomes, so the next publisher takes the number instead of leaving a gap."""
+    storage = folder_job.context.storage
+    (tmp_path / "in" / "a.txt").write_text("a0 changed\n")
+    second = folder_job.complete()
+    storage.delete("_versions/000002/version.json")
+    again, is_new = folder_job.publish()
+    assert (again.number, is_new, again.files) == (2, True, second.files)
+    assert validate(storage.uri).notes == []
+
+
+class Overtaken(Ledger):
+    """A publisher that is overtaken by another between reading the plan and writing its version."""
+
+    def __init__(self, storage: Storage, overtake) -> None:
+        super().__init__(storage)
+        self.overtake = overtake
+
+    def planned(self):
+        planned = super().planned()
+        overtake, self.overtake = self.overtake, lambda: None
+        overtake()
+        return planned
+
+
+def test_no_version_is_older_than_the_one_before_it(folder_job: LocalJob, tmp_path: Path) -> None:
+    """The slower publisher must not put what it read earlier on top of the faster one's version."""
+    storage = folder_job.context.storage
+    (tmp_path / "in" / "d.txt").write_text("d0\n")
+    folder_job.plan()
+    folder_job.run()
+    (tmp_path / "in" / "e.txt").write_text("e0\n")
+    slow = Overtaken(storage, folder_job.complete)
+    version, is_new = publish(storage, slow, folder_job.context.spec.as_given())
+    assert (version.number, is_new, version.counts["kept"]) == (2, False, 9)
+    assert version_numbers(storage) == [1, 2]
+
+
+def test_superseded_rows_are_left_out_once_and_not_with_each_version(folder_job: LocalJob, tmp_path: Path) -> None:
+    (tmp_path / "in" / "a.txt").write_text("a0 changed\n")
+    second = folder_job.complete()
+    (tmp_path / "in" / "d.txt").write_text("d0\n")
+    third = folder_job.complete()
+    assert third.files[: len(second.files)] == second.files
+    assert [file.path for file in third.files if "-v000003-" in file.path] == []
+
+
 def test_the_losers_objects_are_in_no_version(make_job) -> None:
     job = make_job(["a", "b"])
     job.plan()
@@ -123,6 +170,15 @@ def test_the_losers_objects_are_in_no_version(make_job) -> None:
     found = validate(job.context.storage.uri)
     assert found.problems == []
     assert found.notes == ["data/ has 1 objects (29 bytes) that no commit names."]
+
+
+def test_of_two_drivers_the_slower_does_not_leave_an_older_card(folder_job: LocalJob, tmp_path: Path) -> None:
+    storage = folder_job.context.storage
+    first = read_latest(storage)
+    (tmp_path / "in" / "d.txt").write_text("d0\n")
+    about.refresh(storage, folder_job.ledger, folder_job.complete())
+    about.refresh(storage, folder_job.ledger, first)
+    assert "Version 2" in storage.read_bytes("README.md").decode()
 
 
 def test_card_and_gallery_follow_the_latest_version(folder_job: LocalJob, tmp_path: Path) -> None:

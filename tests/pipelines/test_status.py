@@ -5,8 +5,18 @@ from pathlib import Path
 import pytest
 
 from jointdit.errors import StoreError
+from pipelines.lease import Heartbeat
 from pipelines.run import pending_shards
-from pipelines.status import read_status
+from pipelines.status import StatusReader, read_status
+
+
+class Clock:
+    """The watcher's own."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def test_a_job_under_way(make_job, tmp_path: Path) -> None:
@@ -31,11 +41,50 @@ def test_a_job_under_way(make_job, tmp_path: Path) -> None:
     status = read_status(uri)
     assert status.latest == version
     assert status.is_complete
+    assert status.is_published
     (tmp_path / "prompts.txt").write_text("another\n")
     job.plan()
     status = read_status(uri)
     assert (status.shards, status.samples, status.committed_samples) == (1, 2, 0)  # the old version is superseded
     assert not status.is_complete
+    job.run()
+    status = read_status(uri)
+    assert (status.committed_shards, status.is_published, status.is_complete) == (1, False, False)
+    job.publish()
+    assert read_status(uri).is_complete
+
+
+def test_a_reader_reads_what_cannot_change_once_and_measures_the_rate(make_job) -> None:
+    clock = Clock()
+    job = make_job([f"prompt {n}" for n in range(8)])
+    job.plan()
+    reader = StatusReader(job.context.storage.uri, clock=clock)
+    assert reader.read().committed_samples == 0
+    assert reader.rate() is None
+    first, second = pending_shards(job.ledger)
+    job.run_shard(first)
+    clock.now += 2
+    assert reader.read().committed_samples == 4
+    assert reader.rate() == 2.0
+    job.context.storage.write_bytes(f"_commits/{first.shard.id}.json", b"{")  # it must not look at it again
+    job.run_shard(second)
+    clock.now += 2
+    assert reader.read().counts["kept"] == 8
+    assert reader.rate() == 2.0
+
+
+def test_the_lease_of_a_driver_is_shown(make_job) -> None:
+    clock = Clock()
+    job = make_job(["a"])
+    job.plan()
+    driver = Heartbeat(job.context.storage)
+    driver._beat()
+    reader = StatusReader(job.context.storage.uri, clock=clock)
+    assert [state for _, state in reader.read().leases] == ["unknown"]
+    driver._beat()
+    assert [state for _, state in reader.read().leases] == ["live"]
+    clock.now += 61
+    assert [state for _, state in reader.read().leases] == ["stale"]
 
 
 def test_no_job_is_one_sentence(tmp_path: Path) -> None:

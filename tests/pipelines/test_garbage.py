@@ -1,0 +1,127 @@
+"""What gc may delete, and above all what it may not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jointdit.errors import StoreError
+from pipelines.garbage import collect_garbage, is_decided
+from pipelines.publish import read_latest, read_version, version_numbers
+from pipelines.run import pending_shards
+from pipelines.validate import validate
+from tests.local_job import LocalJob
+
+LOSER = "0123456789abcdef"
+
+
+@pytest.fixture(params=["local", "s3"])
+def job(request: pytest.FixtureRequest, make_job, tmp_path: Path) -> LocalJob:
+    """Two shards, the first committed; each has the table and the point cloud of an attempt that did not commit."""
+    uri = str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3").make_bucket() + "/out"
+    job = make_job([f"prompt {n}" for n in range(6)], output={"uri": uri, "points": "ply"})
+    job.plan()
+    first, second = pending_shards(job.ledger)
+    job.run_shard(first)
+    for entry in (first, second):
+        job.context.storage.write_bytes(f"data/{entry.shard.id}-{LOSER}.parquet", b"of a loser")
+        job.context.storage.write_bytes(f"pointclouds/{entry.shard.id}-{LOSER}/00000.ply", b"ply")
+    return job
+
+
+def paths(job: LocalJob) -> set[str]:
+    return {each.path for each in job.context.storage.list()}
+
+
+def test_only_a_committed_shards_unnamed_objects_go(job: LocalJob) -> None:
+    first, second = job.ledger.planned()
+    before = paths(job)
+    expected = {f"data/{first.shard.id}-{LOSER}.parquet", f"pointclouds/{first.shard.id}-{LOSER}/00000.ply"}
+    found = collect_garbage(job.context.storage.uri, dry_run=True)
+    assert {each.path for each in found.objects} == expected
+    assert (found.bytes, found.undecided, found.undecided_bytes) == (13, 2, 13)
+    assert paths(job) == before, "a dry run deletes nothing"
+    assert collect_garbage(job.context.storage.uri) == found
+    assert paths(job) == before - expected
+    assert f"data/{second.shard.id}-{LOSER}.parquet" in paths(job), "its attempt may be about to commit"
+
+    job.run()
+    job.publish()
+    found = collect_garbage(job.context.storage.uri)
+    assert {each.path for each in found.objects} == {
+        f"data/{second.shard.id}-{LOSER}.parquet",
+        f"pointclouds/{second.shard.id}-{LOSER}/00000.ply",
+    }
+    checked = validate(job.context.storage.uri)
+    assert (checked.problems, checked.notes) == ([], [])
+    assert collect_garbage(job.context.storage.uri).objects == ()
+
+
+def test_age_is_a_condition_on_top(job: LocalJob) -> None:
+    uri = job.context.storage.uri
+    before = paths(job)
+    assert collect_garbage(uri, older_than_seconds=3600).objects == ()
+    assert paths(job) == before
+    if job.context.storage.is_local:
+        first, second = job.ledger.planned()
+        for entry in (first, second):
+            os.utime(job.context.storage.path(f"data/{entry.shard.id}-{LOSER}.parquet"), (0, 0))
+        found = collect_garbage(uri, older_than_seconds=3600)
+        assert [each.path for each in found.objects] == [f"data/{first.shard.id}-{LOSER}.parquet"]
+
+
+def test_a_retained_version_keeps_its_files(make_job, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a0\na1\n")
+    (folder / "b.txt").write_text("b0\n")
+    job = make_job(input={"uri": str(folder)})
+    job.complete()
+    (folder / "a.txt").write_text("a0 changed\n")
+    job.complete()
+    (folder / "b.txt").write_text("b0 changed\n")
+    job.complete()
+    storage = job.context.storage
+    assert version_numbers(storage) == [1, 2, 3]
+    rewritten = [file.path for file in read_version(storage, 2).files if "-v000002-" in file.path]
+    assert rewritten
+    assert all(path not in {file.path for file in read_latest(storage).files} for path in rewritten)
+    assert collect_garbage(storage.uri).objects == ()
+    assert validate(storage.uri).problems == []
+    lost = rewritten[0].replace("-v000002-", "-v000003-")
+    storage.write_bytes(lost, b"of a publisher that lost the race for version 3")
+    working = rewritten[0].replace("-v000002-", "-v000004-")
+    storage.write_bytes(working, b"of a publisher that is at work")
+    found = collect_garbage(storage.uri)
+    assert [each.path for each in found.objects] == [lost]
+    assert found.undecided == 1
+    assert storage.exists(working)
+
+
+def test_a_damaged_commit_stops_it_before_anything_is_deleted(make_job) -> None:
+    job = make_job(["a", "b"])
+    job.complete()
+    (entry,) = job.ledger.planned()
+    job.context.storage.write_bytes(f"_commits/{entry.shard.id}.json", b"{")
+    before = paths(job)
+    with pytest.raises(StoreError, match="is not valid JSON"):
+        collect_garbage(job.context.storage.uri)
+    assert paths(job) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "decided"),
+    [
+        ("data/aa11-0123456789abcdef.parquet", True),
+        ("pointclouds/aa11-0123456789abcdef/00000.ply", True),
+        ("data/bb22-0123456789abcdef.parquet", False),
+        ("data/aa11-v000002-0123456789abcdef.parquet", True),
+        ("data/aa11-v000003-0123456789abcdef.parquet", False),
+        ("data/somebody's own.parquet", False),
+        ("data/aa11.parquet", False),
+    ],
+)
+def test_what_is_decided(path: str, decided: bool) -> None:
+    assert is_decided(path, {"aa11": None}, {1, 2}) is decided
