@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from jointdit.errors import StoreError
-from pipelines.ledger import Commit, sha256
+from pipelines.ledger import PLAN_SCHEMA, Commit, parquet_bytes, sha256
+from pipelines.publish import read_version
+from pipelines.retry import plan_retry
 from pipelines.sinks.parquet import table_bytes
 from pipelines.validate import validate
 from tests.pipelines.conftest import LocalJob
@@ -96,6 +98,51 @@ def misnamed(job: LocalJob) -> bytes:
     return table_bytes(table.set_column(0, table.schema.field("id"), pa.array(ids)))
 
 
+def edit_plan(job: LocalJob, change: Callable[[list[dict]], None]) -> None:
+    path = Path(job.context.storage.path("_plan/000001.parquet"))
+    records = pq.read_table(path).to_pylist()
+    change(records)
+    path.write_bytes(parquet_bytes(pa.Table.from_pylist(records, schema=PLAN_SCHEMA)))
+
+
+def move_a_row(records: list[dict]) -> None:
+    records[1]["spans"][0]["start"] += 1
+    records[1]["rows"] -= 1
+
+
+def plan_again(job: LocalJob) -> None:
+    data = job.context.storage.read_bytes("_plan/000001.parquet")
+    job.context.storage.write_bytes("_plan/000002.parquet", data)
+
+
+def overlap(records: list[dict]) -> None:
+    records[1]["spans"][0]["start"] -= 2
+    records[1]["rows"] += 2
+
+
+def with_value(job: LocalJob, column: str, value: object, folder: str = "data") -> bytes:
+    """The table with another value in a column of its first row."""
+    table = pq.read_table(path_of(job, folder))
+    number = table.schema.get_field_index(column)
+    values = [value, *table[column].to_pylist()[1:]]
+    field = table.schema.field(column)
+    return table_bytes(table.set_column(number, field, pa.array(values, field.type)))
+
+
+def crash(job: LocalJob, number: int, data: bytes) -> None:
+    job.context.storage.write_bytes(f"_crashes/{first_commit(job).stem}/{number}.json", data)
+
+
+def rename_an_object(fields: dict) -> None:
+    fields["objects"][0]["path"] = "pointclouds/" + "0" * 20 + "-0123456789abcdef/00000.ply"
+
+
+def broken_page(job: LocalJob) -> bytes:
+    data = bytearray(path_of(job, "data").read_bytes())
+    data[4:400] = b"\xff" * 396
+    return bytes(data)
+
+
 DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
     "a table is gone": (lambda job: path_of(job, "data").unlink(), "is named by a commit and missing"),
     "a point cloud is gone": (lambda job: path_of(job, "pointclouds").unlink(), "is named by a commit and missing"),
@@ -148,6 +195,97 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
         lambda job: rewrite(job, "pointclouds", path_of(job, "pointclouds").read_bytes()[:-15]),
         "points, holds",
     ),
+    "points that are not finite": (
+        lambda job: rewrite(
+            job, "pointclouds", path_of(job, "pointclouds").read_bytes()[:-15] + b"\x00\x00\x80\x7f" * 3 + b"rgb"
+        ),
+        "has points that are not finite",
+    ),
+    "no PLY": (lambda job: rewrite(job, "pointclouds", b"ply or not"), "is not a PLY file of points"),
+    "a broken page": (lambda job: rewrite(job, "data", broken_page(job)), "is not a readable Parquet file"),
+    "a seed of another sample": (
+        lambda job: rewrite(job, "data", with_value(job, "seed", 7)),
+        "sample prompts.txt:0/0 has seed 7, which is not that of its id",
+    ),
+    "a row of another source": (
+        lambda job: rewrite(job, "data", with_value(job, "source", "prompts.txt:9")),
+        "sample prompts.txt:0/0 says that its row is prompts.txt:9",
+    ),
+    "depth of another kind": (
+        lambda job: rewrite(job, "data", with_value(job, "depth_kind", "metric")),
+        "has depth_kind metric and not relative_disparity",
+    ),
+    "a picture that is missing": (
+        lambda job: rewrite(job, "data", with_value(job, "depth", None)),
+        "depth of sample prompts.txt:0/0 is missing",
+    ),
+    "a point cloud that nobody committed": (
+        lambda job: rewrite(job, "data", with_value(job, "pointcloud", "pointclouds/x.ply")),
+        "names pointclouds/x.ply, which no commit names",
+    ),
+    "a reject without a reason": (
+        lambda job: rewrite(job, "rejected", with_value(job, "reasons", [], "rejected")),
+        "is rejected without a reason",
+    ),
+    "quarantined without a reason": (
+        lambda job: rewrite(job, "quarantine", with_value(job, "error", "", "quarantine")),
+        "is quarantined without a reason",
+    ),
+    "an index that was not planned": (
+        lambda job: edit_commit(job, lambda fields: fields["samples"]["index"].__setitem__(0, 5)),
+        "1 of 8 planned samples are lost",
+    ),
+    "a commit of another shard": (
+        lambda job: edit_commit(job, lambda fields: fields.update(shard="0123")),
+        "is the commit of shard 0123",
+    ),
+    "an object of another shard": (
+        lambda job: edit_commit(job, rename_an_object),
+        "-0123456789abcdef/00000.ply, which is of another shard",
+    ),
+    "more samples than its tables hold": (
+        lambda job: edit_commit(job, lambda fields: fields["objects"].pop()),
+        "2 samples are quarantined, and its tables hold 0",
+    ),
+    "a plan that is cut off": (
+        lambda job: Path(job.context.storage.path("_plan/000001.parquet")).write_bytes(b"PAR1 and no more"),
+        "_plan/000001.parquet is damaged: restore it from a backup",
+    ),
+    "a plan that is missing": (
+        lambda job: Path(job.context.storage.path("_plan/000001.parquet")).rename(
+            Path(job.context.storage.path("_plan/000002.parquet"))
+        ),
+        "_plan/000001.parquet is missing",
+    ),
+    "a shard less in the plan": (
+        lambda job: edit_plan(job, lambda records: records.pop(0)),
+        "rows 0 to 4 of",
+    ),
+    "a row less in the plan": (lambda job: edit_plan(job, move_a_row), "is not what its id says"),
+    "a row that no shard has": (lambda job: edit_plan(job, move_a_row), "are in no shard"),
+    "a row in two shards": (lambda job: edit_plan(job, overlap), "rows 2 to 4 of"),
+    "an input planned twice": (plan_again, "is planned twice, in _plan/000001.parquet and _plan/000002.parquet"),
+    "other indices in the plan": (
+        lambda job: edit_plan(job, lambda records: records[0].update(indices=[2, 3])),
+        "is not what its id says",
+    ),
+    "a crash record that is cut off": (lambda job: crash(job, 1, b"{"), "is damaged"),
+    "a crash record that is missing": (
+        lambda job: crash(job, 2, b'{"stage": "read", "format": 1}'),
+        "a record between the first and the last is missing",
+    ),
+    "a crash record of no plan": (
+        lambda job: job.ledger.record_crash("0123", {"stage": "read"}),
+        "_crashes/0123 is of a shard that no plan holds",
+    ),
+    "a version that is not JSON": (
+        lambda job: job.context.storage.write_bytes("_versions/000001/version.json", b"{"),
+        "_versions/000001/version.json is damaged",
+    ),
+    "a version without outcomes": (
+        lambda job: job.context.storage.delete("_versions/000001/outcomes.parquet"),
+        "_versions/000001/outcomes.parquet is missing",
+    ),
     "no version": (
         lambda job: [job.context.storage.delete(each.path) for each in job.context.storage.list("_versions")],
         "no version is published: the job has not run to its end",
@@ -179,6 +317,36 @@ def test_damage_is_found(job: LocalJob, spoil: Callable[[LocalJob], object], sen
     spoil(job)
     problems = validate(job.context.storage.uri).problems
     assert any(sentence in problem for problem in problems), problems
+
+
+def test_retried_and_superseded_samples_are_recounted(make_job, tmp_path: Path) -> None:
+    """Damage in what a retry or a newer input brought, and in an older version's files, is found as well."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a0\n\n")
+    (folder / "b.txt").write_text("b0\n")
+    job = make_job(input={"uri": str(folder)})
+    job.complete()
+    plan_retry(job.context.storage.uri, ["quarantined"])
+    job.complete()
+    (folder / "b.txt").write_text("b0 changed\n")
+    version = job.complete()
+    assert validate(job.context.storage.uri).problems == []
+    retried = next(entry for entry in job.ledger.planned() if entry.retry)
+    path = Path(job.context.storage.path(f"_commits/{retried.shard.id}.json"))
+    whole = path.read_text()
+    fields = json.loads(whole)
+    fields["samples"]["index"] = [1]
+    path.write_text(json.dumps(fields))
+    assert f"shard {retried.shard.id}: 1 of 1 planned samples are lost." in validate(job.context.storage.uri).problems
+    path.unlink()
+    problems = validate(job.context.storage.uri).problems
+    assert f"shard {retried.shard.id}: 1 samples of version {version.number} have no commit." in problems
+    path.write_text(whole)
+    old = read_version(job.context.storage, 2).files_of("kept")[0]
+    assert old not in version.files_of("kept")
+    job.context.storage.write_bytes(old, b"")
+    assert [problem for problem in validate(job.context.storage.uri).problems if old in problem]
 
 
 def test_a_dataset_on_s3(make_job, s3) -> None:
