@@ -10,6 +10,7 @@ from rich.text import Text
 
 from jobs.report import console, say, status_lines
 from jointdit.errors import TransientError
+from pipelines.safe_text import printable
 from pipelines.status import Status, StatusReader
 
 REFRESH_SECONDS = 2.0
@@ -28,7 +29,8 @@ def watch(uri: str, refresh_seconds: float = REFRESH_SECONDS) -> None:
         while True:
             status = _read(reader)
             if status is not None:
-                live.update(Text("\n".join([*status_lines(status), pace(status, reader.rate())])), refresh=True)
+                lines = [*status_lines(status), pace(status, reader.rate())]
+                live.update(Text("\n".join(map(printable, lines))), refresh=True)
                 if status.is_complete:
                     return
             time.sleep(refresh_seconds)
@@ -54,7 +56,7 @@ def _read(reader: StatusReader) -> Status | None:
     try:
         return reader.read()
     except TransientError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return None
 
 

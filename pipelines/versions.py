@@ -88,7 +88,7 @@ COLUMNS = ["id", "outcome", "shard", "reasons"]
 
 def tally(changes: tuple[Change, ...]) -> dict[str, int]:
     """How many changes of each kind: `kept`, or `quarantined -> kept`."""
-    names = [" -> ".join(each for each in (change.before, change.after) if each) for change in changes]
+    names = [" -> ".join(dict.fromkeys(filter(None, (change.before, change.after)))) for change in changes]
     order = [*OUTCOMES, *(f"{before} -> {after}" for before in OUTCOMES for after in OUTCOMES)]
     counts = Counter(names)
     return {name: counts[name] for name in order if counts[name]}

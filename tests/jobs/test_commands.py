@@ -19,7 +19,8 @@ from pipelines.readers import check_columns, list_files, read_rows
 from pipelines.records import Row
 from pipelines.spec import load_spec
 
-COMMANDS = ["run", "plan", "status", "validate", "generate", "depth", "restyle", "train", "evaluate", "scenes"]
+COMMANDS = ["run", "plan", "status", "validate", "retry", "gc", "versions", "diff"]
+COMMANDS += ["generate", "depth", "restyle", "train", "evaluate", "scenes"]
 PROMPT = "a large red sphere, on a blue floor in front of a white wall"
 PLY_HEADER = b"ply\nformat binary_little_endian 1.0\n"
 

@@ -13,7 +13,7 @@ from pipelines.publish import Version, publish, read_latest, read_outcomes, read
 from pipelines.run import pending_shards
 from pipelines.storage import Storage
 from pipelines.validate import validate
-from tests.pipelines.conftest import LocalJob
+from tests.local_job import LocalJob
 
 
 def ids_in_files(storage: Storage, version: Version, outcome: str = "kept") -> list[str]:

@@ -17,7 +17,7 @@ from pipelines.publish import read_version
 from pipelines.retry import plan_retry
 from pipelines.sinks.parquet import table_bytes
 from pipelines.validate import validate
-from tests.pipelines.conftest import LocalJob
+from tests.local_job import LocalJob
 
 
 @pytest.fixture
