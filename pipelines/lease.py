@@ -25,7 +25,7 @@ from jointdit.errors import JointDiTError
 from pipelines.ledger import FORMAT, new_token, now, parse
 from pipelines.storage import Storage
 
-BEAT_SECONDS = 10.0
+BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # several beats: a throttled store delays some
 LOOK_SECONDS = 1.0
 FOLDER = "_leases"

@@ -55,6 +55,20 @@ class StandInWorker(GenerationWorker):
         return StandInPipeline(self.context.height, self.context.width)
 
 
+class HealedPipeline(StandInPipeline):
+    """The stand-in after its faults were mended: no prompt upsets it."""
+
+    def __call__(self, *, prompt=None, **given):
+        return super().__call__(prompt=prompt and ["fine"] * len(prompt), **given)
+
+
+class HealedWorker(StandInWorker):
+    """The worker of the mended stand-in."""
+
+    def load(self):
+        return HealedPipeline(self.context.height, self.context.width)
+
+
 class DyingAtStart(StandInWorker):
     """A worker that never comes up."""
 

@@ -108,6 +108,11 @@ class FaultProxy:
         with self._lock:
             self._wishes.append(_Wish(fault, method, part, times))
 
+    def forget(self) -> None:
+        """Drop the faults that were asked for by hand and have not happened."""
+        with self._lock:
+            self._wishes.clear()
+
     def __enter__(self) -> Self:
         self._thread.start()
         self._is_ready.wait(timeout=30)

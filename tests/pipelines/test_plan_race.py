@@ -15,7 +15,7 @@ from pipelines.storage import Storage
 from pipelines.validate import check_plan
 
 FINGERPRINT = {"task": "joint", "input.samples_per_row": 1}
-ROUNDS = 12
+ROUNDS = 6
 
 
 def _drive(root: str, output: str, files: list[str], barrier: Any) -> None:

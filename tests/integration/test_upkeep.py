@@ -1,0 +1,99 @@
+"""Resume, retry and leases with real drivers on a real Ray: what is computed, and what is not computed again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from jobs.cli import main
+from pipelines.lease import read_leases
+from pipelines.ledger import Ledger
+from pipelines.publish import read_outcomes
+from pipelines.retry import plan_retry
+from pipelines.spec import JobSpec
+from pipelines.storage import Storage
+from pipelines.validate import validate
+from tests import stand_in
+from tests.integration.driver import kill, start_driver, wait_until
+
+
+class CountingWorker(stand_in.StandInWorker):
+    """The stand-in, with a line in a file for each sample that it is asked to generate, and for the leases it sees."""
+
+    def generate(self, part):
+        folder = Path(self.context.spec.output.uri + ".seen")
+        folder.mkdir(exist_ok=True)
+        with open(folder / "samples", "a") as file:
+            file.write("".join(f"{sample.id}\n" for sample in part))
+        with open(folder / "leases", "a") as file:
+            file.write(f"{len(read_leases(self.context.storage))}\n")
+        return super().generate(part)
+
+
+def seen(spec: JobSpec, what: str = "samples") -> list[str]:
+    """What the workers noted since the last time this was asked."""
+    path = Path(spec.output.uri + ".seen") / what
+    found = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _travels_with_its_class() -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.mark.timeout(180)
+def test_a_finished_job_with_rejects_computes_nothing_again(run_stand_in, make_spec) -> None:
+    quality = {"filters": [{"kind": "depth_range"}], "regenerate": 1}
+    prompts = ["fine", "FLAT", "", "fine", "NAN", "FLAT", "fine", "fine"]
+    spec = make_spec(prompts, quality=quality)
+    storage = Storage(spec.output.uri)
+    first = run_stand_in(spec, CountingWorker)
+    assert first.version.counts == {"kept": 4, "rejected": 4, "quarantined": 2}
+    generated = seen(spec)
+    assert len(generated) == len(set(generated)) == 9  # all but the empty prompt, and two new seeds
+    assert set(seen(spec, "leases")) == {"1"}, "its driver holds a lease while it runs"
+    assert read_leases(storage) == []
+
+    again = run_stand_in(spec, CountingWorker)
+    assert seen(spec) == [], "nothing is generated for what was rejected or quarantined"
+    assert (again.version, again.is_new, again.committed_now) == (first.version, False, 0)
+    assert storage.names("_versions") == ["000001/outcomes.parquet", "000001/version.json"]
+
+    lost = Ledger(storage).planned()[1]  # as a driver killed before its last commits leaves it
+    for name in (f"_commits/{lost.shard.id}.json", "_versions/000001/version.json"):
+        storage.delete(name)
+    assert run_stand_in(spec, CountingWorker).version.counts == first.version.counts
+    assert sorted(seen(spec)) == [f"prompts.txt:{n}/0" for n in range(4, 8)], "what has no commit, and only that"
+    assert validate(spec.output.uri).problems == []
+
+
+@pytest.mark.timeout(240)
+def test_a_retry_survives_its_driver(run_stand_in, make_spec, tmp_path: Path, s3) -> None:
+    """Quarantined samples are planned again; the driver that makes them is killed; the next one ends the retry."""
+    output = s3.make_bucket() + "/out"
+    spec = make_spec([f"fine {n}" if n % 2 else "NAN" for n in range(20)], output={"uri": output, "shard_rows": 2})
+    first = run_stand_in(spec)
+    assert first.version.counts == {"kept": 10, "rejected": 0, "quarantined": 10}
+    assert plan_retry(output, ["quarantined"]).counts == {"quarantined": 10}
+    ledger = Ledger(Storage(output))
+    before = len(ledger.committed())
+    driver = start_driver(spec, tmp_path, "HealedWorker")
+    try:
+        wait_until(lambda: len(ledger.committed()) > before, driver, tmp_path, 60)
+    finally:
+        kill(driver)
+    assert len(read_leases(ledger.storage)) == 1, "a killed driver leaves its lease, and the next one goes on at once"
+    second = run_stand_in(spec, stand_in.HealedWorker)
+    assert second.version.counts == {"kept": 20, "rejected": 0, "quarantined": 0}
+    assert (second.version.number, second.version.superseded) == (2, 10)
+    found = validate(output)
+    assert found.problems == []
+    ids = read_outcomes(ledger.storage, second.version)["id"].to_pylist()
+    assert sorted(ids) == sorted(f"prompts.txt:{n}/0" for n in range(20))
+    assert main(["gc", output]) == 0
+    assert validate(output).problems == []
