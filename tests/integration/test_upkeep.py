@@ -17,7 +17,7 @@ from pipelines.spec import JobSpec
 from pipelines.storage import Storage
 from pipelines.validate import validate
 from tests import stand_in
-from tests.integration.driver import kill, start_driver, wait_until
+from tests.integration.driver_process import kill, start_driver, wait_until
 
 
 class CountingWorker(stand_in.StandInWorker):
