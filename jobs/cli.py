@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs import upkeep
-from jobs.upkeep import AsJson, DatasetUri
+from jobs import datasets
+from jobs.datasets import Overrides, SpecFile
 from jointdit.errors import JointDiTError
 from pipelines.safe_text import mask_secrets, printable
 
@@ -30,11 +30,6 @@ app = typer.Typer(
 
 DATASETS, PICTURES, MODEL = "Datasets", "One picture at a time, on this machine", "The model itself"
 
-SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The job spec, a YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the spec; can be given several times."),
-]
 Folder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results; made if missing.")]
 Model = Annotated[str, typer.Option(help="tiny (the packaged checkpoint), a checkpoint folder or a hub name.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
@@ -49,89 +44,17 @@ def root(debug: Debug = False) -> None:
     """RGB-D datasets from prompts, pictures or depth maps, with JointDiT."""
 
 
-@app.command(
-    rich_help_panel=DATASETS,
-    epilog="Example: jointdit run jobs/joint.yaml --set model.steps=4 --if-idle",
-)
-def run(
-    spec: SpecFile,
-    overrides: Overrides = None,
-    single_writer: Annotated[
-        bool,
-        typer.Option("--single-writer", help="For a store without create-only writes: nobody else writes there."),
-    ] = False,
-    if_idle: Annotated[
-        bool, typer.Option("--if-idle", help="Leave, with exit code 0, where a driver is at work: for scheduled runs.")
-    ] = False,
-) -> None:
-    """Run a job, or go on with one that was interrupted; a finished job does nothing."""
-    from jobs.report import log_progress, say, show_run
-    from pipelines.lease import find_live
-    from pipelines.run import run_job
-    from pipelines.spec import load_spec
-    from pipelines.storage import Storage
-
-    log_progress()
-    job = load_spec(spec, overrides or ())
-    if if_idle and (lease := find_live(Storage(job.output.uri))):
-        say(f"{job.output.uri} is being worked on by {lease}: left to it.")
-        return
-    try:
-        show_run(run_job(job, single_writer=single_writer))
-    except KeyboardInterrupt:
-        print("Interrupted: what is committed stays, and the same command goes on from there.", file=sys.stderr)
-        raise
-
-
-@app.command(rich_help_panel=DATASETS, epilog="Example: jointdit plan jobs/depth.yaml")
-def plan(spec: SpecFile, overrides: Overrides = None) -> None:
-    """Say what a run would do: shards, rows, what is done already, the bytes and memory to expect. Writes nothing."""
-    from jobs.report import show_plan
-    from pipelines.plan import preview
-    from pipelines.spec import load_spec
-
-    show_plan(preview(load_spec(spec, overrides or ())))
-
-
-@app.command(rich_help_panel=DATASETS, epilog="Example: jointdit status s3://datasets/nightly-indoor --watch")
-def status(
-    uri: DatasetUri,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Again and again until it is complete, with rate and time left.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Tell how far a job is, from its ledger alone."""
-    from jobs.report import show_status
-    from pipelines.status import read_status
-
-    if watch:
-        from jobs.watch import watch as follow
-
-        follow(uri)
-    elif as_json:
-        upkeep.show_json(read_status(uri).summary())
-    else:
-        show_status(read_status(uri))
-
-
-@app.command(rich_help_panel=DATASETS, epilog="Example: jointdit validate runs/joint")
-def validate(uri: DatasetUri) -> None:
-    """Recount a dataset from its files alone; exit code 1 and the list if a sample is lost, doubled or damaged."""
-    from jobs.report import show_validation
-    from pipelines.validate import validate as recount
-
-    if not show_validation(recount(uri)):
-        raise typer.Exit(1)
-
-
 for command, example in (
-    (upkeep.retry, "jointdit retry s3://datasets/nightly-indoor --quarantined"),
-    (upkeep.gc, "jointdit gc s3://datasets/nightly-indoor --dry-run --older-than 7d"),
-    (upkeep.versions, "jointdit versions s3://datasets/nightly-indoor"),
-    (upkeep.diff, "jointdit diff s3://datasets/nightly-indoor 1 2"),
+    (datasets.run, "run jobs/joint.yaml --set model.steps=4"),
+    (datasets.plan, "plan jobs/depth.yaml"),
+    (datasets.status, "status s3://datasets/nightly-indoor --watch"),
+    (datasets.validate, "validate runs/joint"),
+    (datasets.retry, "retry s3://datasets/nightly-indoor --quarantined"),
+    (datasets.gc, "gc s3://datasets/nightly-indoor --dry-run --older-than 7d"),
+    (datasets.versions, "versions s3://datasets/nightly-indoor"),
+    (datasets.diff, "diff s3://datasets/nightly-indoor 1 2"),
 ):
-    app.command(rich_help_panel=DATASETS, epilog=f"Example: {example}")(command)
+    app.command(rich_help_panel=DATASETS, epilog=f"Example: jointdit {example}")(command)
 
 
 @app.command(rich_help_panel=PICTURES, epilog='Example: jointdit generate "a red cube on a blue floor" -o pictures')

@@ -1,10 +1,12 @@
-"""Commands that look after a dataset that is there: retry, gc, versions, diff. cli.py puts them on the command line."""
+"""The commands of datasets: run, plan, status, validate, retry, gc, versions, diff; cli.py gives them their place."""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,9 +16,83 @@ from jointdit.errors import SpecError
 if TYPE_CHECKING:
     from pipelines.ledger import Outcome
 
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The job spec, a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the spec; can be given several times."),
+]
 DatasetUri = Annotated[str, typer.Argument(metavar="URI", help="output.uri of a job: a folder or s3:// prefix.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON, for scripts.")]
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def run(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    single_writer: Annotated[
+        bool,
+        typer.Option("--single-writer", help="For a store without create-only writes: nobody else writes there."),
+    ] = False,
+    if_idle: Annotated[
+        bool, typer.Option("--if-idle", help="Leave, with exit code 0, where a driver is at work: for scheduled runs.")
+    ] = False,
+) -> None:
+    """Run a job, or go on with one that was interrupted; a finished job does nothing."""
+    from jobs.report import log_progress, say, show_run
+    from pipelines.lease import find_live
+    from pipelines.run import run_job
+    from pipelines.spec import load_spec
+    from pipelines.storage import Storage
+
+    log_progress()
+    job = load_spec(spec, overrides or ())
+    if if_idle and (lease := find_live(Storage(job.output.uri))):
+        say(f"{job.output.uri} is being worked on by {lease}: left to it.")
+        return
+    try:
+        show_run(run_job(job, single_writer=single_writer))
+    except KeyboardInterrupt:
+        print("Interrupted: what is committed stays, and the same command goes on from there.", file=sys.stderr)
+        raise
+
+
+def plan(spec: SpecFile, overrides: Overrides = None) -> None:
+    """Say what a run would do: shards, rows, what is done already, the bytes and memory to expect. Writes nothing."""
+    from jobs.report import show_plan
+    from pipelines.plan import preview
+    from pipelines.spec import load_spec
+
+    show_plan(preview(load_spec(spec, overrides or ())))
+
+
+def status(
+    uri: DatasetUri,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Again and again until it is complete, with rate and time left.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell how far a job is, from its ledger alone."""
+    from jobs.report import show_status
+    from pipelines.status import read_status
+
+    if watch:
+        from jobs.watch import watch as follow
+
+        follow(uri)
+    elif as_json:
+        show_json(read_status(uri).summary())
+    else:
+        show_status(read_status(uri))
+
+
+def validate(uri: DatasetUri) -> None:
+    """Recount a dataset from its files alone; exit code 1 and the list if a sample is lost, doubled or damaged."""
+    from jobs.report import show_validation
+    from pipelines.validate import validate as recount
+
+    if not show_validation(recount(uri)):
+        raise typer.Exit(1)
 
 
 def retry(

@@ -13,7 +13,7 @@ import yaml
 
 import jobs.watch
 from jobs.cli import main
-from jobs.upkeep import seconds_of
+from jobs.datasets import seconds_of
 from jobs.watch import duration, watch
 from jointdit.errors import SpecError
 from pipelines.lease import Heartbeat
