@@ -5,12 +5,16 @@ An object goes only if it can never be named any more:
     of an attempt      its shard has a commit, which is final, and does not name it
     of a publisher     its version is published, which is final, and no version names it
 
+    a half-written     (local folders) the same of the name it was to have, and an hour has passed, so that no attempt
+    file               which is about to lose is disturbed
+
 So a shard without a commit and a version that was never published keep all they have, however old: their writers may be
 at work. Age is a condition on top, never the reason.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 from collections.abc import Collection, Mapping
@@ -23,6 +27,7 @@ from pipelines.publish import read_version, version_numbers
 from pipelines.storage import ObjectInfo, Storage
 
 DELETERS = 16
+WRITING_SECONDS = 3600.0  # longer than any write of one file takes
 # <folder>/<shard>-<token>..., or -v<version>-<hash> where a publisher left superseded rows out
 NAME = re.compile(r"[a-z]+/(?P<shard>[0-9a-f]+)-(?:v(?P<version>\d+)-)?[0-9a-f]+[./]")
 
@@ -51,20 +56,24 @@ def collect_garbage(uri: str, older_than_seconds: float = 0.0, dry_run: bool = F
     storage = Storage(uri)
     ledger = Ledger(storage)
     ledger.read_job()
-    newest = _store_time(storage) - older_than_seconds if older_than_seconds > 0 else None
-    listed = [each for folder in (*FOLDERS.values(), "pointclouds") for each in storage.list(folder)]
+    folders = (*FOLDERS.values(), "pointclouds")
+    listed = [each for folder in folders for each in storage.list(folder)]
+    halves = [pair for folder in folders for pair in storage.unfinished(folder)]
+    now = _store_time(storage) if older_than_seconds > 0 or halves else math.inf
     commits = ledger.read_commits(ledger.committed())
     versions = {number: read_version(storage, number) for number in version_numbers(storage)}
     named = {stored.path for commit in commits.values() for stored in commit.objects}
     named |= {file.path for version in versions.values() for file in version.files}
     orphans = [each for each in listed if each.path not in named]
     final = [each for each in orphans if is_decided(each.path, commits, versions)]
-    objects = tuple(each for each in final if newest is None or each.modified <= newest)
+    objects = [each for each in final if each.modified <= now - older_than_seconds]
+    oldest = now - max(older_than_seconds, WRITING_SECONDS)
+    objects += [half for half, name in halves if half.modified <= oldest and is_decided(name, commits, versions)]
     if not dry_run:
         with ThreadPoolExecutor(DELETERS) as pool:
             list(pool.map(lambda each: storage.delete(each.path), objects))
     undecided_bytes = sum(each.size for each in orphans) - sum(each.size for each in final)
-    return Garbage(storage.uri, objects, len(orphans) - len(final), undecided_bytes)
+    return Garbage(storage.uri, tuple(objects), len(orphans) - len(final), undecided_bytes)
 
 
 def is_decided(path: str, commits: Mapping[str, Commit], versions: Collection[int]) -> bool:

@@ -183,6 +183,14 @@ class Storage:
         prefix = f"{folder}/" if folder else ""
         return [f.path.removeprefix(prefix) for f in self.list(folder) if f.path.endswith(suffix)]
 
+    def unfinished(self, folder: str) -> list[tuple[ObjectInfo, str]]:
+        """Local files that are being written, or whose writer was killed, each with the name it was to have."""
+        if not self.is_local:
+            return []  # an object store shows nothing before it is whole
+        with explained(self.uri, folder):
+            files = sorted(self._walk(folder, temporary=True), key=lambda file: file.path)
+        return [(file, _final_name(file.path)) for file in files]
+
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """All objects under a folder of the storage, sorted by name; none where the folder does not exist."""
         with explained(self.uri, prefix):
@@ -193,14 +201,14 @@ class Storage:
                 files = [self._object_info(info) for info in found.values() if info["type"] == "file"]
         return sorted(files, key=lambda file: file.path)
 
-    def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
+    def _walk(self, prefix: str, temporary: bool = False) -> Iterator[ObjectInfo]:
         """Local files under a folder. fsspec's own listing fails as a whole where a file vanishes while it looks."""
         root = self.path("")
         for folder, _, names in os.walk(self.path(prefix), onerror=_raise_unless_gone):
             for name in names:
                 path = os.path.join(folder, name)
                 with contextlib.suppress(FileNotFoundError):
-                    if not name.startswith(TEMPORARY):
+                    if name.startswith(TEMPORARY) == temporary:
                         found = os.stat(path)
                         etag = f"{found.st_size}-{found.st_mtime_ns}"
                         yield ObjectInfo(os.path.relpath(path, root), found.st_size, etag, found.st_mtime)
@@ -335,7 +343,7 @@ def _raise_unless_gone(error: OSError) -> None:
 @contextlib.contextmanager
 def _temporary_file(final: Path, data: bytes) -> Iterator[str]:
     """`data`, safely on disk under a temporary name beside `final`; removed at the end unless it was renamed."""
-    temporary = final.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    temporary = final.parent / f"{TEMPORARY}{secrets.token_hex(8)}-{final.name}"
     try:
         with _open_new(temporary) as file:
             file.write(data)
@@ -344,6 +352,11 @@ def _temporary_file(final: Path, data: bytes) -> Iterator[str]:
         yield str(temporary)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _final_name(temporary: str) -> str:
+    folder, _, name = temporary.rpartition("/")
+    return f"{folder}/{name.removeprefix(TEMPORARY).partition('-')[2]}"
 
 
 def _open_new(path: Path) -> BinaryIO:

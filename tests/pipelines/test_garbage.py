@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,34 @@ def test_age_is_a_condition_on_top(job: LocalJob) -> None:
             os.utime(job.context.storage.path(f"data/{entry.shard.id}-{LOSER}.parquet"), (0, 0))
         found = collect_garbage(uri, older_than_seconds=3600)
         assert [each.path for each in found.objects] == [f"data/{first.shard.id}-{LOSER}.parquet"]
+
+
+def test_a_half_written_file_goes_when_its_shard_is_decided_and_its_writer_long_gone(make_job, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a write: what is left is no object, and takes room all the same."""
+    job = make_job([f"prompt {n}" for n in range(6)])
+    job.plan()
+    first, second = pending_shards(job.ledger)
+    job.run_shard(first)
+    script = (
+        "import os, signal, sys\n"
+        "from pipelines.storage import Storage\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Storage(sys.argv[1]).write_bytes(sys.argv[2], b'half a table')\n"
+    )
+    for entry in (first, second):
+        name = f"data/{entry.shard.id}-{LOSER}.parquet"
+        died = subprocess.run([sys.executable, "-c", script, job.context.storage.uri, name])
+        assert died.returncode == -signal.SIGKILL
+    halves = sorted((tmp_path / "out" / "data").glob(".tmp-*"))
+    assert len(halves) == 2
+    assert collect_garbage(job.context.storage.uri).objects == (), "it may be about to be renamed"
+    for half in halves:
+        os.utime(half, (0, 0))
+    found = collect_garbage(job.context.storage.uri)
+    assert [each.size for each in found.objects] == [len(b"half a table")]
+    (left,) = (tmp_path / "out" / "data").glob(".tmp-*")
+    assert second.shard.id in left.name, "its shard has no commit yet"
+    assert validate(job.context.storage.uri).notes == []
 
 
 def test_a_retained_version_keeps_its_files(make_job, tmp_path: Path) -> None:
