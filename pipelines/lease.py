@@ -131,7 +131,7 @@ class Heartbeat:
         self._watch = Watch(storage, self.token, stale_seconds)
         self._started, self._counter = now(), 0
         self._told: set[str] = set()
-        self._written = True
+        self._complained = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
@@ -172,11 +172,10 @@ class Heartbeat:
     def _try(self, step: Callable[[], None]) -> None:
         try:
             step()
-            self._written = True
         except (JointDiTError, OSError) as error:
-            if self._written:
-                logger.warning("the lease of this run cannot be kept, which costs nothing but notice of it: %s", error)
-            self._written = False
+            if not self._complained:
+                logger.warning("the lease of this run cannot be kept, so others may not notice it: %s", error)
+            self._complained = True
 
 
 def _name(token: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jointdit.errors import StoreError
 from pipelines.lease import FOLDER, Heartbeat, Watch, find_live, read_leases
 from pipelines.storage import Storage
 
@@ -114,16 +115,25 @@ def test_the_lease_of_a_killed_driver_is_stale_and_tidied_away(storage: Storage)
     assert storage.list(FOLDER) == []
 
 
-def test_a_heartbeat_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / FOLDER).write_text("a file where the folder should be")
-    ran = []
-    with caplog.at_level(logging.WARNING), Heartbeat(Storage(str(tmp_path)), beat_seconds=0.001) as held:
+class ReadOnly(Storage):
+    """A store that lists and reads, and refuses to write."""
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        raise StoreError(f"{self.uri}: no access (AccessDenied).")
+
+
+@pytest.mark.parametrize("broken", ["nothing can be written", "nothing can be listed"])
+def test_a_heartbeat_that_cannot_be_written_stops_nothing(
+    broken: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if broken == "nothing can be listed":
+        (tmp_path / FOLDER).write_text("a file where the folder should be")
+    storage = ReadOnly(str(tmp_path)) if broken == "nothing can be written" else Storage(str(tmp_path))
+    with caplog.at_level(logging.WARNING), Heartbeat(storage, beat_seconds=0.001) as held:
         while held._counter < 5:
             time.sleep(0)
-        ran.append(True)
-    assert ran
     told = [record for record in caplog.records if "the lease of this run cannot be kept" in record.getMessage()]
-    assert len(told) == 1
+    assert len(told) == 1, "once, and not with each beat"
 
 
 def test_drivers_are_told_of_each_other_once_and_of_nobody_else(storage: Storage) -> None:
