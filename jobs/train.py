@@ -1,33 +1,52 @@
-"""`jointdit train`: read a training spec, report to the terminal and to the log beside the checkpoints."""
+"""`jointdit train`: a training spec, by its recipe, to a finished checkpoint; progress on the terminal and in a log."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from jointdit.errors import SpecError
 from jointdit.training.spec import TrainSpec
-from pipelines.spec_file import apply_overrides, first_sentence, read_yaml
+from pipelines.spec import as_tuples
+from pipelines.spec_file import apply_overrides, first_sentence, read_yaml, refuse_credentials
+from pipelines.training.spec import AdapterJob
+
+RECIPES: dict[str, type[BaseModel]] = {"tiny": TrainSpec, "adapter": AdapterJob}
 
 
-def load_train_spec(path: Path, overrides: Sequence[str] = ()) -> TrainSpec:
-    """Read a training spec.
+def load_train_spec(path: Path, overrides: Sequence[str] = ()) -> TrainSpec | AdapterJob:
+    """Read a training spec: the tiny checkpoint's from nothing, or with `recipe: adapter` that of an adapter on data.
 
     Raises:
         SpecError: one sentence on the first thing that is wrong.
     """
+    data: dict[str, Any] = apply_overrides(read_yaml(path), overrides)
+    refuse_credentials({key: value for key, value in data.items() if key != "training"})
+    recipe = data.get("recipe", "tiny")
+    if recipe not in RECIPES:
+        raise SpecError(f"recipe {recipe!r} in {path} is unknown: choose one of {', '.join(RECIPES)}.")
+    kind = RECIPES[recipe]
     try:
-        return TrainSpec.model_validate(apply_overrides(read_yaml(path), overrides))
+        spec = kind.model_validate(as_tuples(data))
     except ValidationError as error:
-        raise SpecError(first_sentence(error, TrainSpec)) from None
+        raise SpecError(first_sentence(error, kind)) from None
+    assert isinstance(spec, TrainSpec | AdapterJob)
+    return spec
 
 
 def train_from_spec(path: Path, overrides: Sequence[str] = ()) -> Path:
-    """Train what the spec says, from where an interrupted run stopped; returns the folder of the finished pipeline."""
+    """Train what the spec says, from where an interrupted run stopped; returns what was made."""
     spec = load_train_spec(path, overrides)
+    if isinstance(spec, AdapterJob):
+        from pipelines.training.run import run_training
+
+        made = run_training(spec, lambda line: print(line, flush=True))
+        print(f"adapter: {made.adapter}")
+        return made.pipeline or made.adapter
     from jointdit.training.run import train
 
     spec.output.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,15 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def absolute_folder(value: str | None) -> str | None:
+    """Make a path that exists absolute, because Ray workers run in other folders; a hub name stays as it is."""
+    if value is None or value == "tiny":
+        return value
+    path = Path(value).expanduser()
+    looks_like_a_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.suffix == ".safetensors"
+    return str(path.absolute()) if looks_like_a_path or path.exists() else value
+
+
 class ModelSpec(Section):
     """Which weights, and how they are sampled.
 
@@ -92,15 +101,7 @@ class ModelSpec(Section):
             raise ValueError(f"height and width belong together, and {missing} is missing")
         return self
 
-    @field_validator("name", "base", "adapter")
-    @classmethod
-    def _absolute_folder(cls, value: str | None) -> str | None:
-        """Make a path that exists absolute, because Ray workers run in other folders; a hub name stays as it is."""
-        if value is None or value == "tiny":
-            return value
-        path = Path(value).expanduser()
-        looks_like_a_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.suffix == ".safetensors"
-        return str(path.absolute()) if looks_like_a_path or path.exists() else value
+    _paths = field_validator("name", "base", "adapter")(absolute_folder)
 
 
 class Columns(Section):
@@ -319,15 +320,15 @@ def load_spec(source: str | os.PathLike[str] | dict[str, Any], overrides: Sequen
     if not isinstance(task, str) or task not in TASKS:
         raise SpecError(f"task {task!r} in {label} is unknown: choose one of {', '.join(TASKS)}.")
     try:
-        spec = TASKS[task].model_validate(_tuples(data))
+        spec = TASKS[task].model_validate(as_tuples(data))
     except ValidationError as error:
         raise SpecError(first_sentence(error, TASKS[task])) from None
     load_filters(spec.quality.filters)
     return spec
 
 
-def _tuples(value: Any) -> Any:
+def as_tuples(value: Any) -> Any:
     """Lists as tuples: YAML has only lists, frozen models hold tuples, and strict validation keeps the two apart."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: as_tuples(item) for key, item in value.items()}
+    return tuple(as_tuples(item) for item in value) if isinstance(value, list) else value

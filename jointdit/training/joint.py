@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 
 from jointdit.flow_matching import add_noise, joint_flow_matching_loss, sample_timesteps, velocity_target
@@ -29,14 +32,33 @@ def joint_loss(
     t = torch.cat(sample_timesteps(batch_size, generator))
     with torch.no_grad():
         states, pooled = text.encode(index, drop, generator)
+    pairs = NoisyPairs(clean, noise, t, states, pooled)
+    return velocity_loss(model, model, pairs, square_position_ids(clean.shape[1]))
+
+
+class NoisyPairs(NamedTuple):
+    """Pairs, noised and described. All RGB rows come first, then all depth rows."""
+
+    clean: torch.Tensor  # (2B, N, C) packed latents
+    noise: torch.Tensor  # (2B, N, C)
+    t: torch.Tensor  # (2B,) noise levels
+    states: torch.Tensor  # (B, T, D) of T5, for both halves
+    pooled: torch.Tensor  # (B, P) of CLIP, for both halves
+
+
+def velocity_loss(
+    model: JointDiTTransformer2DModel, forward: Callable[..., Any], pairs: NoisyPairs, img_ids: torch.Tensor
+) -> torch.Tensor:
+    """Joint flow matching loss of a batch. forward: the model, or what wraps it. img_ids (N, 3). Guidance is 1."""
+    clean, noise, t, states, pooled = pairs
     guidance = torch.full_like(t, TRAINING_GUIDANCE) if model.config.guidance_embeds else None
-    prediction = model(
+    prediction = forward(
         hidden_states=add_noise(clean, noise, t),
         timestep=t,
         guidance=guidance,
         encoder_hidden_states=torch.cat([states, states]),
         pooled_projections=torch.cat([pooled, pooled]),
-        img_ids=square_position_ids(clean.shape[1]),
-        txt_ids=text_position_ids(states.shape[1]),
+        img_ids=img_ids,
+        txt_ids=text_position_ids(states.shape[1], states.device),
     ).sample
     return joint_flow_matching_loss(prediction, velocity_target(clean, noise))

@@ -6,21 +6,18 @@ stopped.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
+from jointdit.training.checkpoint import NamedParameters, load_training, save_training
 from jointdit.training.spec import StageSpec
 
-NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 LossFunction = Callable[[torch.Generator], torch.Tensor]  # draws its batch from the generator, returns a scalar
 Report = Callable[[str], None]
 
@@ -66,7 +63,7 @@ def fit(
     optimiser = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99))
     average = [parameter.detach().clone() for parameter in parameters]
     checkpoint = folder / f"{stage}.safetensors"
-    step = _load(checkpoint, named_parameters, average, optimiser) if checkpoint.exists() else 0
+    step = load_training(checkpoint, named_parameters, average, optimiser) if checkpoint.exists() else 0
     if step:
         report(f"{stage}: goes on from step {step}")
     started, first, losses = time.monotonic(), step, []
@@ -93,7 +90,7 @@ def fit(
             report(f"{stage}: {Progress(step, spec.steps, mean, rate * spec.batch_size, (spec.steps - step) / rate)}")
             losses.clear()
         if step % spec.checkpoint_every == 0 or step == spec.steps:
-            _save(checkpoint, named_parameters, average, optimiser, step)
+            save_training(checkpoint, named_parameters, average, optimiser, step)
     with torch.no_grad():
         for parameter, mean_value in zip(parameters, average, strict=True):
             parameter.copy_(mean_value)
@@ -105,29 +102,3 @@ def schedule(step: int, spec: StageSpec) -> float:
         return (step + 1) / spec.warmup
     progress = (step - spec.warmup) / max(spec.steps - spec.warmup, 1)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def _save(
-    path: Path, named: NamedParameters, average: list[torch.Tensor], optimiser: torch.optim.Optimizer, step: int
-) -> None:
-    tensors = {}
-    for (name, parameter), mean_value in zip(named, average, strict=True):
-        tensors[f"now.{name}"] = parameter.detach().clone().contiguous()
-        tensors[f"ema.{name}"] = mean_value.clone().contiguous()
-        for key, value in optimiser.state[parameter].items():
-            tensors[f"{key}.{name}"] = torch.as_tensor(value).clone().contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    save_file(tensors, unfinished, metadata={"step": json.dumps(step)})
-    unfinished.replace(path)
-
-
-def _load(path: Path, named: NamedParameters, average: list[torch.Tensor], optimiser: torch.optim.Optimizer) -> int:
-    with safe_open(path, framework="pt") as file, torch.no_grad():
-        for (name, parameter), mean_value in zip(named, average, strict=True):
-            parameter.copy_(file.get_tensor(f"now.{name}"))
-            mean_value.copy_(file.get_tensor(f"ema.{name}"))
-            optimiser.state[parameter] = {
-                key: file.get_tensor(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-        return int(json.loads(file.metadata()["step"]))

@@ -20,10 +20,11 @@ from jointdit.pipeline import JointDiTPipeline
 from jointdit.tiny import architecture
 from jointdit.training.autoencoder import decoder_loss, standardise_latents, vae_loss
 from jointdit.training.base import base_loss
+from jointdit.training.checkpoint import NamedParameters, replacing
 from jointdit.training.data import RenderedScenes, load_cache, render_cache
 from jointdit.training.joint import joint_loss
 from jointdit.training.latent_cache import cached_latents
-from jointdit.training.loop import NamedParameters, fit
+from jointdit.training.loop import fit
 from jointdit.training.spec import TrainSpec
 from jointdit.training.text import CaptionEncoder
 from jointdit.transformer import JointDiTTransformer2DModel
@@ -162,9 +163,8 @@ def train_joint(
 
 def write_finished(file: Path, named: NamedParameters) -> None:
     """Keep a finished stage's weights; the file is there whole or not at all."""
-    unfinished = file.with_suffix(".tmp")
-    save_file({name: parameter.detach().contiguous() for name, parameter in named}, unfinished)
-    unfinished.replace(file)
+    with replacing(file) as unfinished:
+        save_file({name: parameter.detach().contiguous() for name, parameter in named}, unfinished)
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ class StageSpec(Frozen):
 class TrainSpec(Frozen):
     """Scenes -> autoencoder -> its decoder alone -> text-to-image base -> JointDiT adapter -> one diffusers folder."""
 
+    recipe: Literal["tiny"] = "tiny"
     seed: int = Field(0, ge=0)
     output: Path = Field(description="folder for checkpoints, logs and the finished pipeline")
     threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jointdit.errors import InputError
 from pipelines.readers.pictures import PICTURE_SUFFIXES
 from pipelines.records import SourceFile
-from pipelines.storage import etag_of, for_input, uri_of
+from pipelines.storage import Storage, etag_of, for_input, uri_of
 from pipelines.store_errors import explained
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ SUFFIXES = {
     "joint": (".txt", ".txt.gz", *TABLE_SUFFIXES),
     "depth": (*PICTURE_SUFFIXES, *TABLE_SUFFIXES),
     "depth-to-image": (*DEPTH_MAP_SUFFIXES, *TABLE_SUFFIXES),
+    "encode": TABLE_SUFFIXES,
 }
 
 
@@ -30,6 +31,7 @@ def list_files(spec_input: InputSpec, task: str) -> list[SourceFile]:
 
     A folder is listed with its subfolders; in folders and globs, hidden files and files of other kinds are passed over.
     Links to files are followed, on a local disk, because the folder is the user's own; links to folders are not.
+    Of a dataset that this system published, the latest version's kept samples are listed.
     Raises InputError for an address that names nothing, StoreError or TransientError for a store that does not answer.
     """
     found: dict[str, SourceFile] = {}
@@ -65,7 +67,7 @@ def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
                 if suffix_of(path) not in suffixes:
                     raise InputError(f"input.uri {uri} is of no kind this task reads: give one of {kinds}.")
                 return [_source_file(fs, info, posixpath.dirname(path))]
-            prefix, infos = path.rstrip("/"), fs.find(path, detail=True)
+            prefix, infos = path.rstrip("/"), _published(uri) or fs.find(path, detail=True)
     files = [
         _source_file(fs, info, prefix)
         for name, info in infos.items()
@@ -75,6 +77,17 @@ def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
         raise InputError(f"input.uri {uri} has no file that this task reads: give one of {kinds}.")
     _refuse_mixture(uri, files)
     return files
+
+
+def _published(uri: str) -> dict[str, dict[str, Any]]:
+    """The tables of kept samples in the latest version, where the folder is a dataset that this system published."""
+    from pipelines.publish import read_latest  # it reads what it publishes from, by the readers
+
+    storage = Storage(uri)
+    version = read_latest(storage)
+    if version is None:
+        return {}
+    return {info["name"]: info for path in version.files_of("kept") for info in [storage.fs.info(storage.path(path))]}
 
 
 def _source_file(fs: Any, info: dict[str, Any], prefix: str) -> SourceFile:

@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jointdit.errors import RowError
 from pipelines.addresses import normalise
 from pipelines.readers.depth_maps import decode_depth
@@ -25,7 +28,12 @@ if TYPE_CHECKING:
 
 MAX_ID_CHARACTERS = 1000  # an id stands in commits, tables and point clouds
 MAX_PROMPT_CHARACTERS = 100_000  # text encoders cut after some thousands
-NEEDED = {"joint": ("prompt",), "depth": ("image",), "depth-to-image": ("depth", "prompt")}
+NEEDED = {
+    "joint": ("prompt",),
+    "depth": ("image",),
+    "depth-to-image": ("depth", "prompt"),
+    "encode": ("image", "depth", "prompt"),
+}
 
 
 @dataclass(frozen=True)
@@ -75,18 +83,32 @@ def build_row(raw: RawRow, file: SourceFile | Span, spec_input: InputSpec, task:
         prompt = _prompt(raw.values.get("prompt"), spec_input.prompt) if "prompt" in needed else None
         rgb, rgb_bytes, depth, valid = None, None, None, None
         if "image" in needed:
-            data = _stored(raw.values.get("image"), "image", file.uri)
+            data = stored_value(raw.values.get("image"), "image", file.uri)
             if isinstance(data, list):
                 raise RowError("image is a list of numbers: give encoded bytes or a path.")
             rgb, as_is = decode_picture(data)
             rgb_bytes = data if as_is else None
         if "depth" in needed:
             assert spec_input.depth is not None, "the spec requires input.depth for this task"
-            depth, valid = decode_depth(_stored(raw.values.get("depth"), "depth", file.uri), spec_input.depth)
+            depth, valid = decode_depth(stored_value(raw.values.get("depth"), "depth", file.uri), spec_input.depth)
+        if rgb is not None and depth is not None and valid is not None:
+            _check_pair(rgb, depth, valid)
     except RowError as error:
         trace = mask_secrets(traceback.format_exc()) if error.__cause__ else ""
         return BadRow(row_id, file.uri, raw.position, mask_secrets(str(error)), trace)
     return Row(row_id, file.uri, raw.position, prompt, rgb, depth, valid, rgb_bytes)
+
+
+def _check_pair(rgb: NDArray[np.uint8], depth: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+    """A pair to learn from has depth at every pixel: a filled hole would be a label that nobody measured."""
+    if depth.shape != rgb.shape[:2]:
+        sizes = f"{depth.shape[1]} x {depth.shape[0]} and the picture {rgb.shape[1]} x {rgb.shape[0]}"
+        raise RowError(f"depth map is {sizes} pixels: give both at one size.")
+    if not valid.all():
+        share = 1 - float(valid.mean())
+        raise RowError(
+            f"depth map has no value (NaN, or depth.invalid) at {share:.2%} of its pixels: training needs whole maps."
+        )
 
 
 def read_id(value: Any) -> str:
@@ -123,7 +145,7 @@ def _storable(text: str, name: str) -> str:
     return text
 
 
-def _stored(value: Any, name: str, manifest: str) -> bytes | list[Any]:
+def stored_value(value: Any, name: str, manifest: str) -> bytes | list[Any]:
     """Encoded bytes (or nested lists) of an image or depth value, fetched where it is a path."""
     if isinstance(value, Mapping):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")

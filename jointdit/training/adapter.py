@@ -1,0 +1,313 @@
+"""Training of an adapter: base frozen, LoRA on the depth half and the joint connections learn.
+
+    checkpoint -> for each step: pairs -> latents -> noise -> loss -> gradient -> optimiser -> average -> adapter
+
+What a step sees depends on (seed, step) alone: the pairs by batches.py, noise levels and dropped captions from the
+step's generator, the noise of a pair from a generator of its own. So neither the cut into batches and workers nor an
+interruption changes it. Paper: joint conditional flow matching with unbalanced noise levels (arXiv 2505.00482).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from jointdit import official
+from jointdit.errors import ModelError, SpecError
+from jointdit.flow_matching import sample_timesteps
+from jointdit.latents import image_position_ids, seeded_noise
+from jointdit.training.adapter_spec import AdapterTraining
+from jointdit.training.batches import BatchPlan, random_seed
+from jointdit.training.checkpoint import NamedParameters, load_training, read_facts, replacing, save_training
+from jointdit.training.encoding import encode_pairs
+from jointdit.training.joint import NoisyPairs, velocity_loss
+from jointdit.training.optimisers import build_optimiser, learning_rate_factor
+from jointdit.training.pairs import Bucket, EncodedPair, Pair, PairSource
+from jointdit.training.parallel import World, gather_whole, mean_over_workers, skip_synchronisation, wrap
+from jointdit.training.record import Report, TrainingRecord
+from jointdit.training.validation import validate
+from jointdit.transformer import JointDiTTransformer2DModel
+
+if TYPE_CHECKING:
+    from jointdit.pipeline import JointDiTPipeline
+
+CHECKPOINT = "training.safetensors"
+ADAPTER = "adapter.safetensors"
+Batch = Sequence[Pair | EncodedPair]
+
+
+class Noise(NamedTuple):
+    """What is random about a step, for all its pairs: noise levels (G,), which captions are dropped (G,)."""
+
+    t_rgb: torch.Tensor
+    t_disparity: torch.Tensor
+    dropped: torch.Tensor
+
+
+def train_adapter(
+    training: AdapterTraining,
+    pipe: JointDiTPipeline,
+    source: PairSource,
+    folder: Path,
+    seed: int = 0,
+    facts: Mapping[str, Any] | None = None,
+    world: World | None = None,
+    report: Report = print,
+) -> Path:
+    """Train the adapter of a pipeline's transformer in place, from where a run in `folder` stopped.
+
+    Leaves `adapter.safetensors` in the published layout in `folder` and returns its path; the transformer ends at the
+    same weights, the moving average where there is one. facts: what else the numbers depend on, by field.
+
+    Raises:
+        SpecError: the folder's run was started with other facts; they are named.
+        InputError: a pair that cannot be used. ModelError: a checkpoint of another network, or a loss that is no
+        number. StoreError: something cannot be written.
+    """
+    world = world or World()
+    network = pipe.transformer
+    prepare_network(network, training)
+    facts = {**training.decides(world.size), "seed": seed, **(facts or {})}
+    checkpoint = folder / CHECKPOINT
+    if checkpoint.exists():
+        check_same_run(checkpoint, facts)
+    plan = BatchPlan(source, training.buckets, training.pairs_a_step(world.size), seed)
+    forward = wrap(network, world)
+    named = list(network.adapter_named_parameters())
+    parameters = [parameter for _, parameter in named]
+    optimiser = build_optimiser(training.optimiser, parameters)
+    average = [p.detach().clone() if training.ema else p.detach() for p in parameters]
+    start = load_training(checkpoint, named, average, optimiser) if checkpoint.exists() else 0
+    if start and world.is_main:
+        report(f"goes on from step {start}")
+    record = None
+    if world.is_main:
+        record = TrainingRecord(folder, start, training.steps, training.pairs_a_step(world.size), report)
+    empty = encode_empty(pipe)
+    try:
+        for step, bucket, micro_batches in read_ahead(plan, source, training, world, start):
+            optimiser.zero_grad(set_to_none=True)
+            img_ids, noise = token_ids(pipe, bucket, world), draw(training, world, seed, step)
+            loss = 0.0
+            for number, batch in enumerate(micro_batches):
+                is_last = number == len(micro_batches) - 1
+                positions = positions_of(training, world, number)
+                inputs = assemble(pipe, batch, empty, noise, positions, seed, step, world)
+                with skip_synchronisation(forward, not is_last), computing(training, world):
+                    part = velocity_loss(network, forward, inputs, img_ids)
+                    (part / training.accumulate).backward()
+                loss += part.item() / training.accumulate
+            loss = mean_over_workers(loss, world)
+            if not math.isfinite(loss):
+                raise ModelError(
+                    f"the loss is {loss} at step {step + 1}: lower training.optimiser.learning_rate; what was saved "
+                    "before stays."
+                )
+            norm = torch.nn.utils.clip_grad_norm_(parameters, training.optimiser.gradient_clip)
+            factor = learning_rate_factor(step, training.steps, training.optimiser)
+            for group in optimiser.param_groups:
+                group["lr"] = training.optimiser.learning_rate * factor
+            optimiser.step()
+            update_average(average, parameters, training.ema, step + 1)
+            _after_step(training, pipe, named, average, optimiser, folder, facts, world, record, step + 1, loss, norm)
+    finally:
+        if record is not None:
+            record.close()
+    with torch.no_grad():
+        for parameter, mean_value in zip(parameters, average, strict=True):
+            parameter.copy_(mean_value)
+    return save_adapter(network, folder / ADAPTER, world)
+
+
+def prepare_network(network: JointDiTTransformer2DModel, training: AdapterTraining) -> None:
+    """Freeze the base; keep the adapter in float32, whatever the base's type is."""
+    if training.precision == "float32" and network.x_embedder.weight.dtype != torch.float32:
+        raise SpecError(
+            f"training.precision is float32 and the base's weights are {network.x_embedder.weight.dtype}: "
+            "set model.dtype to float32, or precision to bfloat16."
+        )
+    network.requires_grad_(False)
+    for parameter in network.adapter_parameters():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    if training.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+
+
+def check_same_run(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+    """Raise SpecError naming each fact in which a checkpoint and this run differ."""
+    step, found = read_facts(checkpoint)
+    names = [name for name in {**found, **facts} if found.get(name) != facts.get(name)]
+    if names:
+        pairs = [f"{name} ({found.get(name)} there, {facts.get(name)} here)" for name in names]
+        raise SpecError(
+            f"{checkpoint.parent} holds a run, at step {step}, that differs in {', '.join(pairs)}: "
+            "choose another output, or go back to its values."
+        )
+
+
+@torch.no_grad()
+def encode_empty(pipe: JointDiTPipeline) -> tuple[torch.Tensor, torch.Tensor]:
+    """T5 states (T, D) and CLIP pooled (P) of the empty prompt."""
+    states, pooled = pipe.encode_prompt([None])
+    return states[0], pooled[0]
+
+
+def draw(training: AdapterTraining, world: World, seed: int, step: int) -> Noise:
+    """Noise levels and dropped captions of all pairs of a step; every worker draws the same."""
+    pairs = training.pairs_a_step(world.size)
+    generator = torch.Generator().manual_seed(random_seed(seed, "levels", step))
+    t_rgb, t_disparity = sample_timesteps(pairs, generator)
+    return Noise(t_rgb, t_disparity, torch.rand(pairs, generator=generator) < training.text_drop)
+
+
+def positions_of(training: AdapterTraining, world: World, number: int) -> range:
+    """Places, among a step's pairs, of this worker's batch of that number."""
+    first = (number * world.size + world.rank) * training.batch_size
+    return range(first, first + training.batch_size)
+
+
+def read_ahead(
+    plan: BatchPlan, source: PairSource, training: AdapterTraining, world: World, start: int
+) -> Iterator[tuple[int, Bucket, list[Batch]]]:
+    """(step, bucket, this worker's batches) for each step left; the next one is read while one is computed."""
+
+    def read(step: int) -> tuple[int, Bucket, list[Batch]]:
+        bucket, numbers = plan.pairs_of(step)
+        places = [positions_of(training, world, number) for number in range(training.accumulate)]
+        return step, bucket, [source.read(numbers[place.start : place.stop].tolist(), bucket) for place in places]
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting: Future[tuple[int, Bucket, list[Batch]]] | None = None
+        for step in range(start, training.steps):
+            ready = (waiting or pool.submit(read, step)).result()
+            waiting = pool.submit(read, step + 1) if step + 1 < training.steps else None
+            yield ready
+
+
+def assemble(
+    pipe: JointDiTPipeline,
+    batch: Batch,
+    empty: tuple[torch.Tensor, torch.Tensor],
+    noise: Noise,
+    positions: range,
+    seed: int,
+    step: int,
+    world: World,
+) -> NoisyPairs:
+    """What the network is given and what it is to find, on the worker's device."""
+    encoded = [pair for pair in batch if isinstance(pair, EncodedPair)]
+    pixels = [pair for pair in batch if isinstance(pair, Pair)]  # a source gives one kind
+    if pixels:
+        encoded = encode_pairs(pipe, pixels)
+    rgb, disparity = torch.stack([p.rgb for p in encoded]), torch.stack([p.disparity for p in encoded])
+    clean = torch.cat([rgb, disparity]).to(world.device, torch.float32)
+    seeds = [random_seed(seed, "noise", step, position) for position in positions]
+    epsilon = seeded_noise(seeds, (2, *clean.shape[1:]))
+    window = slice(positions.start, positions.stop)
+    dropped = noise.dropped[window]
+    states = [empty[0] if drop else pair.states for drop, pair in zip(dropped, encoded, strict=True)]
+    pooled = [empty[1] if drop else pair.pooled for drop, pair in zip(dropped, encoded, strict=True)]
+    dtype = pipe.transformer.x_embedder.weight.dtype
+    return NoisyPairs(
+        clean=clean,
+        noise=torch.cat([epsilon[:, 0], epsilon[:, 1]]).to(world.device),
+        t=torch.cat([noise.t_rgb[window], noise.t_disparity[window]]).to(world.device),
+        states=torch.stack([each.to(world.device, dtype) for each in states]),
+        pooled=torch.stack([each.to(world.device, dtype) for each in pooled]),
+    )
+
+
+def token_ids(pipe: JointDiTPipeline, bucket: Bucket, world: World) -> torch.Tensor:
+    """Position ids of a bucket's tokens."""
+    height, width = (side // pipe.size_multiple for side in bucket)
+    return image_position_ids(height, width, world.device)
+
+
+@contextlib.contextmanager
+def computing(training: AdapterTraining, world: World) -> Iterator[None]:
+    """Mixed precision, where it is asked for."""
+    enabled = training.precision == "bfloat16"
+    with torch.autocast(world.device.type, torch.bfloat16, enabled=enabled), warnings.catch_warnings():
+        # RMSNorm of a bfloat16 input with a float32 weight takes the unfused path; autocast is faster all the same.
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+        # FSDP warns of in-place changes to what a block returns; the blocks of FLUX make none.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        yield
+
+
+@torch.no_grad()
+def update_average(
+    average: Sequence[torch.Tensor], parameters: Sequence[torch.nn.Parameter], ema: float, step: int
+) -> None:
+    """Move the average towards the parameters; early on it follows them closely."""
+    if ema:
+        weight = 1 - min(ema, step / (step + 10))
+        for mean_value, parameter in zip(average, parameters, strict=True):
+            mean_value.lerp_(parameter.detach(), weight)
+
+
+@contextlib.contextmanager
+def averaged(parameters: Sequence[torch.nn.Parameter], average: Sequence[torch.Tensor]) -> Iterator[None]:
+    """The parameters at their average inside."""
+    kept = [parameter.detach().clone() for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, average, strict=True):
+                parameter.copy_(value)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
+
+
+def save_adapter(network: JointDiTTransformer2DModel, path: Path, world: World) -> Path:
+    """Write the adapter in the published layout, float32. Raises StoreError where it cannot be written."""
+    state = {name: gather_whole(parameter) for name, parameter in network.adapter_named_parameters()}
+    if world.is_main:
+        tensors = official.adapter_tensors(network.config.num_layers, network.config.num_single_layers)
+        with replacing(path) as unfinished:
+            official.write_official(unfinished, official.gather_official(state, tensors))
+    return path
+
+
+def _after_step(
+    training: AdapterTraining,
+    pipe: JointDiTPipeline,
+    named: NamedParameters,
+    average: Sequence[torch.Tensor],
+    optimiser: torch.optim.Optimizer,
+    folder: Path,
+    facts: Mapping[str, Any],
+    world: World,
+    record: TrainingRecord | None,
+    step: int,
+    loss: float,
+    norm: torch.Tensor,
+) -> None:
+    """Record, save and validate, each when it is due."""
+    is_last = step == training.steps
+    gradient_norm = float(gather_whole(norm))
+    if record is not None:
+        record.step(step, loss, gradient_norm, optimiser.param_groups[0]["lr"])
+        if step % training.report_every == 0 or is_last:
+            record.progress(step)
+    if step % training.checkpoint_every == 0 or is_last:
+        save_training(folder / CHECKPOINT, named, average, optimiser, step, facts, write=world.is_main)
+    every = training.validation.every
+    if every and (step % every == 0 or is_last):
+        # A sharded network computes on all workers together; otherwise one is enough.
+        with averaged([parameter for _, parameter in named], average):
+            if world.is_main or world.strategy == "fsdp":
+                scores, sheet = validate(pipe, training.validation, training.buckets[0])
+                if record is not None:
+                    record.validation(step, scores, sheet)
+        world.wait()

@@ -1,0 +1,173 @@
+"""Training checkpoints: one safetensors file with weights, their moving average and the optimiser, whole or not there.
+
+Tensors are named `<what>.<parameter>`: `now` and `ema`, and each entry of the optimiser's state for that parameter.
+The header holds the step and `facts`, which is what a resumed run is compared with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from jointdit.errors import ModelError, StoreError
+
+NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
+ADVICE = "it is of another network, give another output folder"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; at the end it becomes `path`, on the disk for good, or it is removed.
+
+    Raises:
+        StoreError: the file cannot be written, for want of room or permission; what `path` was, it still is.
+    """
+    unfinished = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        reason = " ".join(str(error).split())
+        raise StoreError(
+            f"{path} cannot be written ({reason}): make room and run again, what was saved before is untouched."
+        ) from error
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def training_state(
+    named: NamedParameters, average: Sequence[torch.Tensor], optimiser: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Everything a run goes on from, and which entries of the optimiser are plain numbers.
+
+    Sharded tensors are gathered, so every process of a sharded run must call it.
+    """
+    tensors, numbers = {}, set()
+    for (name, parameter), mean_value in zip(named, average, strict=True):
+        tensors[f"now.{name}"] = _whole(parameter)
+        tensors[f"ema.{name}"] = _whole(mean_value)
+        for key, value in optimiser.state[parameter].items():
+            if not isinstance(value, torch.Tensor):
+                numbers.add(key)
+            tensors[f"{key}.{name}"] = _whole(torch.as_tensor(value))
+    return tensors, sorted(numbers)
+
+
+def save_training(
+    path: Path,
+    named: NamedParameters,
+    average: Sequence[torch.Tensor],
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    facts: Mapping[str, Any] | None = None,
+    write: bool = True,
+) -> None:
+    """Save a run after `step` steps. Of several processes one has `write`.
+
+    Raises:
+        StoreError: the file cannot be written; the one before stays.
+    """
+    tensors, numbers = training_state(named, average, optimiser)
+    if write:
+        header = {"step": json.dumps(step), "facts": json.dumps(facts or {}), "numbers": json.dumps(numbers)}
+        with replacing(path) as unfinished:
+            save_file(tensors, unfinished, metadata=header)
+
+
+def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
+    """(step, facts) of a checkpoint, from its header. Raises ModelError for what is none."""
+    with _opened(path) as file:
+        header = file.metadata() or {}
+    if "step" not in header:
+        raise ModelError(f"{path}: not a training checkpoint (it names no step), give another output folder.")
+    return int(json.loads(header["step"])), json.loads(header.get("facts", "{}"))
+
+
+@torch.no_grad()
+def load_training(
+    path: Path, named: NamedParameters, average: Sequence[torch.Tensor], optimiser: torch.optim.Optimizer
+) -> int:
+    """Bring parameters, average and optimiser to a checkpoint's state, in place; returns its step.
+
+    Raises:
+        ModelError: no checkpoint, or one of another network; nothing is changed then.
+    """
+    step, _ = read_facts(path)
+    with _opened(path) as file:
+        entries: dict[str, list[str]] = {}
+        for key in file.keys():  # noqa: SIM118
+            what, _, name = key.partition(".")
+            entries.setdefault(name, []).append(what)
+        _check_names(path, named, entries, lambda key: tuple(file.get_slice(key).get_shape()))
+        numbers = set(json.loads(file.metadata().get("numbers", "[]")))
+        for (name, parameter), mean_value in zip(named, average, strict=True):
+            parameter.copy_(_like(file.get_tensor(f"now.{name}"), parameter))
+            mean_value.copy_(_like(file.get_tensor(f"ema.{name}"), mean_value))
+            state: dict[str, Any] = {}
+            for what in entries[name]:
+                if what in ("now", "ema"):
+                    continue
+                value = file.get_tensor(f"{what}.{name}")
+                if what in numbers:
+                    state[what] = value.item()
+                else:  # the count of steps stays on the CPU, as torch's optimisers keep it
+                    state[what] = value if what == "step" else _like(value, parameter)
+            optimiser.state[parameter] = state
+    return step
+
+
+def _check_names(
+    path: Path,
+    named: NamedParameters,
+    entries: Mapping[str, Sequence[str]],
+    shape_of: Callable[[str], tuple[int, ...]],
+) -> None:
+    for name, parameter in named:
+        if "now" not in entries.get(name, ()) or "ema" not in entries[name]:
+            raise ModelError(f"{path}: parameter {name} is missing, {ADVICE}.")
+        found, needed = shape_of(f"now.{name}"), tuple(parameter.shape)
+        if found != needed:
+            raise ModelError(f"{path}: parameter {name} has shape {found} and the network needs {needed}, {ADVICE}.")
+    unknown = sorted(set(entries) - {name for name, _ in named})
+    if unknown:
+        raise ModelError(f"{path}: parameter {unknown[0]} ({len(unknown)} in all) is not in the network, {ADVICE}.")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path}: not a readable checkpoint ({reason}), remove it to start anew.") from error
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the CPU, gathered where it is sharded, with storage of its own."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _like(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The value where the target is: on its device, and sharded as it is where both have one shape."""
+    value = value.to(target.device)
+    if isinstance(target, DTensor) and value.shape == target.shape:
+        return distribute_tensor(value, target.device_mesh, target.placements)
+    return value

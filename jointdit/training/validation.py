@@ -1,0 +1,49 @@
+"""How a run is doing: depth of held-out scenes against their exact depth, and a sheet of unselected samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jointdit.training.adapter_spec import ValidationSpec
+from jointdit.training.data import relative_disparity
+
+if TYPE_CHECKING:
+    from jointdit.pipeline import JointDiTPipeline
+
+
+def validate(
+    pipe: JointDiTPipeline, spec: ValidationSpec, size: tuple[int, int]
+) -> tuple[dict[str, float], NDArray[np.uint8]]:
+    """Scores of the first held-out scenes at `size` (height, width), and a sheet (H, W, 3) with a column a sample.
+
+    From top to bottom: the scene's picture, its exact disparity, the estimated one; then picture and disparity that the
+    model makes from the scene's caption. Seeds are fixed, so that sheets of different steps show the same samples.
+    """
+    from jointdit.evaluation.scenes import depth_estimator, held_out_scenes, score_depth
+
+    height, width = spec.height or size[0], spec.width or size[1]
+    scenes = held_out_scenes(spec.scenes, width, height)
+    found = depth_estimator(pipe, spec.steps)([scene.rgb for scene in scenes])
+    score = score_depth(found, scenes)
+    shown = scenes[: spec.samples]
+    made = pipe(
+        prompt=[scene.caption for scene in shown],
+        seeds=list(range(len(shown))),
+        height=height,
+        width=width,
+        num_inference_steps=spec.steps,
+    )
+    columns = [
+        np.concatenate([scene.rgb, _grey(relative_disparity(scene.depth)), _grey(estimate), rgb, _grey(disparity)])
+        for scene, estimate, rgb, disparity in zip(shown, found, made.rgb, made.disparity, strict=False)
+    ]
+    names = ("abs_rel", "object_abs_rel", "within_5_percent")
+    return {name: getattr(score, name) for name in names}, np.concatenate(columns, axis=1)
+
+
+def _grey(disparity: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Disparity (H, W) as a picture (H, W, 3), near is bright."""
+    return np.repeat(np.rint(np.nan_to_num(disparity) * 255).astype(np.uint8)[..., None], 3, axis=2)

@@ -1,0 +1,309 @@
+"""Training on Ray Train: the driver checks everything, starts the workers, and starts them again when one is lost.
+
+    run_training(job) -> check -> TorchTrainer(train_worker) -> adapter.safetensors and pipeline/ in job.output
+
+The state of a run is its checkpoint in the output folder, written by jointdit/training. Ray keeps nothing: a worker
+that dies ends the attempt, and the next one goes on from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jointdit.errors import JointDiTError, PermanentError, StoreError, TransientError
+from jointdit.training.pairs import PairSource, ScenePairs
+from pipelines.cluster import connect
+from pipelines.model import check_weights, identify
+from pipelines.spec import ModelSpec
+from pipelines.training.spec import AdapterJob, TrainedModel
+
+if TYPE_CHECKING:
+    from jointdit.pipeline import JointDiTPipeline
+
+LOG = "train.log"
+FOLLOW_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished training left."""
+
+    adapter: Path  # in the published layout
+    pipeline: Path | None  # a whole checkpoint folder
+
+
+def run_training(job: AdapterJob, report: Callable[[str], None] = print) -> Trained:
+    """Train to the end, or go on with a training that was interrupted.
+
+    Raises:
+        PermanentError and its kinds: one sentence; the last checkpoint stays. TransientError: workers kept dying.
+    """
+    facts = check(job)
+    folder = Path(job.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    with connect():
+        check_room(job)
+        for attempt in range(job.resources.max_failures + 1):
+            with following(folder / LOG, report):
+                error = _attempt(job, facts)
+            if error is None:
+                break
+            if isinstance(error, JointDiTError):
+                raise error
+            sentence = " ".join(str(error).split())
+            if attempt == job.resources.max_failures:
+                raise TransientError(
+                    f"training stopped {attempt + 1} times, at last by {type(error).__name__}: {sentence[-300:]}; "
+                    "the last checkpoint stays, and running again goes on from it."
+                ) from error
+            report(f"a worker was lost ({type(error).__name__}); going on from the last checkpoint")
+    return Trained(folder / "adapter.safetensors", folder / "pipeline" if job.save_pipeline else None)
+
+
+def check(job: AdapterJob) -> dict[str, Any]:
+    """Find what is wrong before Ray starts and before anything is written; returns what the numbers depend on.
+
+    Raises:
+        SpecError, ModelError, InputError: one sentence.
+    """
+    from jointdit.training.adapter import CHECKPOINT, check_same_run
+
+    facts = facts_of(job)
+    checkpoint = Path(job.output) / CHECKPOINT
+    if checkpoint.exists():
+        check_same_run(checkpoint, {**job.training.decides(job.resources.workers), "seed": job.seed, **facts})
+    check_model(job.model)
+    source = open_source(job)
+    source.read([0], job.training.buckets[0])  # what is wrong with every pair is wrong with the first
+    return facts
+
+
+def facts_of(job: AdapterJob) -> dict[str, Any]:
+    """What a run's numbers depend on beside the training section, by field; ready for JSON."""
+    weights = ",".join(
+        f"{field}:{identify_source(field, value)}"
+        for field in ("name", "base", "adapter")
+        if (value := getattr(job.model, field)) is not None
+    )
+    return {
+        "model.weights": weights,
+        "model.lora_ranks": job.model.lora_ranks,
+        "model.dtype": job.model.dtype,
+        **{f"data.{name}": value for name, value in job.data.model_dump(mode="json").items()},
+    }
+
+
+def identify_source(field: str, value: str) -> str:
+    """SHA-256 of a checkpoint's files, or the hub's commit."""
+    if field == "adapter":
+        return identify(ModelSpec(base="tiny", adapter=value)).weights
+    return identify(ModelSpec(name=value)).weights
+
+
+def check_model(model: TrainedModel) -> None:
+    """Check a local checkpoint by its files' headers. Raises ModelError for what does not fit."""
+    if model.name is not None:
+        check_weights(ModelSpec(name=model.name))
+    elif model.adapter is not None:
+        check_weights(ModelSpec(base=model.base, adapter=model.adapter))
+
+
+def open_source(job: AdapterJob) -> PairSource:
+    """The pairs. Raises InputError where there are none, or a column is missing."""
+    if job.data.kind == "scenes":
+        return ScenePairs(job.data.count)
+    if job.data.kind == "encoded":
+        from pipelines.training.encoded import LatentPairs
+
+        return LatentPairs(job.data.as_input(), job.model.name or job.model.base or "")
+    from pipelines.training.tables import TablePairs
+
+    return TablePairs(job.data.as_input())
+
+
+def check_room(job: AdapterJob) -> None:
+    """Ray waits in silence for resources that a cluster does not have. Raises PermanentError."""
+    import ray
+
+    have, wanted = ray.cluster_resources(), job.resources
+    for kind, each in (("GPU", wanted.gpus_per_worker), ("CPU", wanted.cpus_per_worker)):
+        if each * wanted.workers > have.get(kind, 0.0):
+            raise PermanentError(
+                f"resources: {wanted.workers} workers of {each:g} {kind}s do not fit into a cluster with "
+                f"{have.get(kind, 0.0):g}: ask for fewer."
+            )
+
+
+def _attempt(job: AdapterJob, facts: dict[str, Any]) -> Exception | None:
+    """Run the workers to the end; the error that ended them, ours where it was one of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Ray warns of settings of its own
+        from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        on_gpu = job.resources.gpus_per_worker > 0
+        each = {"CPU": job.resources.cpus_per_worker}
+        if on_gpu:
+            each["GPU"] = job.resources.gpus_per_worker
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"job": job.model_dump(mode="json", exclude_unset=True), "facts": facts},
+            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+            scaling_config=ScalingConfig(num_workers=job.resources.workers, use_gpu=on_gpu, resources_per_worker=each),
+            run_config=RunConfig(name="ray", storage_path=job.output),
+        )
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            for failure in getattr(error, "worker_failures", {}).values():
+                if (ours := _ours(failure)) is not None:
+                    return ours
+            return error
+    return None
+
+
+def _ours(error: BaseException | None) -> JointDiTError | None:
+    """The error of ours that Ray has wrapped."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, JointDiTError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """One worker, from loading the model to saving the adapter; runs in a process of Ray Train."""
+    import torch
+    from ray import train
+    from ray.train.torch import get_device
+
+    from jointdit.training.adapter import train_adapter
+    from jointdit.training.parallel import World
+
+    job = AdapterJob.model_validate(config["job"])
+    place = train.get_context()
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(job.resources.threads or max(1, int(job.resources.cpus_per_worker)))
+    world = World(place.get_world_rank(), place.get_world_size(), device, job.resources.strategy)
+    pipe = load_for_training(job.model, device)
+    folder = Path(job.output)
+    with (folder / LOG).open("a", encoding="utf-8") as log:
+
+        def report(line: str) -> None:
+            log.write(f"{line}\n")
+            log.flush()
+
+        train_adapter(job.training, pipe, open_source(job), folder, job.seed, config["facts"], world, report)
+        if job.save_pipeline and world.strategy == "fsdp":
+            from jointdit.training.parallel import unshard
+
+            unshard(pipe.transformer)
+        if job.save_pipeline and world.is_main:
+            save_pipeline(pipe, job, folder / "pipeline")
+            report(f"finished: {folder / 'pipeline'}")
+
+
+def load_for_training(model: TrainedModel, device: Any) -> JointDiTPipeline:
+    """The pipeline whose adapter is trained, on a device. Raises ModelError for what does not fit."""
+    import torch
+    from diffusers import FluxTransformer2DModel
+
+    from jointdit.checkpoint_files import load_component
+    from jointdit.pipeline import JointDiTPipeline
+    from jointdit.transformer import JointDiTTransformer2DModel
+    from pipelines.model import checkpoint_folder
+
+    dtype = getattr(torch, model.dtype)
+    if model.adapter is not None:
+        pipe = JointDiTPipeline.from_pretrained(base=model.base, adapter=model.adapter, torch_dtype=dtype)
+    elif model.name is not None and model.lora_ranks is None:
+        pipe = JointDiTPipeline.from_pretrained(model.name, torch_dtype=dtype)
+    else:
+        torch.manual_seed(0)  # a new adapter's A is random; every worker draws the same
+        folder = checkpoint_folder(model.base or model.name or "")
+        if model.base is not None:
+            flux = load_component(FluxTransformer2DModel, folder / "transformer", dtype)
+        else:
+            flux = base_of(JointDiTTransformer2DModel.from_pretrained(folder / "transformer", dtype=dtype))
+        transformer = JointDiTTransformer2DModel.from_flux(flux, lora_ranks=model.lora_ranks)
+        pipe = JointDiTPipeline.from_pretrained(folder, transformer=transformer, torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+        part.requires_grad_(False)
+    return pipe.to(device)
+
+
+def base_of(network: Any) -> Any:
+    """A JointDiT network's base as diffusers' FLUX, in memory of its own."""
+    from diffusers import FluxTransformer2DModel
+
+    config = {name: value for name, value in network.config.items() if name != "lora_ranks" and name[0] != "_"}
+    flux = FluxTransformer2DModel(**config).to(network.dtype)
+    state = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in network.state_dict().items()
+        if ".lora_" not in name and ".joint_proj." not in name
+    }
+    flux.load_state_dict(state)
+    return flux.eval()
+
+
+def save_pipeline(pipe: JointDiTPipeline, job: AdapterJob, folder: Path) -> None:
+    """Write a whole checkpoint folder, in the type its base has; complete or not there."""
+    import torch
+
+    height, width = job.training.buckets[0]
+    pipe.register_to_config(default_height=height, default_width=width)
+    pipe.transformer.to(getattr(torch, job.model.dtype))
+    unfinished = folder.with_name(f"{folder.name}.tmp")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        pipe.save_pretrained(unfinished)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(unfinished, folder)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        reason = " ".join(str(error).split())
+        raise StoreError(f"{folder} cannot be written ({reason}): make room and run again.") from error
+
+
+@contextlib.contextmanager
+def following(log: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Report each line that the workers add to their log meanwhile."""
+    log.touch()
+    done = threading.Event()
+
+    def follow() -> None:
+        with log.open(encoding="utf-8") as lines:
+            lines.seek(0, os.SEEK_END)
+            begun = ""
+            while True:
+                last = done.wait(FOLLOW_SECONDS)
+                for text in lines:
+                    begun += text
+                    if begun.endswith("\n"):
+                        report(begun.rstrip("\n"))
+                        begun = ""
+                if last:
+                    return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,122 @@
+"""Pairs from tables: a dataset that this system published, or any table with picture, depth and caption columns.
+
+They are read by the readers of task `encode`. Nothing is skipped: a row that cannot be trained on ends the training
+with its name and what is wrong. (Task `encode` sets such rows aside, and its output trains faster.)
+"""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from jointdit.depth import disparity_from_depth
+from jointdit.errors import InputError, RowError
+from jointdit.training.pairs import Bucket, Pair, fit_to_bucket
+from pipelines.readers import check_columns, count_rows, format_of, list_files
+from pipelines.readers.opening import open_input
+from pipelines.readers.rows import RawRow, build_row, default_id, stored_value, wanted_columns
+from pipelines.records import BadRow, Row, SourceFile
+from pipelines.spec import InputSpec
+
+BLOCK_ROWS = 64  # of files without row groups
+CACHED_ROWS = 1024  # undecoded, in memory
+TASK = "encode"
+
+
+class TablePairs:
+    """Pairs by row number over all files of `data.uri`."""
+
+    def __init__(self, spec_input: InputSpec) -> None:
+        """Raises InputError where a file or a column is missing."""
+        self.input = spec_input
+        self.files = list_files(spec_input, TASK)
+        check_columns(self.files, spec_input, TASK)
+        self.layout: list[tuple[SourceFile, int, int]] = []  # blocks: file, rows [start, stop)
+        for file in self.files:
+            start = 0
+            for rows in _groups(file, count_rows(file, spec_input)):
+                self.layout.append((file, start, start + rows))
+                start += rows
+        self.first = np.concatenate([[0], np.cumsum(self.blocks())]).astype(np.int64)
+        self._cache: OrderedDict[int, list[RawRow]] = OrderedDict()
+
+    def blocks(self) -> Sequence[int]:
+        """Rows of each row group, or of each 64 lines."""
+        return [stop - start for _, start, stop in self.layout]
+
+    def sizes(self) -> Sequence[Bucket]:
+        """Sizes of all pictures, from the tables' columns or else the pictures' headers; read once."""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> list[Bucket]:
+        found: list[Bucket] = []
+        for file, start, stop in self.layout:
+            for raw in format_of(file).rows(file, start, stop, {"image": self.input.columns.image}):
+                try:
+                    if raw.error:
+                        raise RowError(raw.error)
+                    data = stored_value(raw.values.get("image"), "image", file.uri)
+                    with Image.open(io.BytesIO(data if isinstance(data, bytes) else b"")) as image:
+                        width, height = image.size
+                except (RowError, OSError) as error:
+                    raise _cannot_train(default_id(file, raw.position), str(error)) from error
+                found.append((height, width))
+        return found
+
+    def read(self, numbers: Sequence[int], bucket: Bucket) -> Sequence[Pair]:
+        """Decode rows and fit them to the bucket. Raises InputError naming the first one that is bad."""
+        return [self._pair(number, bucket) for number in numbers]
+
+    def check_first(self, bucket: Bucket) -> None:
+        """Read one pair, so that what is wrong with all of them is found before any worker starts."""
+        self.read([0], bucket)
+
+    def _pair(self, number: int, bucket: Bucket) -> Pair:
+        block = int(np.searchsorted(self.first, number, side="right")) - 1
+        file = self.layout[block][0]
+        row = build_row(self._rows(block)[number - int(self.first[block])], file, self.input, TASK)
+        if isinstance(row, BadRow):
+            raise _cannot_train(row.id, row.error)
+        try:
+            return fit_to_bucket(self._as_pair(row), bucket)
+        except ValueError as error:  # RowError is one
+            raise _cannot_train(row.id, str(error)) from error
+
+    def _as_pair(self, row: Row) -> Pair:
+        assert row.rgb is not None
+        assert row.depth is not None
+        assert row.prompt is not None
+        assert self.input.depth is not None
+        return Pair(row.rgb, disparity_from_depth(row.depth, row.depth_valid, self.input.depth.kind), row.prompt)
+
+    def _rows(self, block: int) -> list[RawRow]:
+        if block not in self._cache:
+            file, start, stop = self.layout[block]
+            rows = list(format_of(file).rows(file, start, stop, wanted_columns(self.input, TASK)))
+            if len(rows) != stop - start:
+                raise InputError(f"{file.uri} has fewer rows than when training began: it must stay as it is.")
+            while self._cache and sum(map(len, self._cache.values())) + len(rows) > CACHED_ROWS:
+                self._cache.popitem(last=False)
+            self._cache[block] = rows
+        self._cache.move_to_end(block)
+        return self._cache[block]
+
+
+def _groups(file: SourceFile, rows: int) -> list[int]:
+    """How the rows of a file are cut into blocks."""
+    if not file.uri.lower().endswith(".parquet"):
+        return [min(BLOCK_ROWS, rows - start) for start in range(0, rows, BLOCK_ROWS)]
+    with open_input(file.uri, random_access=True) as stream:
+        metadata = pq.ParquetFile(stream).metadata
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def _cannot_train(row: str, reason: str) -> InputError:
+    return InputError(f"data: row {row} cannot be trained on, {reason.rstrip('.')}: repair it, or take it out.")

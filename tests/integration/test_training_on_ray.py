@@ -1,0 +1,115 @@
+"""Training of an adapter on Ray Train: workers together are one, and a worker that is killed changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs.train import load_train_spec
+from jointdit.pipeline import JointDiTPipeline
+from pipelines.training.run import run_training
+from pipelines.training.spec import AdapterJob
+
+
+def make_job(tmp_path: Path, name: str, *overrides: str) -> AdapterJob:
+    spec = tmp_path / "train.yaml"
+    spec.write_text(
+        """
+recipe: adapter
+output: out
+model: {name: tiny}
+data: {kind: scenes, count: 8}
+training:
+  steps: 12
+  batch_size: 2
+  buckets: [[32, 32]]
+  precision: float32
+  optimiser: {kind: adamw, learning_rate: 1.0e-3}
+  validation: {every: 0}
+  checkpoint_every: 3
+save_pipeline: false
+"""
+    )
+    job = load_train_spec(spec, [f"output={tmp_path / name}", *overrides])
+    assert isinstance(job, AdapterJob)
+    return job
+
+
+def first_gradient(folder: Path) -> dict[str, torch.Tensor]:
+    """Of a run of one step: adamw's first moment is a tenth of it, clipped by one and the same norm."""
+    found = load_file(folder / "training.safetensors")
+    return {name: value / 0.1 for name, value in found.items() if name.startswith("exp_avg.")}
+
+
+@pytest.mark.timeout(240)
+def test_two_workers_give_the_gradient_of_one_with_the_double_batch(ray_cluster: None, tmp_path: Path) -> None:
+    one = make_job(tmp_path, "one", "training.steps=1", "training.batch_size=4", "save_pipeline=true")
+    two = make_job(tmp_path, "two", "training.steps=1", "resources.workers=2", "resources.cpus_per_worker=0.5")
+    lines: list[str] = []
+    made = run_training(one, lines.append)
+    run_training(two, lines.append)
+    assert any("loss" in line for line in lines)
+    single, double = first_gradient(tmp_path / "one"), first_gradient(tmp_path / "two")
+    assert single.keys() == double.keys()
+    largest = max(float(value.abs().max()) for value in single.values())
+    assert largest > 1e-2
+    for name, value in single.items():
+        torch.testing.assert_close(double[name], value, atol=1e-5, rtol=0, msg=name)
+    (loss_of_one,), (loss_of_two,) = ((tmp_path / n / "loss.jsonl").read_text().splitlines() for n in ("one", "two"))
+    assert json.loads(loss_of_two)["loss"] == pytest.approx(json.loads(loss_of_one)["loss"], abs=1e-5)
+    assert made.pipeline is not None
+    pipe = JointDiTPipeline.from_pretrained(made.pipeline)
+    assert (pipe.config.default_height, pipe.config.default_width) == (32, 32)
+
+
+def worker_with(path: Path) -> int | None:
+    """The process, not this one, that has a file open."""
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal() and int(process.name) != os.getpid():
+            try:
+                if any(descriptor.resolve() == path for descriptor in (process / "fd").iterdir()):
+                    return int(process.name)
+            except OSError:
+                continue  # it is gone, or not ours
+    return None
+
+
+@pytest.mark.timeout(240)
+def test_a_worker_killed_with_sigkill_changes_no_digit_of_the_curve(ray_cluster: None, tmp_path: Path) -> None:
+    whole, killed = make_job(tmp_path, "whole"), make_job(tmp_path, "killed")
+    run_training(whole, lambda line: None)
+    record = tmp_path / "killed" / "loss.jsonl"
+    done = threading.Event()
+    victims: list[int] = []
+
+    def kill() -> None:
+        while not done.is_set() and not (record.exists() and len(record.read_text().splitlines()) >= 5):
+            time.sleep(0.01)
+        victim = worker_with(record)
+        if victim is not None and not done.is_set():
+            os.kill(victim, signal.SIGKILL)
+            victims.append(victim)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    lines: list[Any] = []
+    try:
+        run_training(killed, lines.append)
+    finally:
+        done.set()
+        killer.join()
+    assert len(victims) == 1
+    assert any("a worker was lost" in line for line in lines)
+    assert any("goes on from step 3" in line for line in lines)
+    assert record.read_bytes() == (tmp_path / "whole" / "loss.jsonl").read_bytes()
+    adapters = [load_file(tmp_path / name / "adapter.safetensors") for name in ("whole", "killed")]
+    assert all(torch.equal(value, adapters[1][name]) for name, value in adapters[0].items())
