@@ -128,6 +128,37 @@ def restyle(
     show_files(restyle_depth(depth, kind, prompt, samples, output, sampling))
 
 
+@app.command(
+    rich_help_panel=DATASETS,
+    epilog="Example: jointdit prepare photos -o runs/prepared --teacher depth-anything/Depth-Anything-V2-Small-hf "
+    "--captioner Salesforce/blip-image-captioning-base",
+)
+def prepare(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGES...", help="Folders, globs or tables of pictures, local or s3://.")
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="URI", help="The dataset: a folder or s3:// prefix.")
+    ],
+    teacher: Annotated[
+        list[str],
+        typer.Option(help="A depth model of transformers, folder or hub name; several are averaged."),
+    ],
+    captioner: Annotated[
+        str | None, typer.Option(help="A captioning model of transformers; without one the input has captions.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Label pictures for training: depth by teachers, captions by a captioner or as given; goes on where it stopped."""
+    from jobs.report import log_progress, show_run
+    from pipelines.run import run_job
+    from pipelines.spec import load_spec
+
+    log_progress()
+    data = {"task": "prepare", "input": {"uri": images}, "output": {"uri": output}}
+    show_run(run_job(load_spec({**data, "teachers": teacher, "captioner": captioner}, overrides or ())))
+
+
 @app.command(rich_help_panel=MODEL, epilog="Example: jointdit train jobs/train_tiny.yaml")
 def train(spec: SpecFile, overrides: Overrides = None) -> None:
     """Train a checkpoint, or go on from its last saved step."""

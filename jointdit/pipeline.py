@@ -297,3 +297,8 @@ def _checkpoint_folder(name: FilePath | None, kwargs: dict[str, Any]) -> Path:
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{folder}: model_index.json is missing, give the folder of a whole pipeline.")
     return folder
+
+
+def local_checkpoint(name: FilePath) -> Path:
+    """The local folder of a checkpoint by its name, downloaded where it is on the hub. Raises ModelError."""
+    return _checkpoint_folder(name, {})

@@ -18,7 +18,8 @@ def refresh(storage: Storage, ledger: Ledger, version: Version) -> None:
     newest: Version | None = version
     while newest is not None and _described(storage) != newest.number:
         job = ledger.read_job()
-        gallery.write(storage, job, newest)
+        if newest.spec["task"] != "encode":  # latents are nothing to look at
+            gallery.write(storage, job, newest)
         card.write(storage, job, newest)
         newest = read_latest(storage)
 

@@ -32,11 +32,15 @@ CATEGORIES = {
     "joint": ["text-to-image", "depth-estimation"],
     "depth": ["depth-estimation"],
     "depth-to-image": ["text-to-image", "depth-estimation"],
+    "encode": ["depth-estimation"],
+    "prepare": ["depth-estimation"],
 }
 WHAT = {
     "joint": "RGB-D pairs: pictures and their depth, generated together from prompts",
     "depth": "Depth of the pictures of a corpus, estimated at each picture's own size",
     "depth-to-image": "Pictures generated from prompts on given depth maps",
+    "encode": "Latents and text embeddings of pictures with depth and captions, for training",
+    "prepare": "Pictures of a corpus with captions and relative disparity by teachers, for training",
 }
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BINS = 20
@@ -122,15 +126,19 @@ def _metadata(spec: JobSpec, version: Version) -> dict[str, Any]:
 
 
 def _usage(version: Version) -> str:
+    shown = 'rows[0]["rgb"], rows[0]["depth"]  # pictures; depth has 16 bits'
+    look = "Look at it: [gallery/index.html](gallery/index.html). "
+    if version.spec["task"] == "encode":
+        shown, look = 'rows[0]["latents_rgb"]  # bytes of float16, see below', ""
     lines = [
         "```python",
         "from datasets import load_dataset",
         "",
         'rows = load_dataset("<this folder>", split="train")',
-        'rows[0]["rgb"], rows[0]["depth"]  # pictures; depth has 16 bits',
+        shown,
         "```",
         "",
-        "Look at it: [gallery/index.html](gallery/index.html). Figures: [stats.json](stats.json).",
+        f"{look}Figures: [stats.json](stats.json).",
     ]
     return "\n".join(lines) if version.files_of("kept") else "No sample was kept: see the counts below."
 
@@ -183,6 +191,8 @@ def _making(spec: JobSpec, job: Job, version: Version) -> str:
 
 
 def _limits(spec: JobSpec) -> str:
+    if spec.task == "encode":
+        return "## Limits\n\n- Only a model with the same VAE and text encoders (`encoders`) can be trained on it."
     fov = f"{spec.output.points.fov_degrees:g} degrees from top to bottom"
     lines = [
         "## Limits",
@@ -194,7 +204,9 @@ def _limits(spec: JobSpec) -> str:
         "`params` says the same of the depth range.",
         "- The engine does not know the licence: set `license` above by those of the model's weights and of the input.",
     ]
-    if spec.task != "depth":
+    if spec.task == "prepare":
+        lines.append("- The depth is a teacher's estimate, with the teacher's bias.")
+    elif spec.task != "depth":
         lines.append("- The pictures are generated: they show nothing that exists, and what the model gets wrong.")
     return "\n".join(lines)
 

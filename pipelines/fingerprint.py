@@ -9,13 +9,18 @@ from typing import Any
 
 from jointdit.errors import SpecError
 from pipelines.model import ModelIdentity
-from pipelines.spec import JobSpec
+from pipelines.spec import EncodeSpec, JobSpec, PrepareSpec
 
 Fingerprint = dict[str, Any]
 
 
 def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
     """Field name -> value, for every field that a sample's pixels, ids or seeds depend on."""
+    extra: Fingerprint = {}  # of tasks that have fields of their own
+    if isinstance(spec, EncodeSpec):
+        extra["buckets"] = [list(bucket) for bucket in spec.buckets]
+    if isinstance(spec, PrepareSpec):
+        extra |= {"caption_length": spec.caption_length, "captioner": spec.captioner is not None}
     return {
         "task": spec.task,
         "seed": spec.seed,
@@ -30,6 +35,7 @@ def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
         "input.columns": spec.input.columns.model_dump(),
         "input.prompt": spec.input.prompt,
         "input.depth": spec.input.depth.model_dump() if spec.input.depth else None,
+        **extra,
     }
 
 

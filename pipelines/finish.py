@@ -112,9 +112,15 @@ def _in_order(results: Iterable[SampleResult], entry: PlannedShard) -> list[Samp
 
 def _complete(context: RunContext, result: SampleResult, source: Row, filters: Sequence[Filter]) -> None:
     """Give a result its source row, the source's size, its scores and the filters' decision."""
+    if result.caption is not None:
+        source = replace(source, prompt=result.caption)
     result.sample = replace(result.sample, row=source)
+    if result.encoded is not None:
+        return
     resize = context.spec.model.resize
-    if source.rgb is not None:
+    if context.spec.task == "prepare":
+        result.rgb = source.rgb
+    elif source.rgb is not None:
         assert result.disparity is not None
         mapping = plan_fit(source.rgb.shape[0], source.rgb.shape[1], context.height, context.width, resize)
         result.rgb = source_window(source.rgb, mapping)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jointdit.errors import ModelError
-from pipelines.spec import ModelSpec
+from pipelines.spec import EncodeSpec, JobSpec, ModelSpec, PrepareSpec
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
 
 FLUX_SIZE = 512  # pixels: what the published adapter was trained at (DESIGN: 512 x 512)
 CHUNK_BYTES = 1 << 22
+ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 SOURCE_FIELDS = ("name", "base", "adapter")
 
 
@@ -46,6 +47,51 @@ def identify(model: ModelSpec) -> ModelIdentity:
         height=model.height or index.get("default_height") or FLUX_SIZE,
         width=model.width or index.get("default_width") or FLUX_SIZE,
     )
+
+
+def identify_job(spec: JobSpec) -> ModelIdentity:
+    """As `identify`, of the models that the spec's task runs. Raises ModelError."""
+    if isinstance(spec, EncodeSpec):
+        assert spec.model.name is not None, "the spec says so"
+        identity = identify(spec.model)
+        return replace(identity, weights=encoders_hash(spec.model.name))
+    if isinstance(spec, PrepareSpec):
+        names = {f"teachers.{number}": name for number, name in enumerate(spec.teachers)}
+        if spec.captioner is not None:
+            names["captioner"] = spec.captioner
+        parts = [_identify_source(field, name) for field, name in names.items()]
+        digest = hashlib.sha256("\n".join(weights for weights, _ in parts).encode()).hexdigest()
+        size = FLUX_SIZE, FLUX_SIZE  # for the plan's estimates: pictures keep their own size
+        return ModelIdentity(digest, sum(size for _, size in parts), *size)
+    return identify(spec.model)
+
+
+def encoders_hash(name: str) -> str:
+    """SHA-256 over the files of VAE, text encoders and tokenizers; of a hub name, the hub's commit."""
+    folder = checkpoint_folder(name)
+    if not folder.is_dir():
+        return _identify_source("name", name)[0]
+    files_of_parts = [path for part in ENCODERS for path in (folder / part).rglob("*") if path.is_file()]
+    found = sorted(path for path in files_of_parts if _decides_pixels(path.relative_to(folder)))
+    return _hash_files(folder, found)[0]
+
+
+def check_job_weights(spec: JobSpec) -> None:
+    """As `check_weights`, of the models that the spec's task runs. Raises ModelError."""
+    if isinstance(spec, EncodeSpec):
+        from jointdit.checkpoint_files import folder_tensor_shapes
+
+        folder = checkpoint_folder(spec.model.name or "")
+        if folder.is_dir():
+            for part in ("vae", "text_encoder", "text_encoder_2"):
+                folder_tensor_shapes(folder / part)
+    elif isinstance(spec, PrepareSpec):
+        from pipelines.teachers import check_teacher
+
+        for name in (*spec.teachers, *([spec.captioner] if spec.captioner else [])):
+            check_teacher(name)
+    else:
+        check_weights(spec.model)
 
 
 def check_weights(model: ModelSpec) -> None:

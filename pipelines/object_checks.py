@@ -18,6 +18,7 @@ from PIL import Image
 from jointdit.errors import JointDiTError
 from pipelines.ledger import StoredObject, sha256
 from pipelines.read import sample_seed
+from pipelines.sinks.latents import ARRAYS
 from pipelines.sinks.parquet import DEPTH_KIND, data_schema
 from pipelines.spec import JobSpec
 from pipelines.storage import Storage
@@ -83,6 +84,12 @@ def _check_row(
     if stored.outcome == "quarantined":
         if not row["error"]:
             yield f"{name} is quarantined without a reason."
+        return
+    if spec.task == "encode":
+        sizes = [len(row[column]) for column in ARRAYS]
+        tokens, text_tokens = row["tokens"], row["text_tokens"]
+        if sizes[0] != sizes[1] or not sizes[3] or sizes[0] % (2 * tokens) or sizes[2] % (2 * text_tokens):
+            yield f"{name} has arrays of {sizes} bytes for {tokens} tokens and {text_tokens} of text."
         return
     source, _, index = str(row["id"]).rpartition("/")
     if source != row["source"] or not index.isdecimal():

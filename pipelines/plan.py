@@ -20,7 +20,7 @@ from jointdit.errors import InputError
 from pipelines.counting import CountedSample, Counting
 from pipelines.fingerprint import Fingerprint, digest, fingerprint_of
 from pipelines.ledger import Ledger, PlannedShard
-from pipelines.model import ModelIdentity, identify
+from pipelines.model import ModelIdentity, identify_job
 from pipelines.readers import check_columns, count_rows, find_duplicate_ids, list_files
 from pipelines.records import Shard, SourceFile, Span
 from pipelines.spec import JobSpec
@@ -63,16 +63,16 @@ def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal
     planned = ledger.planned()  # before the input is listed: whoever extends it in between makes this proposal fail
     number = next_number(planned)
     current = {uri: etag for uri, (etag, _) in Counting(planned).versions.items()}
-    listed = list_files(spec.input, spec.task)
+    listed = list_files(spec.input, spec.reading)
     removed = tuple(sorted(current.keys() - {file.uri for file in listed}))
     new = [file for file in listed if current.get(file.uri) != file.etag]
     if not new:
         return Proposal(number, (), removed=removed)
-    check_columns(new, spec.input, spec.task)
+    check_columns(new, spec.input, spec.reading)
     counts = [(file, count_rows(file, spec.input)) for file in new]
     if not planned and not any(rows for _, rows in counts):
         raise InputError(f"input.uri {', '.join(spec.input.uri)} has no rows: give at least one.")
-    if duplicates := find_duplicate_ids(listed, spec.input, spec.task):
+    if duplicates := find_duplicate_ids(listed, spec.input, spec.reading):
         examples = ", ".join(repr(identifier) for identifier in duplicates[:3])
         raise InputError(f"the input has rows with the same id, such as {examples}: give each row an id of its own.")
     shards = tuple(cut_shards(counts, spec.output.shard_rows, digest(fingerprint)))
@@ -230,7 +230,7 @@ def preview(spec: JobSpec) -> PlanPreview:
     Raises:
         SpecError, InputError, ModelError, StoreError: what the run itself would raise before its first shard.
     """
-    model = identify(spec.model)
+    model = identify_job(spec)
     fingerprint = fingerprint_of(spec, model)
     ledger = Ledger(Storage(spec.output.uri))
     ledger.check_job(fingerprint)

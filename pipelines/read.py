@@ -12,7 +12,7 @@ import math
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,11 @@ from pipelines.context import RunContext
 from pipelines.ledger import PlannedShard
 from pipelines.readers import read_rows
 from pipelines.records import BadRow, Row, Sample, SampleResult
+from pipelines.spec import EncodeSpec, PrepareSpec
 from pipelines.store_errors import mask_secrets
+
+if TYPE_CHECKING:
+    from jointdit.training.pairs import Pair
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Ite
         start = span.start
         for position in [*poison, span.stop]:
             if start < position:
-                for row in read_rows(span, start, position, spec.input, spec.task):
+                for row in read_rows(span, start, position, spec.input, spec.reading):
                     yield number, row
             if position < span.stop:
                 row_id = f"{span.relative_path}:{position}"
@@ -142,9 +146,14 @@ def _fit(context: RunContext, row: Row | BadRow) -> Sample | BadRow:
         return row
     pattern = Sample(id=row.id, row=row, index=0, round=0, seed=0)
     try:
-        if row.rgb is not None:
+        if isinstance(context.spec, PrepareSpec):
+            pattern.rgb = row.rgb  # a teacher brings pictures to its size itself
+        elif isinstance(context.spec, EncodeSpec):
+            pair = pair_to_encode(context, row)
+            pattern.rgb, pattern.disparity = pair.rgb, pair.disparity
+        elif row.rgb is not None:
             pattern.rgb, _ = fit_to_model(row.rgb, context.height, context.width, context.spec.model.resize)
-        if row.depth is not None:
+        elif row.depth is not None:
             pattern.disparity, _ = fit_to_model(
                 source_disparity(context, row), context.height, context.width, _resize_of_window(context)
             )
@@ -152,6 +161,24 @@ def _fit(context: RunContext, row: Row | BadRow) -> Sample | BadRow:
         trace = mask_secrets(traceback.format_exc()) if error.__cause__ else ""
         return BadRow(row.id, row.uri, row.position, mask_secrets(str(error)), trace)
     return pattern
+
+
+def pair_to_encode(context: RunContext, row: Row) -> Pair:
+    """Picture and disparity at the size of the bucket of the nearest aspect. Raises RowError for a constant map."""
+    from jointdit.training.batches import nearest_bucket  # they bring torch, which other tasks' readers do without
+    from jointdit.training.pairs import Pair, fit_to_bucket
+
+    assert isinstance(context.spec, EncodeSpec)
+    assert context.spec.input.depth is not None
+    assert row.rgb is not None
+    assert row.depth is not None
+    buckets = context.spec.buckets or ((context.height, context.width),)
+    disparity = disparity_from_depth(row.depth, row.depth_valid, context.spec.input.depth.kind)
+    bucket = buckets[nearest_bucket(row.rgb.shape[:2], buckets)]
+    try:
+        return fit_to_bucket(Pair(row.rgb, disparity, row.prompt or ""), bucket)
+    except ValueError as error:
+        raise RowError(f"{error}.") from None
 
 
 def source_disparity(context: RunContext, row: Row) -> NDArray[np.float32]:

@@ -92,6 +92,19 @@ class Sample:
     disparity: NDArray[np.float32] | None = None  # (h, w) at the model's size
 
 
+@dataclass(frozen=True)
+class EncodedArrays:
+    """What training reads of a pair, float16: packed latents (N, C), T5 states (T, D), CLIP pooled (P)."""
+
+    rgb: NDArray[np.float16]
+    disparity: NDArray[np.float16]
+    states: NDArray[np.float16]
+    pooled: NDArray[np.float16]
+    height: int  # pixels
+    width: int
+    encoders: str  # hash of VAE and text encoders
+
+
 @dataclass
 class SampleResult:
     """A sample after the model, at the model's size until finish restores the source's size."""
@@ -103,3 +116,5 @@ class SampleResult:
     traceback: str = ""
     scores: dict[str, float] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)  # empty means kept
+    encoded: EncodedArrays | None = None  # of task encode, in place of pixels
+    caption: str | None = None  # of task prepare, in place of the row's prompt

@@ -18,7 +18,7 @@ from pipelines.counting import Counting
 from pipelines.fingerprint import code_version, fingerprint_of
 from pipelines.lease import Heartbeat
 from pipelines.ledger import Ledger, PlannedShard
-from pipelines.model import check_weights, identify
+from pipelines.model import check_job_weights, identify_job
 from pipelines.plan import extend_plan, extend_with_regeneration, propose
 from pipelines.progress import Progress
 from pipelines.publish import Version, publish
@@ -55,12 +55,12 @@ def run_job(
     """
     storage = Storage(spec.output.uri, single_writer)
     ledger = Ledger(storage)
-    model = identify(spec.model)
+    model = identify_job(spec)
     fingerprint = fingerprint_of(spec, model)
     known = ledger.check_job(fingerprint)
     proposal = propose(spec, fingerprint, ledger)  # bad input is found before anything is written
     if not known:
-        check_weights(spec.model)  # and so is a checkpoint that does not fit
+        check_job_weights(spec)  # and so is a checkpoint that does not fit
     storage.probe()
     ledger.open_job(spec, fingerprint)
     context = RunContext(spec, storage, model.height, model.width, model.weights, fingerprint, code_version())

@@ -243,6 +243,11 @@ class Spec(Section):
                 )
         return self
 
+    @property
+    def reading(self) -> str:
+        """Which fields of a row are read, a key of readers' NEEDED."""
+        return self.task
+
     def as_given(self) -> dict[str, Any]:
         """The spec ready for JSON, without what was left to defaults: given and assumed values stay told apart."""
         return self.model_dump(mode="json", exclude_unset=True)
@@ -284,6 +289,72 @@ class DepthToImageSpec(Spec):
         return self
 
 
+class EncodeSpec(Spec):
+    """Pictures, their depth and captions -> latents and text embeddings, for training.
+
+    `model.name`: whose VAE and text encoders: a FLUX pipeline or a JointDiT checkpoint. `buckets`: (height, width) in
+    pixels; a pair goes to the one of the nearest aspect.
+    """
+
+    task: Literal["encode"]
+    buckets: tuple[tuple[Pixels, Pixels], ...] = ()  # default: the model's size
+
+    @model_validator(mode="after")
+    def _has_pairs(self) -> Self:
+        if self.input.depth is None:
+            raise ValueError("input.depth is missing: say what the depth maps hold, kind: metric or kind: disparity")
+        if self.model.name is None:
+            raise ValueError("model takes only name for task encode: a pipeline whose VAE and text encoders are used")
+        _refuse_sampling(self)
+        _refuse_reference(self)
+        return self
+
+
+class PrepareSpec(Spec):
+    """Pictures -> relative disparity by a teacher (the mean of several), and captions, given or by a captioner.
+
+    `teachers` and `captioner` are folders or hub names of transformers models.
+    """
+
+    task: Literal["prepare"]
+    teachers: tuple[str, ...] = Field(min_length=1)
+    captioner: str | None = None  # without one the input brings captions
+    caption_length: int = Field(48, ge=1, le=1000)
+
+    @property
+    def reading(self) -> str:
+        """Captions are read where nobody writes them."""
+        return "depth" if self.captioner is not None else "prepare"
+
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _no_maps(self) -> Self:
+        _refuse_depth_maps(self)
+        _refuse_sampling(self)
+        _refuse_reference(self)
+        return self
+
+    @field_validator("teachers")
+    @classmethod
+    def _teacher_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(absolute_folder(name) or name for name in value)
+
+    _captioner_path = field_validator("captioner")(absolute_folder)
+
+
+def _refuse_sampling(spec: Spec) -> None:
+    if spec.input.samples_per_row != 1 or spec.quality.regenerate:
+        raise ValueError(
+            f"input.samples_per_row must be 1 and quality.regenerate 0 for task {spec.task}: it draws nothing"
+        )
+    if spec.task == "encode" and (spec.quality.filters or spec.output.points.format != "none"):
+        raise ValueError("output.points and quality.filters need pixels, and task encode writes latents: remove them")
+
+
 def _refuse_depth_maps(spec: Spec) -> None:
     if spec.input.depth is not None:
         raise ValueError(f"input.depth describes depth maps, which task {spec.task} does not read: remove it")
@@ -294,11 +365,13 @@ def _refuse_reference(spec: Spec) -> None:
         raise ValueError(f"output.rgb: reference is for task depth, and task {spec.task} makes new pictures: remove it")
 
 
-JobSpec = JointSpec | DepthSpec | DepthToImageSpec
-TASKS: dict[str, type[JointSpec] | type[DepthSpec] | type[DepthToImageSpec]] = {
+JobSpec = JointSpec | DepthSpec | DepthToImageSpec | EncodeSpec | PrepareSpec
+TASKS: dict[str, type[Spec]] = {
     "joint": JointSpec,
     "depth": DepthSpec,
     "depth-to-image": DepthToImageSpec,
+    "encode": EncodeSpec,
+    "prepare": PrepareSpec,
 }
 
 
@@ -321,6 +394,7 @@ def load_spec(source: str | os.PathLike[str] | dict[str, Any], overrides: Sequen
         raise SpecError(f"task {task!r} in {label} is unknown: choose one of {', '.join(TASKS)}.")
     try:
         spec = TASKS[task].model_validate(as_tuples(data))
+        assert isinstance(spec, JobSpec)
     except ValidationError as error:
         raise SpecError(first_sentence(error, TASKS[task])) from None
     load_filters(spec.quality.filters)

@@ -14,19 +14,19 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jointdit.errors import PermanentError, TransientError
 from pipelines.context import RunContext
+from pipelines.encode import encode_samples, load_encoders
 from pipelines.model import load_pipeline
 from pipelines.read import size_of
 from pipelines.records import Sample, SampleResult
+from pipelines.spec import EncodeSpec, PrepareSpec
 from pipelines.store_errors import mask_secrets
-
-if TYPE_CHECKING:
-    from jointdit import JointDiTPipeline
+from pipelines.teachers import Preparer
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class GenerationWorker:
         self.device = device
         self.threads = threads  # on CPU: the node's cores over its workers
         self.batch_size = context.spec.model.batch_size
-        self.pipe: JointDiTPipeline | None = None
+        self.pipe: Any = None  # JointDiTPipeline, or what the task runs in its place
 
     def set_up(self) -> str:
         """Load the model; returns the host's name. Raises ModelError."""
@@ -66,7 +66,12 @@ class GenerationWorker:
         import torch
 
         torch.set_num_threads(self.threads)
-        return load_pipeline(self.context.spec.model, self.device)
+        spec = self.context.spec
+        if isinstance(spec, PrepareSpec):
+            return Preparer(spec, self.device)
+        if isinstance(spec, EncodeSpec):
+            return load_encoders(spec.model.name or "", getattr(torch, spec.model.dtype), self.device)
+        return load_pipeline(spec.model, self.device)
 
     def generate(self, part: Sequence[Sample]) -> tuple[list[SampleResult], PartSummary]:
         """Results for a part, one a sample, in its order. A sample that fails fails alone.
@@ -117,6 +122,20 @@ class GenerationWorker:
     def _run(self, batch: list[Sample]) -> list[SampleResult]:
         spec = self.context.spec
         assert self.pipe is not None, "set_up comes first"
+        if isinstance(spec, PrepareSpec):
+            return [
+                SampleResult(_light(sample), rgb=sample.rgb, disparity=disparity, caption=caption)
+                if np.isfinite(disparity).all() and disparity.max() > disparity.min()
+                else _failed(sample, "the teacher's disparity is constant or not finite.")
+                for sample, (disparity, caption) in zip(batch, self.pipe(batch), strict=True)
+            ]
+        if isinstance(spec, EncodeSpec):
+            return [
+                SampleResult(_light(sample), encoded=encoded)
+                if encoded is not None
+                else _failed(sample, "its latents or embeddings are not finite in 16 bits.")
+                for sample, encoded in zip(batch, encode_samples(self.pipe, batch, self.context.weights), strict=True)
+            ]
         arguments: dict[str, Any] = {
             "task": spec.task,
             "seeds": [sample.seed for sample in batch],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from diffusers import FluxTransformer2DModel
 
 from jointdit.pixels import disparity_to_vae, image_to_vae
 from jointdit.training.pairs import EncodedPair, Pair
@@ -23,3 +25,22 @@ def encode_pairs(pipe: JointDiTPipeline, pairs: Sequence[Pair]) -> list[EncodedP
     disparity = pipe.encode_pixels(disparity_to_vae(np.stack([pair.disparity for pair in pairs])))
     states, pooled = pipe.encode_prompt([pair.caption for pair in pairs])
     return [EncodedPair(*each, height=height, width=width) for each in zip(rgb, disparity, states, pooled, strict=True)]
+
+
+def load_encoding_pipeline(name: str, dtype: torch.dtype) -> JointDiTPipeline:
+    """A pipeline that only encodes: the real VAE and text encoders of a FLUX or JointDiT checkpoint.
+
+    Its network has one block of each kind with random weights and is never called: the real one takes tens of GB.
+    Raises ModelError for a checkpoint that does not fit.
+    """
+    from jointdit.pipeline import JointDiTPipeline, local_checkpoint
+    from jointdit.transformer import JointDiTTransformer2DModel
+
+    folder = local_checkpoint(name)
+    given = FluxTransformer2DModel.load_config(folder / "transformer")
+    names = set(inspect.signature(FluxTransformer2DModel.__init__).parameters) - {"self"}
+    config = {key: value for key, value in given.items() if key in names}
+    network = JointDiTTransformer2DModel(**{**config, "num_layers": 1, "num_single_layers": 1}, lora_ranks=1)
+    pipe = JointDiTPipeline.from_pretrained(folder, transformer=network.to(dtype), torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -23,6 +23,7 @@ SUFFIXES = {
     "depth": (*PICTURE_SUFFIXES, *TABLE_SUFFIXES),
     "depth-to-image": (*DEPTH_MAP_SUFFIXES, *TABLE_SUFFIXES),
     "encode": TABLE_SUFFIXES,
+    "prepare": TABLE_SUFFIXES,
 }
 
 

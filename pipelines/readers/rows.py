@@ -33,6 +33,7 @@ NEEDED = {
     "depth": ("image",),
     "depth-to-image": ("depth", "prompt"),
     "encode": ("image", "depth", "prompt"),
+    "prepare": ("image", "prompt"),
 }
 
 

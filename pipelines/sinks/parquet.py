@@ -25,7 +25,9 @@ from jointdit.depth import encode_depth_png
 from pipelines.quality import SCORES
 from pipelines.readers.pictures import PICTURE_SUFFIXES
 from pipelines.records import SampleResult
+from pipelines.sinks import latents
 from pipelines.sinks.geometry import geometry_of, point_cloud, valid_pixels
+from pipelines.sinks.latents import ENCODED_DESCRIPTIONS, ENCODED_FIELDS, encoded_row
 
 if TYPE_CHECKING:
     from pipelines.spec import JobSpec
@@ -90,6 +92,7 @@ DESCRIPTIONS = {
     "input": "address of the input file and row number",
     "error": "one sentence",
     "traceback": "empty where the sentence says it all",
+    **ENCODED_DESCRIPTIONS,
 }
 
 
@@ -98,7 +101,7 @@ def data_schema(spec: JobSpec, outcome: Outcome = "kept") -> pa.Schema:
     if outcome == "quarantined":
         fields = [pa.field(name, pa.string()) for name in ("id", "input", "error", "traceback")]
     else:
-        fields = list(DATA_FIELDS)
+        fields = list(ENCODED_FIELDS if spec.task == "encode" else DATA_FIELDS)
         if spec.output.points.format == "parquet":
             fields += [pa.field("points", POINTS), pa.field("colors", COLOURS)]
         if outcome == "rejected":
@@ -122,7 +125,12 @@ def encode_samples(
     if outcome == "quarantined":
         rows = [_quarantine_row(result) for result in results]
     else:
-        rows = [_data_row(result, spec, (pointclouds or {}).get(result.sample.id)) for result in results]
+        rows = [
+            encoded_row(result, spec)
+            if result.encoded is not None
+            else _data_row(result, spec, (pointclouds or {}).get(result.sample.id))
+            for result in results
+        ]
         if outcome == "rejected":
             for row, result in zip(rows, results, strict=True):
                 row["reasons"] = list(result.reasons)
@@ -132,13 +140,17 @@ def encode_samples(
 def table_bytes(table: pa.Table) -> bytes:
     """A Parquet file. Equal tables give equal bytes."""
     sink = io.BytesIO()
-    pictures = {"rgb", "depth"} & set(table.schema.names)
-    statistics = [name for name in table.schema.names if not pa.types.is_nested(table.schema.field(name).type)]
+    kinds = {field.name: field.type for field in table.schema}
+    numbers = {name for name, kind in kinds.items() if pa.types.is_binary(kind)}  # of latents
+    incompressible = ({"rgb", "depth"} | numbers) & set(kinds)
+    statistics = [name for name, kind in kinds.items() if not pa.types.is_nested(kind) and name not in numbers]
     pq.write_table(
         table,
         sink,
-        row_group_size=ROW_GROUP_ROWS,
-        compression={path: "none" if path.split(".")[0] in pictures else "zstd" for path in _leaves(table.schema)},
+        row_group_size=latents.ROW_GROUP_ROWS if numbers else ROW_GROUP_ROWS,
+        compression={
+            path: "none" if path.split(".")[0] in incompressible else "zstd" for path in _leaves(table.schema)
+        },
         use_dictionary=[name for name in statistics if name not in ("id", "seed")],
         write_statistics=statistics,
     )
@@ -180,7 +192,7 @@ def _data_row(result: SampleResult, spec: JobSpec, pointcloud: str | None) -> di
         "seed": sample.seed,
         "round": sample.round,
         "quality": {name: result.scores.get(name) for name in SCORES},
-        "model": spec.model.name or f"{spec.model.base} + {spec.model.adapter}",
+        "model": _model_of(spec),
         "params": json.dumps(
             {
                 "task": spec.task,
@@ -200,11 +212,17 @@ def _data_row(result: SampleResult, spec: JobSpec, pointcloud: str | None) -> di
     return row
 
 
+def _model_of(spec: JobSpec) -> str | None:
+    if spec.task == "prepare":
+        return " + ".join(spec.teachers)
+    return spec.model.name or f"{spec.model.base} + {spec.model.adapter}"
+
+
 def _rgb(result: SampleResult, spec: JobSpec) -> dict[str, Any] | None:
     """The picture's struct: for task depth the source's own bytes where they show exactly it, or only its address."""
     row = result.sample.row
     assert result.rgb is not None
-    if spec.task == "depth":
+    if spec.task in ("depth", "prepare"):
         if spec.output.rgb == "reference":
             # A picture inside a table has no address of its own: `source` names its row.
             return {"bytes": None, "path": row.uri} if row.uri.lower().endswith(PICTURE_SUFFIXES) else None

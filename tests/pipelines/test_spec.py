@@ -91,7 +91,7 @@ def test_specs_are_frozen() -> None:
 BAD = {
     "no task": (
         changed(MINIMAL, "task", None),
-        "task is missing in the spec: choose one of joint, depth, depth-to-image.",
+        "task is missing in the spec: choose one of joint, depth, depth-to-image, encode, prepare.",
     ),
     "unknown task": (
         changed(MINIMAL, "task", "dept"),

@@ -1,0 +1,43 @@
+"""Task `encode`: pairs -> latents and text embeddings, once, so that training need not encode a pair each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.records import EncodedArrays, Sample
+
+if TYPE_CHECKING:
+    from jointdit import JointDiTPipeline
+
+
+def load_encoders(name: str, dtype: Any, device: str) -> JointDiTPipeline:
+    """A pipeline's VAE and text encoders on a device, its network left out. Raises ModelError."""
+    from jointdit.training.encoding import load_encoding_pipeline
+
+    return load_encoding_pipeline(name, dtype).to(device)
+
+
+def encode_samples(pipe: JointDiTPipeline, batch: Sequence[Sample], encoders: str) -> list[EncodedArrays | None]:
+    """One result a sample, all of one size; None where a number is not finite in 16 bits."""
+    from jointdit.training.encoding import encode_pairs
+    from jointdit.training.pairs import Pair
+
+    pairs = []
+    for sample in batch:
+        assert sample.rgb is not None
+        assert sample.disparity is not None
+        pairs.append(Pair(sample.rgb, sample.disparity, sample.row.prompt or ""))
+    found: list[EncodedArrays | None] = []
+    for pair in encode_pairs(pipe, pairs):
+        with np.errstate(over="ignore"):
+            rgb, disparity, states, pooled = (
+                tensor.float().cpu().numpy().astype(np.float16)
+                for tensor in (pair.rgb, pair.disparity, pair.states, pair.pooled)
+            )
+        encoded = EncodedArrays(rgb, disparity, states, pooled, pair.height, pair.width, encoders)
+        whole = all(np.isfinite(array).all() for array in (rgb, disparity, states, pooled))
+        found.append(encoded if whole else None)
+    return found

@@ -1,0 +1,182 @@
+"""Task `prepare`, with small random checkpoints of the real classes: Depth-Anything-V2 and BLIP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from jointdit.depth import decode_depth_png
+from jointdit.errors import ModelError, SpecError
+from pipelines.spec import load_spec
+from pipelines.teachers import Captioner, DepthTeacher, mean_disparity
+from pipelines.training.spec import DataSpec
+from pipelines.training.tables import TablePairs
+from pipelines.validate import validate
+from tests.pipelines.test_encode import run_here
+
+
+def save_teacher(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A Depth-Anything-V2 of a few thousand weights."""
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
+
+    torch.manual_seed(seed)
+    backbone = Dinov2Config(
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        out_indices=[1, 2, 3, 4],
+        reshape_hidden_states=False,
+        apply_layernorm=True,
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        patch_size=14,
+        reassemble_hidden_size=24,
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=8,
+        head_hidden_size=8,
+        initializer_range=0.5,
+        **changes,
+    )
+    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+    DPTImageProcessor(
+        size={"height": 28, "width": 28}, keep_aspect_ratio=True, ensure_multiple_of=14, do_normalize=True
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_captioner(folder: Path) -> Path:
+    """A BLIP of a few thousand weights that knows some words."""
+    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "red", "cube", "on", "the", "floor"]
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BlipConfig(
+        text_config={
+            **small,
+            "vocab_size": len(words),
+            "encoder_hidden_size": 16,
+            "max_position_embeddings": 32,
+            "bos_token_id": 5,
+            "eos_token_id": 3,
+            "sep_token_id": 3,
+            "pad_token_id": 0,
+            "projection_dim": 16,
+        },
+        vision_config={**small, "image_size": 32, "patch_size": 16, "projection_dim": 16},
+        projection_dim=16,
+    )
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "teacher": save_teacher(folder / "teacher"),
+        "other": save_teacher(folder / "other", seed=1),
+        "captioner": save_captioner(folder / "captioner"),
+    }
+
+
+def picture(seed: int, height: int = 40, width: int = 60) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height)))
+
+
+def test_a_teacher_sees_the_picture_and_answers_at_its_size(models: dict[str, Path]) -> None:
+    teacher = DepthTeacher(str(models["teacher"]), "cpu", torch.float32)
+    first, second = teacher([picture(0), picture(1)])
+    assert first.shape == (40, 60)
+    assert first.std() > 0
+    assert not np.allclose(first, second)
+    np.testing.assert_allclose(teacher([picture(1)])[0], second, atol=1e-4 * second.max())
+
+
+def test_teachers_are_brought_to_one_scale_before_they_are_averaged() -> None:
+    map_ = np.random.default_rng(0).random((6, 7)).astype(np.float32)
+    noise = np.random.default_rng(1).normal(0, 0.01, (6, 7)).astype(np.float32)
+    np.testing.assert_allclose(mean_disparity([map_, 250 * map_ - 30]), map_, atol=1e-4)
+    mean = mean_disparity([map_, 250 * (map_ + noise) - 30])
+    assert 0 < np.abs(mean - map_).max() < 0.02
+    np.testing.assert_allclose(mean_disparity([map_, np.ones_like(map_)]), (map_ + map_.mean()) / 2, atol=1e-6)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, size in enumerate([(40, 60), (60, 40), (40, 60)]):
+        Image.fromarray(picture(number, *size)).save(folder / f"{number}.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG and no more")
+    return folder
+
+
+def prepare_spec(photos: Path, output: Path, teachers: list[str], captioner: Path | None, **changes: Any) -> Any:
+    data: dict[str, Any] = {"task": "prepare", "teachers": teachers, "caption_length": 8}
+    data |= {"captioner": str(captioner) if captioner else None, "model": {"batch_size": 2}}
+    data |= {"input": {"uri": str(photos)}, "output": {"uri": str(output)}}
+    return load_spec({**data, "quality": {"max_quarantined_fraction": 1.0}, **changes})
+
+
+def test_pictures_become_pairs_to_train_on(models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    teachers = [str(models["teacher"]), str(models["other"])]
+    version = run_here(prepare_spec(photos, tmp_path / "out", teachers, models["captioner"]))
+    assert version.counts == {"kept": 3, "rejected": 0, "quarantined": 1}
+    assert validate(str(tmp_path / "out")).problems == []
+    (table,) = (tmp_path / "out/data").iterdir()
+    rows = {row["source"]: row for row in pq.read_table(table).to_pylist()}
+    first = rows["0.png:0"]
+    assert first["rgb"]["bytes"] == (photos / "0.png").read_bytes()
+    alone = [DepthTeacher(name, "cpu", torch.float32)([picture(0)])[0] for name in teachers]
+    mean = mean_disparity(alone)
+    expected = (mean - mean.min()) / (mean.max() - mean.min())
+    np.testing.assert_allclose(decode_depth_png(first["depth"]["bytes"]), expected, atol=1e-3)
+    wanted = Captioner(str(models["captioner"]), "cpu", torch.float32, 8)([picture(0)])
+    assert first["prompt"] == wanted[0]
+    assert first["prompt"].strip()
+    assert decode_depth_png(rows["1.png:0"]["depth"]["bytes"]).shape == (60, 40)
+    assert json.loads(first["params"])["task"] == "prepare"
+    assert str(models["other"]) in first["model"]
+
+    pairs = TablePairs(DataSpec(kind="dataset", uri=(str(tmp_path / "out"),)).as_input())
+    assert [pair.rgb.shape for pair in pairs.read([0, 1, 2], (32, 32))] == [(32, 32, 3)] * 3
+
+
+def test_given_captions_are_kept(models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"image": f"photos/{number}.png", "prompt": f"photo {number}"}) for number in range(3)]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    spec = prepare_spec(tmp_path / "list.jsonl", tmp_path / "out", [str(models["teacher"])], None)
+    run_here(spec)
+    (table,) = (tmp_path / "out/data").iterdir()
+    assert pq.read_table(table)["prompt"].to_pylist() == ["photo 0", "photo 1", "photo 2"]
+
+
+def test_models_that_do_not_fit_are_named(models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    metric = save_teacher(tmp_path / "metric", depth_estimation_type="metric", max_depth=20)
+    with pytest.raises(ModelError, match="gives metric depth: give one of relative depth"):
+        DepthTeacher(str(metric), "cpu", torch.float32)
+    with pytest.raises(ModelError, match="cannot be loaded by AutoModelForDepthEstimation"):
+        DepthTeacher(str(models["captioner"]), "cpu", torch.float32)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "pytorch_model.bin").write_bytes(b"pickle")
+    spec = prepare_spec(photos, tmp_path / "out", [str(empty)], None)
+    with pytest.raises(ModelError):
+        run_here(spec)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SpecError, match="teachers"):
+        prepare_spec(photos, tmp_path / "out", [], None)
