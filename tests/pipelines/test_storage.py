@@ -142,6 +142,33 @@ def test_a_listing_is_whole_while_others_write(tmp_path: Path) -> None:
         writer.join()
 
 
+def test_a_folder_that_another_has_just_left_empty_is_made_again(tmp_path: Path, monkeypatch) -> None:
+    """Two drivers that probe at the same time: each removes the folder that the other is about to write into."""
+    made: list[Path] = []
+    mkdir = Path.mkdir
+
+    def overtaken(folder: Path, **options: bool) -> None:
+        mkdir(folder, **options)
+        if len(made) < 3:
+            os.rmdir(folder)
+        made.append(folder)
+
+    monkeypatch.setattr(Path, "mkdir", overtaken)
+    Storage(str(tmp_path)).create_bytes("_probe/a", b"x")
+    assert len(made) == 4
+    assert (tmp_path / "_probe" / "a").read_bytes() == b"x"
+
+
+def test_deleting_the_last_object_leaves_no_folder(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    for name in ("pointclouds/x/0.ply", "pointclouds/x/1.ply"):
+        storage.write_bytes(name, b"x")
+    storage.delete("pointclouds/x/0.ply")
+    assert storage.names("pointclouds") == ["x/1.ply"]
+    storage.delete("pointclouds/x/1.ply")
+    assert not (tmp_path / "pointclouds" / "x").exists()
+
+
 def test_a_missing_bucket_is_one_sentence(s3) -> None:
     with pytest.raises(StoreError, match=r"^s3://no-such-bucket/x: the bucket no-such-bucket does not exist: create"):
         Storage("s3://no-such-bucket/x").probe()
