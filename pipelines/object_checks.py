@@ -26,6 +26,7 @@ from pipelines.storage import Storage
 POINT_BYTES = 15  # float32 xyz, uint8 rgb
 # Scores and points are recorded and may change between runs of one job; the other columns may not.
 CHANGING = ("quality", "points", "colors")
+MAY_REFER = ("depth", "prepare")  # tasks whose pictures may stay where they are; output.rgb may change between runs
 
 
 @dataclass
@@ -103,7 +104,7 @@ def _check_row(
     for column in ("rgb", "depth"):
         if _has_picture(row, column):
             yield from _check_picture(stored.path, row, column)
-        elif column == "depth" or spec.task != "depth":  # output.rgb may change between runs
+        elif column == "depth" or spec.task not in MAY_REFER:
             yield f"{stored.path}: {column} of sample {row['id']} is missing."
     if row["pointcloud"] is not None and row["pointcloud"] not in pointclouds:
         yield f"{name} names {row['pointcloud']}, which no commit names."
