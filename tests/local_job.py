@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,23 +56,24 @@ class LocalJob:
         return self.publish()[0]
 
 
+def job_in(folder: Path, prompts: list[str] | None = None, **sections: Any) -> LocalJob:
+    """A job in a folder, with sections of the spec on top; prompts are written to a text file, one a row."""
+    if prompts is not None:
+        (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+    data: dict[str, Any] = {"task": "joint", "quality": {"max_quarantined_fraction": 1.0}}
+    data["input"] = {"uri": str(folder / "prompts.txt")}
+    data["output"] = {"uri": str(folder / "out"), "shard_rows": 4}
+    data["model"] = {"batch_size": 2}
+    for name, section in sections.items():
+        data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section
+    spec = load_spec(data)
+    storage = Storage(spec.output.uri)
+    fingerprint = fingerprint_of(spec, IDENTITY)
+    context = RunContext(spec, storage, IDENTITY.height, IDENTITY.width, IDENTITY.weights, fingerprint, "test")
+    return LocalJob(context, Ledger(storage))
+
+
 @pytest.fixture
-def make_job(tmp_path: Path):
-    """make_job(prompts, **sections of the spec) -> LocalJob; prompts are written to a text file, one a row."""
-
-    def make(prompts: list[str] | None = None, **sections: Any) -> LocalJob:
-        if prompts is not None:
-            (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
-        data: dict[str, Any] = {"task": "joint", "quality": {"max_quarantined_fraction": 1.0}}
-        data["input"] = {"uri": str(tmp_path / "prompts.txt")}
-        data["output"] = {"uri": str(tmp_path / "out"), "shard_rows": 4}
-        data["model"] = {"batch_size": 2}
-        for name, section in sections.items():
-            data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section
-        spec = load_spec(data)
-        storage = Storage(spec.output.uri)
-        fingerprint = fingerprint_of(spec, IDENTITY)
-        context = RunContext(spec, storage, IDENTITY.height, IDENTITY.width, IDENTITY.weights, fingerprint, "test")
-        return LocalJob(context, Ledger(storage))
-
-    return make
+def make_job(tmp_path: Path) -> Callable[..., LocalJob]:
+    """make_job(prompts, **sections of the spec) -> LocalJob in the test's folder."""
+    return functools.partial(job_in, tmp_path)

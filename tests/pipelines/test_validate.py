@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +18,29 @@ from pipelines.ledger import PLAN_SCHEMA, Commit, parquet_bytes, sha256
 from pipelines.retry import plan_retry
 from pipelines.sinks.parquet import table_bytes
 from pipelines.validate import validate
-from tests.local_job import LocalJob
+from tests.local_job import LocalJob, job_in
+
+PROMPTS = ["a", "b", "FLAT", "NAN", "c", "d"]
+SECTIONS: dict[str, Any] = {
+    "quality": {"filters": [{"kind": "depth_range"}], "max_quarantined_fraction": 1.0},
+    "output": {"points": "ply"},
+    "input": {"samples_per_row": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished job."""
+    folder = tmp_path_factory.mktemp("whole")
+    job_in(folder, PROMPTS, **SECTIONS).complete()
+    return folder
 
 
 @pytest.fixture
-def job(make_job) -> LocalJob:
-    quality = {"filters": [{"kind": "depth_range"}], "max_quarantined_fraction": 1.0}
-    prompts = ["a", "b", "FLAT", "NAN", "c", "d"]
-    job = make_job(prompts, quality=quality, output={"points": "ply"}, input={"samples_per_row": 2})
-    job.complete()
-    return job
+def job(whole: Path, tmp_path: Path) -> LocalJob:
+    """A copy of it, to be spoilt."""
+    shutil.copytree(whole / "out", tmp_path / "out")
+    return job_in(tmp_path, PROMPTS, **SECTIONS)
 
 
 def first_commit(job: LocalJob) -> Path:
