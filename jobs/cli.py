@@ -298,7 +298,10 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 
 
 def _sentence(error: Exception) -> str:
-    text = printable(mask_secrets(" ".join(str(error).split())))
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror.lower()}: check the path and the rights to it"
+    text = printable(mask_secrets(" ".join(text.split())))
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 

@@ -86,6 +86,7 @@ class DepthMap(NamedTuple):
 
 def generate_pictures(prompt: str, samples: int, folder: Path, sampling: Sampling) -> Iterator[Path]:
     """Pictures with depth from a prompt, with seeds `seed`, `seed + 1`, ...; yields each file as it is written."""
+    _refuse_file(folder)
     _refuse_empty(prompt)
     pipe, height, width = sampling.load()
     for seed in range(sampling.seed, sampling.seed + samples):
@@ -110,6 +111,7 @@ def estimate_depth(images: Sequence[Path], folder: Path, sampling: Sampling) -> 
     Raises:
         InputError: a file is missing or no picture, or two would write to the same name. Nothing is written then.
     """
+    _refuse_file(folder)
     stems = [image.stem for image in images]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
@@ -142,6 +144,7 @@ def restyle_depth(
     Raises:
         InputError: the file is missing or no depth map, or its kind is not clear. Nothing is written then.
     """
+    _refuse_file(folder)
     _refuse_empty(prompt)
     depth = _read_depth(path, kind)
     pipe, height, width = sampling.load()
@@ -159,6 +162,11 @@ def restyle_depth(
         name, picture = f"{_name_of(prompt)}-{seed}", restore_size(out.rgb[0], mapping)
         yield _write_picture(folder, name, picture)
         yield from _write_depth(folder, name, picture, depth.disparity, depth)
+
+
+def _refuse_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder for the results.")
 
 
 def _refuse_empty(prompt: str) -> None:

@@ -69,7 +69,10 @@ def explain(error: BaseException, root: str, name: str = "", at_start: bool = Fa
         return StoreError(
             f"{root}: no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an AWS profile."
         )
-    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
+    is_local = "://" not in root
+    if isinstance(error, NotADirectoryError) or (is_local and isinstance(error, FileExistsError)):
+        return StoreError(f"{root}: a file is where a folder is needed: give another place.")
+    if isinstance(error, PermissionError | IsADirectoryError):
         reason = f" ({code or type(error).__name__})"
         return StoreError(f"{root}: no access{reason}: check that this user may list, read and write there.")
     if is_unreachable(error):

@@ -1,8 +1,21 @@
-"""Bad input at the command line: one clear sentence on stderr, exit code 1, nothing written."""
+"""Bad input of every kind in one table: one sentence that says what was found and what to do, and nothing lost.
 
+A command is refused: the sentence on stderr, exit code 1, nothing written or changed. A row is set aside: its sentence
+in its place, and the rows before and after it are read. Checkpoints that do not fit are in test_bad_model.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import io
 import json
 import os
+import shlex
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -14,157 +27,390 @@ from jobs.cli import main
 from pipelines.fingerprint import fingerprint_of
 from pipelines.ledger import Ledger
 from pipelines.model import identify
-from pipelines.spec import load_spec
+from pipelines.readers import count_rows, list_files, read_rows
+from pipelines.records import BadRow, Row
+from pipelines.spec import InputSpec, load_spec
 from pipelines.storage import Storage
 
 PROMPTS = ["a red cube on a blue floor in front of a white wall", "a green sphere on a gray floor"]
-JOINT = {"task": "joint", "input": {"uri": "in/prompts.txt"}, "output": {"uri": "out"}}
+JOINT: dict[str, Any] = {"task": "joint", "input": {"uri": "in/prompts.txt"}, "output": {"uri": "out"}}
+NOWHERE = "s3://no-such-bucket/out"
 
 
-@pytest.fixture
-def workspace(tmp_path, monkeypatch):
-    """A working directory with small inputs of every kind."""
-    monkeypatch.chdir(tmp_path)
-    inputs = tmp_path / "in"
-    inputs.mkdir()
-    (inputs / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
-    (inputs / "empty.txt").write_text("")
-    (inputs / "captions.jsonl").write_text(json.dumps({"name": "a", "caption": PROMPTS[0]}) + "\n")
-    (inputs / "twice.jsonl").write_text("".join(json.dumps({"id": "same", "prompt": p}) + "\n" for p in PROMPTS))
-    (inputs / "maps").mkdir()
-    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900).save(inputs / "maps" / "a.png")
-    (inputs / "maps" / "a.txt").write_text(PROMPTS[0])
-    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(inputs / "picture.png")
-    (inputs / "text.png").write_text("no picture")
-    return tmp_path
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
-def files_below(folder):
-    return {str(path): path.stat().st_mtime_ns for path in Path(folder).rglob("*")}
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
 
 
-def spec_with(**changes):
-    spec = json.loads(json.dumps(JOINT))
+GREY = np.arange(64, dtype=np.uint16).reshape(8, 8) * 900
+COLOURS = np.zeros((20, 20, 3), np.uint8)
+HEADER = b"IHDR" + (40_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+BOMB = png(COLOURS)[:12] + HEADER + zlib.crc32(HEADER).to_bytes(4, "big") + png(COLOURS)[33:]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A command line that is refused with a sentence that has these parts; `spec` is written to spec.yaml before."""
+
+    command: str
+    parts: tuple[str, ...]
+    spec: str
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A line of a table, or a file, between two good ones: its sentence has these parts."""
+
+    task: str
+    data: bytes
+    parts: tuple[str, ...]
+
+
+def refused(command: str, *parts: str, spec: str = "", **changes: Any) -> Refused:
+    """`changes`: fields of a good joint job, "section__field"; None takes the field out."""
+    data = copy.deepcopy(JOINT)
     for path, value in changes.items():
-        section = spec
+        section: Any = data
         *parents, last = path.split("__")
         for parent in parents:
             section = section.setdefault(parent, {})
         section[last] = value
-    return yaml.safe_dump(spec)
+        if value is None:
+            del section[last]
+    return Refused(command, parts, spec or yaml.safe_dump(data))
 
 
-BAD_SPECS = {
-    "YAML error with its line": ("task: joint\ninput: [unclosed\n", ["spec.yaml, line", "not valid YAML"]),
-    "unknown key": (spec_with(model__step=3), ["model.step", "did you mean steps?"]),
-    "wrong type": (spec_with(model__steps="many"), ["model.steps", "whole number", "'many'"]),
-    "width not a multiple of 16": (spec_with(model__width=100, model__height=96), ["model.width", "100", "96 or 112"]),
-    "unknown task": (spec_with(task="jont"), ["task 'jont'", "joint, depth, depth-to-image"]),
-    "output inside input": (spec_with(output__uri="in/out", input__uri="in"), ["output.uri", "inside input.uri"]),
-    "depth maps without a kind": (
-        spec_with(task="depth-to-image", input__uri="in/maps"),
-        ["input.depth", "kind: metric or kind: disparity"],
+def row(task: str, data: bytes | dict[str, Any], *parts: str) -> SetAside:
+    return SetAside(task, data if isinstance(data, bytes) else json.dumps(data).encode(), parts)
+
+
+RUN, PLAN = "run spec.yaml", "plan spec.yaml"
+BAD: dict[str, Refused | SetAside] = {
+    # --- the spec as a file
+    "spec missing": refused("run none.yaml", "none.yaml does not exist", "give the path of a job spec"),
+    "spec is a folder": refused("plan in", "in is a folder", "give the path"),
+    "spec is no text": refused("plan in/picture.png", "in/picture.png", "cannot be read as text"),
+    "spec is no YAML": refused(PLAN, "spec.yaml, line 3", "not valid YAML", spec="task: joint\ninput: [unclosed\n"),
+    "a key given twice": refused(PLAN, "line 2", "'task' is given twice", spec="task: joint\ntask: depth\n"),
+    "an empty spec": refused(PLAN, "spec.yaml must hold a mapping", "found nothing", spec="\n"),
+    "a list for a spec": refused(RUN, "spec.yaml must hold a mapping", "found a list", spec="- task: joint\n"),
+    "--set without a value": refused(f"{PLAN} --set model.steps", "'model.steps'", "model.steps=4"),
+    "--set of no YAML": refused(f"{PLAN} --set model.steps=[", "--set model.steps", "not valid YAML: quote it"),
+    "--set of an unknown key": refused(f"{RUN} --set model.stepps=4", "model.stepps", "did you mean steps?"),
+    "--set through a value": refused(f"{PLAN} --set task.kind=x", "task.kind", "'joint', which is not a section"),
+    # --- the spec's fields
+    "no task": refused(PLAN, "task is missing", "joint, depth, depth-to-image", task=None),
+    "unknown task": refused(RUN, "task 'jont'", "joint, depth, depth-to-image", task="jont"),
+    "no input": refused(PLAN, "input is missing: add it", input=None),
+    "no output.uri": refused(PLAN, "output.uri is missing: add it", output__uri=None),
+    "unknown key": refused(RUN, "model.step", "did you mean steps?", model__step=3),
+    "unknown section": refused(PLAN, "modell", "did you mean model?", modell={}),
+    "a word for a number": refused(RUN, "model.steps must be a whole number, found 'many'", model__steps="many"),
+    "a number for a section": refused(PLAN, "model must be a section", "found 3", model=3),
+    "too few steps": refused(PLAN, "model.steps must be at least 1, found 0", model__steps=0),
+    "guidance that is no number": refused(PLAN, "model.guidance must be", model__guidance=float("nan")),
+    "width not a multiple of 16": refused(
+        RUN, "model.width", "found 100: use 96 or 112", model__width=100, model__height=96
     ),
-    "no rows in the input": (spec_with(input__uri="in/empty.txt"), ["in/empty.txt", "no rows"]),
-    "input that does not exist": (spec_with(input__uri="in/none.txt"), ["in/none.txt", "does not exist"]),
-    "missing column": (spec_with(input__uri="in/captions.jsonl"), ["column 'prompt'", "name, caption"]),
-    "duplicate ids": (spec_with(input__uri="in/twice.jsonl"), ["'same'", "id"]),
-    "model folder without weights": (spec_with(model__name="./in"), ["model.name", "without weights"]),
-    "model that does not exist": (spec_with(model__name="./none"), ["model.name", "does not exist"]),
-    "credentials in the spec": (spec_with(input__secret_key="hush"), ["input.secret_key", "credential"]),
+    "height alone": refused(PLAN, "height and width belong together", "width is missing", model__height=64),
+    "unknown dtype": refused(
+        PLAN, "model.dtype must be float32, bfloat16 or float16, found 'int8'", model__dtype="int8"
+    ),
+    "unknown picture format": refused(PLAN, "output.image_format must be png", output__image_format="gif"),
+    "no workers": refused(PLAN, "resources.workers must be auto or", "found 0", resources__workers=0),
+    "a fraction above one": refused(
+        PLAN, "max_quarantined_fraction must be at most 1.0, found 2.0", quality__max_quarantined_fraction=2.0
+    ),
+    "unknown filter": refused(
+        PLAN, "depth_rang", "did you mean depth_range?", quality__filters=[{"kind": "depth_rang"}]
+    ),
+    "points the wrong way round": refused(
+        PLAN, "z_near must be smaller than z_far, found 5 and 2", output__points={"z_near": 5.0, "z_far": 2.0}
+    ),
+    "name and base": refused(PLAN, "either name, or base and adapter", model={"name": "tiny", "base": "x.safetensors"}),
+    "base alone": refused(PLAN, "adapter is missing", model={"base": "x.safetensors"}),
+    "depth maps without a kind": refused(
+        RUN, "input.depth is missing", "kind: metric or kind: disparity", task="depth-to-image", input__uri="in/maps"
+    ),
+    "depth maps where none are read": refused(
+        PLAN, "input.depth", "task joint does not read: remove it", input__depth={"kind": "metric"}
+    ),
+    "a reference to made pictures": refused(PLAN, "output.rgb: reference is for task depth", output__rgb="reference"),
+    "output inside input": refused(RUN, "output.uri", "inside input.uri", output__uri="in/out", input__uri="in"),
+    "input inside output": refused(PLAN, "input.uri", "inside output.uri", output__uri="in"),
+    "no such kind of store": refused(PLAN, "ftp:// is not a store this can use", input__uri="ftp://host/x"),
+    "a store in memory": refused(RUN, "memory:// lives in one process", "s3://bucket/prefix", output__uri="memory://x"),
+    "no bucket": refused(PLAN, "output.uri 's3://' names no folder or bucket", output__uri="s3://"),
+    "a package that is not here": refused(RUN, "gs://", "install jointdit[gcs]", output__uri="gs://bucket/out"),
+    "a credential in a field": refused(RUN, "input.secret_key looks like a credential", input__secret_key="hush"),
+    "a credential in an address": refused(
+        f"{PLAN} --set output.uri=s3://key:hush@bucket/out", "output.uri holds what looks like a credential"
+    ),
+    # --- the model
+    "a model folder without weights": refused(RUN, "model.name", "without weights", model__name="./in"),
+    "a model that does not exist": refused(RUN, "model.name", "none does not exist", model__name="./none"),
+    "a hub model that cannot be reached": refused(
+        PLAN, "nobody/nothing", "correct the name", model__name="nobody/nothing"
+    ),
+    "a model's index that is no JSON": refused(
+        PLAN, "model_index.json is not a JSON object", "save the pipeline again", model__name="./no-json"
+    ),
+    "a model without a size": refused(PLAN, "default_height", "'big': give pixels", model__name="./no-size"),
+    "a pickle for weights": refused(RUN, "pickled files can run code", model__name="./pickled"),
+    "an adapter that does not exist": refused(
+        PLAN, "model.adapter", "does not exist", model={"base": "./pickled", "adapter": "./none.safetensors"}
+    ),
+    # --- the input as a whole
+    "input that does not exist": refused(RUN, "in/none.txt does not exist", input__uri="in/none.txt"),
+    "input of another kind": refused(RUN, "in/page.html is of no kind", ".parquet", input__uri="in/page.html"),
+    "a glob that finds nothing": refused(PLAN, "in/*.jpeg has no file that this task reads", input__uri="in/*.jpeg"),
+    "an empty folder": refused(PLAN, "in/nothing has no file", "give one of .txt", input__uri="in/nothing"),
+    "no rows": refused(RUN, "in/empty.txt has no rows", input__uri="in/empty.txt"),
+    "a missing column": refused(
+        RUN, "no column 'prompt'", "it has name, caption", "correct input.columns", input__uri="in/captions.jsonl"
+    ),
+    "ids that come twice": refused(RUN, "rows with the same id", "'same'", input__uri="in/twice.jsonl"),
+    "an id that names another row": refused(
+        PLAN, "rows with the same id", "'prompts.txt:0'", input__uri=["in/prompts.txt", "in/named.jsonl"]
+    ),
+    "pictures and their table": refused(PLAN, "in/mixed", "name one kind", task="depth", input__uri="in/mixed"),
+    "a Parquet file that is none": refused(PLAN, "bad.parquet", "not a readable Parquet", input__uri="in/bad.parquet"),
+    "a cut .gz": refused(PLAN, "cut.txt.gz is damaged", "repair the file", input__uri="in/cut.txt.gz"),
+    "a table without a header": refused(PLAN, "empty.csv has no header", input__uri="in/empty.csv"),
+    "a tar that is none": refused(PLAN, "bad.tar is not a readable tar", input__uri="in/bad.tar"),
+    "a pipe": refused(PLAN, "pipe.jsonl is no regular file: give a file", input__uri="in/pipe.jsonl"),
+    # --- the store and what it holds
+    "a bucket that does not exist": refused(RUN, "bucket no-such-bucket does not exist", output__uri=NOWHERE),
+    "a bucket that cannot be": refused(RUN, "'No_Bucket!'", "correct the address", output__uri="s3://No_Bucket!/out"),
+    "an input in no bucket": refused(
+        PLAN, "no-such-bucket", "correct the address", input__uri="s3://no-such-bucket/x.txt"
+    ),
+    "a file for an output": refused(
+        RUN, "in/text.png", "a file is where a folder is needed", output__uri="in/text.png"
+    ),
+    "an output under a file": refused(
+        RUN, "in/page.html/out", "a file is where a folder is needed", output__uri="in/page.html/out"
+    ),
+    "a resume with other steps": refused(
+        RUN, "already holds a job", "model.steps (20 there, 4 here)", output__uri="started", model__steps=4
+    ),
+    "a plan with another seed": refused(
+        PLAN, "already holds a job", "seed (0 there, 7 here)", output__uri="started", seed=7
+    ),
+    "a ledger that is damaged": refused(PLAN, "_job.json is not valid JSON", "backup", output__uri="damaged"),
+    "a ledger of another version": refused("status newer", "_job.json has format 99", "use the version that wrote it"),
+    "status of no dataset": refused("status in", "in holds no job", "check the address"),
+    "status of no bucket": refused(f"status {NOWHERE}", "bucket no-such-bucket does not exist"),
+    "validate of no dataset": refused("validate in", "in holds no job", "check the address"),
+    "validate of no store": refused("validate ftp://host/out", "ftp:// is not a store this can use"),
+    # --- one picture at a time, scenes, training
+    "an empty prompt": refused("generate ' ' -o out", "the prompt is empty: say what the picture shows"),
+    "an odd size": refused("generate cube -o out --height 40 --width 40", "height", "found 40: use 32 or 48"),
+    "height alone on the command line": refused("generate cube -o out --height 64", "width is missing"),
+    "weights for one picture": refused("generate cube -o out --model ./in", "without weights"),
+    "a picture that is missing": refused("depth in/none.png -o out", "in/none.png cannot be read", "give the path"),
+    "a folder for a picture": refused("depth in/maps -o out", "in/maps cannot be read", "Is a directory"),
+    "text for a picture": refused("depth in/text.png -o out", "in/text.png", "no known picture format"),
+    "two pictures of one name": refused(
+        "depth in/picture.png picture.jpg -o out", "called picture", "different folders"
+    ),
+    "a file for the results": refused(
+        "depth in/picture.png -o in/page.html", "in/page.html", "is a file: give a folder"
+    ),
+    "a map in colours": refused("restyle in/picture.png cube -o out", "in/picture.png", "mode RGB", "one grey channel"),
+    "a map of unknown kind": refused("restyle in/depth.npy cube -o out", "in/depth.npy", "--kind disparity"),
+    "a map that is missing": refused("restyle in/none.png cube -o out", "in/none.png cannot be read"),
+    "a map and no prompt": refused("restyle in/maps/a.png '' -o out", "the prompt is empty"),
+    "scenes into a full folder": refused("scenes -n 1 -o in", "in is not an empty folder: give a new one"),
+    "training without a spec": refused("train none.yaml", "none.yaml does not exist"),
+    "training with an unknown key": refused("train spec.yaml", "sead", "did you mean seed?", spec="sead: 3\n"),
+    "training for no steps": refused(
+        "train spec.yaml", "vae.steps must be greater than 0, found 0", spec="output: out\nvae: {steps: 0}\n"
+    ),
+    "training with a credential": refused(
+        "train spec.yaml", "hf_token looks like a credential", spec="hf_token: hush\noutput: out\n"
+    ),
+    # --- rows: prompts
+    "a line that is no JSON": row("joint", b"{'prompt': 'x'}", "line is not valid JSON", "column 2"),
+    "a line that is blank": row("joint", b"", "line is blank"),
+    "a line that is a list": row("joint", b'["a cube"]', "valid JSON but not an object"),
+    "a line that is no UTF-8": row("joint", b'{"prompt": "\xff"}', "not valid UTF-8"),
+    "no prompt": row("joint", {"id": "x"}, "prompt is missing", "input.prompt for all rows"),
+    "a prompt without words": row("joint", {"prompt": " \n"}, "prompt is empty"),
+    "a number for a prompt": row("joint", {"prompt": 5}, "prompt is 5: give text"),
+    "a prompt without end": row("joint", {"prompt": "x" * 100_001}, "100001 characters", "limit of 100000"),
+    "half a letter": row("joint", {"prompt": "\ud800"}, "prompt is not valid UTF-8 text"),
+    "an id without letters": row("joint", {"id": "", "prompt": "x"}, "id is empty"),
+    "an id that is a truth": row("joint", {"id": True, "prompt": "x"}, "id is True: give text or a whole number"),
+    "an id without end": row("joint", {"id": "x" * 1001, "prompt": "x"}, "1001 characters", "limit of 1000"),
+    # --- rows: pictures and maps
+    "a path to nothing": row("depth", {"image": "gone.png"}, "gone.png does not exist, or is no file"),
+    "a path into another store": row("depth", {"image": "s3://b/x.png"}, "another kind of store", "put both in one"),
+    "a path to a device": row("depth", {"image": "/dev/zero"}, "/dev/zero does not exist, or is no file"),
+    "a picture of zero bytes": row("depth", b"", "picture has zero bytes"),
+    "a picture that is text": row("depth", b"hello", "no known picture format"),
+    "a cut picture": row(
+        "depth", png(np.random.default_rng(0).integers(0, 256, COLOURS.shape, np.uint8))[:300], "decoded"
+    ),
+    "a picture of gigapixels": row("depth", BOMB, "million pixels, the limit: scale it"),
+    "a picture of program text": row("depth", b"%!PS-Adobe-3.0 EPSF-3.0\n", "no known picture format"),
+    "a map in many colours": row("depth-to-image", png(COLOURS), "mode RGB: give one grey channel"),
+    "a map of one value": row("depth-to-image", npy(np.full((4, 4), 3.0)), "constant at 3"),
+    "a map of holes": row("depth-to-image", npy(np.zeros((4, 4))), "no valid pixel: check input.depth"),
+    "a map of Python objects": row("depth-to-image", npy(np.array([[None]])), "object: give real numbers"),
+    "a map of three axes": row("depth-to-image", npy(np.zeros((2, 2, 3))), "shape (2, 2, 3): give one map (H, W)"),
 }
 
 
-@pytest.mark.parametrize("command", ["run", "plan"])
-@pytest.mark.parametrize("name", BAD_SPECS)
-def test_bad_spec(name, command, workspace, capsys):
-    text, fragments = BAD_SPECS[name]
-    Path("spec.yaml").write_text(text)
-    assert_refused([command, "spec.yaml"], fragments, capsys)
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with small inputs, models and outputs of every kind. No test may change it."""
+    folder = tmp_path_factory.mktemp("bad")
+    files: dict[str, bytes] = {
+        "in/prompts.txt": "".join(f"{prompt}\n" for prompt in PROMPTS).encode(),
+        "in/empty.txt": b"",
+        "in/empty.csv": b"",
+        "in/captions.jsonl": json.dumps({"name": "a", "caption": PROMPTS[0]}).encode(),
+        "in/twice.jsonl": b"".join(json.dumps({"id": "same", "prompt": p}).encode() + b"\n" for p in PROMPTS),
+        "in/named.jsonl": json.dumps({"id": "prompts.txt:0", "prompt": "x"}).encode(),
+        "in/maps/a.png": png(GREY),
+        "in/maps/a.txt": PROMPTS[0].encode(),
+        "in/mixed/a.png": png(COLOURS),
+        "in/mixed/metadata.jsonl": b"{}\n",
+        "in/picture.png": png(COLOURS),
+        "in/text.png": b"no picture",
+        "in/page.html": b"<p>",
+        "in/bad.parquet": b"PAR1",
+        "in/bad.tar": b"x" * 2000,
+        "in/cut.txt.gz": gzip.compress(b"one\ntwo\n" * 1000)[:-20],
+        "no-json/model_index.json": b"{",
+        "no-json/x.safetensors": b"",
+        "no-size/model_index.json": b'{"default_height": "big"}',
+        "no-size/x.safetensors": b"",
+        "pickled/model_index.json": b"{}",
+        "pickled/vae/diffusion_pytorch_model.safetensors": b"",
+        "pickled/transformer/diffusion_pytorch_model.bin": b"",
+        "damaged/_job.json": b"{",
+        "newer/_job.json": b'{"format": 99}',
+    }
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "in" / "nothing").mkdir()
+    os.mkfifo(folder / "in" / "pipe.jsonl")
+    started = load_spec({**JOINT, "output": {"uri": str(folder / "started")}})
+    Ledger(Storage(started.output.uri)).open_job(started, fingerprint_of(started, identify(started.model)))
+    return folder
 
 
-BAD_CALLS = {
-    "spec file missing": (["run", "none.yaml"], ["none.yaml does not exist"]),
-    "spec is a folder": (["plan", "in"], ["in is a folder"]),
-    "override without a value": (["plan", "good.yaml", "--set", "model.steps"], ["--set 'model.steps'"]),
-    "override of an unknown key": (["run", "good.yaml", "--set", "model.stepps=4"], ["did you mean steps?"]),
-    "status of no dataset": (["status", "in"], ["in"]),
-    "validate of no dataset": (["validate", "in"], ["in"]),
-    "empty prompt": (["generate", " ", "-o", "out"], ["prompt is empty"]),
-    "odd size": (["generate", "a cube", "-o", "out", "--height", "40", "--width", "40"], ["height", "32 or 48"]),
-    "height alone": (["generate", "a cube", "-o", "out", "--height", "64"], ["width is missing"]),
-    "generate without weights": (["generate", "a cube", "-o", "out", "--model", "./in"], ["without weights"]),
-    "picture missing": (["depth", "in/none.png", "-o", "out"], ["in/none.png cannot be read"]),
-    "no picture": (["depth", "in/text.png", "-o", "out"], ["in/text.png", "no known picture format"]),
-    "two pictures of one name": (["depth", "in/picture.png", "picture.jpg", "-o", "out"], ["called picture"]),
-    "coloured depth map": (["restyle", "in/picture.png", "a cube", "-o", "out"], ["in/picture.png", "mode RGB"]),
-    "depth map of unknown kind": (["restyle", "in/depth.npy", "a cube", "-o", "out"], ["--kind disparity"]),
-    "scenes into a full folder": (["scenes", "-n", "1", "-o", "in"], ["in is not an empty folder"]),
-}
+def files_below(folder: Path) -> dict[Path, int]:
+    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("name", BAD_CALLS)
-def test_bad_call(name, workspace, capsys):
-    Path("good.yaml").write_text(spec_with())
-    arguments, fragments = BAD_CALLS[name]
-    assert_refused(arguments, fragments, capsys)
+NEED_THE_STORE = [
+    name for name, case in BAD.items() if isinstance(case, Refused) and "bucket" in case.command + case.spec
+]
 
 
-def test_output_that_holds_another_job(workspace, capsys):
-    spec = load_spec(yaml.safe_load(spec_with(model__steps=20)))
-    Ledger(Storage(spec.output.uri)).open_job(spec, fingerprint_of(spec, identify(spec.model)))
-    Path("spec.yaml").write_text(spec_with(model__steps=4))
-    for command in ("run", "plan"):
-        assert_refused([command, "spec.yaml"], ["already holds a job", "model.steps (20 there, 4 here)"], capsys)
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name: str, workspace: Path, request: pytest.FixtureRequest, monkeypatch, capsys, tmp_path) -> None:
+    case = BAD[name]
+    if isinstance(case, SetAside):
+        assert_set_aside(case, tmp_path)
+        return
+    if name in NEED_THE_STORE:
+        request.getfixturevalue("s3")
+    monkeypatch.chdir(workspace)
+    (workspace / "spec.yaml").write_text(case.spec)
+    assert_refused(shlex.split(case.command), case.parts, capsys)
 
 
-@pytest.mark.parametrize("command", ["run", "plan"])
-def test_bucket_missing(command, s3, workspace, capsys):
-    Path("spec.yaml").write_text(spec_with(output__uri="s3://no-such-bucket/out"))
-    assert_refused([command, "spec.yaml"], ["bucket no-such-bucket does not exist"], capsys)
+def test_there_are_enough_kinds() -> None:
+    assert len(BAD) >= 60
+
+
+def assert_refused(arguments: list[str], parts: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    before = files_below(Path.cwd())
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert_sentence(printed.err.removeprefix("Error: ").removesuffix("\n"), parts)
+    assert printed.err.startswith("Error: ")
+    assert files_below(Path.cwd()) == before, "nothing is written or changed"
+
+
+def assert_set_aside(case: SetAside, folder: Path) -> None:
+    """The row stands between two good ones, in a table of JSON lines or in a folder."""
+    fields: dict[str, Any] = {}
+    if case.task == "depth-to-image":
+        fields = {"depth": {"kind": "metric"}, "prompt": "a cube"}
+    is_line = case.task == "joint" or case.data.startswith(b"{")
+    if is_line:
+        good = {"joint": {"prompt": "a cube"}, "depth": {"image": "good.png"}}[case.task]
+        lines = [json.dumps(good).encode(), case.data, json.dumps(good).encode()]
+        (folder / "rows.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+        (folder / "good.png").write_bytes(png(COLOURS))
+    else:
+        good = png(COLOURS) if case.task == "depth" else png(GREY)
+        suffix = "npy" if case.data.startswith(b"\x93NUMPY") else "png"
+        for name, data in (("a.png", good), (f"b.{suffix}", case.data), ("c.png", good)):
+            (folder / name).write_bytes(data)
+    spec_input = InputSpec.model_validate({"uri": str(folder / "rows.jsonl" if is_line else folder), **fields})
+    files = list_files(spec_input, case.task)
+    rows = [row for file in files for row in read_rows(file, 0, count_rows(file, spec_input), spec_input, case.task)]
+    assert [type(row) for row in rows] == [Row, BadRow, Row]
+    assert isinstance(rows[1], BadRow)
+    assert_sentence(rows[1].error, case.parts)
+
+
+def assert_sentence(text: str, parts: tuple[str, ...]) -> None:
+    for part in parts:
+        assert part in text
+    assert text.isprintable(), "one sentence, on one line"
+    assert text.endswith((".", "?"))
+    assert "Traceback" not in text
+    assert "hush" not in text
+    assert len(text) < 500
 
 
 def test_no_access(s3, workspace, monkeypatch, capsys):
     bucket = s3.make_bucket()
-    Path("spec.yaml").write_text(spec_with(output__uri=f"{bucket}/out"))
+    monkeypatch.chdir(workspace)
+    Path("spec.yaml").write_text(yaml.safe_dump({**JOINT, "output": {"uri": f"{bucket}/out"}}))
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", s3.reader_key)
         patch.setenv("AWS_SECRET_ACCESS_KEY", s3.reader_secret)
         fsspec.get_filesystem_class("s3").clear_instance_cache()
-        assert_refused(["run", "spec.yaml"], [bucket, "no access"], capsys)
+        assert_refused(["run", "spec.yaml"], (bucket, "no access"), capsys)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     assert Storage(bucket).list("") == [], "nothing is written"
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status"])
+@pytest.mark.parametrize("command", [RUN, PLAN, "status s3://bucket/out"])
 def test_endpoint_down(command, s3_environment, workspace, monkeypatch, capsys):
+    monkeypatch.chdir(workspace)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    Path("spec.yaml").write_text(spec_with(output__uri="s3://bucket/out"))
-    argument = "s3://bucket/out" if command == "status" else "spec.yaml"
-    assert_refused([command, argument], ["http://127.0.0.1:9 cannot be reached"], capsys)
+    Path("spec.yaml").write_text(yaml.safe_dump({**JOINT, "output": {"uri": "s3://bucket/out"}}))
+    assert_refused(command.split(), ("http://127.0.0.1:9 cannot be reached",), capsys)
 
 
-def assert_refused(arguments, fragments, capsys):
-    before = files_below(".")
-    assert main(arguments) == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("Error: ")
-    assert printed.err.count("\n") == 1, "one sentence, on one line"
-    for fragment in fragments:
-        assert fragment in printed.err
-    assert "Traceback" not in printed.err
-    assert files_below(".") == before, "nothing is written or changed"
-
-
-def test_debug_shows_the_traceback_wherever_it_stands(workspace):
+def test_debug_shows_the_traceback_wherever_it_stands(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
     for arguments in (["--debug", "plan", "none.yaml"], ["plan", "none.yaml", "--debug"]):
         with pytest.raises(Exception, match=r"none\.yaml does not exist"):
             main(arguments)
 
 
 @pytest.mark.parametrize("arguments", [["scenes", "-n", "0", "-o", "x"], ["runn", "x.yaml"], ["generate", "a cube"]])
-def test_wrong_usage_says_so_with_exit_code_2(arguments, workspace, capsys):
+def test_wrong_usage_says_so_with_exit_code_2(arguments, workspace, monkeypatch, capsys):
+    monkeypatch.chdir(workspace)
     assert main(arguments) == 2
     assert "Usage: jointdit" in capsys.readouterr().err
     assert not os.path.exists("x")

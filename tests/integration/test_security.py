@@ -1,0 +1,139 @@
+"""A real Ray and a real S3 server: who has no token is refused, and a planted secret is in no byte that stays."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+
+from jobs.report import PlainFormatter
+from pipelines.storage import Storage
+from pipelines.worker import DeviceFault
+from tests import stand_in
+
+ASK = """
+import sys
+from ray._raylet import GcsClient
+print(len(GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None, timeout=10)) >= 0)
+"""
+
+
+def ask_ray(token: str | None) -> subprocess.CompletedProcess[str]:
+    """A client of its own that asks the session's Ray for its keys."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
+    address = ray.get_runtime_context().gcs_address
+    return subprocess.run(
+        [sys.executable, "-c", ASK, address], env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_ray_refuses_who_has_no_token_and_shows_no_dashboard(ray_cluster: None) -> None:
+    known = ask_ray(os.environ["RAY_AUTH_TOKEN"])
+    assert known.stdout == "True\n", known.stderr
+    for token in (secrets.token_hex(32), None):
+        refused = ask_ray(token)
+        assert refused.returncode != 0
+        assert refused.stdout == ""
+        assert "auth" in refused.stderr.lower()
+    assert not ray._private.worker._global_node.address_info["webui_url"]
+
+
+class Leaking(stand_in.StandInWorker):
+    """Its errors repeat the credentials, as those of a client can; the first one costs the worker its life."""
+
+    def generate(self, part):
+        secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+        try:
+            os.close(os.open(Path(self.context.spec.input.uri[0]).with_name("died"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return super().generate(part)
+        raise DeviceFault(f"the store said no to {secret}")
+
+    def load(self):
+        class Pipeline(stand_in.StandInPipeline):
+            def __call__(self, **arguments):
+                if any("LEAK" in text for text in arguments["prompt"]):
+                    raise RuntimeError(f"SignatureDoesNotMatch for {os.environ['AWS_SECRET_ACCESS_KEY']}")
+                return super().__call__(**arguments)
+
+        return Pipeline(self.context.height, self.context.width)
+
+
+def everything_in(storage: Storage) -> bytes:
+    """Names and bytes of all objects, and the text of the tables, which are compressed."""
+    found = b""
+    for file in storage.list(""):
+        data = storage.read_bytes(file.path)
+        found += file.path.encode() + data
+        if file.path.endswith(".parquet"):
+            found += repr(pq.read_table(io.BytesIO(data)).to_pylist()).encode()
+    return found
+
+
+@pytest.mark.timeout(120)
+def test_a_secret_that_errors_repeat_stays_nowhere(run_stand_in, make_spec, s3, capfd, caplog) -> None:
+    output = s3.make_bucket() + "/out"
+    spec = make_spec(["fine", "LEAK", "fine", "fine"], output={"uri": output})
+    handler = logging.StreamHandler(log := io.StringIO())
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.getLogger("pipelines").addHandler(handler)
+    try:
+        with caplog.at_level("INFO"):
+            summary = run_stand_in(spec, Leaking)
+    finally:
+        logging.getLogger("pipelines").removeHandler(handler)
+    assert summary.version.counts == {"kept": 3, "rejected": 0, "quarantined": 1}
+    kept = everything_in(Storage(output))
+    assert b"SignatureDoesNotMatch for ***" in kept
+    assert b"the store said no to ***" in kept, "the crash record"
+    printed = "".join(capfd.readouterr()) + log.getvalue()
+    assert "the store said no to ***" in log.getvalue()
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    logs = b"".join(file.read_bytes() for file in (session / "logs").rglob("*") if file.is_file())
+    assert len(logs) > 1000
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN"):
+        secret = os.environ[name]
+        assert secret not in printed, name
+        assert secret.encode() not in kept, name
+        assert secret.encode() not in logs, name
+
+
+FAILURES = {
+    "a wrong secret": {"AWS_SECRET_ACCESS_KEY": "planted-0123456789-planted"},
+    "a wrong session token": {"AWS_SESSION_TOKEN": "planted-0123456789-planted"},
+    "an endpoint that is down": {"AWS_ENDPOINT_URL": "http://key:planted-0123456789-planted@127.0.0.1:9"},
+    "a proxy that is down": {
+        "AWS_ENDPOINT_URL": "http://store.invalid",
+        "HTTP_PROXY": "http://key:planted-0123456789-planted@127.0.0.1:9",
+    },
+}
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["sentence", "traceback"])
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_planted_secret_is_not_printed_when_the_store_refuses(name, debug, s3, tmp_path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cube\n")
+    spec = {
+        "task": "joint",
+        "input": {"uri": str(tmp_path / "prompts.txt")},
+        "output": {"uri": s3.make_bucket() + "/out"},
+    }
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    command = [sys.executable, "-m", "jobs.cli", "run", str(tmp_path / "spec.yaml"), *(["--debug"] if debug else [])]
+    environment = {**os.environ, **FAILURES[name]}
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert answer.returncode == 1
+    assert ("Traceback" in answer.stderr) == debug
+    assert "planted" not in answer.stderr + answer.stdout
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in answer.stderr + answer.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.txt", "spec.yaml"]
