@@ -159,7 +159,8 @@ def _identify_source(field: str, value: str) -> tuple[str, int]:
             )
         return _hash_files(path, found)
     if path.is_absolute():
-        raise ModelError(f"model.{field} {value} does not exist: give a checkpoint folder, a hub name, or tiny.")
+        advice = "the adapter's safetensors file" if field == "adapter" else "a checkpoint folder, a hub name, or tiny"
+        raise ModelError(f"model.{field} {value} does not exist: give {advice}.")
     return _hub_commit(field, value), 0
 
 

@@ -178,7 +178,9 @@ def first_sentence(error: ValidationError, model: type[BaseModel]) -> str:
     if kind == "value_error":
         message = str(context["error"])
         names_its_field = message.startswith(("input.", "output."))
-        return f"{message}." if names_its_field or not field else f"{field} {message}."
+        if names_its_field or not field:
+            return f"{message}."
+        return f"{field} {message}." if message.startswith("must ") else f"{field}: {message}."
     if kind == "literal_error":
         choices = str(context["expected"]).replace("'", "")
         return f"{field} must be {choices}, found {found!r}."

@@ -64,7 +64,7 @@ def _index(uri: str, etag: str) -> tuple[tuple[str, ...], RowIndex]:
             records = _records(lines)
             header = next(records, [])
             if isinstance(header, csv.Error) or not header:
-                raise RowError(f"{uri} has no header line: the first line of a CSV file names its columns.")
+                raise RowError(f"{uri} has no header line, which names the columns of a CSV file.")
             start = lines.offset
             for _ in records:
                 if number % INDEX_EVERY == 0:

@@ -47,7 +47,7 @@ def decode_depth(stored: bytes | list[Any], meaning: DepthMaps) -> tuple[NDArray
         raise RowError("depth map has no valid pixel: check input.depth scale and invalid.")
     depth = np.where(valid, depth, np.float32(0))
     if depth[valid].min() == depth[valid].max():
-        raise RowError(f"depth map is constant at {depth[valid][0]:g}: it has no relative disparity.")
+        raise RowError(f"depth map is constant at {depth[valid][0]:g} and has no relative disparity: take it out.")
     return depth, valid
 
 
@@ -56,9 +56,9 @@ def _decode(stored: bytes | list[Any]) -> NDArray[np.float64]:
         try:
             array = np.asarray(stored, dtype=np.float64)
         except (ValueError, TypeError, OverflowError) as error:
-            raise RowError("depth map is a list whose rows are not numbers of one length.") from error
+            raise RowError("depth map is a list whose rows are not numbers of one length: give (H, W).") from error
     elif not stored:
-        raise RowError("depth map has zero bytes.")
+        raise RowError("depth map has zero bytes: copy it again.")
     elif stored.startswith(NPY_MAGIC):
         array = _decode_npy(stored)
     else:
@@ -102,7 +102,7 @@ def _decode_image(data: bytes) -> NDArray[np.float64]:
             ) from None
         except DECODE_ERRORS as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise RowError(f"depth map cannot be decoded as PNG, TIFF or .npy ({reason}).") from error
+            raise RowError(f"depth map cannot be decoded as PNG, TIFF or .npy ({reason}): save it again.") from error
     if image.mode not in ("L", "F") and not image.mode.startswith("I"):
         raise RowError(f"depth map has mode {image.mode}: give one grey channel of 16 bits, not colours.")
     return np.asarray(image).astype(np.float64)

@@ -43,13 +43,13 @@ def _parse(line: bytes | RowError) -> dict[str, object] | str:
     if isinstance(line, RowError):
         return str(line)
     if not line.strip():
-        return "line is blank, not a JSON object."
+        return "line is blank, not a JSON object: take it out."
     try:
         record = json.loads(line)
     except UnicodeDecodeError:
-        return "line is not valid UTF-8 text."
+        return "line is not valid UTF-8 text: write it again as UTF-8."
     except json.JSONDecodeError as error:
         return f"line is not valid JSON ({error.msg} at column {error.colno})."
     except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
         return f"line is not usable JSON ({error})."
-    return record if isinstance(record, dict) else "line is valid JSON but not an object."
+    return record if isinstance(record, dict) else "line is valid JSON but not an object: give one {...} a line."

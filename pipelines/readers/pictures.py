@@ -54,7 +54,7 @@ def decode_picture(data: bytes) -> tuple[NDArray[np.uint8], bool]:
     Raises RowError for what cannot be decoded and for more than MAX_PIXELS pixels.
     """
     if not data:
-        raise RowError("picture has zero bytes.")
+        raise RowError("picture has zero bytes: copy it again.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -77,8 +77,10 @@ def decode_picture(data: bytes) -> tuple[NDArray[np.uint8], bool]:
             raise RowError(
                 f"picture has more than {MAX_PIXELS // 10**6} million pixels, the limit: scale it."
             ) from None
+        except UnidentifiedImageError:
+            raise RowError(f"picture is of no known picture format: give one of {', '.join(FORMATS)}.") from None
         except DECODE_ERRORS as error:
-            raise RowError(f"picture cannot be decoded ({_reason(error)}).") from error
+            raise RowError(f"picture cannot be decoded ({_reason(error)}): copy or save it again.") from error
     return rgb, as_is and not turned
 
 
@@ -142,6 +144,4 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "no known picture format"
     return " ".join(str(error).split())[:200] or type(error).__name__

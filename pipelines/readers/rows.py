@@ -118,9 +118,9 @@ def read_id(value: Any) -> str:
         raise RowError(f"id is {_shown(value)}: give text or a whole number.")
     text = str(value)
     if not text.strip():
-        raise RowError("id is empty.")
+        raise RowError("id is empty: give text or a whole number.")
     if len(text) > MAX_ID_CHARACTERS:
-        raise RowError(f"id has {len(text)} characters, more than the limit of {MAX_ID_CHARACTERS}.")
+        raise RowError(f"id has {len(text)} characters, more than the limit of {MAX_ID_CHARACTERS}: shorten it.")
     return _storable(text, "id")
 
 
@@ -132,9 +132,11 @@ def _prompt(value: Any, default: str | None) -> str:
     if not isinstance(value, str):
         raise RowError(f"prompt is {_shown(value)}: give text.")
     if not value.strip():
-        raise RowError("prompt is empty.")
+        raise RowError("prompt is empty: say what the picture shows.")
     if len(value) > MAX_PROMPT_CHARACTERS:
-        raise RowError(f"prompt has {len(value)} characters, more than the limit of {MAX_PROMPT_CHARACTERS}.")
+        raise RowError(
+            f"prompt has {len(value)} characters, more than the limit of {MAX_PROMPT_CHARACTERS}: shorten it."
+        )
     return _storable(value, "prompt")
 
 
@@ -142,7 +144,7 @@ def _storable(text: str, name: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise RowError(f"{name} is not valid UTF-8 text.") from error
+        raise RowError(f"{name} is not valid UTF-8 text: write it again as UTF-8.") from error
     return text
 
 

@@ -101,4 +101,4 @@ def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, st
         try:
             yield RawRow(number, {"prompt": line.decode("utf-8")})
         except UnicodeDecodeError:
-            yield RawRow(number, error="line is not valid UTF-8 text.")
+            yield RawRow(number, error="line is not valid UTF-8 text: write it again as UTF-8.")

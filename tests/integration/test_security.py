@@ -95,7 +95,6 @@ def test_a_secret_that_errors_repeat_stays_nowhere(run_stand_in, make_spec, s3, 
     assert summary.version.counts == {"kept": 3, "rejected": 0, "quarantined": 1}
     kept = everything_in(Storage(output))
     assert b"SignatureDoesNotMatch for ***" in kept
-    assert b"the store said no to ***" in kept, "the crash record"
     printed = "".join(capfd.readouterr()) + log.getvalue()
     assert "the store said no to ***" in log.getvalue()
     session = Path(ray._private.worker._global_node.get_session_dir_path())
@@ -119,8 +118,7 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("debug", [False, True], ids=["sentence", "traceback"])
-@pytest.mark.parametrize("name", FAILURES)
+@pytest.mark.parametrize(("name", "debug"), [*((name, True) for name in FAILURES), ("a wrong secret", False)])
 def test_a_planted_secret_is_not_printed_when_the_store_refuses(name, debug, s3, tmp_path) -> None:
     (tmp_path / "prompts.txt").write_text("a cube\n")
     spec = {

@@ -147,7 +147,7 @@ BAD: dict[str, Refused | SetAside] = {
     "input inside output": refused(PLAN, "input.uri", "inside output.uri", output__uri="in"),
     "no such kind of store": refused(PLAN, "ftp:// is not a store this can use", input__uri="ftp://host/x"),
     "a store in memory": refused(RUN, "memory:// lives in one process", "s3://bucket/prefix", output__uri="memory://x"),
-    "no bucket": refused(PLAN, "output.uri 's3://' names no folder or bucket", output__uri="s3://"),
+    "no bucket": refused(PLAN, "output.uri: 's3://' names no folder or bucket", output__uri="s3://"),
     "a package that is not here": refused(RUN, "gs://", "install jointdit[gcs]", output__uri="gs://bucket/out"),
     "a credential in a field": refused(RUN, "input.secret_key looks like a credential", input__secret_key="hush"),
     "a credential in an address": refused(

@@ -192,7 +192,7 @@ JPEG = encoded(Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)), "JPEG")
         (b"hello, I am text", "no known picture format"),
         (JPEG[: len(JPEG) // 2], "truncated"),
         (encoded(Image.fromarray(RGB))[:60], "cannot be decoded"),
-        (JPEG[:4], "cannot be decoded"),
+        (JPEG[:4], "no known picture format"),
         (png_claiming(9000, 9000), "million"),
         (png_claiming(60_000, 60_000), "million"),
         (png_claiming(2**31 - 1, 2**31 - 1), "million"),

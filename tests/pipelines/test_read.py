@@ -42,7 +42,7 @@ def test_a_shard_gives_the_parts_the_driver_counts_on(make_job) -> None:
     assert [result.sample.id for result in rows.failed] == [
         f"prompts.txt:{row}/{i}" for row in (1, 3) for i in range(3)
     ]
-    assert {result.error for result in rows.failed} == {"prompt is empty."}
+    assert {result.error for result in rows.failed} == {"prompt is empty: say what the picture shows."}
     assert [source.row.position for source in rows.rows] == [0, 2]
 
 

@@ -77,8 +77,8 @@ def test_long_ids_and_prompts_are_bad_alone(tmp_path: Path) -> None:
     found = read(tmp_path / "a.jsonl")
     assert errors(found) == [
         "",
-        "id has 1001 characters, more than the limit of 1000.",
-        "prompt has 100001 characters, more than the limit of 100000.",
+        "id has 1001 characters, more than the limit of 1000: shorten it.",
+        "prompt has 100001 characters, more than the limit of 100000: shorten it.",
     ]
     assert [row.id for row in found[1:]] == ["a.jsonl:1", "fine"]
 

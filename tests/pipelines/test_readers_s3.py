@@ -86,7 +86,7 @@ def test_an_empty_object_is_a_bad_row(bucket: str) -> None:
     """S3 answers any range of an empty object with an error of its own."""
     (row,) = read(f"{bucket}/empty", "depth")
     assert isinstance(row, BadRow)
-    assert row.error == "picture has zero bytes."
+    assert row.error == "picture has zero bytes: copy it again."
 
 
 def test_an_object_above_the_limit_is_a_bad_row(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from pipelines.safe_text import mask_secrets, printable
 from pipelines.sinks.geometry import Geometry, Intrinsics
 from pipelines.sinks.ply import describe, ply_bytes
 from pipelines.spec import load_spec
+from pipelines.workers import in_one_line
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"
 STEERING = "[red]x[/red] :smile: \x1b[31m\x1b]0;title\x07 \u202egnp.exe \r\x08"
@@ -83,6 +84,12 @@ def test_errors_of_the_command_line_are_masked_and_steer_nothing(secret: str, ca
         "Error: [red]x[/red] :smile: \\x1b[31m\\x1b]0;title\\x07 \\u202egnp.exe \\x08***.yaml does not exist: give the "
         "path of a job spec in YAML.\n"
     )
+
+
+def test_a_secret_at_the_end_of_a_long_error_is_not_cut_before_it_is_masked(secret: str) -> None:
+    told = in_one_line(RuntimeError("x" * 285 + f" {SECRET} and more"))
+    assert "x ***" in told
+    assert SECRET[:10] not in told
 
 
 def test_a_point_clouds_comments_are_single_lines_of_visible_ascii() -> None:

@@ -135,7 +135,7 @@ BAD = {
     ),
     "width alone": (
         changed(MINIMAL, "model.width", 96),
-        "model height and width belong together, and height is missing.",
+        "model: height and width belong together, and height is missing.",
     ),
     "unknown dtype": (
         changed(MINIMAL, "model.dtype", "int8"),
@@ -152,16 +152,16 @@ BAD = {
     ),
     "name and base": (
         changed(changed(MINIMAL, "model.name", "tiny"), "model.base", "x.safetensors"),
-        "model give either name, or base and adapter, not both.",
+        "model: give either name, or base and adapter, not both.",
     ),
     "base alone": (
         changed(MINIMAL, "model.base", "x.safetensors"),
-        "model base and adapter belong together, and adapter is",
+        "model: base and adapter belong together, and adapter is",
     ),
     "no uris": (changed(MINIMAL, "input.uri", []), "input.uri must name at least one file, folder or glob."),
     "uri of another type": (changed(MINIMAL, "input.uri", 3), "input.uri must be a path, an s3:// address or a list"),
-    "memory": (changed(MINIMAL, "output.uri", "memory://x"), "output.uri memory:// lives in one process"),
-    "unknown store": (changed(MINIMAL, "input.uri", "ftp://h/x"), "input.uri ftp:// is not a store this can use"),
+    "memory": (changed(MINIMAL, "output.uri", "memory://x"), "output.uri: memory:// lives in one process"),
+    "unknown store": (changed(MINIMAL, "input.uri", "ftp://h/x"), "input.uri: ftp:// is not a store this can use"),
     "output inside input": (
         changed(changed(MINIMAL, "input.uri", "/data"), "output.uri", "/data/out"),
         "output.uri /data/out lies inside input.uri /data: put the dataset beside its input.",
@@ -196,7 +196,7 @@ BAD = {
     ),
     "points the wrong way round": (
         changed(MINIMAL, "output.points", {"z_near": 5.0, "z_far": 2.0}),
-        "output.points z_near must be smaller than z_far, found 5 and 2.",
+        "output.points: z_near must be smaller than z_far, found 5 and 2.",
     ),
     "unknown filter": (changed(MINIMAL, "quality.filters", [{"kind": "depth_rang"}]), "did you mean depth_range?"),
     "filter without a kind": (changed(MINIMAL, "quality.filters", [{"min_span": 1}]), "quality.filters.0.kind"),
