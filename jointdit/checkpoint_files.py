@@ -129,6 +129,15 @@ def load_component(kind: Any, folder: FilePath, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
+def check_foreign_model(name: FilePath) -> None:
+    """Refuse a folder of another library's model that its loader would unpickle; a hub name passes.
+
+    Raises ModelError. The loader itself is then called with use_safetensors=True and trust_remote_code=False.
+    """
+    if Path(name).is_dir():
+        folder_tensor_shapes(name)
+
+
 def load_tokenizer(folder: FilePath) -> PreTrainedTokenizerBase:
     """Load the tokenizer that a folder describes. Raises ModelError where there is none, or one that is code."""
     if not Path(folder).is_dir():

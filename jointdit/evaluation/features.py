@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from jointdit.checkpoint_files import check_foreign_model
 from jointdit.errors import ModelError
 from jointdit.evaluation.inception import FEATURES, Inception, load_inception
 
@@ -69,11 +70,15 @@ class TransformersFeatures(nn.Module):
 
         super().__init__()
         try:
-            config = AutoConfig.from_pretrained(path)
+            check_foreign_model(path)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             self.has_classes = any("ForImageClassification" in name for name in config.architectures or ())
             kind = AutoModelForImageClassification if self.has_classes else AutoModel
-            self._processor = AutoImageProcessor.from_pretrained(path)
-            self.network = kind.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
+            self._processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+            network = kind.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
+            self.network = network.eval().requires_grad_(False)
+        except ModelError:
+            raise
         except (OSError, ValueError, ImportError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(
@@ -144,6 +149,7 @@ def load_clip(path: str) -> Clip:
     """A CLIP model from a folder or hub name. Raises ModelError for what is none, or holds no safetensors."""
     from transformers import CLIPModel, CLIPProcessor
 
+    check_foreign_model(path)
     try:
         model = CLIPModel.from_pretrained(path, use_safetensors=True).eval()
         return Clip(Path(path).name, model, CLIPProcessor.from_pretrained(path))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jointdit.checkpoint_files import check_foreign_model
 from jointdit.errors import InputError, ModelError
 from jointdit.evaluation.alignment import Alignment, FloatArray
 
@@ -31,9 +32,11 @@ class TransformersDepth:
         """Load the model. Raises ModelError for what is missing, is no depth model, or holds no safetensors."""
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
+        check_foreign_model(path)
         try:
-            self._processor = AutoImageProcessor.from_pretrained(path)
-            self._model = AutoModelForDepthEstimation.from_pretrained(path, use_safetensors=True).to(device).eval()
+            self._processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+            model = AutoModelForDepthEstimation.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
+            self._model = model.to(device).eval()
         except (OSError, ValueError, ImportError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(

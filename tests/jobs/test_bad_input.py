@@ -210,7 +210,22 @@ BAD: dict[str, Refused | SetAside] = {
     "status of no bucket": refused(f"status {NOWHERE}", "bucket no-such-bucket does not exist"),
     "validate of no dataset": refused("validate in", "in holds no job", "check the address"),
     "validate of no store": refused("validate ftp://host/out", "ftp:// is not a store this can use"),
-    # --- one picture at a time, scenes, training
+    # --- what looks after a dataset
+    "a scheduled run of a bad spec": refused(f"{RUN} --if-idle", "model.step", "did you mean steps?", model__step=3),
+    "a scheduled run of another job": refused(
+        f"{RUN} --if-idle", "already holds a job", "(20 there, 4 here)", output__uri="started", model__steps=4
+    ),
+    "watching no dataset": refused("status in --watch", "in holds no job", "check the address"),
+    "retry of no dataset": refused("retry in --quarantined", "in holds no job", "check the address"),
+    "retry in no bucket": refused(f"retry {NOWHERE} --rejected", "bucket no-such-bucket does not exist"),
+    "garbage of no dataset": refused("gc in", "in holds no job", "check the address"),
+    "garbage of no store": refused("gc memory://x --dry-run", "memory:// lives in one process"),
+    "garbage of no age": refused("gc started --older-than soon", "'soon' is no age", "such as 12h"),
+    "versions of no dataset": refused("versions in", "in holds no job", "check the address"),
+    "versions in no bucket": refused(f"versions {NOWHERE}", "bucket no-such-bucket does not exist"),
+    "a difference of no versions": refused("diff started 1 2", "started has no version 1: it has none"),
+    "a difference of no dataset": refused("diff in 1 2", "in holds no job", "check the address"),
+    # --- one picture at a time, scenes, training, evaluation
     "an empty prompt": refused("generate ' ' -o out", "the prompt is empty: say what the picture shows"),
     "an odd size": refused("generate cube -o out --height 40 --width 40", "height", "found 40: use 32 or 48"),
     "height alone on the command line": refused("generate cube -o out --height 64", "width is missing"),
@@ -237,6 +252,7 @@ BAD: dict[str, Refused | SetAside] = {
     "training with a credential": refused(
         "train spec.yaml", "hf_token looks like a credential", spec="hf_token: hush\noutput: out\n"
     ),
+    "an evaluation of no part": refused("evaluate -o out --part colours", "--part colours: use one of"),
     # --- rows: prompts
     "a line that is no JSON": row("joint", b"{'prompt': 'x'}", "line is not valid JSON", "column 2"),
     "a line that is blank": row("joint", b"", "line is blank"),
@@ -408,9 +424,21 @@ def test_debug_shows_the_traceback_wherever_it_stands(workspace, monkeypatch):
             main(arguments)
 
 
-@pytest.mark.parametrize("arguments", [["scenes", "-n", "0", "-o", "x"], ["runn", "x.yaml"], ["generate", "a cube"]])
-def test_wrong_usage_says_so_with_exit_code_2(arguments, workspace, monkeypatch, capsys):
+WRONG_USAGE = [
+    "scenes -n 0 -o x",
+    "runn spec.yaml",
+    "generate cube",
+    "retry started",
+    "diff started 0 1",
+    "diff started one two",
+    "generate cube -o x --steps many",
+    "restyle in/maps/a.png cube -o x --kind inverse",
+]
+
+
+@pytest.mark.parametrize("command", WRONG_USAGE)
+def test_wrong_usage_says_so_with_exit_code_2(command, workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace)
-    assert main(arguments) == 2
+    assert main(shlex.split(command)) == 2
     assert "Usage: jointdit" in capsys.readouterr().err
     assert not os.path.exists("x")

@@ -1,5 +1,8 @@
 """Estimators of depth: JointDiT at a benchmark's size with an ensemble, and real transformers models saved here."""
 
+import io
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -115,8 +118,24 @@ def test_what_is_no_depth_model_is_one_sentence(tmp_path):
     with pytest.raises(ModelError, match="no depth model of transformers"):
         TransformersDepth(str(tmp_path / "nowhere"))
     depth_anything(tmp_path, safetensors=False)
-    with pytest.raises(ModelError, match=r"no depth model of transformers.*safetensors"):
+    with pytest.raises(ModelError, match=r"only pytorch_model\.bin, and pickled files can run code"):
         TransformersDepth(str(tmp_path))
+
+
+def test_an_adapter_and_code_beside_a_depth_model_are_refused(tmp_path, monkeypatch):
+    folder, marker = tmp_path / "model", tmp_path / "it-ran"
+    depth_anything(folder)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"adapter_config\.json makes its loader look for a PEFT adapter"):
+        TransformersDepth(str(folder))
+    (folder / "adapter_config.json").unlink()
+    processor = {"image_processor_type": "P", "auto_map": {"AutoImageProcessor": "own.P"}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    (folder / "own.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nclass P: pass\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # transformers would ask whether to run the code
+    with pytest.raises(ModelError, match=r"no depth model of transformers.*custom code"):
+        TransformersDepth(str(folder))
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(
