@@ -48,7 +48,7 @@ def connect() -> Iterator[None]:
         "RAY_worker_niceness": "0",  # at Ray's own 15, anything else on the machine starves the job
     }
     if local:
-        defaults["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_MODE"] = "token"  # whatever it was: who reaches a Ray without it may run code
     if local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     for name, value in defaults.items():

@@ -11,6 +11,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -153,6 +154,24 @@ def test_a_name_cannot_break_the_card(storage: Storage, version: Version) -> Non
     assert "\n# a: \\[b\\] --- \\# \\`x\\` \\<script\\>\n" in storage.read_bytes("README.md").decode()
 
 
+def test_a_spec_cannot_break_out_of_its_code_block(storage: Storage, version: Version) -> None:
+    prompt = "````\n# heading\n---\n<script>alert(1)</script> | cell |"
+    spec = {**version.spec, "input": {**version.spec["input"], "prompt": prompt}}
+    card.write(storage, JOB, replace(version, spec=spec))
+    lines = storage.read_bytes("README.md").decode().splitlines()
+    outside, fence = [], ""
+    for line in lines:
+        opened = re.match("`{3,}", line)
+        if fence:
+            fence = "" if opened and line == opened[0] and len(line) >= len(fence) else fence
+        elif opened:
+            fence = opened[0]
+        else:
+            outside.append(line)
+    assert not fence
+    assert not [line for line in outside if "heading" in line or "<script>" in line]
+
+
 def test_a_version_that_kept_nothing_has_a_card_and_a_gallery(storage: Storage, version: Version) -> None:
     nothing = replace(version, files=(), counts=dict.fromkeys(version.counts, 0), reasons={})
     card.write(storage, JOB, nothing)
@@ -198,6 +217,24 @@ def test_text_from_the_input_stays_text(storage: Storage, version: Version) -> N
     assert ("h1.", NASTY) in page.texts
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert all(str(attributes["src"]).startswith("data:image/webp;base64,") for attributes in images)
+
+
+def test_every_field_of_a_card_is_escaped(version: Version) -> None:
+    row = gallery.GalleryRow(
+        NASTY,
+        "rejected",
+        NASTY,
+        facts={NASTY: NASTY},
+        scores={NASTY: 1.0},
+        reasons=[NASTY],
+        error=NASTY,
+        pointcloud=NASTY,
+    )
+    page = Page(gallery.render(version, [row]))
+    assert [tag for tag, _ in page.tags if tag in ("img", "script", "article")] == ["article", "script"]
+    assert [attributes["href"] for tag, attributes in page.tags if tag == "a" and "download" in attributes] == [
+        f"../{quote(NASTY)}"
+    ]
 
 
 def test_the_policy_allows_the_pages_own_script_alone(storage: Storage, version: Version) -> None:
