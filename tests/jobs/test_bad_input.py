@@ -207,7 +207,7 @@ BAD: dict[str, Refused | SetAside] = {
     "a ledger that is damaged": refused(PLAN, "_job.json is not valid JSON", "backup", output__uri="damaged"),
     "a ledger of another version": refused("status newer", "_job.json has format 99", "use the version that wrote it"),
     "status of no dataset": refused("status in", "in holds no job", "check the address"),
-    "status of no bucket": refused(f"status {NOWHERE}", "bucket no-such-bucket does not exist"),
+    "status of no bucket": refused(f"status {NOWHERE}", "s3://no-such-bucket/out"),
     "validate of no dataset": refused("validate in", "in holds no job", "check the address"),
     "validate of no store": refused("validate ftp://host/out", "ftp:// is not a store this can use"),
     # --- what looks after a dataset
@@ -217,12 +217,12 @@ BAD: dict[str, Refused | SetAside] = {
     ),
     "watching no dataset": refused("status in --watch", "in holds no job", "check the address"),
     "retry of no dataset": refused("retry in --quarantined", "in holds no job", "check the address"),
-    "retry in no bucket": refused(f"retry {NOWHERE} --rejected", "bucket no-such-bucket does not exist"),
+    "retry in no bucket": refused(f"retry {NOWHERE} --rejected", "s3://no-such-bucket/out"),
     "garbage of no dataset": refused("gc in", "in holds no job", "check the address"),
     "garbage of no store": refused("gc memory://x --dry-run", "memory:// lives in one process"),
     "garbage of no age": refused("gc started --older-than soon", "'soon' is no age", "such as 12h"),
     "versions of no dataset": refused("versions in", "in holds no job", "check the address"),
-    "versions in no bucket": refused(f"versions {NOWHERE}", "bucket no-such-bucket does not exist"),
+    "versions in no bucket": refused(f"versions {NOWHERE}", "s3://no-such-bucket/out"),
     "a difference of no versions": refused("diff started 1 2", "started has no version 1: it has none"),
     "a difference of no dataset": refused("diff in 1 2", "in holds no job", "check the address"),
     # --- one picture at a time, scenes, training, evaluation

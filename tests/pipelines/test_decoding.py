@@ -7,6 +7,7 @@ import random
 import struct
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -273,13 +274,30 @@ def test_data_beyond_the_pictures_size_is_not_unpacked() -> None:
     assert decode_picture(tiled_tiff(96))[0].shape == (16, 16, 3)
 
 
+def seconds(act: Callable[[], object]) -> float:
+    """The processor's time for it, the best of three."""
+    times = []
+    for _ in range(3):
+        started = time.process_time()
+        act()
+        times.append(time.process_time() - started)
+    return min(times)
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_thousands_of_frames_cost_no_more_than_the_first(kind: str) -> None:
-    frames = [Image.new("P" if kind == "GIF" else "RGB", (8, 8), number % 2 * 200) for number in range(2000)]
+def test_a_thousand_frames_cost_no_more_than_the_first(kind: str) -> None:
+    chance = np.random.default_rng(0)
+    frames = [Image.fromarray(chance.integers(0, 256, (32, 32), dtype=np.uint8)) for _ in range(1000)]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    started = time.process_time()
-    decode_picture(data)
-    assert time.process_time() - started < 1.0  # some milliseconds; all frames take longer
+
+    def decode_all() -> None:
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.n_frames == 1000
+            for number in range(1000):
+                image.seek(number)
+                image.load()
+
+    assert seconds(lambda: decode_picture(data)) < seconds(decode_all) / 4
 
 
 def test_the_limit_of_pixels_is_below_the_size_pillow_stops_at() -> None:
