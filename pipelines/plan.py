@@ -75,8 +75,10 @@ def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal
     if duplicates := find_duplicate_ids(listed, spec.input, spec.reading):
         examples = ", ".join(repr(identifier) for identifier in duplicates[:3])
         raise InputError(f"the input has rows with the same id, such as {examples}: give each row an id of its own.")
-    shards = tuple(cut_shards(counts, spec.output.shard_rows, digest(fingerprint)))
-    return Proposal(number, shards, tuple(sorted(file.uri for file in new if file.uri in current)), removed)
+    emptied = [Span(f.uri, f.etag, f.relative_path, 0, 0) for f, rows in counts if not rows and f.uri in current]
+    shards = [make_shard([span], 0, digest(fingerprint)) for span in emptied]  # their old rows count no more
+    shards += cut_shards(counts, spec.output.shard_rows, digest(fingerprint))
+    return Proposal(number, tuple(shards), tuple(sorted(file.uri for file in new if file.uri in current)), removed)
 
 
 def cut_shards(counts: Iterable[tuple[SourceFile, int]], shard_rows: int, fingerprint_digest: str) -> Iterator[Shard]:

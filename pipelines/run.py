@@ -8,6 +8,8 @@ while another one runs: what is planned and committed is read from the output, a
 from __future__ import annotations
 
 import logging
+import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -17,7 +19,7 @@ from pipelines.context import RunContext
 from pipelines.counting import Counting
 from pipelines.fingerprint import code_version, fingerprint_of
 from pipelines.lease import Heartbeat
-from pipelines.ledger import Ledger, PlannedShard
+from pipelines.ledger import Commit, Ledger, PlannedShard, new_token, now
 from pipelines.model import check_job_weights, identify_job
 from pipelines.plan import extend_plan, extend_with_regeneration, propose
 from pipelines.progress import Progress
@@ -89,7 +91,7 @@ def run_job(
 
 def generate_all(context: RunContext, ledger: Ledger, progress: Progress, worker_class: type | None) -> None:
     """Commit every pending shard, round after round; Ray is started only if there is one."""
-    pending = pending_shards(ledger)
+    pending = commit_empty(ledger, pending_shards(ledger))
     if not pending:
         extend_with_regeneration(context.spec, context.fingerprint, ledger)
         pending = pending_shards(ledger)
@@ -115,6 +117,17 @@ def generate_all(context: RunContext, ledger: Ledger, progress: Progress, worker
                 pending = pending_shards(ledger)
         finally:
             pool.close()
+
+
+def commit_empty(ledger: Ledger, pending: Iterable[PlannedShard]) -> list[PlannedShard]:
+    """Commit the shards of files that lost all their rows, for which there is nothing to do; the others."""
+    left = []
+    for entry in pending:
+        if entry.samples:
+            left.append(entry)
+        else:
+            ledger.commit(Commit(entry.shard.id, new_token(), (), (), code_version(), socket.gethostname(), now()))
+    return left
 
 
 def pending_shards(ledger: Ledger) -> list[PlannedShard]:

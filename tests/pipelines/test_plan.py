@@ -12,8 +12,9 @@ from jointdit.errors import InputError, SpecError
 from pipelines.counting import Counting
 from pipelines.ledger import Ledger, parquet_bytes
 from pipelines.plan import cut_shards, extend_with_regeneration, make_shard, preview, propose
+from pipelines.progress import Progress
 from pipelines.records import SourceFile, Span
-from pipelines.run import pending_shards
+from pipelines.run import generate_all, pending_shards
 from pipelines.spec import load_spec
 from pipelines.validate import validate
 
@@ -177,6 +178,31 @@ def test_a_file_that_changes_back_is_planned_again(make_job, tmp_path: Path) -> 
     assert first.complete().counts["kept"] == 5
     assert first.plan().shards == ()
     assert validate(first.context.storage.uri).problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "empty"),
+    [("a.txt", "a\nb\n", ""), ("a.jsonl", '{"prompt": "a"}\n', ""), ("a.csv", "prompt\na\n", "prompt\n")],
+)
+def test_a_file_that_lost_all_its_rows_supersedes_them(
+    make_job, tmp_path: Path, name: str, whole: str, empty: str
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / name).write_text(whole)
+    (folder / "b.txt").write_text("b\n")
+    job = make_job(input={"uri": [str(folder / name), str(folder / "b.txt")]})
+    job.complete()
+    (folder / name).write_text(empty)
+    assert job.plan().changed == (str(folder / name),)
+    progress = Progress()
+    generate_all(job.context, job.ledger, progress, None)  # starts no Ray
+    version, is_new = job.publish()
+    assert (is_new, version.counts["kept"], progress.shards) == (True, 1, 0)
+    assert job.plan().shards == ()
+    assert validate(job.context.storage.uri).problems == []
+    (folder / name).write_text(whole)
+    assert job.complete().counts["kept"] > 1
 
 
 def test_a_plan_of_an_earlier_version_is_read(make_job) -> None:
