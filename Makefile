@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-slow clean
+.PHONY: help setup demo check format test test-slow chaos clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -36,6 +37,10 @@ test: setup ## every test but the slow ones
 
 test-slow: setup ## the slow ones
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+chaos: setup ## a storm of faults over 2,000 rows, and the exact account; SEED=n for another one
+	$(BIN)/python -m tests.chaos.storm --seed $(SEED) --rows 2000 --faults 300
+	$(BIN)/python -m tests.chaos.storm --seed $(SEED) --rows 60 --faults 20 --deaths 0.3 --model tiny
 
 clean: ## remove what the commands above made, the environment included
 	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

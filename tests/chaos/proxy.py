@@ -156,7 +156,10 @@ class FaultProxy:
             await runner.cleanup()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read()
+        try:
+            body = await request.read()
+        except ConnectionResetError:
+            return web.Response()  # the client was killed meanwhile
         fault = self._choose(request)
         if fault in ("slow-down", "server-error"):
             return _error(request, fault)

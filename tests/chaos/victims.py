@@ -1,0 +1,162 @@
+"""The processes of a storm: the Ray cluster it runs on, its drivers, and what may be killed or stopped among them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+def die_with_parent() -> None:
+    """In a new process: be killed when the process that started it ends, however it ends. Linux only."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+
+
+class Driver:
+    """A driver process of its own group."""
+
+    def __init__(self, job: str, spec: dict[str, Any], worker: str, environment: dict[str, str], folder: Path) -> None:
+        self.job = job
+        self.log = folder / f"driver-{time.monotonic_ns()}-{job}.log"
+        self.was_killed = False
+        path = self.log.with_suffix(".json")
+        path.write_text(json.dumps({"spec": spec, "worker": worker}))
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.driver", str(path)],
+                cwd=ROOT,
+                env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> bool:
+        """SIGKILL for its whole group; whether it was running."""
+        if not self.is_running:
+            return False
+        self.was_killed = True
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        return True
+
+    def last_words(self) -> str:
+        """The last line of its log."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "(it said nothing)"
+
+
+class RayNodes:
+    """A Ray cluster of processes of ours; nodes can be killed and others join."""
+
+    def __init__(self, nodes: int, node: dict[str, Any], environment: dict[str, str], folder: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._settings = {**node, "include_dashboard": False}
+        self._environment = environment
+        with self._environ():
+            # It hides the processes of a cluster that ends with this one, also where this one is killed.
+            self._cluster = Cluster(
+                initialize_head=True, head_node_args={**self._settings, "temp_dir": str(folder)}, shutdown_at_exit=True
+            )
+        self.address = self._cluster.address
+        for _ in range(nodes - 1):
+            self.add()
+
+    def add(self) -> None:
+        """Let another node join."""
+        with self._environ():
+            self._cluster.add_node(**self._settings)
+
+    def kill_one(self, draw: random.Random) -> bool:
+        """SIGKILL a node that is not the head, and let another join in its place."""
+        others = sorted(self._cluster.worker_nodes, key=lambda node: node.node_name)
+        if not others:
+            return False
+        self._cluster.remove_node(draw.choice(others), allow_graceful=False)
+        self.add()
+        return True
+
+    def processes(self, kind: str) -> list[psutil.Process]:
+        """Busy processes of Ray's: `worker` actors or `task`s, oldest first."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                title = (process.cmdline() or [""])[0]
+                is_worker = title.startswith("ray::") and "Worker" in title
+                # A node's agents are called ray::...Agent, and the node goes with them.
+                is_task = title.startswith("ray::") and not (is_worker or "IDLE" in title or "Agent" in title)
+                if process.status() != psutil.STATUS_ZOMBIE and (is_worker if kind == "worker" else is_task):
+                    found.append((process.create_time(), process))
+        return [process for _, process in sorted(found, key=lambda item: item[0])]
+
+    def shut_down(self) -> None:
+        """End every process of the cluster."""
+        self._cluster.shutdown()
+
+    @contextlib.contextmanager
+    def _environ(self) -> Iterator[None]:
+        """Ray's processes take the environment of the moment they start in."""
+        before = {name: os.environ.get(name) for name in self._environment}
+        os.environ.update(self._environment)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+class Reaper:
+    """Kills and stops processes and nodes at random moments, until what it was given to do is done."""
+
+    def __init__(self, nodes: RayNodes, todo: Counter[str], seed: int, pause: tuple[float, float]) -> None:
+        self.nodes = nodes
+        self.done: Counter[str] = Counter()
+        self._draw = random.Random(f"{seed}/reaper")
+        self._todo = [what for what, count in todo.items() for _ in range(count)]
+        self._draw.shuffle(self._todo)
+        self._pause = pause
+        self._due = time.monotonic() + self._draw.uniform(*pause)
+
+    def strike(self) -> str | None:
+        """Do the next thing if its moment has come and there is a victim; what it was."""
+        if not self._todo or time.monotonic() < self._due:
+            return None
+        what = self._todo[0]
+        if what == "node killed":
+            if not self.nodes.kill_one(self._draw):
+                self._todo.pop(0)
+                return None
+        else:
+            victims = self.nodes.processes("task" if what == "task killed" else "worker")
+            if not victims:
+                return None
+            victim = self._draw.choice(victims)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.send_signal(signal.SIGSTOP if what == "worker stopped" else signal.SIGKILL)
+        self._todo.pop(0)
+        self._due = time.monotonic() + self._draw.uniform(*self._pause)
+        self.done[what] += 1
+        return what
