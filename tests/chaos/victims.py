@@ -150,12 +150,12 @@ class Reaper:
                 self._todo.pop(0)
                 return None
         else:
-            victims = self.nodes.processes("task" if what == "task killed" else "worker")
+            victims = self.nodes.processes("task" if what.startswith("task") else "worker")
             if not victims:
                 return None
             victim = self._draw.choice(victims)
             with contextlib.suppress(psutil.NoSuchProcess):
-                victim.send_signal(signal.SIGSTOP if what == "worker stopped" else signal.SIGKILL)
+                victim.send_signal(signal.SIGSTOP if what.endswith("stopped") else signal.SIGKILL)
         self._todo.pop(0)
         self._due = time.monotonic() + self._draw.uniform(*self._pause)
         self.done[what] += 1
