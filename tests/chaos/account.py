@@ -34,7 +34,6 @@ class Account:
     compared: int = 0  # rows against the run without faults
     different: int = 0
     crashes: int = 0  # records in the ledger
-    orphans: list[str] = field(default_factory=list)  # notes of `validate`
     problems: list[str] = field(default_factory=list)
 
 
@@ -66,8 +65,7 @@ def take_account(job: str, planted: Planted, output: str, clean: str, tolerance:
         account.problems.append(f"{account.planned} samples are planned and {len(wanted)} were to be.")
 
     checked = validate(output)
-    account.problems += checked.problems
-    account.orphans = checked.notes
+    account.problems += [*checked.problems, *checked.notes]  # after gc there is nothing untidy either
     _compare(account, storage, Storage(clean), tolerance)
     return account
 

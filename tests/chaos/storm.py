@@ -6,7 +6,8 @@
 2. calm: both jobs once without a fault. What comes out is what the storm's rows are compared with.
 3. storm: both jobs again, behind a proxy that makes the store's faults (proxy.py). Drivers run one, two and three at
    once and are killed; workers are killed and stopped, tasks killed, planned input is deleted; nodes die (victims.py).
-4. account: lost 0, doubled 0, quarantined exactly what was planted, the rest byte for byte the calm run's (account.py).
+4. sweep and account: gc leaves nothing that nobody names; lost 0, doubled 0, quarantined exactly what was planted, the
+   rest byte for byte the calm run's (account.py).
 
 The seed gives the same corpus, the same fault for the n-th request and the same order of deaths; what is in flight at
 each moment is the machine's own. Exit code 1 and the difference if anything is off.
@@ -40,6 +41,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jointdit.errors import JointDiTError
+from pipelines.garbage import collect_garbage
 from pipelines.ledger import Ledger
 from pipelines.storage import Storage
 from tests.chaos.account import Account, take_account
@@ -126,8 +128,10 @@ class Storm:
             self._check_nothing_is_left()
             tolerance = 2.0 if self.is_tiny else 0.0
             for name, job in planted.items():
-                account = take_account(name, job, self._output("storm", name), self._output("calm", name), tolerance)
-                self._show(account, job)
+                output, clean = self._output("storm", name), self._output("calm", name)
+                swept = collect_garbage(output)
+                self.say(f"{name}: gc deletes {len(swept.objects)} objects ({swept.bytes} bytes) that nobody names")
+                self._show(take_account(name, job, output, clean, tolerance), job)
         return self.problems
 
     # --- plant, calm -------------------------------------------------------------------------------------------------
@@ -315,8 +319,6 @@ class Storm:
             f"{len(planted.quarantined)} poison samples were planted, {account.misplaced} samples misplaced; "
             f"{account.compared} rows compared, {account.different} differ; {account.crashes} crash records"
         )
-        for note in account.orphans:
-            self.say(f"{account.job}: {note}")
         self.problems += [f"{account.job}: {problem}" for problem in account.problems]
 
 
