@@ -228,8 +228,8 @@ class Storm:
     def _episode(self, name: str, planted: Planted, crowd: int) -> None:
         """`crowd` drivers at once, killed one by one after some more commits."""
         ledger = Ledger(Storage(self._output("storm", name)))
-        before, shards = len(ledger.committed()), len(ledger.planned())
-        goal = min(shards, before + max(2, round(shards * self.draw.uniform(0.05, 0.2))))
+        before, shards = len(ledger.committed()), len(planted.outcomes) // self.shard_rows
+        goal = before + max(2, round(shards * self.draw.uniform(0.05, 0.2)))
         running = [self._start("storm", name, planted) for _ in range(crowd)]
         end = time.monotonic() + EPISODE_SECONDS
 
@@ -244,7 +244,7 @@ class Storm:
         for driver in running:
             self.faults["driver killed"] += driver.kill()
             self._check_end(driver)
-        self.say(f"{name}: {crowd} drivers at once, {before} -> {len(ledger.committed())} of {shards} shards committed")
+        self.say(f"{name}: {crowd} drivers at once, shards committed {before} -> {len(ledger.committed())}")
 
     def _finish(self, planted: dict[str, Planted]) -> None:
         """A driver for each job, started again until it says that the job is done."""

@@ -74,7 +74,7 @@ class RayNodes:
     def __init__(self, nodes: int, node: dict[str, Any], environment: dict[str, str], folder: Path) -> None:
         from ray.cluster_utils import Cluster
 
-        self._settings = {**node, "include_dashboard": False}
+        self._settings = {**node, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
         self._environment = environment
         with self._environ():
             # It hides the processes of a cluster that ends with this one, also where this one is killed.
