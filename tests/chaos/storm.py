@@ -167,7 +167,7 @@ class Storm:
             "model": {"name": "tiny", "steps": 1, "height": 32, "width": 32, "batch_size": 5},
             "output": {"uri": self._output(phase, name), "shard_rows": self.shard_rows},
             "quality": {"max_quarantined_fraction": 1.0},
-            "retries": {"crash": 2},
+            "retries": {"crash": 1 if self.is_short else 2},
             "resources": {"workers": 1, "stall_seconds": STALL_SECONDS if not self.is_tiny else 60.0},
         }
         if name != "joint":
