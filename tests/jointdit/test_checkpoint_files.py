@@ -223,8 +223,10 @@ def test_nothing_is_unpickled_or_run(way, folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["adapter.bin", "adapter.pt", "adapter.ckpt", "adapter.safetensors"])
 def test_a_pickled_adapter_is_not_opened(name, tmp_path, flux_folder):
     torch.save({"a": Payload(tmp_path / "it-ran")}, tmp_path / name)
+    is_called_so = name.endswith(".safetensors")
+    sentence = "not a readable safetensors file" if is_called_so else r"load from \.safetensors only"
     for load in (tensor_shapes, lambda path: JointDiTPipeline.from_pretrained(base=flux_folder, adapter=path)):
-        with pytest.raises(ModelError, match=r"load from .safetensors only|not a readable safetensors file"):
+        with pytest.raises(ModelError, match=sentence):
             load(tmp_path / name)
     assert not (tmp_path / "it-ran").exists()
 
