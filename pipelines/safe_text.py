@@ -16,7 +16,10 @@ SHORTEST = 8  # characters; shorter values would mask ordinary words
 SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|KEY|KEY_ID|CONNECTION_STRING)$", re.IGNORECASE)
 AWS_FILES = (("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config"))
 AWS_SECRET = re.compile(r"^\s*aws_(?:access_key_id|secret_access_key|session_token)\s*=\s*(\S+)", re.MULTILINE)
-USER_INFO = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
+# user:password@ or token@ before a host; Azure's container@account is an address.
+USER_INFO = re.compile(
+    r"\b((?!abfss?:|az:)[a-z0-9+]+://|abfss?://[^/\s@:]*:|az://[^/\s@:]*:)[^/\s@'\"]+@", re.IGNORECASE
+)
 LOOKS_SECRET = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}"
     r"|(?<=Signature=)[^&\s'\"]+|(?<=redential=)[^&\s'\"]+|(?<=Security-Token=)[^&\s'\"]+|(?<=[?&]sig=)[^&\s'\"]+"
@@ -44,7 +47,7 @@ def mask_secrets(text: str) -> str:
     """Replace known credentials, also as part of a url, and what looks like one, by ***."""
     for value in known_secrets():
         text = text.replace(value, "***").replace(quote(value, safe=""), "***")
-    return LOOKS_SECRET.sub("***", USER_INFO.sub("***", text))
+    return LOOKS_SECRET.sub("***", USER_INFO.sub(r"\1***@", text))
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from jointdit.errors import SpecError
-from pipelines.safe_text import known_secrets
+from pipelines.safe_text import USER_INFO, known_secrets
 
 CREDENTIAL_KEY = re.compile(
     r"(access_?key|secret|password|passwd|token|credential|api_?key|sas_?key|account_?key|connection_?string)",
@@ -24,7 +24,6 @@ CREDENTIAL_VALUE = re.compile(
     r"|password|secret|(?:secret|api|account)_?key)=|\baccountkey=",
     re.IGNORECASE,
 )
-USER_INFO = re.compile(r"\b[a-z0-9+]+://[^/\s@]+@", re.IGNORECASE)
 ADVICE = "credentials come from the environment or the usual AWS files, never from the spec"
 SHORTEST_SECRET = 16  # characters of the environment's secrets that are looked for: shorter ones could be names
 

@@ -37,6 +37,8 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
         f"SignatureDoesNotMatch: {SECRET}",
         "https://host/x?key=wJalrXUtnFEMI%2FK7MDENG%2BbPxRfiCY",
         "http://user:hunter2hunter2@proxy:3128 cannot be reached",
+        "abfs://container:hunter2hunter2@account.dfs.core.windows.net/x",
+        "https://hunter2hunter2@host/x",
         "https://h/x?X-Amz-Signature=0123abcd&X-Amz-Credential=hunter2hunter2/2026",
         "https://h.blob.core.windows.net/x?sv=1&sig=hunter2hunter2",
         "InvalidAccessKeyId: AKIAABCDEFGHIJKLMNOP",
@@ -59,9 +61,13 @@ def test_credentials_of_the_aws_files_are_known(tmp_path: Path, monkeypatch: pyt
 
 
 def test_other_text_stays_as_it_is(secret: str) -> None:
-    text = "s3://bucket/a b/naïve.parquet: e-mail someone@example.org, 3 tokens, key: value"
-    assert mask_secrets(text) == text
-    assert printable(text) == text
+    for text in (
+        "s3://bucket/a b/naïve.parquet: e-mail someone@example.org, 3 tokens, key: value",
+        "abfs://container@account.dfs.core.windows.net/prompts/*.parquet",
+    ):
+        assert mask_secrets(text) == text
+        assert printable(text) == text
+        assert load_spec(MINIMAL, [f"input.prompt='{text}'"]).input.prompt == text
 
 
 def test_the_terminal_shows_input_text_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
