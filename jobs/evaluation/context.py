@@ -102,10 +102,14 @@ class SceneEvaluation:
         return mean_training_disparity(height, width)
 
     @cached_property
+    def captions(self) -> list[str]:
+        """Captions of held-out scenes whose pictures are not used."""
+        return [scene.caption for scene in held_out_scenes(self.sizes.prompts, *self.size, skip=PROMPTS_AFTER)]
+
+    @cached_property
     def generated(self) -> Pictures:
-        """Joint samples of captions of other held-out scenes."""
-        scenes = held_out_scenes(self.sizes.prompts, *self.size, skip=PROMPTS_AFTER)
-        return generate(self.pipe, [scene.caption for scene in scenes], self.sizes.steps)
+        """Joint samples of the captions."""
+        return generate(self.pipe, self.captions, self.sizes.steps)
 
 
 def generate(

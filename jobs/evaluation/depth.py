@@ -121,7 +121,7 @@ def lifting_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 def step_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
     """Few and many sampling steps: error and seconds."""
-    scenes, prompts = evaluation.scenes[:STEPS_SCENES], evaluation.generated.prompts
+    scenes, prompts = evaluation.scenes[:STEPS_SCENES], evaluation.captions
     how = f"{len(scenes)} held-out scenes and {len(prompts)} prompts; seconds on this machine, in batches of {BATCH}"
     table = ResultTable("Sampling steps", how, STEPS_COLUMNS)
     cells: list[list[Picture]] = [[scene.rgb, grey(exact(scene))] for scene in scenes[:SHOWN]]

@@ -76,7 +76,7 @@ def spectra_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
     """What the two branches carry, low and high frequencies over the steps, with a figure."""
     from jointdit.evaluation.spectra import BRANCHES, record_spectra
 
-    prompts, steps = evaluation.generated.prompts[:SPECTRA_PROMPTS], evaluation.sizes.steps
+    prompts, steps = evaluation.captions[:SPECTRA_PROMPTS], evaluation.sizes.steps
     spectra = record_spectra(evaluation.pipe, prompts, steps)
     spectra_figure(spectra).save(evaluation.output / "spectra.png")
     how = (

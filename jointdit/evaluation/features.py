@@ -117,9 +117,9 @@ class VaeFeatures(nn.Module):
         self.name = f"latents of {name}'s VAE, {self.num_features} features"
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        pixels = (pictures.float() / 127.5 - 1).to(self.vae.dtype)
+        pixels = (pictures.float() / 127.5 - 1).to(self.vae.device, self.vae.dtype)
         latents: torch.Tensor = self.vae.encode(pixels).latent_dist.mean.float()
-        return torch.cat([latents.mean(dim=(2, 3)), latents.std(dim=(2, 3))], dim=1)
+        return torch.cat([latents.mean(dim=(2, 3)), latents.std(dim=(2, 3))], dim=1).to(pictures.device)
 
     def logits(self, pictures: torch.Tensor) -> torch.Tensor:
         raise AssertionError("a VAE knows no classes")

@@ -95,13 +95,22 @@ def test_depth_styles_and_points_of_the_model_and_a_baseline(baseline, tmp_path,
     assert "uncertainty and error of the ensemble: correlation" in text
 
 
-def test_generated_pictures_steps_and_spectra(tmp_path):
-    parts = [word for part in ("steps", "joint", "restyle", "spectra") for word in ("--part", part)]
-    assert main(["evaluate", "-o", str(tmp_path), *SMALL, *parts, "--features", "vae"]) == 0
+def test_steps_are_compared_and_the_branches_measured(tmp_path):
+    arguments = ["-n", "2", "--prompts", "2", "--steps", "2", "--part", "steps", "--part", "spectra"]
+    assert main(["evaluate", "-o", str(tmp_path), *arguments]) == 0
     tables = tables_of(tmp_path)
     steps = tables["Sampling steps"]
     assert list(steps) == ["tiny, 4 steps", "tiny, 8 steps", "tiny, 20 steps"]
     assert steps["tiny, 20 steps"]["s/depth map"] > steps["tiny, 4 steps"]["s/depth map"] > 0
+    assert len({row["AbsRel"] for row in steps.values()}) == 3
+    assert list(tables["Spectra of the branches"]) == ["rgb", "depth"]
+    assert {path.name for path in tmp_path.glob("*.png")} == {"steps.png", "spectra.png"}
+
+
+def test_generated_pictures_are_measured_beside_shuffled_ones_and_published_figures(tmp_path):
+    parts = ["--part", "joint", "--part", "restyle", "--features", "vae"]
+    assert main(["evaluate", "-o", str(tmp_path), *SMALL, *parts]) == 0
+    tables = tables_of(tmp_path)
     fidelity = tables["Depth fidelity of depth-to-image"]
     assert fidelity["tiny, estimated by tiny"]["AbsRel over shuffled"] == pytest.approx(
         fidelity["tiny, estimated by tiny"]["AbsRel"] / fidelity["shuffled pairs, estimated by tiny"]["AbsRel"]
@@ -110,11 +119,12 @@ def test_generated_pictures_steps_and_spectra(tmp_path):
     assert 0 < consistency["AbsRel"] < 1
     assert tables["Generated pictures"]["tiny"]["FID"] > 0
     assert tables["Generated pictures"]["tiny"]["IS"] is None
-    assert list(tables["Spectra of the branches"]) == ["rgb", "depth"]
-    assert {"Published: depth to image", "Published: text to image and depth"} <= set(tables)
+    assert {"Named colours found: joint", "Named colours found: depth-to-image", "Prompts with two objects"} <= set(
+        tables
+    )
     assert tables["Published: depth to image"]["ControlNet"]["AbsRel %"] == 9.85
-    sheets = {path.name for path in tmp_path.glob("*.png")}
-    assert sheets == {"steps.png", "joint.png", "depth-to-image.png", "spectra.png"}
+    assert tables["Published: text to image and depth"]["LDM3D"]["FID"] == 27.82
+    assert {path.name for path in tmp_path.glob("*.png")} == {"joint.png", "depth-to-image.png"}
 
 
 def test_a_benchmark_stands_beside_the_published_figures_and_the_baseline(baseline, tmp_path, capsys):
