@@ -55,7 +55,9 @@ def test_an_outlier_spoils_the_mean_and_not_the_median_and_shows_in_the_uncertai
 
 
 def test_the_alignment_minimises_the_differences_of_all_pairs_at_a_given_spread(truth):
-    maps = distorted(truth, 4, noise=0.1, seed=3).reshape(4, -1).astype(np.float64)
+    # members of unequal quality: bringing all to one spread is not the best then
+    members = [distorted(truth, 1, noise, seed) for seed, noise in enumerate((0.02, 0.1, 0.3, 0.6))]
+    maps = np.concatenate(members).reshape(4, -1).astype(np.float64)
 
     def cost(scale, shift):
         aligned = maps * scale[:, None] + shift[:, None]
@@ -73,6 +75,9 @@ def test_the_alignment_minimises_the_differences_of_all_pairs_at_a_given_spread(
 def test_an_estimate_that_goes_against_the_others_is_left_out(truth):
     maps = np.stack([truth, truth * 2 + 1, 1 - truth, truth * 0.5])
     np.testing.assert_allclose(ensemble_maps(maps, "mean").merged, truth, atol=1e-4)
+    scale, _ = align_to_consensus(maps.reshape(4, -1).astype(np.float64), "mean")
+    assert scale[2] == 0
+    assert (np.delete(scale, 2) > 0).all()
 
 
 def test_one_estimate_is_brought_to_the_unit_range_and_a_flat_one_stays_flat(truth):
