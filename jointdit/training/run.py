@@ -32,8 +32,8 @@ from jointdit.transformer import JointDiTTransformer2DModel
 Report = Callable[[str], None]
 
 
-def train(spec: TrainSpec, report: Report = print) -> Path:
-    """Run every stage that is not done yet; returns the folder of the finished pipeline."""
+def train(spec: TrainSpec, report: Report = print, every: int = 50) -> Path:
+    """Run every stage that is not done yet, reporting each `every` steps; returns the finished pipeline's folder."""
     if spec.threads:
         torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.seed)
@@ -43,13 +43,13 @@ def train(spec: TrainSpec, report: Report = print) -> Path:
 
     scenes = prepare_scenes(spec, report)
     text = CaptionEncoder(scenes.captions, clip_tokenizer, clip, t5_tokenizer, t5)
-    train_autoencoder(spec, vae, scenes, report)
-    train_decoder(spec, vae, scenes, report)
+    train_autoencoder(spec, vae, scenes, report, every)
+    train_decoder(spec, vae, scenes, report, every)
     rgb = cached_latents(vae, scenes, "rgb", spec.output / "latents-rgb.npy", report)
-    train_base(spec, flux, text, rgb, report)
+    train_base(spec, flux, text, rgb, report, every)
     disparity = cached_latents(vae, scenes, "disparity", spec.output / "latents-disparity.npy", report)
     transformer = JointDiTTransformer2DModel.from_flux(flux, lora_ranks=architecture.LORA_RANKS)
-    train_joint(spec, transformer, text, rgb, disparity, report)
+    train_joint(spec, transformer, text, rgb, disparity, report, every)
 
     return save_pipeline(spec, transformer, vae, text, clip_tokenizer, t5_tokenizer, report)
 
@@ -92,7 +92,9 @@ def prepare_scenes(spec: TrainSpec, report: Report) -> RenderedScenes:
     return load_cache(folder, spec.scenes.count)
 
 
-def train_autoencoder(spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScenes, report: Report) -> None:
+def train_autoencoder(
+    spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScenes, report: Report, every: int = 50
+) -> None:
     """Stage 1, ending with standardised latents; the VAE is frozen afterwards."""
     finished = spec.output / "vae-finished.safetensors"
     named = list(vae.named_parameters())
@@ -101,13 +103,13 @@ def train_autoencoder(spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScene
         def loss(generator: torch.Generator) -> torch.Tensor:
             return vae_loss(vae, scenes, spec.vae.batch_size, generator)
 
-        fit("vae", spec.vae, named, loss, spec.output, spec.seed, report)
+        fit("vae", spec.vae, named, loss, spec.output, spec.seed, report, every)
         standardise_latents(vae, scenes)
         write_finished(finished, named)
     vae.requires_grad_(False).eval()
 
 
-def train_decoder(spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScenes, report: Report) -> None:
+def train_decoder(spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScenes, report: Report, every: int = 50) -> None:
     """Stage 1b: the decoder alone; the latents stay as they are."""
     finished = spec.output / "decoder-finished.safetensors"
     named = [(name, p) for name, p in vae.named_parameters() if name.startswith(("decoder.", "post_quant_conv."))]
@@ -118,13 +120,18 @@ def train_decoder(spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScenes, r
         def loss(generator: torch.Generator) -> torch.Tensor:
             return decoder_loss(vae, scenes, spec.decoder.batch_size, generator)
 
-        fit("decoder", spec.decoder, named, loss, spec.output, spec.seed, report)
+        fit("decoder", spec.decoder, named, loss, spec.output, spec.seed, report, every)
         write_finished(finished, named)
     vae.requires_grad_(False)
 
 
 def train_base(
-    spec: TrainSpec, flux: FluxTransformer2DModel, text: CaptionEncoder, rgb: torch.Tensor, report: Report
+    spec: TrainSpec,
+    flux: FluxTransformer2DModel,
+    text: CaptionEncoder,
+    rgb: torch.Tensor,
+    report: Report,
+    every: int = 50,
 ) -> None:
     """Stage 2; network and text encoders are frozen afterwards."""
     finished = spec.output / "base-finished.safetensors"
@@ -135,7 +142,7 @@ def train_base(
         def loss(generator: torch.Generator) -> torch.Tensor:
             return base_loss(flux, rgb, text, spec.base.batch_size, spec.text_drop, generator)
 
-        fit("base", spec.base, named, loss, spec.output, spec.seed, report)
+        fit("base", spec.base, named, loss, spec.output, spec.seed, report, every)
         write_finished(finished, named)
     for module in modules.values():
         module.requires_grad_(False).eval()
@@ -148,6 +155,7 @@ def train_joint(
     rgb: torch.Tensor,
     disparity: torch.Tensor,
     report: Report,
+    every: int = 50,
 ) -> None:
     """Stage 3: the adapter's parameters only."""
     finished = spec.output / "joint-finished.safetensors"
@@ -157,7 +165,7 @@ def train_joint(
         def loss(generator: torch.Generator) -> torch.Tensor:
             return joint_loss(transformer, rgb, disparity, text, spec.joint.batch_size, spec.text_drop, generator)
 
-        fit("joint", spec.joint, named, loss, spec.output, spec.seed, report)
+        fit("joint", spec.joint, named, loss, spec.output, spec.seed, report, every)
         write_finished(finished, named)
 
 
