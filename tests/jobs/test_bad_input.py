@@ -252,6 +252,19 @@ BAD: dict[str, Refused | SetAside] = {
     "training with a credential": refused(
         "train spec.yaml", "hf_token looks like a credential", spec="hf_token: hush\noutput: out\n"
     ),
+    "pictures prepared beside themselves": refused("prepare in -o in/out --teacher x", "inside input.uri"),
+    "a teacher that does not exist": refused("prepare in/maps -o out --teacher ./none", "none does not exist"),
+    "training by no recipe": refused("train spec.yaml", "recipe 'big'", "tiny, adapter", spec="recipe: big\n"),
+    "an adapter of no model": refused(
+        "train spec.yaml", "model is missing: add it", spec="recipe: adapter\noutput: out\n"
+    ),
+    "an evaluation on no benchmark": refused(
+        "evaluate -o out --benchmark nyuv3=x", "nyuv3=x", "a name of nyuv2, kitti"
+    ),
+    "an evaluation of no data": refused(
+        "evaluate -o out --benchmark nyuv2=none", "none does not exist", "give the folder"
+    ),
+    "an evaluation of half a model": refused("evaluate -o out --base x", "adapter is missing"),
     "an evaluation of no part": refused("evaluate -o out --part colours", "--part colours: use one of"),
     # --- rows: prompts
     "a line that is no JSON": row("joint", b"{'prompt': 'x'}", "line is not valid JSON", "column 2"),
