@@ -33,11 +33,11 @@ class TrainedModel(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.name is None) == (self.base is None):
-            raise ValueError("must have either name (a JointDiT checkpoint) or base (a FLUX pipeline)")
+            raise ValueError("give either name (a JointDiT checkpoint) or base (a FLUX pipeline)")
         if self.name is not None and self.adapter is not None:
-            raise ValueError("has name and adapter: an adapter goes onto a base, give base instead of name")
+            raise ValueError("name and adapter do not go together: give base instead of name")
         if self.adapter is not None and self.lora_ranks is not None:
-            raise ValueError("has adapter and lora_ranks: the adapter's file says its ranks, remove lora_ranks")
+            raise ValueError("adapter and lora_ranks do not go together: the file of the adapter says its ranks")
         return self
 
     _paths = field_validator("name", "base", "adapter")(absolute_folder)
@@ -68,13 +68,13 @@ class DataSpec(Section):
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
         if (self.kind == "scenes") == bool(self.uri):
-            raise ValueError(f"of kind {self.kind} {'takes no uri' if self.uri else 'needs uri'}")
+            raise ValueError(f"kind {self.kind} {'takes no uri' if self.uri else 'needs uri'}")
         if self.kind == "table" and self.depth is None:
             raise ValueError(
-                "of kind table needs depth: say what the maps hold, kind: metric or kind: disparity, and their scale"
+                "kind table needs depth: say what the maps hold, kind: metric or kind: disparity, and their scale"
             )
         if self.kind != "table" and self.depth is not None:
-            raise ValueError(f"of kind {self.kind} takes no depth: what its maps hold is known")
+            raise ValueError(f"kind {self.kind} takes no depth: what its maps hold is known")
         return self
 
     def as_input(self) -> InputSpec:

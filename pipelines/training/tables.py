@@ -119,4 +119,4 @@ def _groups(file: SourceFile, rows: int) -> list[int]:
 
 
 def _cannot_train(row: str, reason: str) -> InputError:
-    return InputError(f"data: row {row} cannot be trained on, {reason.rstrip('.')}: repair it, or take it out.")
+    return InputError(f"data: row {row} cannot be trained on: {reason.rstrip('.')}.")

@@ -108,15 +108,15 @@ BAD = {
     "depth of another size": (bad(png(ramp(20, 30))), "depth map is 30 x 20 and the picture 60 x 40 pixels"),
     "NaN": (bad(with_nan()), r"depth map has no value \(NaN, or depth.invalid\) at 0.04% of its pixels"),
     "all NaN": (bad(npy(np.full((40, 60), np.nan))), "no valid pixel"),
-    "constant": (bad(png(np.full((40, 60), 1000, np.uint16))), "depth map is constant at 1: it has no relative"),
-    "no picture": (bad(image={"bytes": b"no", "path": None}), "cannot be decoded"),
+    "constant": (bad(png(np.full((40, 60), 1000, np.uint16))), "depth map is constant at 1"),
+    "no picture": (bad(image={"bytes": b"no", "path": None}), "picture is of no known"),
 }
 
 
 @pytest.mark.parametrize(("rows", "problem"), BAD.values(), ids=BAD.keys())
 def test_a_row_that_cannot_be_trained_on_is_named(tmp_path: Path, rows: list[dict[str, Any]], problem: str) -> None:
     pairs = pairs_of(table(tmp_path / "a.parquet", rows))
-    with pytest.raises(InputError, match=rf"row a.parquet:0 cannot be trained on, .*{problem}.*: repair it"):
+    with pytest.raises(InputError, match=rf"row a.parquet:0 cannot be trained on: .*{problem}"):
         pairs.read([0], (32, 48))
 
 
@@ -143,11 +143,11 @@ GOOD = {
     "training": {"steps": 1},
 }
 WRONG = [
-    ({"data": {"kind": "table", "uri": "a.parquet"}}, "data of kind table needs depth: say what the maps hold"),
-    ({"data": {"kind": "dataset"}}, "data of kind dataset needs uri"),
-    ({"data": {"kind": "scenes", "uri": "a"}}, "data of kind scenes takes no uri"),
-    ({"model": {"name": "tiny", "adapter": "a.safetensors"}}, "model has name and adapter"),
-    ({"model": {"dtype": "float32"}}, "model must have either name"),
+    ({"data": {"kind": "table", "uri": "a.parquet"}}, "data: kind table needs depth: say what the maps hold"),
+    ({"data": {"kind": "dataset"}}, "data: kind dataset needs uri"),
+    ({"data": {"kind": "scenes", "uri": "a"}}, "data: kind scenes takes no uri"),
+    ({"model": {"name": "tiny", "adapter": "a.safetensors"}}, "model: name and adapter do not go together"),
+    ({"model": {"dtype": "float32"}}, "model: give either name"),
     ({"training": {"steps": 0}}, "training.steps must be greater than 0, found 0"),
     ({"training": {"steps": 1, "buckets": [[30, 32]]}}, "training.buckets.0.0.*multiple of 16"),
     (
