@@ -25,7 +25,7 @@ def load_train_spec(path: Path, overrides: Sequence[str] = ()) -> TrainSpec | Ad
         SpecError: one sentence on the first thing that is wrong.
     """
     data: dict[str, Any] = apply_overrides(read_yaml(path), overrides)
-    refuse_credentials({key: value for key, value in data.items() if key != "training"})
+    refuse_credentials(data)
     recipe = data.get("recipe", "tiny")
     if recipe not in RECIPES:
         raise SpecError(f"recipe {recipe!r} in {path} is unknown: choose one of {', '.join(RECIPES)}.")

@@ -38,7 +38,11 @@ def identify(model: ModelSpec) -> ModelIdentity:
     Raises:
         ModelError: a path that does not exist or holds no checkpoint.
     """
-    parts = [_identify_source(field, value) for field in SOURCE_FIELDS if (value := getattr(model, field)) is not None]
+    parts = [
+        _identify_source(f"model.{field}", value)
+        for field in SOURCE_FIELDS
+        if (value := getattr(model, field)) is not None
+    ]
     digest = hashlib.sha256("\n".join(weights for weights, _ in parts).encode()).hexdigest()
     index = _index(model)
     return ModelIdentity(
@@ -56,9 +60,13 @@ def identify_job(spec: JobSpec) -> ModelIdentity:
         identity = identify(spec.model)
         return replace(identity, weights=encoders_hash(spec.model.name))
     if isinstance(spec, PrepareSpec):
+        from pipelines.teachers import check_teacher
+
         names = {f"teachers.{number}": name for number, name in enumerate(spec.teachers)}
         if spec.captioner is not None:
             names["captioner"] = spec.captioner
+        for name in names.values():
+            check_teacher(name)
         parts = [_identify_source(field, name) for field, name in names.items()]
         digest = hashlib.sha256("\n".join(weights for weights, _ in parts).encode()).hexdigest()
         size = FLUX_SIZE, FLUX_SIZE  # for the plan's estimates: pictures keep their own size
@@ -70,7 +78,7 @@ def encoders_hash(name: str) -> str:
     """SHA-256 over the files of VAE, text encoders and tokenizers; of a hub name, the hub's commit."""
     folder = checkpoint_folder(name)
     if not folder.is_dir():
-        return _identify_source("name", name)[0]
+        return _identify_source("model.name", name)[0]
     files_of_parts = [path for part in ENCODERS for path in (folder / part).rglob("*") if path.is_file()]
     found = sorted(path for path in files_of_parts if _decides_pixels(path.relative_to(folder)))
     return _hash_files(folder, found)[0]
@@ -85,12 +93,7 @@ def check_job_weights(spec: JobSpec) -> None:
         if folder.is_dir():
             for part in ("vae", "text_encoder", "text_encoder_2"):
                 folder_tensor_shapes(folder / part)
-    elif isinstance(spec, PrepareSpec):
-        from pipelines.teachers import check_teacher
-
-        for name in (*spec.teachers, *([spec.captioner] if spec.captioner else [])):
-            check_teacher(name)
-    else:
+    elif not isinstance(spec, PrepareSpec):  # teachers were checked as they were identified
         check_weights(spec.model)
 
 
@@ -155,12 +158,12 @@ def _identify_source(field: str, value: str) -> tuple[str, int]:
         found = sorted(p for p in path.rglob("*") if p.is_file() and _decides_pixels(p.relative_to(path)))
         if not any(p.suffix == ".safetensors" for p in found):
             raise ModelError(
-                f"model.{field} {value} is a folder without weights: give one with model_index.json and .safetensors."
+                f"{field} {value} is a folder without weights: give one with model_index.json and .safetensors."
             )
         return _hash_files(path, found)
     if path.is_absolute():
         advice = "the adapter's safetensors file" if field == "adapter" else "a checkpoint folder, a hub name, or tiny"
-        raise ModelError(f"model.{field} {value} does not exist: give {advice}.")
+        raise ModelError(f"{field} {value} does not exist: give {advice}.")
     return _hub_commit(field, value), 0
 
 
@@ -199,5 +202,5 @@ def _hub_commit(field: str, name: str) -> str:
         if cached.is_file():
             return cached.read_text().strip()
         raise ModelError(
-            f"model.{field} {name} is no folder here, and no model of the hub that can be reached: correct the name."
+            f"{field} {name} is no folder here, and no model of the hub that can be reached: correct the name."
         ) from None

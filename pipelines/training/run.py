@@ -222,9 +222,8 @@ def load_for_training(model: TrainedModel, device: Any) -> JointDiTPipeline:
     from diffusers import FluxTransformer2DModel
 
     from jointdit.checkpoint_files import load_component
-    from jointdit.pipeline import JointDiTPipeline
+    from jointdit.pipeline import JointDiTPipeline, local_checkpoint
     from jointdit.transformer import JointDiTTransformer2DModel
-    from pipelines.model import checkpoint_folder
 
     dtype = getattr(torch, model.dtype)
     if model.adapter is not None:
@@ -233,7 +232,7 @@ def load_for_training(model: TrainedModel, device: Any) -> JointDiTPipeline:
         pipe = JointDiTPipeline.from_pretrained(model.name, torch_dtype=dtype)
     else:
         torch.manual_seed(0)  # a new adapter's A is random; every worker draws the same
-        folder = checkpoint_folder(model.base or model.name or "")
+        folder = local_checkpoint(model.base or model.name or "")
         if model.base is not None:
             flux = load_component(FluxTransformer2DModel, folder / "transformer", dtype)
         else:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from jobs.cli import main
 from jointdit.depth import decode_depth_png
 from jointdit.errors import ModelError, SpecError
 from pipelines.spec import load_spec
@@ -165,7 +166,9 @@ def test_given_captions_are_kept(models: dict[str, Path], photos: Path, tmp_path
     assert pq.read_table(table)["prompt"].to_pylist() == ["photo 0", "photo 1", "photo 2"]
 
 
-def test_models_that_do_not_fit_are_named(models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+def test_models_that_do_not_fit_are_named(
+    models: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     metric = save_teacher(tmp_path / "metric", depth_estimation_type="metric", max_depth=20)
     with pytest.raises(ModelError, match="gives metric depth: give one of relative depth"):
         DepthTeacher(str(metric), "cpu", torch.float32)
@@ -177,6 +180,10 @@ def test_models_that_do_not_fit_are_named(models: dict[str, Path], photos: Path,
     spec = prepare_spec(photos, tmp_path / "out", [str(empty)], None)
     with pytest.raises(ModelError):
         run_here(spec)
+    assert not (tmp_path / "out").exists()
+    words = ["prepare", str(photos), "-o", str(tmp_path / "out"), "--teacher", str(empty)]
+    assert main(words) == 1
+    assert "no .safetensors file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     with pytest.raises(SpecError, match="teachers"):
         prepare_spec(photos, tmp_path / "out", [], None)

@@ -1,0 +1,62 @@
+"""Whose adapter is trained: a checkpoint's own, a new one on its base, a new or a published one on a FLUX pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+from jointdit.pipeline import JointDiTPipeline
+from jointdit.training.adapter import save_adapter
+from jointdit.training.parallel import World
+from pipelines.training.run import check_model, load_for_training
+from pipelines.training.spec import TrainedModel
+from tests.jointdit.conftest import small_components
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flux")
+    FluxPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), **small_components()).save_pretrained(folder)
+    return folder
+
+
+def load(**fields: Any) -> JointDiTPipeline:
+    model = TrainedModel(**fields)
+    check_model(model)
+    return load_for_training(model, torch.device("cpu"))
+
+
+def adapter_of(pipe: JointDiTPipeline) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in pipe.transformer.adapter_named_parameters()}
+
+
+def test_a_new_adapter_on_a_flux_pipeline_is_the_same_on_every_worker(flux: Path) -> None:
+    first, second = (load(base=str(flux), lora_ranks=3, dtype="float32") for _ in range(2))
+    one, other = adapter_of(first), adapter_of(second)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert {value.shape[0] for name, value in one.items() if ".lora_A." in name} == {3}
+    assert all(not value.any() for name, value in one.items() if ".lora_B." in name or ".joint_proj." in name)
+
+
+def test_a_published_adapter_goes_on(flux: Path, tmp_path: Path) -> None:
+    made = load(base=str(flux), lora_ranks=3, dtype="float32")
+    for number, parameter in enumerate(made.transformer.adapter_parameters()):
+        parameter.data.fill_(number)
+    save_adapter(made.transformer, tmp_path / "adapter.safetensors", World())
+    again = load(base=str(flux), adapter=str(tmp_path / "adapter.safetensors"), dtype="float32")
+    wanted = adapter_of(made)
+    assert all(torch.equal(value, wanted[name]) for name, value in adapter_of(again).items())
+
+
+def test_a_new_adapter_on_the_base_of_a_checkpoint() -> None:
+    own, new = load(name="tiny"), load(name="tiny", lora_ranks=2)
+    base, same = own.transformer.state_dict(), new.transformer.state_dict()
+    names = [name for name in base if ".lora_" not in name and ".joint_proj." not in name]
+    assert len(names) > 100
+    assert all(torch.equal(base[name], same[name]) for name in names)
+    assert all(not value.any() for name, value in adapter_of(new).items() if ".joint_proj." in name)
+    assert any(value.any() for name, value in adapter_of(own).items() if ".joint_proj." in name)
