@@ -27,11 +27,21 @@ print(len(GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None, timeout=10)
 """
 
 
-def ask_ray(token: str | None) -> subprocess.CompletedProcess[str]:
-    """A client of its own that asks the session's Ray for its keys."""
+OWN = """
+import sys
+from pipelines.cluster import connect
+with connect():
+    import ray
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+"""
+
+
+def ask_ray(token: str | None, address: str = "") -> subprocess.CompletedProcess[str]:
+    """A client of its own that asks a Ray, the session's by default, for its keys."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
-    address = ray.get_runtime_context().gcs_address
+    address = address or ray.get_runtime_context().gcs_address
     return subprocess.run(
         [sys.executable, "-c", ASK, address], env=environment, capture_output=True, text=True, timeout=60
     )
@@ -46,6 +56,19 @@ def test_ray_refuses_who_has_no_token_and_shows_no_dashboard(ray_cluster: None) 
         assert refused.stdout == ""
         assert "auth" in refused.stderr.lower()
     assert not ray._private.worker._global_node.address_info["webui_url"]
+
+
+def test_a_ray_of_our_own_asks_for_a_token_whatever_the_environment_says() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["RAY_AUTH_MODE"] = "disabled"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", OWN], env=environment, **pipes) as driver:
+        address = driver.stdout.readline().strip()
+        refused = ask_ray(None, address)
+        driver.stdin.close()
+    assert ":" in address
+    assert refused.returncode != 0
+    assert "auth" in refused.stderr.lower()
 
 
 class Leaking(stand_in.StandInWorker):
