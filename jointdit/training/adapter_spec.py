@@ -15,10 +15,10 @@ Side = Annotated[int, Field(ge=MULTIPLE, le=8192, multiple_of=MULTIPLE)]
 class OptimiserSpec(Frozen):
     """The paper's: adafactor at a constant 1e-5, neither relative steps nor scaling by the parameters' size."""
 
-    kind: Literal["adafactor", "adamw"] = "adafactor"
+    kind: Literal["adafactor", "adamw", "muon"] = "adafactor"  # muon: matrices by Muon, the rest by AdamW
     learning_rate: float = Field(1e-5, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)  # of adamw
+    betas: tuple[float, float] = (0.9, 0.99)  # of adamw, and of muon's AdamW
     warmup: int = Field(0, ge=0)  # steps of linear rise
     decay: Literal["constant", "cosine", "linear"] = "constant"
     final: float = Field(0.05, ge=0, le=1)  # share of the learning rate that a decay ends at

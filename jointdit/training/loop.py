@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 import torch
 
+from jointdit.training.adapter_spec import OptimiserSpec
 from jointdit.training.checkpoint import NamedParameters, load_training, save_training
+from jointdit.training.optimisers import build_optimiser
 from jointdit.training.spec import StageSpec
 
 LossFunction = Callable[[torch.Generator], torch.Tensor]  # draws its batch from the generator, returns a scalar
@@ -60,7 +62,10 @@ def fit(
         report: gets one line every `every` steps.
     """
     parameters = [parameter for _, parameter in named_parameters]
-    optimiser = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99))
+    settings = OptimiserSpec(
+        kind=spec.optimiser, learning_rate=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99)
+    )
+    optimiser = build_optimiser(settings, parameters)
     average = [parameter.detach().clone() for parameter in parameters]
     checkpoint = folder / f"{stage}.safetensors"
     step = load_training(checkpoint, named_parameters, average, optimiser) if checkpoint.exists() else 0

@@ -23,10 +23,11 @@ class ScenesSpec(Frozen):
 
 
 class StageSpec(Frozen):
-    """One optimisation: AdamW, linear warm-up, cosine decay to a twentieth, a moving average of the weights."""
+    """One optimisation: linear warm-up, cosine decay to a twentieth, a moving average of the weights."""
 
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
+    optimiser: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(gt=0)
     warmup: int = Field(100, ge=0, description="steps")
     weight_decay: float = Field(0.01, ge=0)

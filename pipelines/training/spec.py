@@ -121,6 +121,6 @@ class AdapterJob(Section):
     def _possible(self) -> Self:
         if self.resources.strategy == "fsdp" and self.training.optimiser.kind != "adamw":
             raise ValueError(
-                "resources.strategy fsdp needs training.optimiser.kind adamw: adafactor's factors span what it cuts"
+                "resources.strategy fsdp needs training.optimiser.kind adamw: the others need matrices that it cuts up"
             )
         return self

@@ -118,7 +118,7 @@ def test_the_loss_falls_the_base_stays_and_the_adapter_is_in_the_published_layou
         assert not torch.equal(file.get_tensor(f"now.{name}"), trained[name])
 
 
-@pytest.mark.parametrize("kind", ["adafactor", "adamw"])
+@pytest.mark.parametrize("kind", ["adafactor", "adamw", "muon"])
 def test_a_run_in_two_sittings_is_one_run(tmp_path: Path, kind: str) -> None:
     changes = {"optimiser": {"kind": kind, "learning_rate": 1e-3}, "ema": 0.5}
     run(tmp_path / "whole", **changes)
