@@ -1,4 +1,4 @@
-"""Ray: joining a cluster or starting a local one, and how many workers it can hold."""
+"""Ray: joining a cluster or starting a local one, how many workers it can hold, and what becomes of it in a run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jointdit.errors import PermanentError
 from pipelines.spec import ResourcesSpec
 
 CONNECT_SECONDS = 10.0
 TASK_CPUS = 0.25  # each read and finish task, on a cluster of CPUs
-TASK_SHARE = 0.1  # of its CPUs kept for them, at least two tasks a node
+TASK_SHARE = 0.1  # of a node's CPUs kept for them, at least two tasks
 CPU_WORKER_BYTES = 1.5e9  # torch and a small model
+HEAD_SECONDS = 30.0  # for the head of the cluster to come back; Ray itself ends the process after 60
+HEAD_ANSWER_SECONDS = 2.0
 logger = logging.getLogger(__name__)
 
 
@@ -84,8 +88,8 @@ def _check_reachable(address: str) -> None:
 def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
     """Follow the cluster: all its GPUs, or its CPUs where it has none.
 
-    On CPUs the workers together reserve all but the tasks' share. So read and finish tasks always find room, also when
-    a second driver runs on the same cluster: its workers wait until these are gone.
+    On CPUs the workers of each node reserve all but the tasks' share. So read and finish tasks always find room, also
+    when a second driver runs on the same cluster: its workers wait until these are gone.
 
     Raises:
         PermanentError: more workers are asked for than its GPUs can hold.
@@ -102,12 +106,76 @@ def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
                 f"resources: {max(1, workers)} workers of {resources.gpus_per_worker:g} GPUs do not fit into a cluster "
                 f"with {gpus:g}: ask for fewer."
             )
-        return WorkerPlan(workers, resources.gpus_per_worker, 1.0, 1.0, 1, "cuda")
-    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    nodes = [cpus for cpus in nodes if cpus > 0] or [1.0]
+        spare = total.get("CPU", 0.0) - workers  # for tasks of one CPU each
+        return WorkerPlan(workers, resources.gpus_per_worker, 1.0 if spare >= 2 else 0.0, 1.0, 1, "cuda")
+    nodes = _cpus_of_nodes(ray.nodes()) or [1.0]
     most = max(1, min(int(sum(nodes)), int(total.get("memory", 0.0) / CPU_WORKER_BYTES)))
     workers = most if resources.workers == "auto" else resources.workers
-    kept = max(TASK_SHARE * sum(nodes), 2 * TASK_CPUS * len(nodes))
-    share = min((sum(nodes) - kept) / workers, max(nodes) - 2 * TASK_CPUS)
-    share = max(0.01, math.floor(share * 100) / 100)
+    share = _share(nodes, workers)
     return WorkerPlan(workers, 0.0, share, TASK_CPUS, max(1, int(share)), "cpu")
+
+
+def _cpus_of_nodes(nodes: Sequence[dict[str, Any]], without: Collection[str] = ()) -> list[float]:
+    found = [n["Resources"].get("CPU", 0.0) for n in nodes if n["Alive"] and n["NodeID"] not in without]
+    return [cpus for cpus in found if cpus > 0]
+
+
+def _room(cpus: float) -> float:
+    """What workers may take of a node."""
+    return cpus - max(TASK_SHARE * cpus, 2 * TASK_CPUS)
+
+
+def _share(nodes: Sequence[float], workers: int) -> float:
+    """The largest number of CPUs a worker may take so that so many fit beside the tasks; two decimals."""
+    shares = {math.floor(100 * _room(cpus) / count + 1e-6) / 100 for cpus in nodes for count in range(1, workers + 1)}
+    fitting = (share for share in shares if share > 0 and _fitting(nodes, share) >= workers)
+    return max(fitting, default=0.01)
+
+
+def _fitting(nodes: Sequence[float], share: float) -> int:
+    return sum(max(0, math.floor(_room(cpus) / share + 1e-6)) for cpus in nodes)
+
+
+@dataclass(frozen=True)
+class ClusterState:
+    """The cluster as it is now."""
+
+    room: int  # workers that fit beside the tasks, on nodes that stay
+    draining: frozenset[str]  # ids of nodes that are about to go: no new work there
+
+
+class ClusterWatch:
+    """Looks at the cluster now and then. Its head may be away for a moment; not for long."""
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        self.plan = plan
+        self._answered = time.monotonic()
+
+    def look(self) -> ClusterState | None:
+        """The cluster's state; None while its head does not answer.
+
+        Raises:
+            PermanentError: it has not answered for HEAD_SECONDS.
+        """
+        import ray
+        from ray.exceptions import RpcError
+
+        head = getattr(ray._private.worker.global_worker, "gcs_client", None)
+        if head is None:
+            return None  # a connection through ray:// sees less
+        try:
+            # Ray's other calls wait for ever for a head that is gone, and after 60 s they end the process.
+            head.check_alive([], timeout=HEAD_ANSWER_SECONDS)
+            self._answered = time.monotonic()
+        except RpcError as error:
+            silent = time.monotonic() - self._answered
+            if silent < HEAD_SECONDS:
+                return None
+            raise PermanentError(
+                f"the head of the Ray cluster has not answered for {silent:.0f} seconds: see whether it runs, with "
+                "`ray status`, and run again; what is committed stays."
+            ) from error
+        draining = frozenset(ray._private.state.state.get_draining_nodes())
+        if self.plan.num_gpus > 0:
+            return ClusterState(self.plan.workers, draining)  # who waits for a GPU takes no room from anybody
+        return ClusterState(_fitting(_cpus_of_nodes(ray.nodes(), draining), self.plan.num_cpus), draining)

@@ -16,23 +16,35 @@ from types import FrameType
 
 from jointdit.errors import TransientError
 
+AGAIN = 10  # a deadline's seconds over this are between one interruption and the next
+
+
+class DeadlineExceeded(TransientError):
+    """A task took too long: a store that does not answer, more often than not."""
+
 
 @contextlib.contextmanager
 def deadline(seconds: float, what: str) -> Iterator[None]:
-    """Raise TransientError in the block after so many seconds; end the process after twice as many.
+    """Raise DeadlineExceeded in the block after so many seconds; end the process after twice as many.
 
-    The second is for what does not come back to the interpreter: a C library that hangs, with or without the lock.
-    Only the main thread can be interrupted, and Ray runs tasks there; elsewhere there is no deadline.
+    It is raised again and again, and at the end of a block that swallowed it: whoever waits for hung threads on the way
+    out, or takes any exception for a bad row, must not get away with it. The end of the process is for what does not
+    come back to the interpreter: a C library that hangs, with or without the lock. Only the main thread can be
+    interrupted, and Ray runs tasks there; elsewhere there is no deadline.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    late = DeadlineExceeded(f"{what} took longer than {seconds:g} seconds.")
+    expired = False
 
     def expire(number: int, frame: FrameType | None) -> None:
-        raise TransientError(f"{what} took longer than {seconds:g} seconds.")
+        nonlocal expired
+        expired = True
+        raise late
 
     before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds / AGAIN)
     faulthandler.dump_traceback_later(2 * seconds, exit=True, file=2)
     try:
         yield
@@ -40,3 +52,5 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
+    if expired:
+        raise late

@@ -1,13 +1,14 @@
-"""Dispatch: chains of tasks in flight, and what is done about their faults. All it knows is in the ledger.
+"""Dispatch: shards to their commits on a pool of workers, whatever dies. All it knows is in the ledger.
 
-    read (task) -> parts -> worker.generate, a call a part (actor) -> finish (task): filter, encode, write, commit
+Faults are classified in faults.py and dealt with here:
 
-A chain is submitted without waiting and only its last reference is waited for. Ray itself retries nothing: it would
-rerun `finish` with the same attempt. Shards are retried here:
-
-    a transient fault               with backoff, until retries.infrastructure is spent
+    a fault of the infrastructure   the shard again after a backoff, until retries.infrastructure is spent
     a dead worker, reader, finish   the shard it was at is blamed (isolation.py), its neighbours simply go again
+    a node that goes                its workers are replaced elsewhere; what was not begun there moves, nobody is blamed
+    a straggler                     started again on an idle worker, the first commit wins
     anything else                   stops the run; what is committed stays
+
+A shard that was generated keeps its results while finish is tried again: no GPU works twice for a store's hiccup.
 """
 
 from __future__ import annotations
@@ -15,80 +16,38 @@ from __future__ import annotations
 import heapq
 import logging
 import math
-import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    GetTimeoutError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError
 
 from jointdit.errors import JointDiTError, PermanentError, TransientError
+from pipelines.attempts import Attempt, Chains, Queue, Waiting, at_work, has_generated, has_results, summaries_of
+from pipelines.budgets import Budgets
+from pipelines.cluster import ClusterWatch
 from pipelines.context import RunContext
-from pipelines.deadline import deadline
-from pipelines.finish import Receipt, finish_shard
-from pipelines.isolation import Crashes, bisect_rows
+from pipelines.faults import (
+    GET_SECONDS,
+    Fault,
+    classify,
+    first_failure,
+    is_done,
+    is_node_loss,
+)
+from pipelines.finish import Receipt
+from pipelines.isolation import Crashes
 from pipelines.ledger import Ledger, PlannedShard
 from pipelines.progress import Progress
-from pipelines.read import Isolation, ShardRows, read_shard, try_rows
-from pipelines.records import SampleResult
-from pipelines.worker import DeviceFault
-from pipelines.workers import Worker, WorkerPool, count_done, failure_of, in_one_line, is_done, unwrap
+from pipelines.searches import SearchOutcome, step_search
+from pipelines.stragglers import Pace
+from pipelines.workers import Worker, WorkerPool
 
 POLL_SECONDS = 1.0
-FIRST_BACKOFF_SECONDS, MOST_BACKOFF_SECONDS = 1.0, 60.0
-SETTLE_SECONDS = 10.0  # for the other references of a chain to learn of its fault
+ABANDONED_AFTER = 4  # stall_seconds: a task that did not end itself at its deadlines is on a machine that is gone
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Attempt:
-    """One chain in flight."""
-
-    entry: PlannedShard
-    isolation: Isolation
-    read: Any  # a small summary, so that the driver never fetches pixels to learn of a fault
-    rows: Any
-    parts: list[Any]
-    outputs: list[Any] = field(default_factory=list)
-    summaries: list[Any] = field(default_factory=list)
-    receipt: Any = None  # of finish; None while suspects are submitted one by one
-    has_input: bool = False
-    done: int = 0  # parts generated
-
-    @property
-    def awaited(self) -> Any:
-        """The reference that ends it, or its next step."""
-        if self.receipt is not None:
-            return self.receipt
-        return self.summaries[-1] if self.summaries else self.read
-
-
-@dataclass(eq=False)
-class Queue:
-    """The chains of one worker, in the order in which it generates them."""
-
-    attempts: list[Attempt] = field(default_factory=list)
-    moved: float = 0.0  # when it last got work or finished a part, by the driver's monotonic clock
-
-
-@dataclass(order=True)
-class Waiting:
-    """A shard without a worker; `due` lies in the future after a fault."""
-
-    due: float
-    order: int
-    entry: PlannedShard = field(compare=False)
 
 
 class Dispatcher:
@@ -97,18 +56,19 @@ class Dispatcher:
     def __init__(
         self, context: RunContext, context_ref: Any, ledger: Ledger, pool: WorkerPool, progress: Progress
     ) -> None:
-        self.context, self.context_ref, self.ledger = context, context_ref, ledger
-        self.pool, self.progress = pool, progress
-        self.crashes = Crashes(ledger, context.spec.retries.crash)
+        self.context, self.ledger, self.pool, self.progress = context, ledger, pool, progress
+        self.resources = context.spec.resources
+        self.chains = Chains(context, context_ref, pool.plan.task_cpus)
+        self.cluster, self.room = ClusterWatch(pool.plan), pool.plan.workers
+        self.crashes = Crashes(ledger, context.spec.retries)
+        self.budgets = Budgets(context.spec.retries, self.crashes, progress)
+        self.pace = Pace(self.resources)
         self.queues = {worker: Queue() for worker in pool.workers}
+        self.adrift = Queue()  # generated by workers that are gone, being finished
         self.waiting: list[Waiting] = []
-        self.faults: Counter[str] = Counter()  # transient, a shard
+        self.ended: set[str] = set()  # shards that have their commit
         self.quarantined = self.planned = 0  # samples of this run
         self.watched = 0.0
-        options = {"num_cpus": pool.plan.task_cpus, "max_retries": 0}
-        self.read_task = ray.remote(**options)(_read)
-        self.try_task = ray.remote(**options)(_try)
-        self.finish_task = ray.remote(**options)(_finish)
 
     def run(self, entries: Iterable[PlannedShard]) -> None:
         """Return when every shard has its commit.
@@ -120,11 +80,23 @@ class Dispatcher:
             heapq.heappush(self.waiting, Waiting(0.0, order, entry))
             self.planned += entry.samples
             self.progress.plan(entry.samples)
-        while self.waiting or any(queue.attempts for queue in self.queues.values()):
+        while self.waiting or any(self._live()):
             self._welcome()
             self._submit()
             self._collect()
             self._watch()
+
+    def _all(self) -> Iterator[tuple[Worker | None, Queue, Attempt]]:
+        """Every attempt in flight, in a copy that may be changed under way."""
+        found: list[tuple[Worker | None, Queue]] = [*self.queues.items(), (None, self.adrift)]
+        for worker, queue in found:
+            for attempt in list(queue.attempts):
+                if attempt in queue.attempts:  # it may have gone with its worker a moment ago
+                    yield worker, queue, attempt
+
+    def _live(self, shard: str = "") -> Iterator[Attempt]:
+        """Attempts that still matter, all or of one shard."""
+        return (a for _, _, a in self._all() if not a.superseded and shard in ("", a.shard))
 
     # --- submit ------------------------------------------------------------------------------------------------------
 
@@ -132,13 +104,19 @@ class Dispatcher:
         for worker in [worker for worker in self.queues if not worker.is_up]:
             error = self.pool.check_start(worker)
             if error is not None:
-                self._lose(worker, error)
+                self.queues.pop(worker)
+                self.pool.take_out(worker, error, is_its_own=not is_node_loss(error))
+                self.watched = 0.0
             elif worker.is_up:
                 self._drop_committed()  # it may have waited for another driver's workers to go
 
     def _drop_committed(self) -> None:
         """Take shards that another driver committed off the list."""
-        committed = self.ledger.committed()
+        try:
+            committed = self.ledger.committed()
+        except TransientError as error:
+            logger.warning("the commits could not be listed, which only costs work: %s", error)
+            return
         done = [waiting for waiting in self.waiting if waiting.entry.shard.id in committed]
         if done:
             self.waiting = [waiting for waiting in self.waiting if waiting.entry.shard.id not in committed]
@@ -147,84 +125,93 @@ class Dispatcher:
 
     def _submit(self) -> None:
         """Give each worker its share of what is left, at most `shards_in_flight` at once."""
-        left = len(self.waiting) + sum(len(queue.attempts) for queue in self.queues.values())
-        room = min(self.context.spec.resources.shards_in_flight, math.ceil(left / len(self.queues)))
-        for worker, queue in self.queues.items():
+        workers = {worker: queue for worker, queue in self.queues.items() if not worker.is_leaving}
+        left = len(self.waiting) + sum(1 for _ in self._live())
+        room = min(self.resources.shards_in_flight, math.ceil(left / max(1, len(workers))))
+        for worker, queue in workers.items():
             while worker.is_up and len(queue.attempts) < room and self._is_due():
                 entry = self.waiting[0].entry
                 isolation = self.crashes.isolation(entry)
                 if queue.attempts and (isolation.suspects or queue.attempts[0].isolation.suspects):
                     break  # a suspect may take its worker down: not with others in the queue
                 heapq.heappop(self.waiting)
-                if not queue.attempts:
-                    queue.moved = time.monotonic()
-                queue.attempts.append(self._chain(worker, entry, isolation))
+                self._start(worker, entry)
 
     def _is_due(self) -> bool:
         return bool(self.waiting) and self.waiting[0].due <= time.monotonic()
 
-    def _chain(self, worker: Worker, entry: PlannedShard, isolation: Isolation) -> Attempt:
-        count = isolation.parts(entry.samples, self.context.spec.model.batch_size)
-        read, rows, *parts = self.read_task.options(num_returns=count + 2).remote(self.context_ref, entry, isolation)
-        attempt = Attempt(entry, isolation, read, rows, parts)
-        for _ in range(count - isolation.suspected(entry.samples)):
-            self._generate_next(worker, attempt)
-        if len(attempt.outputs) == count:
-            self._finish(attempt)
-        return attempt
+    def _start(self, worker: Worker, entry: PlannedShard) -> None:
+        queue = self.queues[worker]
+        if not queue.attempts:
+            queue.moved = time.monotonic()
+        queue.attempts.append(self.chains.start(worker, entry, self.crashes.isolation(entry)))
+        queue.mark_begun()
 
-    def _generate_next(self, worker: Worker, attempt: Attempt) -> None:
-        part = attempt.parts[len(attempt.outputs)]
-        output, summary = worker.actor.generate.options(num_returns=2).remote(part)
-        attempt.outputs.append(output)
-        attempt.summaries.append(summary)
+    def _again(self, entry: PlannedShard, due: float = 0.0) -> None:
+        """Put a shard back, unless another attempt at it is under way or was first."""
+        if entry.shard.id not in self.ended and not any(self._live(entry.shard.id)):
+            heapq.heappush(self.waiting, Waiting(due, -1, entry))
 
-    def _finish(self, attempt: Attempt) -> None:
-        attempt.receipt = self.finish_task.remote(self.context_ref, attempt.entry, attempt.rows, *attempt.outputs)
+    # --- collect -----------------------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        """Wait for something to happen, and take every chain on to its next step."""
+        references = [worker.ready for worker in self.queues if not worker.is_up]
+        references += [attempt.awaited for _, _, attempt in self._all() if attempt.awaited is not None]
+        if references:
+            ray.wait(references, timeout=POLL_SECONDS, fetch_local=False)
+        else:
+            due = self.waiting[0].due if self.waiting else math.inf
+            time.sleep(max(0.01, min(POLL_SECONDS, due - time.monotonic())))  # all back off
+        for worker, queue, attempt in self._all():
+            if attempt.search is not None:
+                self._search(queue, attempt)
+            elif attempt.finish_at is not None:
+                if time.monotonic() >= attempt.finish_at:
+                    self.chains.finish(attempt, self.crashes.isolation(attempt.entry))
+            elif attempt.receipt is not None:
+                if is_done(attempt.receipt):
+                    self._end(worker, queue, attempt)
+            elif worker is not None:
+                self._advance(worker, queue, attempt)
 
     def _advance(self, worker: Worker, queue: Queue, attempt: Attempt) -> None:
         """Submit the next suspect once the one before it is safe: a death right after a result can lose the result."""
         if not is_done(attempt.awaited):
             return
-        error = failure_of(attempt.awaited)
-        if error is not None:
-            self._fail(worker, queue, attempt, error)
-        elif len(attempt.outputs) < len(attempt.parts):
-            self._generate_next(worker, attempt)
-        else:
-            self._finish(attempt)
-
-    # --- collect -----------------------------------------------------------------------------------------------------
-
-    def _collect(self) -> None:
-        """Wait for something to happen, and deal with the chains that ended."""
-        starting = [worker.ready for worker in self.queues if not worker.is_up]
-        awaited = [attempt.awaited for queue in self.queues.values() for attempt in queue.attempts]
-        if starting or awaited:
-            ray.wait(starting + awaited, timeout=POLL_SECONDS, fetch_local=False)
-        elif self.waiting:
-            time.sleep(max(0.0, min(POLL_SECONDS, self.waiting[0].due - time.monotonic())))  # all back off
-        for worker, queue in list(self.queues.items()):
-            for attempt in list(queue.attempts):
-                if attempt not in queue.attempts:
-                    continue  # it went with its worker a moment ago
-                if attempt.receipt is None:
-                    self._advance(worker, queue, attempt)
-                elif is_done(attempt.receipt):
-                    self._end(worker, queue, attempt)
-
-    def _end(self, worker: Worker, queue: Queue, attempt: Attempt) -> None:
         try:
-            receipt: Receipt = ray.get(attempt.receipt, timeout=60)
+            ray.get(attempt.awaited, timeout=GET_SECONDS)
         except (RayError, JointDiTError) as error:
             self._fail(worker, queue, attempt, error)
             return
-        queue.attempts.remove(attempt)
-        queue.moved = time.monotonic()
-        if not receipt.won:
+        if len(attempt.outputs) < len(attempt.parts):
+            self.chains.generate_next(worker, attempt)
+        else:
+            self.chains.finish(attempt, self.crashes.isolation(attempt.entry))
+
+    def _end(self, worker: Worker | None, queue: Queue, attempt: Attempt) -> None:
+        try:
+            receipt: Receipt = ray.get(attempt.receipt, timeout=GET_SECONDS)
+        except (RayError, JointDiTError) as error:
+            self._fail(worker, queue, attempt, error)
+            return
+        self._take_back(queue, attempt)
+        if worker is not None:
+            for summary in summaries_of(attempt):
+                self.pool.generated(worker, summary.batch_size, self.context.spec.model.batch_size)
+        if attempt.superseded:
+            return  # the slower of two: the other one was counted
+        self.ended.add(attempt.shard)
+        for twin in self._live(attempt.shard):
+            twin.superseded = True
+        if receipt.token.startswith(self.chains.run):  # whichever attempt of ours it was
+            self.pace.committed(attempt)
+            self._count(receipt)
+        else:
             self.progress.plan(-attempt.entry.samples)
             self._drop_committed()
-            return
+
+    def _count(self, receipt: Receipt) -> None:
         self.progress.committed(receipt)
         self.quarantined += receipt.counts["quarantined"]
         fraction = self.context.spec.quality.max_quarantined_fraction
@@ -235,139 +222,167 @@ class Dispatcher:
                 "the input or raise the fraction; what is committed stays."
             )
 
-    def _fail(self, worker: Worker, queue: Queue, attempt: Attempt, error: BaseException) -> None:
-        stage, error = _diagnose(attempt, error)
-        cause = unwrap(error)
-        if isinstance(cause, PermanentError):
-            raise cause
-        if isinstance(cause, RayActorError | DeviceFault):
-            self._lose(worker, cause)
-        elif isinstance(cause, WorkerCrashedError):
-            self._take_back(queue, attempt)
-            self._blame(attempt.entry, stage, f"the {stage} process died")
-        elif isinstance(cause, TransientError) or (isinstance(cause, RayError) and not isinstance(cause, RayTaskError)):
-            self._take_back(queue, attempt)
-            self._back_off(attempt.entry, cause)
-        else:
-            raise PermanentError(
-                f"shard {attempt.entry.shard.id} failed in {stage} in a way that is no known fault, "
-                f"{type(cause).__name__}: {in_one_line(cause)}; what is committed stays."
-            ) from error
-
-    def _lose(self, worker: Worker, error: BaseException) -> None:
-        """A worker is dead: the shard it was at is blamed, all its shards go back, another takes its place."""
-        queue = self.queues.pop(worker)
-        attempts = list(queue.attempts)
-        queue.attempts.clear()
-        blamed = None if _is_innocent(error) else _at_work(attempts)
-        for attempt in attempts:
-            if blamed is not None and attempt is blamed[0]:
-                self._blame(attempt.entry, "generate", in_one_line(error), blamed[1])
-            else:
-                heapq.heappush(self.waiting, Waiting(0.0, -1, attempt.entry))
-        self.queues[self.pool.replace(worker, error)] = Queue()
-
-    def _blame(self, entry: PlannedShard, stage: str, error: str, samples: list[str] | None = None) -> None:
-        count = self.crashes.record(entry, stage, error, samples or [])
-        logger.warning("shard %s took a process down (%s, %d so far): %s", entry.shard.id, stage, count, error)
-        if self.crashes.needs_bisection(entry):
-            self.crashes.record_poison_rows(entry, bisect_rows(entry, lambda *part: self._kills(entry, *part)))
-        heapq.heappush(self.waiting, Waiting(0.0, -1, entry))
-
-    def _kills(self, entry: PlannedShard, span: int, start: int, stop: int) -> bool:
-        """Whether reading rows [start, stop) of a span takes the process down."""
-        reference = self.try_task.remote(self.context_ref, entry, span, start, stop)
-        ray.wait([reference], timeout=3 * self.context.spec.resources.stall_seconds)
-        error = failure_of(reference)
-        return error is not None and isinstance(unwrap(error), WorkerCrashedError | GetTimeoutError)
-
-    def _back_off(self, entry: PlannedShard, error: BaseException) -> None:
-        self.faults[entry.shard.id] += 1
-        count, budget = self.faults[entry.shard.id], self.context.spec.retries.infrastructure
-        if count > budget:
-            raise PermanentError(
-                f"shard {entry.shard.id} met {count} infrastructure faults, more than retries.infrastructure {budget}: "
-                f"the last was {type(error).__name__}, {in_one_line(error)}; what is committed stays."
-            ) from error
-        delay = min(MOST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (count - 1)) * random.uniform(0.5, 1.5)
-        logger.warning(
-            "shard %s is tried again in %.1f s (%d of %d): %s", entry.shard.id, delay, count, budget, in_one_line(error)
-        )
-        heapq.heappush(self.waiting, Waiting(time.monotonic() + delay, -1, entry))
-
     def _take_back(self, queue: Queue, attempt: Attempt) -> None:
         queue.attempts.remove(attempt)
         queue.moved = time.monotonic()
+        queue.mark_begun()
+
+    # --- faults ------------------------------------------------------------------------------------------------------
+
+    def _fail(self, worker: Worker | None, queue: Queue, attempt: Attempt, error: BaseException) -> None:
+        stage, error = first_failure(attempt.read, attempt.summaries, error)
+        try:
+            fault = classify(stage, error, attempt.shard)
+        except PermanentError:
+            if not attempt.superseded:
+                raise
+            self._take_back(queue, attempt)
+            return
+        if fault.worker_is_gone and worker is not None:
+            self._lose(worker, fault)
+        elif attempt.superseded:
+            self._take_back(queue, attempt)
+        elif self.budgets.is_blamed(attempt.entry, fault):
+            self.budgets.blame(attempt.entry, fault)
+            if self.crashes.needs_bisection(attempt.entry, stage):
+                self.chains.search(attempt, stage)
+            elif stage == "finish":
+                self.chains.finish(attempt, self.crashes.isolation(attempt.entry))
+            else:
+                self._take_back(queue, attempt)
+                self._again(attempt.entry)
+        else:
+            due = time.monotonic() + self.budgets.charge(attempt.entry, fault)
+            if stage == "finish" and fault.kind != "object":
+                attempt.receipt, attempt.finish_at = None, due
+            else:
+                self._take_back(queue, attempt)
+                self._again(attempt.entry, due)
+
+    def _lose(self, worker: Worker, fault: Fault) -> None:
+        """A worker is gone: the shard it was at is blamed or charged, all go again, another worker takes its place."""
+        attempts = self.queues[worker].attempts
+        guilty = at_work(attempts)
+        first = guilty[0] if guilty else next((a for a in attempts if not a.superseded and not has_results(a)), None)
+        never_worked = fault.kind == "device" and not has_generated(attempts) and worker.batch_size == 0
+        self._retire(worker, without=first)
+        if first is not None and not first.superseded:
+            if guilty and self.budgets.is_blamed(first.entry, fault):
+                self.budgets.blame(first.entry, fault, guilty[1])
+                self._again(first.entry)
+            else:
+                self._again(first.entry, time.monotonic() + self.budgets.charge(first.entry, fault))
+        self.pool.take_out(worker, fault.error, is_its_own=never_worked)
+        self.watched = 0.0
+
+    def _retire(self, worker: Worker, without: Attempt | None = None) -> None:
+        """Take a worker's queue apart: what only has to be finished goes on without it, the rest goes again."""
+        queue = self.queues.pop(worker)
+        attempts, queue.attempts = queue.attempts, []
+        for attempt in attempts:
+            if attempt is without or attempt.superseded:
+                continue
+            if has_results(attempt):
+                self.adrift.attempts.append(attempt)
+            else:
+                self._again(attempt.entry)
+
+    def _search(self, queue: Queue, attempt: Attempt) -> None:
+        """Take the search for the rows that kill a reader or a finish one step on."""
+        patience = ABANDONED_AFTER * self.resources.stall_seconds
+        outcome, fault = step_search(self.chains, self.crashes, attempt, patience)
+        if fault is not None:
+            due = time.monotonic() + self.budgets.charge(attempt.entry, fault)
+            if outcome is SearchOutcome.GOES_ON and attempt.search is not None:
+                attempt.search.try_at = due
+        if outcome is SearchOutcome.SHARD_AGAIN:
+            self._take_back(queue, attempt)
+            self._again(attempt.entry)
+        elif outcome is SearchOutcome.FINISH_AGAIN:
+            self.chains.finish(attempt, self.crashes.isolation(attempt.entry))
 
     # --- watch -------------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Count what was generated; a worker that finishes nothing for too long is taken for dead."""
-        if time.monotonic() - self.watched < POLL_SECONDS:
+        """Look at the cluster, at what was generated, at who hangs and who is late."""
+        now = time.monotonic()
+        if now - self.watched < POLL_SECONDS:
             return
-        self.watched, in_flight = time.monotonic(), 0.0
+        self.watched = now
+        self._follow_cluster()
         for worker, queue in list(self.queues.items()):
-            for attempt in queue.attempts:
-                has_input, done = attempt.has_input or is_done(attempt.read), count_done(attempt.summaries)
-                if has_input > attempt.has_input or done > attempt.done:
-                    attempt.has_input, attempt.done, queue.moved = has_input, done, time.monotonic()
-                in_flight += attempt.entry.samples * attempt.done / len(attempt.parts)
-            if queue.attempts and time.monotonic() - queue.moved > self.context.spec.resources.stall_seconds:
+            have_moved = [attempt.look() for attempt in queue.attempts]
+            if any(have_moved):
+                queue.moved = now
+            if queue.mark_begun() and worker.is_leaving:
+                self._retire(worker)
+                self.pool.retire(worker)
+            elif queue.attempts and now - queue.moved > self.resources.stall_seconds:
                 self._unstick(worker, queue)
-        self.progress.show(in_flight)
+        self._renew_finishes(now)
+        self._start_stragglers_again()
+        shares = {a.shard: a.entry.samples * a.done / len(a.parts) for a in sorted(self._live(), key=lambda a: a.done)}
+        self.progress.show(sum(shares.values()))
+
+    def _follow_cluster(self) -> None:
+        """Let workers leave nodes that go, and have as many as there is room for."""
+        state = self.cluster.look()
+        if state is not None:
+            self.room = state.room
+            for worker in self.pool.mark_leaving(state):
+                self._move_from(worker)
+        for worker in self.pool.fill(self.room):
+            logger.warning("worker %d goes: it leaves no room for read and finish tasks", worker.number)
+            self._retire(worker)
+            self.pool.retire(worker)
+        for worker in self.pool.workers:
+            self.queues.setdefault(worker, Queue())
+
+    def _move_from(self, worker: Worker) -> None:
+        """The node is about to go: the worker finishes what it is at, the rest moves."""
+        queue = self.queues[worker]
+        guilty = at_work(queue.attempts)
+        for attempt in list(queue.attempts):
+            attempt.look()
+            if not attempt.is_generated and not attempt.superseded and not (guilty and attempt is guilty[0]):
+                queue.attempts.remove(attempt)
+                self.progress.retried("node")
+                self._again(attempt.entry)
 
     def _unstick(self, worker: Worker, queue: Queue) -> None:
         """A worker that had its input all the while hangs; read and finish tasks see to their own deadlines."""
-        generating = next((attempt for attempt in queue.attempts if attempt.done < len(attempt.parts)), None)
-        if generating is not None and generating.has_input:
-            limit = self.context.spec.resources.stall_seconds
-            self._lose(worker, TimeoutError(f"it finished no batch within {limit:g} seconds"))
-        else:
+        limit = self.resources.stall_seconds
+        generating = next((attempt for attempt in queue.attempts if not attempt.is_generated), None)
+        if generating is None or generating.search is not None:
             queue.moved = time.monotonic()
+        elif generating.has_input:
+            self._lose(
+                worker, Fault("generate", "crash", TimeoutError(f"it finished no batch within {limit:g} seconds"))
+            )
+        elif time.monotonic() - generating.moved > ABANDONED_AFTER * limit:
+            # Behind calls that wait for this input the worker does nothing else.
+            error = TimeoutError(f"its input was not read within {ABANDONED_AFTER * limit:g} seconds")
+            self._lose(worker, Fault("read", "timeout", error))
 
+    def _renew_finishes(self, now: float) -> None:
+        """Submit a finish again that did not even end itself: its machine is frozen, or cut off."""
+        for attempt in self._live():
+            pending = attempt.is_generated and attempt.receipt is not None and attempt.search is None
+            if pending and now - attempt.moved > ABANDONED_AFTER * self.resources.stall_seconds:
+                error = TimeoutError(f"it did not end within {now - attempt.moved:.0f} seconds")
+                due = now + self.budgets.charge(attempt.entry, Fault("finish", "timeout", error))
+                attempt.receipt, attempt.finish_at = None, due
 
-def _read(context: RunContext, entry: PlannedShard, isolation: Isolation) -> tuple[Any, ...]:
-    """The read task: its summary, the rows for finish, and each part as an object of its own, fetched by its worker."""
-    with deadline(context.spec.resources.stall_seconds, f"reading shard {entry.shard.id}"):
-        rows, parts = read_shard(context, entry, isolation)
-    return ([[sample.id for sample in part] for part in parts], rows, *parts)
-
-
-def _try(context: RunContext, entry: PlannedShard, span: int, start: int, stop: int) -> None:
-    with deadline(context.spec.resources.stall_seconds, f"reading rows {start} to {stop}"):
-        try_rows(context, entry, span, start, stop)
-
-
-def _finish(context: RunContext, entry: PlannedShard, rows: ShardRows, *parts: Sequence[SampleResult]) -> Receipt:
-    with deadline(context.spec.resources.stall_seconds, f"finishing shard {entry.shard.id}"):
-        return finish_shard(context, entry, rows, *parts)
-
-
-def _diagnose(attempt: Attempt, error: BaseException) -> tuple[str, BaseException]:
-    """The stage that failed first, and its error: what depends on it fails with it."""
-    for stage, references in (("read", [attempt.read]), ("generate", attempt.summaries)):
-        if references:
-            ray.wait(references, num_returns=len(references), timeout=SETTLE_SECONDS, fetch_local=False)
-        for reference in references:
-            failure = failure_of(reference) if is_done(reference) else None
-            if failure is not None:
-                return stage, failure
-    return "finish", error
-
-
-def _at_work(attempts: list[Attempt]) -> tuple[Attempt, list[str]] | None:
-    """The attempt and sample ids a dead worker was at: the first call without a result whose input was there."""
-    for attempt in attempts:
-        if not is_done(attempt.read) or failure_of(attempt.read) is not None:
-            return None
-        for part, summary in zip(ray.get(attempt.read, timeout=60), attempt.summaries, strict=False):
-            if not is_done(summary) or failure_of(summary) is not None:
-                return (attempt, part) if part else None
-    return None
-
-
-def _is_innocent(error: BaseException) -> bool:
-    """Whether a worker died of something no shard can be blamed for: its node went, or it cannot be reached."""
-    if isinstance(error, ActorDiedError):
-        return error.preempted or "its node has died" in error.error_msg
-    return isinstance(error, ActorUnavailableError | DeviceFault)
+    def _start_stragglers_again(self) -> None:
+        """Start a shard far beyond the median again on a worker that has nothing to do; the first commit wins."""
+        idle = [worker for worker, queue in self.queues.items() if worker.is_up and not queue.attempts]
+        idle = [] if self._is_due() else [worker for worker in idle if not worker.is_leaving]
+        attempts = list(self._live())
+        often = Counter(attempt.shard for attempt in attempts)
+        for attempt in attempts:
+            isolated = attempt.isolation.suspects or attempt.search is not None
+            if idle and often[attempt.shard] == 1 and not isolated and self.pace.is_late(attempt):
+                worker = idle.pop()
+                self.progress.retried("straggler")
+                logger.warning("shard %s is late and is started again on worker %d", attempt.shard, worker.number)
+                self._start(worker, attempt.entry)

@@ -2,19 +2,21 @@
 
 An attempt draws its token here, so that no two attempts share a name whoever started them. It writes its objects under
 names that carry the token, then tries to become the shard's one commit. Who loses throws its own objects away and
-reports the winner.
+reports the winner. A sample that cannot be scored or encoded is quarantined alone.
 """
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from jointdit.depth import plan_fit, restore_size, source_window
+from jointdit.errors import TransientError
 from pipelines.context import RunContext
 from pipelines.ledger import (
     OUTCOMES,
@@ -31,6 +33,7 @@ from pipelines.ledger import (
 from pipelines.quality import Filter, decide, load_filters, measure
 from pipelines.read import ShardRows, source_disparity
 from pipelines.records import Row, SampleResult
+from pipelines.row_boundary import explain_row_failure
 from pipelines.sinks.geometry import geometry_of, point_cloud
 from pipelines.sinks.parquet import encode_samples, table_bytes
 from pipelines.sinks.ply import describe, ply_bytes
@@ -38,6 +41,7 @@ from pipelines.storage import Storage
 
 FOLDERS: dict[Outcome, str] = {"kept": "data", "rejected": "rejected", "quarantined": "quarantine"}
 WRITERS = 8
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,20 +57,28 @@ class Receipt:
     example: str = ""  # one quarantined sample and why
 
 
-def finish_shard(context: RunContext, entry: PlannedShard, rows: ShardRows, *parts: Sequence[SampleResult]) -> Receipt:
-    """Turn a shard's results into objects and its commit.
+def finish_shard(
+    context: RunContext,
+    entry: PlannedShard,
+    rows: ShardRows,
+    *parts: Sequence[SampleResult],
+    unfinishable: frozenset[str] = frozenset(),
+    run: str = "",
+) -> Receipt:
+    """Turn a shard's results into objects and its commit. `unfinishable` samples are quarantined without a try.
+
+    `run` begins the token, so that a driver knows its own commits, also one whose receipt got lost.
 
     Raises:
         TransientError: the store; CommitFailed and CommitUnknown among them. The shard is tried again.
     """
     started = time.monotonic()
-    token = new_token()
-    filters = load_filters(context.spec.quality.filters)
+    token = run + new_token()[len(run) :]
     results = _in_order([*rows.failed, *(result for part in parts for result in part)], entry)
-    sources = {(source.row.uri, source.row.position): source.row for source in rows.rows}
     for result in results:
-        if result.error is None:
-            _complete(context, result, sources[result.sample.row.uri, result.sample.row.position], filters)
+        if result.sample.id in unfinishable:
+            result.error = result.error or "the process died each time this sample was scored and encoded."
+    complete(context, rows, results)
     objects = write_objects(context, entry.shard.id, token, results)
     commit = Commit(
         shard=entry.shard.id,
@@ -80,8 +92,7 @@ def finish_shard(context: RunContext, entry: PlannedShard, rows: ShardRows, *par
     )
     winner = Ledger(context.storage).commit(commit)
     if winner.token != token:
-        for stored in objects:
-            context.storage.delete(stored.path)
+        _throw_away(context.storage, objects)
     bad = next((result for result in results if result.error is not None), None)
     return Receipt(
         shard=entry.shard.id,
@@ -92,6 +103,26 @@ def finish_shard(context: RunContext, entry: PlannedShard, rows: ShardRows, *par
         bytes=sum(stored.bytes for stored in winner.objects),
         example=f"{bad.sample.id}: {bad.error}" if bad else "",
     )
+
+
+def try_finish(context: RunContext, samples: frozenset[str], rows: ShardRows, *parts: Sequence[SampleResult]) -> None:
+    """Score and encode some of a shard's samples and throw the bytes away: does the process survive it?"""
+    results = [result for part in parts for result in part if result.sample.id in samples]
+    complete(context, rows, results)
+    _encode_all(context, results, {})
+    if context.spec.output.points.format == "ply":
+        for result in results:
+            if outcome_of(result) == "kept":
+                _encode_points(context, result)
+
+
+def _throw_away(storage: Storage, objects: Sequence[StoredObject]) -> None:
+    """Delete a loser's objects. What a store in trouble keeps of them is garbage, and no reason to try again."""
+    for stored in objects:
+        try:
+            storage.delete(stored.path)
+        except TransientError as error:
+            logger.warning("%s stays until garbage collection: %s", stored.path, error)
 
 
 def outcome_of(result: SampleResult) -> Outcome:
@@ -110,8 +141,20 @@ def _in_order(results: Iterable[SampleResult], entry: PlannedShard) -> list[Samp
     return ordered
 
 
+def complete(context: RunContext, rows: ShardRows, results: Iterable[SampleResult]) -> None:
+    """Give each result its source row, the source's size, its scores and the filters' decision, or its error."""
+    filters = load_filters(context.spec.quality.filters)
+    sources = {(source.row.uri, source.row.position): source.row for source in rows.rows}
+    for result in results:
+        if result.error is None:
+            try:
+                source = sources[result.sample.row.uri, result.sample.row.position]
+                _complete(context, result, source, filters)
+            except Exception as error:  # noqa: BLE001 - the boundary of a row
+                _fail(result, error, "scoring it")
+
+
 def _complete(context: RunContext, result: SampleResult, source: Row, filters: Sequence[Filter]) -> None:
-    """Give a result its source row, the source's size, its scores and the filters' decision."""
     if result.caption is not None:
         source = replace(source, prompt=result.caption)
     result.sample = replace(result.sample, row=source)
@@ -134,27 +177,63 @@ def _complete(context: RunContext, result: SampleResult, source: Row, filters: S
     result.reasons = decide(filters, result.scores)
 
 
+def _fail(result: SampleResult, error: Exception, what: str) -> None:
+    result.error, result.traceback = explain_row_failure(error, what)
+
+
 def write_objects(context: RunContext, shard: str, token: str, results: Sequence[SampleResult]) -> list[StoredObject]:
     """Write an attempt's point clouds and tables under names of its own."""
-    objects: list[StoredObject] = []
-    pointclouds: dict[str, str] = {}
     attempt = f"{shard}-{token}"
+    names: dict[str, str] = {}
+    if context.spec.output.points.format == "ply":
+        kept_ones = ((number, r) for number, r in enumerate(results) if outcome_of(r) == "kept")
+        names = {r.sample.id: f"pointclouds/{attempt}/{number:05d}.ply" for number, r in kept_ones}
+    tables = _encode_all(context, results, names)  # before any point cloud: who cannot be encoded must not have one
     with ThreadPoolExecutor(WRITERS) as pool:
-        if context.spec.output.points.format == "ply":
-            made = [(number, result) for number, result in enumerate(results) if outcome_of(result) == "kept"]
-            names = [f"pointclouds/{attempt}/{number:05d}.ply" for number, _ in made]
-            pointclouds = {result.sample.id: name for name, (_, result) in zip(names, made, strict=True)}
-            jobs = [
-                pool.submit(_write_points, context, name, result) for name, (_, result) in zip(names, made, strict=True)
-            ]
-            objects += [job.result() for job in jobs]
+        kept = [result for result in results if names and outcome_of(result) == "kept"]
+        made = list(pool.map(lambda result: _write_points(context, names[result.sample.id], result), kept))
+    objects = [stored for stored in made if stored is not None]
+    if len(objects) < len(kept):
+        tables = _encode_all(context, results, names)
+    for outcome, (rows, data) in tables.items():
+        objects.append(store(context.storage, f"{FOLDERS[outcome]}/{attempt}.parquet", data, rows, outcome))
+    return objects
+
+
+def _encode_all(
+    context: RunContext, results: Sequence[SampleResult], pointclouds: Mapping[str, str]
+) -> dict[Outcome, tuple[int, bytes]]:
+    """(rows, Parquet file) of each outcome that there is; who cannot be encoded joins the last, the quarantined."""
+    tables: dict[Outcome, tuple[int, bytes]] = {}
     for outcome in OUTCOMES:
         chosen = [result for result in results if outcome_of(result) == outcome]
-        if chosen:
+        if not chosen:
+            continue
+        try:
             data = table_bytes(encode_samples(chosen, context.spec, outcome, pointclouds))
-            name = f"{FOLDERS[outcome]}/{attempt}.parquet"
-            objects.append(store(context.storage, name, data, len(chosen), outcome))
-    return objects
+        except TransientError:
+            raise
+        except Exception:
+            if outcome == "quarantined" or not _isolate(context, chosen, outcome, pointclouds):
+                raise  # not about one row
+            chosen = [result for result in chosen if result.error is None]
+            if not chosen:
+                continue
+            data = table_bytes(encode_samples(chosen, context.spec, outcome, pointclouds))
+        tables[outcome] = (len(chosen), data)
+    return tables
+
+
+def _isolate(
+    context: RunContext, chosen: Sequence[SampleResult], outcome: Outcome, pointclouds: Mapping[str, str]
+) -> int:
+    """Encode samples one by one and give an error to those that fail; returns how many did."""
+    for result in chosen:
+        try:
+            table_bytes(encode_samples([result], context.spec, outcome, pointclouds))
+        except Exception as error:  # noqa: BLE001 - the boundary of a row
+            _fail(result, error, "encoding it")
+    return sum(result.error is not None for result in chosen)
 
 
 def store(storage: Storage, name: str, data: bytes, rows: int, outcome: Outcome) -> StoredObject:
@@ -163,13 +242,23 @@ def store(storage: Storage, name: str, data: bytes, rows: int, outcome: Outcome)
     return StoredObject(name, len(data), sha256(data), rows, outcome)
 
 
-def _write_points(context: RunContext, name: str, result: SampleResult) -> StoredObject:
+def _write_points(context: RunContext, name: str, result: SampleResult) -> StoredObject | None:
+    """Write a sample's point cloud; None, and its error, where it has none that can be made."""
+    try:
+        points, data = _encode_points(context, result)
+    except Exception as error:  # noqa: BLE001 - the boundary of a row
+        _fail(result, error, "making its point cloud")
+        return None
+    context.storage.write_bytes(name, data)
+    return StoredObject(name, len(data), sha256(data), points, "kept", "points")
+
+
+def _encode_points(context: RunContext, result: SampleResult) -> tuple[int, bytes]:
+    """(points, PLY file) of a sample."""
     geometry = geometry_of(result, context.spec)
     threshold = context.spec.output.points.edge_threshold
     points, colours = point_cloud(result, geometry, threshold)
-    data = ply_bytes(points, colours, describe(result.sample.id, geometry, threshold))
-    context.storage.write_bytes(name, data)
-    return StoredObject(name, len(data), sha256(data), len(points), "kept", "points")
+    return len(points), ply_bytes(points, colours, describe(result.sample.id, geometry, threshold))
 
 
 def _outcomes(entry: PlannedShard, results: Sequence[SampleResult]) -> Iterable[SampleOutcome]:

@@ -26,6 +26,7 @@ class Progress:
         self.console = console or Console(stderr=True)
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.retries: Counter[str] = Counter()  # of shards, by the kind of fault
         self.planned = self.shards = 0
         self.in_flight = 0.0  # samples generated but not committed yet, from whole parts
         self._started = self._logged = time.monotonic()
@@ -64,6 +65,10 @@ class Progress:
         self.counts.update(receipt.counts)
         self.reasons.update(receipt.reasons)
 
+    def retried(self, kind: str) -> None:
+        """A shard, or a step of it, goes again after a fault of this kind."""
+        self.retries[kind] += 1
+
     def show(self, in_flight: float) -> None:
         """Refresh; `in_flight` samples are generated and not committed."""
         self.in_flight = in_flight
@@ -80,14 +85,16 @@ class Progress:
         return time.monotonic() - self._started
 
     def line(self) -> str:
-        """The state in one line: samples, rate, outcomes, time left."""
+        """The state in one line: samples, outcomes, rate, time left, retries by kind where there were any."""
         done = self.counts.total()
         elapsed = max(1e-3, time.monotonic() - self._started)
         rate = (done + self.in_flight) / elapsed
         left = (self.planned - done - self.in_flight) / rate if rate > 0 else 0.0
         outcomes = ", ".join(f"{self.counts[name]} {name}" for name in ("kept", "rejected", "quarantined"))
         time_left = f"{_duration(left)} left" if rate > 0 else "starting"
-        return f"{done} of {self.planned} samples, {outcomes}, {rate:.2f} samples/s, {time_left}"
+        line = f"{done} of {self.planned} samples, {outcomes}, {rate:.2f} samples/s, {time_left}"
+        retries = ", ".join(f"{count} {kind}" for kind, count in sorted(self.retries.items()))
+        return f"{line}, retries: {retries}" if retries else line
 
 
 def _duration(seconds: float) -> str:

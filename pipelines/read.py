@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -23,8 +22,8 @@ from pipelines.context import RunContext
 from pipelines.ledger import PlannedShard
 from pipelines.readers import read_rows
 from pipelines.records import BadRow, Row, Sample, SampleResult
+from pipelines.row_boundary import explain_row_failure
 from pipelines.spec import EncodeSpec, PrepareSpec
-from pipelines.store_errors import mask_secrets
 
 if TYPE_CHECKING:
     from jointdit.training.pairs import Pair
@@ -37,6 +36,7 @@ class Isolation:
     suspects: frozenset[str] = frozenset()  # generated one by one
     poison: frozenset[str] = frozenset()  # quarantined without another try
     poison_rows: frozenset[tuple[int, int]] = frozenset()  # (span, position) of rows that kill their reader
+    unfinishable: frozenset[str] = frozenset()  # they kill the process that scores and encodes them
 
     def parts(self, samples: int, batch_size: int) -> int:
         """How many parts a shard of so many samples is read into."""
@@ -157,9 +157,8 @@ def _fit(context: RunContext, row: Row | BadRow) -> Sample | BadRow:
             pattern.disparity, _ = fit_to_model(
                 source_disparity(context, row), context.height, context.width, _resize_of_window(context)
             )
-    except RowError as error:
-        trace = mask_secrets(traceback.format_exc()) if error.__cause__ else ""
-        return BadRow(row.id, row.uri, row.position, mask_secrets(str(error)), trace)
+    except Exception as error:  # noqa: BLE001 - the boundary of a row
+        return BadRow(row.id, row.uri, row.position, *explain_row_failure(error, "bringing it to the model's size"))
     return pattern
 
 

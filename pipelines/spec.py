@@ -207,6 +207,10 @@ class ResourcesSpec(Section):
     gpus_per_worker: float = Field(1.0, gt=0)
     shards_in_flight: int = Field(3, ge=1, le=16)  # a worker; more hides slower storage and costs memory
     stall_seconds: float = Field(900.0, gt=0)  # a worker with work that finishes no batch for so long is taken for dead
+    # A shard that takes so many times the median of its run is started again on an idle worker, and the first commit
+    # wins; never before straggler_seconds. null: never.
+    straggler_factor: float | None = Field(3.0, gt=1)
+    straggler_seconds: float = Field(30.0, ge=0)
 
 
 class Spec(Section):

@@ -24,8 +24,8 @@ from pipelines.encode import encode_samples, load_encoders
 from pipelines.model import load_pipeline
 from pipelines.read import size_of
 from pipelines.records import Sample, SampleResult
+from pipelines.safe_text import mask_secrets
 from pipelines.spec import EncodeSpec, PrepareSpec
-from pipelines.store_errors import mask_secrets
 from pipelines.teachers import Preparer
 
 
@@ -43,7 +43,7 @@ class DeviceFault(TransientError):
 
 
 class OutOfMemory(Exception):
-    """The GPU's memory does not hold the batch."""
+    """The memory does not hold the batch."""
 
 
 class GenerationWorker:
@@ -55,6 +55,13 @@ class GenerationWorker:
         self.threads = threads  # on CPU: the node's cores over its workers
         self.batch_size = context.spec.model.batch_size
         self.pipe: Any = None  # JointDiTPipeline, or what the task runs in its place
+
+    def node(self) -> str:
+        """Ray's id of the node this runs on."""
+        import ray
+
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     def set_up(self) -> str:
         """Load the model; returns the host's name. Raises ModelError."""
@@ -82,19 +89,21 @@ class GenerationWorker:
         started = time.monotonic()
         results: list[SampleResult] = []
         for _, same_size in groupby(part, key=size_of):
-            batch = list(same_size)
+            batch, tried_alone = list(same_size), False
             while batch:
                 size = min(len(batch), self.batch_size)
                 try:
                     results += self._batch(batch[:size])
                 except OutOfMemory:
-                    if size == 1:
-                        results.append(_failed(batch[0], "one sample alone does not fit into the GPU's memory."))
-                    else:
+                    _release_memory()
+                    if size > 1:
                         self.batch_size = size // 2
-                        _release_memory()
                         continue
-                batch = batch[size:]
+                    if not tried_alone:
+                        tried_alone = True  # once may be what a larger batch left behind
+                        continue
+                    results.append(_failed(batch[0], "one sample alone does not fit into the worker's memory."))
+                batch, tried_alone = batch[size:], False
         return results, PartSummary(len(part), time.monotonic() - started, self.batch_size)
 
     def destroy(self) -> None:
@@ -110,7 +119,7 @@ class GenerationWorker:
         except Exception as error:
             import torch
 
-            if isinstance(error, torch.OutOfMemoryError):
+            if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
                 raise OutOfMemory from error
             if isinstance(error, torch.AcceleratorError):
                 raise DeviceFault(f"the GPU of {socket.gethostname()} failed: {error}") from error

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.exceptions import RayError
 
-from jointdit.errors import JointDiTError, ModelError, PermanentError
-from pipelines.cluster import WorkerPlan
-from pipelines.store_errors import mask_secrets
+from jointdit.errors import ModelError, PermanentError
+from pipelines.cluster import ClusterState, WorkerPlan
+from pipelines.faults import failure_of, in_one_line, is_done, unwrap
 
 START_SECONDS = 1800.0  # loading tens of gigabytes from a cold disk takes minutes
 START_DEATHS = 3  # in a row, before they are more than bad luck
@@ -27,103 +26,111 @@ class Worker:
     def __init__(self, number: int, actor: Any) -> None:
         self.number = number
         self.actor = actor
+        self.placed = actor.node.remote()
         self.ready = actor.set_up.remote()
+        self.node: str | None = None  # Ray's id, once it has been placed
         self.is_up = False
+        self.is_leaving = False  # its node is about to go: no new work
+        self.batch_size = 0  # after halvings for want of memory; 0 before it has generated anything
         self.started = time.monotonic()
 
 
 class WorkerPool:
-    """As many workers as the plan says; `worker_class(context, device, threads)` is what runs in each."""
+    """As many workers as the plan says and the cluster holds; `worker_class(context, device, threads)` runs in each."""
 
     def __init__(self, context_ref: Any, plan: WorkerPlan, worker_class: type) -> None:
         self.plan = plan
         options = {"num_gpus": plan.num_gpus, "num_cpus": plan.num_cpus, "max_restarts": 0, "max_task_retries": 0}
-        actor_class = ray.remote(**options)(worker_class)
+        actor_class = ray.remote(**options, scheduling_strategy="SPREAD")(worker_class)
         self._start_actor: Callable[[], Any] = lambda: actor_class.remote(context_ref, plan.device, plan.threads)
         self._started = 0
-        self._deaths_at_start = 0
-        self.workers = [self._start() for _ in range(plan.workers)]
+        self._deaths_in_a_row = {"start": 0, "first batch": 0}
+        self.workers: list[Worker] = []
+        self.fill(plan.workers)
 
-    def _start(self) -> Worker:
-        self._started += 1
-        return Worker(self._started, self._start_actor())
+    def fill(self, room: int) -> list[Worker]:
+        """Start what is missing, as far as there is room; returns those that are too many for it.
+
+        Room can shrink with the nodes. Workers must leave some for read and finish tasks, or nothing goes on.
+        """
+        staying = [worker for worker in self.workers if not worker.is_leaving]
+        wanted = max(1, min(self.plan.workers, room))
+        for _ in range(wanted - len(staying)):
+            self._started += 1
+            self.workers.append(Worker(self._started, self._start_actor()))
+        by_use = sorted(staying, key=lambda worker: worker.is_up, reverse=True)
+        return by_use[wanted:]
 
     def check_start(self, worker: Worker) -> BaseException | None:
         """Note that a worker is up; the error if it failed to start, None if it is up or still loading."""
         if worker.is_up:
             return None
+        if worker.node is None and is_done(worker.placed) and failure_of(worker.placed) is None:
+            worker.node, worker.started = ray.get(worker.placed, timeout=STOP_SECONDS), time.monotonic()
         if not is_done(worker.ready):
-            others_are_up = any(other.is_up for other in self.workers)  # then it may wait for room as long as it likes
-            if others_are_up or time.monotonic() - worker.started < START_SECONDS:
+            # Without a place it may wait for room as long as others work; with one, it is loading, or hangs.
+            may_wait = worker.node is None and any(other.is_up for other in self.workers)
+            if may_wait or time.monotonic() - worker.started < START_SECONDS:
                 return None
+            if worker.node is not None:
+                return TimeoutError(f"it did not load the model within {START_SECONDS:g} seconds")
             return TimeoutError(
                 f"it did not start within {START_SECONDS:g} seconds: check with `ray status` that "
                 f"{self.plan.num_gpus:g} GPUs and {self.plan.num_cpus:g} CPUs are free for each worker"
             )
         error = failure_of(worker.ready)
         if error is None:
-            worker.is_up, self._deaths_at_start = True, 0
+            worker.is_up, self._deaths_in_a_row["start"] = True, 0
         return error
 
-    def replace(self, worker: Worker, error: BaseException) -> Worker:
-        """Take a dead or broken worker out and start another in its place.
+    def generated(self, worker: Worker, batch_size: int, planned: int) -> None:
+        """Note that a worker has proved itself, and what it learned of its memory."""
+        self._deaths_in_a_row["first batch"] = 0
+        if batch_size < (worker.batch_size or planned):
+            logger.warning(
+                "worker %d makes batches of %d from now on: no more fit its memory", worker.number, batch_size
+            )
+        worker.batch_size = batch_size
+
+    def take_out(self, worker: Worker, error: BaseException, is_its_own: bool) -> None:
+        """Take a dead or broken worker out; `is_its_own`: it never did anything, and no shard or node is to blame.
 
         Raises:
-            PermanentError: it failed in a way that the next one will too, or the third in a row died at its start.
+            PermanentError: it failed in a way that the next one will too, or the third in a row came to nothing.
         """
+        self.retire(worker)
+        logger.warning("worker %d is gone: %s", worker.number, in_one_line(error))
+        if not is_its_own:
+            return
+        cause = unwrap(error)
+        if isinstance(cause, PermanentError):
+            raise cause
+        when = "first batch" if worker.is_up else "start"
+        self._deaths_in_a_row[when] += 1
+        if self._deaths_in_a_row[when] >= START_DEATHS:
+            what = "at their first batch" if worker.is_up else "to start"
+            raise ModelError(f"{START_DEATHS} workers in a row failed {what}: {in_one_line(cause)}.") from error
+
+    def retire(self, worker: Worker) -> None:
+        """Take a worker out and end its process."""
+        self.workers.remove(worker)
         ray.kill(worker.actor, no_restart=True)
-        if not worker.is_up:
-            self._deaths_at_start += 1
-            cause = unwrap(error)
-            if isinstance(cause, PermanentError):
-                raise cause
-            if self._deaths_at_start >= START_DEATHS:
-                raise ModelError(f"{START_DEATHS} workers in a row failed to start: {in_one_line(cause)}.") from error
-        logger.warning("worker %d is replaced: %s", worker.number, in_one_line(error))
-        replacement = self._start()
-        self.workers[self.workers.index(worker)] = replacement
-        return replacement
+
+    def mark_leaving(self, state: ClusterState) -> list[Worker]:
+        """Workers on nodes that are about to go; each is returned once."""
+        found = [w for w in self.workers if w.node in state.draining and not w.is_leaving]
+        for worker in found:
+            worker.is_leaving = True
+            logger.warning("worker %d leaves: its node is being drained", worker.number)
+        return found
 
     def close(self) -> None:
-        """Let the workers release their GPUs, then end them."""
-        leaving = [worker.actor.destroy.remote() for worker in self.workers if worker.is_up]
-        if leaving:
-            ray.wait(leaving, num_returns=len(leaving), timeout=STOP_SECONDS)
-        for worker in self.workers:
-            ray.kill(worker.actor, no_restart=True)
-
-
-def is_done(reference: Any) -> bool:
-    """Whether a reference has its result or its error."""
-    return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
-
-
-def count_done(references: list[Any]) -> int:
-    """How many of some references have their result or their error."""
-    if not references:
-        return 0
-    return len(ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)[0])
-
-
-def failure_of(reference: Any) -> BaseException | None:
-    """The error of a finished reference, or None. For small results only: it is fetched."""
-    try:
-        ray.get(reference, timeout=60)
-    except (RayError, JointDiTError) as error:
-        return error
-    return None
-
-
-def unwrap(error: BaseException) -> BaseException:
-    """What went wrong in the first task of a chain: Ray wraps it once for each task that depends on it."""
-    while isinstance(error, RayTaskError) and error.cause is not None:
-        error = error.cause
-    return error
-
-
-def in_one_line(error: BaseException) -> str:
-    """An error's text for a sentence or a log line."""
-    text = " ".join(str(error).split())
-    if isinstance(error, ActorDiedError) and (exit_type := re.search(r"Worker exit type: (\w+)", text)):
-        text = f"its process died unexpectedly ({exit_type[1]})"
-    return mask_secrets(text)[:300].rstrip(".")
+        """Let the workers release their GPUs, then end them. A Ray that is gone has ended them already."""
+        try:
+            leaving = [worker.actor.destroy.remote() for worker in self.workers if worker.is_up]
+            if leaving:
+                ray.wait(leaving, num_returns=len(leaving), timeout=STOP_SECONDS)
+            for worker in self.workers:
+                ray.kill(worker.actor, no_restart=True)
+        except RayError as error:
+            logger.warning("the workers could not be let go: %s", in_one_line(error))

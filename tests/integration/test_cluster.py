@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from jointdit.errors import PermanentError
-from pipelines.cluster import TASK_CPUS, plan_workers
+from pipelines.cluster import TASK_CPUS, _fitting, _share, plan_workers
 from pipelines.spec import ResourcesSpec
 
 
@@ -23,6 +23,32 @@ def test_workers_follow_the_cpus_where_there_is_no_gpu(ray_cluster: None) -> Non
         plan = plan_workers(ResourcesSpec(workers=workers))
         assert plan.workers * plan.num_cpus <= cpus - 2 * TASK_CPUS, "read and finish find room"
         assert plan.threads >= 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "share"),
+    [
+        ([2.0], 1, 1.5),
+        ([2.0], 2, 0.75),
+        ([2.0], 7, 0.21),
+        ([1.0, 1.0], 2, 0.5),
+        ([4.0, 4.0], 3, 1.75),  # two on one node; 2.33 each would leave the third without a place
+        ([1.0, 1.0, 2.0], 3, 0.5),  # what is left over of three nodes is no place for a worker
+        ([64.0], 64, 0.9),
+        ([16.0, 2.0], 3, 4.8),
+        ([0.5], 1, 0.01),
+    ],
+)
+def test_workers_fit_their_nodes_with_room_for_tasks_beside(nodes: list[float], workers: int, share: float) -> None:
+    assert _share(nodes, workers) == share
+    if share > 0.01:
+        assert _fitting(nodes, share) >= workers
+        assert all(cpus - _fitting([cpus], share) * share >= 2 * TASK_CPUS - 1e-6 for cpus in nodes)
+
+
+def test_a_node_less_has_room_for_fewer_workers() -> None:
+    share = _share([1.0, 1.0, 1.0], 3)
+    assert [_fitting([1.0] * nodes, share) for nodes in range(4)] == [0, 1, 2, 3]
 
 
 SCRIPT = """

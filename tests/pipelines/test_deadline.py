@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from jointdit.errors import TransientError
-from pipelines.deadline import deadline
+from pipelines.deadline import DeadlineExceeded, deadline
 
 
 def test_what_takes_too_long_is_interrupted() -> None:
@@ -17,6 +19,28 @@ def test_what_takes_too_long_is_interrupted() -> None:
     with pytest.raises(TransientError, match=r"^reading took longer than 0.05 seconds\.$"), deadline(0.05, "reading"):
         threading.Event().wait(30)
     assert time.monotonic() - started < 10
+
+
+def test_who_swallows_it_is_told_again() -> None:
+    with pytest.raises(DeadlineExceeded), deadline(0.05, "reading"), contextlib.suppress(DeadlineExceeded):
+        threading.Event().wait(30)
+
+
+def wait_for_a_hung_thread(release: threading.Event) -> None:
+    with ThreadPoolExecutor(1) as pool:  # its end waits for the thread, whatever was raised inside
+        try:
+            pool.submit(release.wait, 30).result()
+        except DeadlineExceeded:
+            threading.Timer(1.0, release.set).start()  # so that the test ends if it is never interrupted again
+            raise
+
+
+def test_whoever_waits_for_hung_threads_on_the_way_out_is_interrupted_too() -> None:
+    release = threading.Event()
+    with pytest.raises(DeadlineExceeded), deadline(1.5, "reading"):
+        wait_for_a_hung_thread(release)
+    assert not release.is_set()
+    release.wait(30)
 
 
 def test_nothing_is_left_behind() -> None:

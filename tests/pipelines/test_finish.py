@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from PIL import Image
 from jointdit.errors import TransientError
 from pipelines.finish import finish_shard
 from pipelines.ledger import sha256
+from pipelines.quality.depth_range import DepthRange
 from pipelines.read import read_shard
 from pipelines.run import pending_shards
+from pipelines.validate import validate
+from tests.chaos.proxy import FaultProxy
 from tests.stand_in import StandInWorker
 
 
@@ -123,3 +127,99 @@ def test_a_store_that_goes_away_is_worth_another_try(make_job, s3, monkeypatch: 
             job.run_shard(entry)
     job.context.storage._fs = None
     assert job.run_shard(entry).won
+
+
+def results_of(job, entry):
+    worker = StandInWorker(job.context, "cpu", 1)
+    worker.set_up()
+    rows, parts = read_shard(job.context, entry)
+    return rows, [worker.generate(part)[0] for part in parts]
+
+
+def quarantined(job, receipt) -> dict[str, str]:
+    name = f"quarantine/{receipt.shard}-{receipt.token}.parquet"
+    rows = pq.read_table(io.BytesIO(job.context.storage.read_bytes(name))).to_pylist()
+    return {row["id"]: row["error"] for row in rows}
+
+
+def test_a_sample_whose_filter_raises_is_quarantined_alone(make_job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(["fine", "fine", "fine"])
+    job.plan()
+    (entry,) = pending_shards(job.ledger)
+    measure = DepthRange.measure
+
+    def fails_on_the_second(result):
+        if result.sample.row.position == 1:
+            raise ZeroDivisionError("a map without depth")
+        return measure(result)
+
+    monkeypatch.setattr(DepthRange, "measure", fails_on_the_second)
+    receipt = job.run_shard(entry)
+    assert receipt.counts == {"kept": 2, "rejected": 0, "quarantined": 1}
+    assert quarantined(job, receipt) == {"prompts.txt:1/0": "scoring it failed, ZeroDivisionError: a map without depth"}
+
+
+def test_samples_that_cannot_be_encoded_are_quarantined_alone(make_job) -> None:
+    job = make_job(
+        ["fine", "fine", "fine", "FLAT"], output={"points": "ply"}, quality={"filters": [{"kind": "depth_range"}]}
+    )
+    job.plan()
+    (entry,) = pending_shards(job.ledger)
+    rows, parts = results_of(job, entry)
+    parts[0][1].rgb = np.zeros((32, 32, 5), np.uint8)  # no picture
+    parts[1][0].rgb = np.zeros((16, 32, 3), np.uint8)  # a picture of another size than its depth: no points
+    parts[1][1].rgb = np.zeros((32, 32, 7), np.uint8)  # a reject that cannot be encoded
+    receipt = finish_shard(job.context, entry, rows, *parts)
+    assert receipt.counts == {"kept": 1, "rejected": 0, "quarantined": 3}
+    errors = quarantined(job, receipt)
+    assert {name: error.split(",")[0] for name, error in errors.items()} == {
+        "prompts.txt:1/0": "encoding it failed",
+        "prompts.txt:2/0": "making its point cloud failed",
+        "prompts.txt:3/0": "encoding it failed",
+    }
+    commit = job.ledger.read_commit(receipt.shard)
+    written = {each.path for each in job.context.storage.list() if not each.path.startswith("_")}
+    assert written == {stored.path for stored in commit.objects}, "no point cloud of a sample that has no row"
+    assert [stored.rows for stored in commit.objects if stored.kind == "table"] == [1, 3]
+    job.publish()
+    assert validate(job.context.storage.uri).problems == []
+
+
+def test_a_disk_that_is_full_is_no_rows_fault(make_job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(["fine"])
+    job.plan()
+    (entry,) = pending_shards(job.ledger)
+
+    def full(result):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(DepthRange, "measure", full)
+    with pytest.raises(TransientError, match=r"scoring it on .*: no space left on device\."):
+        job.run_shard(entry)
+    assert job.ledger.committed() == set()
+
+
+def test_what_kills_its_process_is_quarantined_without_another_try(make_job) -> None:
+    job = make_job(["fine", "fine"])
+    job.plan()
+    (entry,) = pending_shards(job.ledger)
+    rows, parts = results_of(job, entry)
+    receipt = finish_shard(job.context, entry, rows, *parts, unfinishable=frozenset({"prompts.txt:1/0"}))
+    assert receipt.counts == {"kept": 1, "rejected": 0, "quarantined": 1}
+    assert "the process died each time" in quarantined(job, receipt)["prompts.txt:1/0"]
+
+
+def test_a_loser_whose_objects_cannot_be_deleted_is_still_a_loser(
+    make_job, s3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        job = make_job(["a"], output={"uri": s3.make_bucket() + "/out"})
+        job.plan()
+        (entry,) = pending_shards(job.ledger)
+        first = job.run_shard(entry)
+        proxy.inject("server-error", "DELETE", times=50)
+        second = job.run_shard(entry)
+        assert (second.won, second.token) == (False, first.token)
+        assert proxy.counts["server-error"] > 0
+        assert len(job.context.storage.list("data")) == 2, "garbage, until it is collected"

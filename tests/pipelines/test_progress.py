@@ -28,6 +28,15 @@ def test_the_line_says_what_is_done_how_fast_and_how_long_it_takes() -> None:
     assert (progress.shards, progress.reasons["depth_range"]) == (1, 1)
 
 
+def test_the_line_says_what_was_tried_again_and_why() -> None:
+    progress = Progress(Console(file=io.StringIO()))
+    progress.plan(20)
+    assert "retries" not in progress.line()
+    for kind in ("store", "crash", "store"):
+        progress.retried(kind)
+    assert progress.line().endswith(", retries: 1 crash, 2 store")
+
+
 def test_a_terminal_gets_a_live_line_and_notes_above_it() -> None:
     screen = io.StringIO()
     with Progress(Console(file=screen, force_terminal=True, width=120)) as progress:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pipelines.read
 from jointdit.depth import plan_fit
 from pipelines.ledger import PlannedShard
 from pipelines.plan import make_shard
@@ -128,3 +129,29 @@ def test_parts_hold_each_sample_once(batch_size: int) -> None:
     assert sorted(sample.id for part in parts for sample in part) == list("01234")
     assert max(map(len, parts)) <= batch_size
     assert ids(suspects) == [["3"]]
+
+
+def test_a_row_that_cannot_be_brought_to_the_models_size_is_bad_alone(
+    make_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number}.png")
+    job = make_job(task="depth", input={"uri": str(folder)})
+    fit_to_model = pipelines.read.fit_to_model
+
+    def fails_on_the_second(array, *arguments):
+        if array[0, 0, 0] == 1:
+            raise OverflowError("too large")
+        return fit_to_model(array, *arguments)
+
+    monkeypatch.setattr(pipelines.read, "fit_to_model", fails_on_the_second)
+    rows, parts = read_shard(job.context, only_entry(job))
+    assert ids(parts) == [["0.png:0/0", "2.png:0/0"], []]
+    (failed,) = rows.failed
+    assert (failed.sample.id, failed.error) == (
+        "1.png:0/0",
+        "bringing it to the model's size failed, OverflowError: too large",
+    )
+    assert "fails_on_the_second" in failed.traceback

@@ -73,7 +73,39 @@ class NoMemory(StandInPipeline):
 def test_what_does_not_fit_alone_is_quarantined(worker: StandInWorker) -> None:
     worker.pipe = NoMemory(32, 32)
     results, _ = worker.generate([sample("fine", n) for n in range(3)])
-    assert [result.error for result in results] == ["one sample alone does not fit into the GPU's memory."] * 3
+    assert [result.error for result in results] == ["one sample alone does not fit into the worker's memory."] * 3
+
+
+class Fragmented(StandInPipeline):
+    """What a failed batch leaves behind makes the next one fail too, once."""
+
+    calls = 0
+
+    def __call__(self, **arguments):
+        self.calls += 1
+        if self.calls <= 3:  # four samples, two, one
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().__call__(**arguments)
+
+
+def test_a_sample_that_fits_once_memory_is_released_is_made(worker: StandInWorker) -> None:
+    worker.pipe = Fragmented(32, 32)
+    results, summary = worker.generate([sample("fine", n) for n in range(4)])
+    assert [result.error for result in results] == [None] * 4
+    assert summary.batch_size == 1
+
+
+def test_memory_of_the_machine_is_halved_like_that_of_a_gpu(worker: StandInWorker) -> None:
+    class SmallMachine(StandInPipeline):
+        def __call__(self, *, seeds, **arguments):
+            if len(seeds) > 2:
+                bytearray(1 << 62)
+            return super().__call__(seeds=seeds, **arguments)
+
+    worker.pipe = SmallMachine(32, 32)
+    results, summary = worker.generate([sample("fine", n) for n in range(4)])
+    assert [result.error for result in results] == [None] * 4
+    assert summary.batch_size == 2
 
 
 class BrokenDevice(StandInPipeline):
