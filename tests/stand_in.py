@@ -69,6 +69,41 @@ class HealedWorker(StandInWorker):
         return HealedPipeline(self.context.height, self.context.width)
 
 
+class RecordingWorker(StandInWorker):
+    """Writes down each sample it is asked for: "<pid> <node> <sample id>", in a file beside the first input."""
+
+    seconds = 0.0  # a sample
+
+    def generate(self, part):
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        for sample in part:
+            with open(calls_file(self.context.spec), "a") as file:  # one short line at a time is written whole
+                file.write(f"{os.getpid()} {node} {sample.id}\n")
+            threading.Event().wait(self.seconds)
+        return super().generate(part)
+
+
+class SlowWorker(RecordingWorker):
+    """Slow enough to be caught at work."""
+
+    seconds = 0.05
+
+
+def calls_file(spec) -> str:
+    return spec.input.uri[0] + ".calls"
+
+
+def read_calls(spec) -> list[tuple[str, str, str]]:
+    """(pid, node, sample id) of each sample that a RecordingWorker was asked for."""
+    try:
+        with open(calls_file(spec)) as file:
+            return [tuple(line.split()) for line in file if line.endswith("\n")]
+    except FileNotFoundError:
+        return []
+
+
 class DyingAtStart(StandInWorker):
     """A worker that never comes up."""
 

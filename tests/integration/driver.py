@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+from typing import Any
 
 import ray
 
@@ -15,11 +17,17 @@ from tests import stand_in
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
-    ray.cloudpickle.register_pickle_by_value(sys.modules[stand_in.__name__])
     with open(sys.argv[1]) as file:
         job = json.load(file)
-    worker_class = getattr(stand_in, job["worker_class"]) if job["worker_class"] else None
-    run_job(load_spec(job["spec"]), worker_class=worker_class)
+    run(job["spec"], job["worker_class"])
+
+
+def run(spec: dict[str, Any], worker_class: str = "", address: str = "") -> None:
+    """Run a job with one of the stand-ins, or with the real weights, on the Ray at an address."""
+    if address:
+        os.environ["RAY_ADDRESS"] = address
+    ray.cloudpickle.register_pickle_by_value(sys.modules[stand_in.__name__])
+    run_job(load_spec(spec), worker_class=getattr(stand_in, worker_class) if worker_class else None)
 
 
 if __name__ == "__main__":

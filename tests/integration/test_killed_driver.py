@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -20,7 +23,8 @@ from pipelines.run import run_job
 from pipelines.spec import JobSpec
 from pipelines.storage import Storage
 from pipelines.validate import validate
-from tests.stand_in import StandInWorker
+from tests.integration import driver as driver_module
+from tests.stand_in import SlowWorker, StandInWorker, read_calls
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,3 +115,75 @@ def test_two_drivers_at_once_waste_work_and_double_nothing(
     found = validate(output)
     assert found.problems == []
     assert found.counts["kept"] == 40
+
+
+def committed_samples(ledger: Ledger) -> set[str]:
+    return {sample.id for shard in ledger.committed() for sample in ledger.read_commit(shard).samples}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_what_is_done_twice_is_what_was_in_flight_at_each_kill(
+    ray_cluster: None, make_spec, tmp_path: Path, kills: int
+) -> None:
+    """Drivers killed at random moments of one job, each a fork of one warm process; every generated sample counted."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    moments, shard_rows, in_flight = random.Random(seed), 2, 3
+    resources = {"workers": 1, "shards_in_flight": in_flight, "straggler_factor": None}
+    samples = 12 * kills
+    spec = make_spec([f"prompt {n}" for n in range(samples)], output={"shard_rows": shard_rows}, resources=resources)
+    ledger = Ledger(Storage(spec.output.uri))
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([driver_module.__name__])
+    address = ray.get_runtime_context().gcs_address
+    known: list[tuple[int, set[str]]] = []  # calls there were before a driver, and samples that were committed by then
+    for _ in range(kills):
+        known.append((len(read_calls(spec)), committed_samples(ledger)))
+        driver = processes.Process(target=driver_module.run, args=(spec.as_given(), "SlowWorker", address))
+        driver.start()
+        try:
+            more, since = moments.randrange(8), time.monotonic()
+            while len(read_calls(spec)) <= known[-1][0] + more and driver.is_alive():
+                if more == 0 and time.monotonic() - since > moments.uniform(0, 3):
+                    break  # before it has done anything
+                time.sleep(0.01)
+        finally:
+            driver.kill()
+            driver.join()
+        assert driver.exitcode == -signal.SIGKILL, "it was killed, and in the middle"
+        _wait_for_the_end_of({int(pid) for pid, _, _ in read_calls(spec)[known[-1][0] :]})
+    known.append((len(read_calls(spec)), committed_samples(ledger)))
+    assert len(known[-1][1]) < samples, "there was work left after each kill"
+    summary = run_job(spec, worker_class=SlowWorker)
+    assert summary.version.counts == {"kept": samples, "rejected": 0, "quarantined": 0}
+    assert validate(spec.output.uri).problems == []
+
+    calls = [sample for _, _, sample in read_calls(spec)]
+    assert set(calls) == committed_samples(ledger)
+    for start, committed in known:
+        assert not committed & set(calls[start:]), "what is committed is never generated again"
+    lost = 0  # samples in shards that were in flight at each kill
+    for (start, _), (stop, committed) in itertools.pairwise(known):
+        in_flight_then = {int(sample.split(":")[1].split("/")[0]) // shard_rows for sample in calls[start:stop]} - {
+            int(sample.split(":")[1].split("/")[0]) // shard_rows for sample in committed
+        }
+        assert len(in_flight_then) <= in_flight
+        lost += shard_rows * len(in_flight_then)
+    assert len(calls) - samples <= lost
+    print(f"{kills} kills, {samples} samples, {len(calls) - samples} generated twice, {lost} in flight at the kills")
+
+
+def _wait_for_the_end_of(pids: set[int]) -> None:
+    """Ray ends the workers of a driver that is gone; until then they could still commit."""
+    deadline = time.monotonic() + 60
+    while any(os.path.exists(f"/proc/{pid}") and _is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

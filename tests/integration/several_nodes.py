@@ -1,0 +1,139 @@
+"""Jobs on a Ray cluster of several nodes, in a process of its own: python -m tests.integration.several_nodes FOLDER.
+
+A node is drained and another one killed while a job runs; then the head of the cluster dies in the middle of the next
+job. Prints what became of them as JSON, in the last line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+
+import pipelines.cluster
+from jointdit.errors import PermanentError
+from pipelines.run import run_job
+from pipelines.spec import JobSpec, load_spec
+from tests import stand_in
+
+DETECTION = {  # so that the cluster learns of a dead node within seconds
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 4,
+    "health_check_timeout_ms": 1000,
+}
+NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
+HEAD_SECONDS = 5.0
+
+
+def make_spec(folder: Path, name: str, samples: int) -> JobSpec:
+    (folder / f"{name}.txt").write_text("".join(f"prompt {n}\n" for n in range(samples)))
+    return load_spec(
+        {
+            "task": "joint",
+            "model": {"name": "tiny", "steps": 1, "height": 32, "width": 32, "batch_size": 2},
+            "input": {"uri": str(folder / f"{name}.txt")},
+            "output": {"uri": str(folder / name), "shard_rows": 2},
+            "retries": {"crash": 1},
+            "resources": {"stall_seconds": 60.0, "straggler_factor": None},
+        }
+    )
+
+
+def drain(cluster: Cluster, node: str) -> None:
+    """A preemption notice, an hour ahead."""
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = GcsClient(address=cluster.address).drain_node(
+        node, reason, "notice", int(time.time() + 3600) * 1000
+    )
+    assert accepted, why
+
+
+def when(condition: Callable[[], bool], what: Callable[[], None]) -> threading.Thread:
+    """Do something on a thread of its own as soon as a condition holds."""
+
+    def watch() -> None:
+        until = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < until
+            threading.Event().wait(0.02)
+        what()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def lose_nodes(folder: Path, cluster: Cluster, drained: Any, killed: Any) -> dict[str, Any]:
+    spec = make_spec(folder, "nodes", 100)
+    notice: dict[str, Any] = {}
+
+    def has_worked(node: Any, times: int) -> Callable[[], bool]:
+        return lambda: sum(each == node.node_id for _, each, _ in stand_in.read_calls(spec)) >= times
+
+    def warn() -> None:
+        notice["calls"] = len(stand_in.read_calls(spec))
+        drain(cluster, drained.node_id)
+
+    def kill() -> None:
+        cluster.remove_node(killed, allow_graceful=False)
+
+    threads = [when(has_worked(drained, 6), warn), when(has_worked(killed, 16), kill)]
+    summary = run_job(spec, worker_class=stand_in.SlowWorker)
+    for thread in threads:
+        thread.join()
+    calls = stand_in.read_calls(spec)
+    return {
+        "output": spec.output.uri,
+        "counts": summary.version.counts,
+        "samples_now": summary.samples_now,
+        "calls": len(calls),
+        "calls_on_drained_after_notice": sum(node == drained.node_id for _, node, _ in calls[notice["calls"] :]),
+        "calls_on_killed": sum(node == killed.node_id for _, node, _ in calls),
+        "killed_is_dead": not next(n for n in ray.nodes() if n["NodeID"] == killed.node_id)["Alive"],
+    }
+
+
+def lose_head(folder: Path, cluster: Cluster) -> dict[str, Any]:
+    spec = make_spec(folder, "head", 60)
+    pipelines.cluster.HEAD_SECONDS = HEAD_SECONDS
+    commits = Path(spec.output.uri) / "_commits"
+    thread = when(
+        lambda: commits.is_dir() and len(list(commits.glob("*.json"))) >= 2,
+        lambda: cluster.head_node.kill_gcs_server(check_alive=False),
+    )
+    started, sentence = time.monotonic(), ""
+    try:
+        run_job(spec, worker_class=stand_in.SlowWorker)
+    except PermanentError as error:
+        sentence = str(error)
+    thread.join()
+    return {"spec": spec.as_given(), "sentence": sentence, "seconds": time.monotonic() - started}
+
+
+def main() -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[stand_in.__name__])
+    folder = Path(sys.argv[1])
+    head = {**NODE, "include_dashboard": False, "_system_config": DETECTION}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    drained, killed = cluster.add_node(**NODE), cluster.add_node(**NODE)
+    ray.init(address=cluster.address, log_to_driver=False)
+    results = {"nodes": lose_nodes(folder, cluster, drained, killed), "head": lose_head(folder, cluster)}
+    for node in [*cluster.worker_nodes, cluster.head_node]:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    print(json.dumps(results), flush=True)
+    os._exit(0)  # a driver without its head does not end by itself
+
+
+if __name__ == "__main__":
+    main()
