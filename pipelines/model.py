@@ -162,7 +162,9 @@ def _identify_source(field: str, value: str) -> tuple[str, int]:
             )
         return _hash_files(path, found)
     if path.is_absolute():
-        advice = "the adapter's safetensors file" if field == "adapter" else "a checkpoint folder, a hub name, or tiny"
+        advice = (
+            "the adapter's safetensors file" if field == "model.adapter" else "a checkpoint folder, a hub name, or tiny"
+        )
         raise ModelError(f"{field} {value} does not exist: give {advice}.")
     return _hub_commit(field, value), 0
 

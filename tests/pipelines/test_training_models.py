@@ -9,10 +9,11 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
+from jointdit.errors import ModelError
 from jointdit.pipeline import JointDiTPipeline
 from jointdit.training.adapter import save_adapter
 from jointdit.training.parallel import World
-from pipelines.training.run import check_model, load_for_training
+from pipelines.training.run import check_model, identify_source, load_for_training
 from pipelines.training.spec import TrainedModel
 from tests.jointdit.conftest import small_components
 
@@ -60,3 +61,10 @@ def test_a_new_adapter_on_the_base_of_a_checkpoint() -> None:
     assert all(torch.equal(base[name], same[name]) for name in names)
     assert all(not value.any() for name, value in adapter_of(new).items() if ".joint_proj." in name)
     assert any(value.any() for name, value in adapter_of(own).items() if ".joint_proj." in name)
+
+
+def test_an_adapter_that_is_not_there_is_named(flux: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"gone\.safetensors"):
+        load(base=str(flux), adapter=str(tmp_path / "gone.safetensors"), dtype="float32")
+    with pytest.raises(ModelError, match=r"model\.adapter .*does not exist: give the adapter's safetensors file"):
+        identify_source("adapter", str(tmp_path / "gone.safetensors"))
