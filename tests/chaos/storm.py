@@ -197,7 +197,8 @@ class Storm:
         todo = Counter({what: round(count * self.options.deaths) for what, count in deaths.items()})
         if self.options.nodes > 1:
             todo["node killed"] = 3
-        self.reaper = Reaper(self.nodes, todo, self.options.seed, pause=(2.0, 6.0))
+        pause = max(20, self.options.rows // 20), max(60, self.options.rows // 7)
+        self.reaper = Reaper(self.nodes, todo, self.options.seed, lambda: self.proxy.requests, pause)
         on_s3 = [name for name in planted if name != DISK_JOB]
         for name in on_s3:
             if planted[name].to_delete or not self.is_short:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +129,25 @@ class RayNodes:
 
 
 class Reaper:
-    """Kills and stops processes and nodes at random moments, until what it was given to do is done."""
+    """Kills and stops processes and nodes at random moments, until what it was given to do is done.
 
-    def __init__(self, nodes: RayNodes, todo: Counter[str], seed: int, pause: tuple[float, float]) -> None:
+    Moments are counted in the store's requests: a slow machine gets no more deaths for its work than a fast one.
+    """
+
+    def __init__(
+        self, nodes: RayNodes, todo: Counter[str], seed: int, requests: Callable[[], int], pause: tuple[int, int]
+    ) -> None:
         self.nodes = nodes
         self.done: Counter[str] = Counter()
         self._draw = random.Random(f"{seed}/reaper")
         self._todo = [what for what, count in todo.items() for _ in range(count)]
         self._draw.shuffle(self._todo)
-        self._pause = pause
-        self._due = time.monotonic() + self._draw.uniform(*pause)
+        self._requests, self._pause = requests, pause
+        self._due = requests() + self._draw.randint(*pause)
 
     def strike(self) -> str | None:
         """Do the next thing if its moment has come and there is a victim; what it was."""
-        if not self._todo or time.monotonic() < self._due:
+        if not self._todo or self._requests() < self._due:
             return None
         what = self._todo[0]
         if what == "node killed":
@@ -157,6 +162,6 @@ class Reaper:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.send_signal(signal.SIGSTOP if what.endswith("stopped") else signal.SIGKILL)
         self._todo.pop(0)
-        self._due = time.monotonic() + self._draw.uniform(*self._pause)
+        self._due = self._requests() + self._draw.randint(*self._pause)
         self.done[what] += 1
         return what
