@@ -82,20 +82,21 @@ class RayNodes:
                 initialize_head=True, head_node_args={**self._settings, "temp_dir": str(folder)}, shutdown_at_exit=True
             )
         self.address = self._cluster.address
+        self._others: list[Any] = []  # nodes beside the head, in the order in which they joined
         for _ in range(nodes - 1):
             self.add()
 
     def add(self) -> None:
         """Let another node join."""
         with self._environ():
-            self._cluster.add_node(**self._settings)
+            self._others.append(self._cluster.add_node(**self._settings))
 
     def kill_one(self, draw: random.Random) -> bool:
         """SIGKILL a node that is not the head, and let another join in its place."""
-        others = sorted(self._cluster.worker_nodes, key=lambda node: node.node_name)
-        if not others:
+        if not self._others:
             return False
-        self._cluster.remove_node(draw.choice(others), allow_graceful=False)
+        victim = self._others.pop(draw.randrange(len(self._others)))
+        self._cluster.remove_node(victim, allow_graceful=False)
         self.add()
         return True
 
