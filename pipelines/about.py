@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import json
-
 from pipelines import card, gallery
 from pipelines.ledger import Ledger
-from pipelines.publish import Version, read_latest
+from pipelines.publish import read_latest
 from pipelines.storage import Storage
 
 
-def refresh(storage: Storage, ledger: Ledger, version: Version) -> None:
-    """Write them, unless they are about this version already. The card's stats.json comes last and says which it is.
+def refresh(storage: Storage, ledger: Ledger) -> None:
+    """Write what is not about the latest version already.
 
-    They are the only files that are rewritten, so of two drivers the slower must not leave an older version's.
+    They are the only files that are rewritten, so of two drivers the slower may put an older version's over a newer
+    one's, and may die right after. So nothing that was written is trusted: each file is read, by every run at its end,
+    until all are about what is the latest version by then.
     """
-    newest: Version | None = version
-    while newest is not None and _described(storage) != newest.number:
-        job = ledger.read_job()
-        if newest.spec["task"] != "encode":  # latents are nothing to look at
+    job = ledger.read_job()
+    while (newest := read_latest(storage)) is not None:
+        has_gallery = newest.spec["task"] != "encode"  # latents are nothing to look at
+        is_shown = not has_gallery or gallery.is_about(storage, newest)
+        is_described = card.is_about(storage, newest)
+        if is_shown and is_described:
+            return
+        if not is_shown:
             gallery.write(storage, job, newest)
-        card.write(storage, job, newest)
-        newest = read_latest(storage)
-
-
-def _described(storage: Storage) -> int | None:
-    try:
-        found = json.loads(storage.read_bytes("stats.json"))
-    except (FileNotFoundError, ValueError):
-        return None
-    number = found.get("version") if isinstance(found, dict) else None
-    return number if isinstance(number, int) else None
+        if not is_described:
+            card.write(storage, job, newest)

@@ -1,6 +1,7 @@
 """The dataset card: README.md with Hugging Face metadata, and stats.json. Written anew with each published version.
 
     write(storage, job, version)              reads the scores of the version's tables, writes README.md and stats.json
+    is_about(storage, version) -> bool        whether both are there and about this version
     render(job, version, scores) -> str       the card's text
     statistics(version, scores) -> dict       the content of stats.json
 
@@ -50,10 +51,19 @@ Scores = Mapping[str, Sequence[float]]  # of kept and rejected samples, by score
 
 
 def write(storage: Storage, job: Job, version: Version) -> None:
-    """Write README.md, then stats.json, which names the version. Raises TransientError and StoreError."""
+    """Write README.md and stats.json. Raises TransientError and StoreError."""
     scores = read_scores(storage, version)
     storage.write_bytes("README.md", render(job, version, scores).encode())
     storage.write_bytes("stats.json", (json.dumps(statistics(version, scores), indent=2) + "\n").encode())
+
+
+def is_about(storage: Storage, version: Version) -> bool:
+    """Whether README.md and stats.json are those of this version."""
+    try:
+        text, figures = storage.read_bytes("README.md").decode(), json.loads(storage.read_bytes("stats.json"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return _stamp(version) in text and isinstance(figures, dict) and figures.get("version") == version.number
 
 
 def read_scores(storage: Storage, version: Version) -> dict[str, list[float]]:
@@ -97,7 +107,7 @@ def render(job: Job, version: Version, scores: Scores) -> str:
     sections = [
         f"---\n{metadata}---",
         f"# {_inline(spec.name)}",
-        f"{WHAT[spec.task]}, by the JointDiT data engine. Version {version.number}, {version.created}.",
+        f"{WHAT[spec.task]}, by the JointDiT data engine. {_stamp(version)}",
         _usage(version),
         _counts(version),
         _score_table(scores),
@@ -106,6 +116,10 @@ def render(job: Job, version: Version, scores: Scores) -> str:
         _limits(spec),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _stamp(version: Version) -> str:
+    return f"Version {version.number}, {version.created}."
 
 
 def _metadata(spec: JobSpec, version: Version) -> dict[str, Any]:

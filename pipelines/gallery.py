@@ -1,6 +1,7 @@
 """The gallery: one HTML page that shows what came out, kept, rejected and quarantined, and needs nothing but itself.
 
     write(storage, job, version, limit=240)   reads some rows of the version's tables, writes gallery/index.html
+    is_about(storage, version) -> bool        whether that page is there and shows this version
     read_rows(storage, version, limit)        those rows, spread over the files
     render(version, rows) -> bytes            the page; gallery.html beside this file is its template
 
@@ -65,6 +66,15 @@ def write(storage: Storage, job: Job, version: Version, limit: int = 240) -> Non
     storage.write_bytes("gallery/index.html", render(version, list(read_rows(storage, version, limit))))
 
 
+def is_about(storage: Storage, version: Version) -> bool:
+    """Whether gallery/index.html is that of this version."""
+    try:
+        page = storage.read_bytes("gallery/index.html")
+    except FileNotFoundError:
+        return False
+    return f"<dd>{_stamp(version)}</dd>".encode() in page
+
+
 def read_rows(storage: Storage, version: Version, limit: int) -> Iterator[GalleryRow]:
     """At most `limit` rows of each outcome, the same number from each file as far as that goes."""
     for outcome in OUTCOMES:
@@ -85,7 +95,7 @@ def render(version: Version, rows: Sequence[GalleryRow]) -> bytes:
     spec = spec_of(version)
     facts = {
         "task": spec.task,
-        "version": f"{version.number} · {version.created}",
+        "version": _stamp(version),
         "model": spec.model.name or f"{spec.model.base} + {spec.model.adapter}",
         "sampling": f"{spec.model.steps} steps · guidance {spec.model.guidance:g}",
         "seed": str(spec.seed),
@@ -104,6 +114,10 @@ def render(version: Version, rows: Sequence[GalleryRow]) -> bytes:
         shown=sum(shown.values()),
     )
     return page.encode("utf-8", "replace")
+
+
+def _stamp(version: Version) -> str:
+    return f"{version.number} · {version.created}"
 
 
 def colour_depth(disparity: NDArray[np.float32]) -> NDArray[np.uint8]:

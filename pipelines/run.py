@@ -75,7 +75,7 @@ def run_job(
                 progress.note(f"{uri} is not in the input any more; what it gave stays in the dataset.")
             generate_all(context, ledger, progress, worker_class)
         version, is_new = publish(storage, ledger, spec.as_given())
-        about.refresh(storage, ledger, version)
+        about.refresh(storage, ledger)
     return RunSummary(
         output=storage.uri,
         version=version,

@@ -49,7 +49,7 @@ def run_here(spec: JobSpec) -> Any:
         rows, parts = read_shard(context, entry)
         finish_shard(context, entry, rows, *(worker.generate(part)[0] for part in parts))
     version, _ = publish(storage, ledger, spec.as_given())
-    about.refresh(storage, ledger, version)
+    about.refresh(storage, ledger)
     return version
 
 
