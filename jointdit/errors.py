@@ -5,7 +5,8 @@
     │   ├── SpecError           the job or training spec (also a ValueError)
     │   ├── InputError          the input files, their columns, their rows (also a ValueError)
     │   ├── ModelError          a checkpoint or an adapter that does not fit (also a ValueError)
-    │   └── StoreError          bucket missing, no access, a store that cannot create-only
+    │   ├── StoreError          bucket missing, no access, a store that cannot create-only
+    │   └── Unfinished          a planned shard has no commit yet: run the job to its end
     ├── TransientError          doing it again may work: the shard is retried with its own budget
     │   ├── CommitFailed        the commit did not land
     │   └── CommitUnknown       the commit may have landed: read it back
@@ -40,6 +41,10 @@ class ModelError(PermanentError, ValueError):
 
 class StoreError(PermanentError):
     """The object store refuses for good: missing bucket, no access, no create-only write."""
+
+
+class Unfinished(PermanentError):
+    """What is planned is not all committed."""
 
 
 class TransientError(JointDiTError):

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from jointdit.errors import PermanentError
+from jointdit.errors import Unfinished
 from pipelines.ledger import Commit, PlannedShard, SampleOutcome
 from pipelines.records import Span
 
@@ -85,12 +85,12 @@ class Counting:
         """The samples that count, in (plan, position) order.
 
         Raises:
-            PermanentError: a shard that counts has no commit, and the job may not be `unfinished`.
+            Unfinished: a shard that counts has no commit, and the job may not be `unfinished`.
         """
         entries = [entry for entry in self.planned if not self.is_superseded(entry)]
         for entry in entries:
             if entry.shard.id not in commits and not unfinished:
-                raise PermanentError(
+                raise Unfinished(
                     f"shard {entry.shard.id} is planned and not committed: run the job to its end first."
                 )
         committed = [entry for entry in entries if entry.shard.id in commits]

@@ -98,7 +98,7 @@ def publish(storage: Storage, ledger: Ledger, spec: Mapping[str, Any]) -> tuple[
     """The version that covers all planned shards, and whether it is new.
 
     Raises:
-        PermanentError: a shard that counts has no commit.
+        Unfinished: a shard that counts has no commit.
     """
     taken: set[int] = set()  # numbers of publishers that died, or are at work, with other outcomes
     for _ in range(PUBLISH_ATTEMPTS):

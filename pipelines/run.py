@@ -7,13 +7,14 @@ while another one runs: what is planned and committed is read from the output, a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.console import Console
 
+from jointdit.errors import Unfinished
 from pipelines import about
 from pipelines.context import RunContext
 from pipelines.counting import Counting
@@ -23,7 +24,7 @@ from pipelines.ledger import Commit, Ledger, PlannedShard, new_token, now
 from pipelines.model import check_job_weights, identify_job
 from pipelines.plan import extend_plan, extend_with_regeneration, propose
 from pipelines.progress import Progress
-from pipelines.publish import Version, publish
+from pipelines.publish import PUBLISH_ATTEMPTS, Version, publish
 from pipelines.spec import JobSpec
 from pipelines.storage import Storage
 
@@ -73,8 +74,7 @@ def run_job(
         with progress:
             for uri in proposal.removed:
                 progress.note(f"{uri} is not in the input any more; what it gave stays in the dataset.")
-            generate_all(context, ledger, progress, worker_class)
-        version, is_new = publish(storage, ledger, spec.as_given())
+            version, is_new = generate_and_publish(context, ledger, progress, worker_class)
         about.refresh(storage, ledger)
     return RunSummary(
         output=storage.uri,
@@ -89,12 +89,24 @@ def run_job(
     )
 
 
+def generate_and_publish(
+    context: RunContext, ledger: Ledger, progress: Progress, worker_class: type | None = None
+) -> tuple[Version, bool]:
+    """The version of all that is planned, and whether it is new; what others plan until the last moment is made too."""
+    for _ in range(PUBLISH_ATTEMPTS):
+        generate_all(context, ledger, progress, worker_class)
+        with contextlib.suppress(Unfinished):
+            return publish(context.storage, ledger, context.spec.as_given())
+        logger.info("the plan has grown since the last of its shards was committed")
+    raise Unfinished(f"other drivers keep extending the plan of {context.storage.uri}: run again when they are done.")
+
+
 def generate_all(context: RunContext, ledger: Ledger, progress: Progress, worker_class: type | None) -> None:
     """Commit every pending shard, round after round; Ray is started only if there is one."""
-    pending = commit_empty(ledger, pending_shards(ledger))
+    pending = shards_to_make(ledger)
     if not pending:
         extend_with_regeneration(context.spec, context.fingerprint, ledger)
-        pending = pending_shards(ledger)
+        pending = shards_to_make(ledger)
     if not pending:
         return
 
@@ -114,15 +126,18 @@ def generate_all(context: RunContext, ledger: Ledger, progress: Progress, worker
             while pending:
                 dispatcher.run(pending)
                 extend_with_regeneration(context.spec, context.fingerprint, ledger)
-                pending = pending_shards(ledger)
+                pending = shards_to_make(ledger)
         finally:
             pool.close()
 
 
-def commit_empty(ledger: Ledger, pending: Iterable[PlannedShard]) -> list[PlannedShard]:
-    """Commit the shards of files that lost all their rows, for which there is nothing to do; the others."""
+def shards_to_make(ledger: Ledger) -> list[PlannedShard]:
+    """Pending shards with samples; those of files that lost all their rows are committed here: there is nothing to do.
+
+    Looked for each time, because another driver may plan them at any moment.
+    """
     left = []
-    for entry in pending:
+    for entry in pending_shards(ledger):
         if entry.samples:
             left.append(entry)
         else:

@@ -10,7 +10,8 @@ from jointdit.errors import PermanentError
 from pipelines import about
 from pipelines.ledger import Ledger, sha256
 from pipelines.publish import Version, publish, read_latest, read_outcomes, read_version, version_numbers
-from pipelines.run import pending_shards
+from pipelines.progress import Progress
+from pipelines.run import generate_and_publish, pending_shards
 from pipelines.storage import Storage
 from pipelines.validate import validate
 from tests.local_job import LocalJob
@@ -124,16 +125,17 @@ def test_a_publisher_that_died_before_its_last_write_is_completed(folder_job: Lo
 
 
 class Overtaken(Ledger):
-    """A publisher that is overtaken by another between reading the plan and writing its version."""
+    """A driver that is overtaken by another right after it has read the plan for the n-th time."""
 
-    def __init__(self, storage: Storage, overtake) -> None:
+    def __init__(self, storage: Storage, overtake, reading: int = 1) -> None:
         super().__init__(storage)
-        self.overtake = overtake
+        self.overtake, self.left = overtake, reading
 
     def planned(self):
         planned = super().planned()
-        overtake, self.overtake = self.overtake, lambda: None
-        overtake()
+        self.left -= 1
+        if self.left == 0:
+            self.overtake()
         return planned
 
 
@@ -148,6 +150,19 @@ def test_no_version_is_older_than_the_one_before_it(folder_job: LocalJob, tmp_pa
     version, is_new = publish(storage, slow, folder_job.context.spec.as_given())
     assert (version.number, is_new, version.counts["kept"]) == (2, False, 9)
     assert version_numbers(storage) == [1, 2]
+
+
+@pytest.mark.parametrize("reading", [1, 2])  # when looking for pending shards: before regeneration, and after it
+def test_what_another_driver_plans_at_the_last_moment_is_made_too(
+    folder_job: LocalJob, tmp_path: Path, reading: int
+) -> None:
+    """A driver that has nothing left to do must not fail because a shard has just been planned."""
+    storage, context = folder_job.context.storage, folder_job.context
+    (tmp_path / "in" / "a.txt").write_text("")  # no rows, so that its shard is committed without a worker
+    ledger = Overtaken(storage, folder_job.plan, reading)
+    version, is_new = generate_and_publish(context, ledger, Progress())
+    assert (version.number, is_new, version.counts["kept"]) == (2, True, 5)
+    assert validate(storage.uri).problems == []
 
 
 def test_superseded_rows_are_left_out_once_and_not_with_each_version(folder_job: LocalJob, tmp_path: Path) -> None:
