@@ -90,9 +90,7 @@ class Counting:
         entries = [entry for entry in self.planned if not self.is_superseded(entry)]
         for entry in entries:
             if entry.shard.id not in commits and not unfinished:
-                raise Unfinished(
-                    f"shard {entry.shard.id} is planned and not committed: run the job to its end first."
-                )
+                raise Unfinished(f"shard {entry.shard.id} is planned and not committed: run the job to its end first.")
         committed = [entry for entry in entries if entry.shard.id in commits]
         home = self._homes(committed, commits)
         for entry in committed:

@@ -303,7 +303,7 @@ class Ledger:
         """Add a crash record to a shard's."""
         data = _json({**record, "token": new_token(), "at": now(), "format": FORMAT})
         while True:
-            number = len(self.storage.names(f"_crashes/{shard}", ".json")) + 1
+            number = 1 + max(self._crash_numbers(shard), default=0)
             try:
                 self.storage.create_bytes(f"_crashes/{shard}/{number}.json", data)
                 return
@@ -312,9 +312,11 @@ class Ledger:
 
     def crashes(self, shard: str) -> list[dict[str, Any]]:
         """The crash records of a shard, in order."""
-        folder = f"_crashes/{shard}"
-        names = sorted(self.storage.names(folder, ".json"), key=lambda name: int(name.removesuffix(".json")))
-        return [parse(self.storage.read_bytes(f"{folder}/{name}"), name) for name in names]
+        names = [f"_crashes/{shard}/{number}.json" for number in self._crash_numbers(shard)]
+        return [parse(self.storage.read_bytes(name), name) for name in names]
+
+    def _crash_numbers(self, shard: str) -> list[int]:
+        return sorted(int(name.removesuffix(".json")) for name in self.storage.names(f"_crashes/{shard}", ".json"))
 
     def shards_with_crashes(self) -> set[str]:
         """Ids of the shards that ever took a worker down; one listing."""

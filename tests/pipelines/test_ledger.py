@@ -62,6 +62,15 @@ def test_crashes_are_counted_across_drivers(ledger: Ledger) -> None:
     assert ledger.crashes("other") == []
 
 
+def test_a_crash_is_counted_although_an_earlier_record_is_gone(ledger: Ledger) -> None:
+    """Counting the records would give the number of the last one again, for ever."""
+    for stage in ("read", "generate"):
+        ledger.record_crash("shard", {"stage": stage})
+    ledger.storage.delete("_crashes/shard/1.json")
+    ledger.record_crash("shard", {"stage": "finish"})
+    assert [record["stage"] for record in ledger.crashes("shard")] == ["generate", "finish"]
+
+
 def test_a_job_is_frozen_and_agreed_with(ledger: Ledger) -> None:
     spec = load_spec({"task": "joint", "input": {"uri": "/in.txt"}, "output": {"uri": ledger.storage.uri}})
     ledger.check_job({"model.steps": 4})

@@ -9,8 +9,8 @@ import pytest
 from jointdit.errors import PermanentError
 from pipelines import about
 from pipelines.ledger import Ledger, sha256
-from pipelines.publish import Version, publish, read_latest, read_outcomes, read_version, version_numbers
 from pipelines.progress import Progress
+from pipelines.publish import Version, publish, read_latest, read_outcomes, read_version, version_numbers
 from pipelines.run import generate_and_publish, pending_shards
 from pipelines.storage import Storage
 from pipelines.validate import validate
