@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 
 from jointdit.errors import InputError, SpecError
 from jointdit.pipeline import JointDiTPipeline
+from jointdit.training.adapter import train_adapter
+from jointdit.training.adapter_spec import AdapterTraining
 from jointdit.training.encoding import encode_pairs
 from jointdit.training.pairs import Pair
 from pipelines import about
@@ -145,3 +148,22 @@ def test_what_is_not_finite_in_16_bits_is_set_aside(pairs_table: Path, tmp_path:
     (quarantine, *_) = (tmp_path / "out/quarantine").iterdir()
     errors = pq.read_table(quarantine)["error"].to_pylist()
     assert "its latents or embeddings are not finite in 16 bits." in errors
+
+
+def test_training_on_latents_is_training_on_their_pixels(tmp_path: Path) -> None:
+    whole = table(tmp_path / "whole.parquet", [row(number) for number in range(3)])
+    run_here(encode_spec(whole, tmp_path / "out"))
+    sources = {
+        "pixels": TablePairs(DataSpec.model_validate({"kind": "table", "uri": str(whole), **INPUT}).as_input()),
+        "latents": LatentPairs(DataSpec(kind="encoded", uri=(str(tmp_path / "out"),)).as_input(), "tiny"),
+    }
+    settings = {"steps": 2, "batch_size": 3, "buckets": [[32, 48]], "precision": "float32", "validation": {"every": 0}}
+    training = AdapterTraining.model_validate(settings)  # all three pairs are in each step, whatever their order
+    losses = {}
+    for name, source in sources.items():
+        pipe = JointDiTPipeline.from_pretrained("tiny")
+        train_adapter(training, pipe, source, tmp_path / name, report=lambda line: None)
+        lines = (tmp_path / name / "loss.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["loss"] for line in lines]
+    assert losses["latents"] == pytest.approx(losses["pixels"], rel=2e-3)
+    assert losses["latents"] != losses["pixels"]  # 16 bits
