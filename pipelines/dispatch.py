@@ -68,6 +68,7 @@ class Dispatcher:
         self.waiting: list[Waiting] = []
         self.ended: set[str] = set()  # shards that have their commit
         self.quarantined = self.planned = 0  # samples of this run
+        self.retried = 0  # of these, samples that failed before: that they fail again is no news
         self.watched = 0.0
 
     def run(self, entries: Iterable[PlannedShard]) -> None:
@@ -79,6 +80,7 @@ class Dispatcher:
         for order, entry in enumerate(entries):
             heapq.heappush(self.waiting, Waiting(0.0, order, entry))
             self.planned += entry.samples
+            self.retried += entry.samples if entry.retry else 0
             self.progress.plan(entry.samples)
         while self.waiting or any(self._live()):
             self._welcome()
@@ -215,7 +217,7 @@ class Dispatcher:
         self.progress.committed(receipt)
         self.quarantined += receipt.counts["quarantined"]
         fraction = self.context.spec.quality.max_quarantined_fraction
-        if self.quarantined > fraction * self.planned:
+        if self.quarantined > self.retried + fraction * (self.planned - self.retried):
             raise PermanentError(
                 f"{self.quarantined} of the {self.planned} samples of this run are quarantined, more than "
                 f"quality.max_quarantined_fraction {fraction:g} allows, {receipt.example.rstrip('.')} for one: mend "

@@ -76,9 +76,13 @@ def test_a_finished_job_with_rejects_computes_nothing_again(run_stand_in, make_s
 def test_a_retry_survives_its_driver(run_stand_in, make_spec, tmp_path: Path, s3) -> None:
     """Quarantined samples are planned again; the driver that makes them is killed; the next one ends the retry."""
     output = s3.make_bucket() + "/out"
-    spec = make_spec([f"fine {n}" if n % 2 else "NAN" for n in range(20)], output={"uri": output, "shard_rows": 2})
+    prompts = [f"fine {n}" if n % 2 else "NAN" for n in range(20)]
+    quality = {"max_quarantined_fraction": 0.5}
+    spec = make_spec(prompts, output={"uri": output, "shard_rows": 2}, quality=quality)
     first = run_stand_in(spec)
     assert first.version.counts == {"kept": 10, "rejected": 0, "quarantined": 10}
+    assert plan_retry(output, ["quarantined"]).counts == {"quarantined": 10}
+    assert run_stand_in(spec).version.counts == first.version.counts, "that they fail again does not stop the run"
     assert plan_retry(output, ["quarantined"]).counts == {"quarantined": 10}
     ledger = Ledger(Storage(output))
     before = len(ledger.committed())
@@ -90,7 +94,7 @@ def test_a_retry_survives_its_driver(run_stand_in, make_spec, tmp_path: Path, s3
     assert len(read_leases(ledger.storage)) == 1, "a killed driver leaves its lease, and the next one goes on at once"
     second = run_stand_in(spec, stand_in.HealedWorker)
     assert second.version.counts == {"kept": 20, "rejected": 0, "quarantined": 0}
-    assert (second.version.number, second.version.superseded) == (2, 10)
+    assert (second.version.number, second.version.superseded) == (3, 20)
     found = validate(output)
     assert found.problems == []
     ids = read_outcomes(ledger.storage, second.version)["id"].to_pylist()
