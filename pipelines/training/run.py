@@ -166,20 +166,21 @@ def _attempt(job: AdapterJob, facts: dict[str, Any]) -> Exception | None:
             trainer.fit()
         except TrainingFailedError as error:
             for failure in getattr(error, "worker_failures", {}).values():
-                if (ours := _ours(failure)) is not None:
+                if (ours := error_of_ours(failure)) is not None:
                     return ours
             return error
     return None
 
 
-def _ours(error: BaseException | None) -> JointDiTError | None:
+def error_of_ours(error: BaseException | None) -> JointDiTError | None:
     """The error of ours that Ray has wrapped."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, JointDiTError):
             return error
-        error = getattr(error, "cause", None) or error.__cause__
+        # Ray Train keeps what a worker raised in `_base_exc`, tasks and actors in `cause`.
+        error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
     return None
 
 

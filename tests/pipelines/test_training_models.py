@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,11 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-from jointdit.errors import ModelError
+from jointdit.errors import InputError, ModelError
 from jointdit.pipeline import JointDiTPipeline
 from jointdit.training.adapter import save_adapter
 from jointdit.training.parallel import World
-from pipelines.training.run import check_model, identify_source, load_for_training
+from pipelines.training.run import check_model, error_of_ours, identify_source, load_for_training
 from pipelines.training.spec import TrainedModel
 from tests.jointdit.conftest import small_components
 
@@ -68,3 +70,17 @@ def test_an_adapter_that_is_not_there_is_named(flux: Path, tmp_path: Path) -> No
         load(base=str(flux), adapter=str(tmp_path / "gone.safetensors"), dtype="float32")
     with pytest.raises(ModelError, match=r"model\.adapter .*does not exist: give the adapter's safetensors file"):
         identify_source("adapter", str(tmp_path / "gone.safetensors"))
+
+
+def test_an_error_of_ours_is_found_in_what_ray_train_makes_of_it() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Ray warns of settings of its own
+        from ray.train import WorkerGroupError
+        from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+    ours = InputError("row 7 is bad.")
+    failed = WorkerGroupError("a worker failed", {0: UserExceptionWithTraceback(ours, "a traceback")})
+    again = pickle.loads(pickle.dumps(failed))
+    found = error_of_ours(again.worker_failures[0])
+    assert isinstance(found, InputError)
+    assert str(found) == "row 7 is bad."
+    assert error_of_ours(RuntimeError("a lost worker")) is None
