@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jointdit.errors import JointDiTError
+from pipelines import card
 from pipelines.counting import Counting
 from pipelines.fingerprint import digest
 from pipelines.finish import FOLDERS
@@ -199,7 +201,7 @@ def _check_latest(
     found: Validation,
 ) -> None:
     """The version's outcomes are the committed samples that count, each id once, and its files hold exactly them."""
-    outcomes = read_outcomes(storage, version).select(["id", "outcome", "file"]).to_pylist()
+    outcomes = read_outcomes(storage, version).select(["id", "outcome", "shard", "file"]).to_pylist()
     doubled = [identifier for identifier, count in Counter(row["id"] for row in outcomes).items() if count > 1]
     found.problems += [
         f"sample {identifier} occurs more than once in version {version.number}." for identifier in doubled
@@ -217,12 +219,22 @@ def _check_latest(
             f"shard {entry.shard.id}: {entry.samples} samples of version {version.number} have no commit."
         )
     if not pending:
-        wanted = Counter((each.sample.id, each.sample.outcome) for each in counting.counted(commits))
-        have = Counter((row["id"], row["outcome"]) for row in outcomes)
+        counted_ones = counting.counted(commits)
+        wanted = Counter((each.sample.id, each.sample.outcome, each.entry.shard.id) for each in counted_ones)
+        have = Counter((row["id"], row["outcome"], row["shard"]) for row in outcomes)
         found.problems += [
-            f"sample {i} is {o} in its commit and not so in version {version.number}." for i, o in wanted - have
+            f"sample {i} is {o} in the commit of shard {s} and not so in version {version.number}."
+            for i, o, s in wanted - have
         ]
-        found.problems += [f"sample {i} is {o} in version {version.number} and in no commit." for i, o in have - wanted]
+        found.problems += [
+            f"sample {i} is {o} in version {version.number} and not so in the commit of shard {s}, if that counts."
+            for i, o, s in have - wanted
+        ]
+    found.problems += _files_differ(version, outcomes)
+    if not card.is_about(storage, version):
+        found.problems.append(
+            f"README.md and stats.json are not those of version {version.number}: run the job again to write them anew."
+        )
     by_file: dict[str, Counter[str]] = {file.path: Counter() for file in version.files}
     for row in outcomes:
         by_file.setdefault(row["file"], Counter())[row["id"]] += 1
@@ -233,12 +245,29 @@ def _check_latest(
         found.notes.append(f"{len(later)} shards were planned after version {version.number} and are not part of it.")
 
 
+def _files_differ(version: Version, outcomes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The files that the version names, which is what readers see, are those in which its samples are."""
+    named = Counter({(file.path, file.outcome, file.shard): file.rows for file in version.files})
+    held = Counter((row["file"], row["outcome"], row["shard"]) for row in outcomes)
+    for path, outcome, shard in (named - held) + (held - named):
+        yield (
+            f"version {version.number} names {path} for {named[path, outcome, shard]} {outcome} samples of shard "
+            f"{shard}, its outcomes for {held[path, outcome, shard]}."
+        )
+    for file in version.files:
+        if file.shard not in file.path:
+            yield f"version {version.number} names {file.path}, which is not of shard {file.shard}."
+
+
 def _ids_differ(storage: Storage, path: str, wanted: Counter[str]) -> Iterator[str]:
     try:
         with storage.open(path) as file:
             have = Counter(pq.read_table(file, columns=["id"])["id"].to_pylist())
-    except (pa.ArrowException, OSError):
+    except FileNotFoundError:
         return  # reported with the objects
+    except (pa.ArrowException, OSError) as error:
+        yield f"{path}: its ids cannot be read ({type(error).__name__})."
+        return
     for identifier in wanted - have:
         yield f"{path}: sample {identifier} is lost."
     for identifier in have - wanted:
@@ -254,7 +283,9 @@ def _check_objects(
     pointclouds = {stored.path for stored in objects.values() if stored.kind == "points"}
     for version in versions:
         for file in version.files:
-            objects.setdefault(file.path, StoredObject(file.path, file.bytes, file.sha256, file.rows, file.outcome))
+            stored = StoredObject(file.path, file.bytes, file.sha256, file.rows, file.outcome)
+            if objects.setdefault(file.path, stored) != stored:
+                found.problems.append(f"version {version.number} and a commit say different things of {file.path}.")
     with ThreadPoolExecutor(READERS) as pool:
         checks = pool.map(lambda stored: check_object(storage, spec, stored, pointclouds), objects.values())
         for stored, checked in zip(objects.values(), checks, strict=True):

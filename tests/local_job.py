@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipelines import about
 from pipelines.context import RunContext
 from pipelines.fingerprint import fingerprint_of
 from pipelines.finish import Receipt, finish_shard
@@ -48,7 +49,9 @@ class LocalJob:
         return [self.run_shard(entry) for entry in pending_shards(self.ledger)]
 
     def publish(self) -> tuple[Version, bool]:
-        return publish(self.context.storage, self.ledger, self.context.spec.as_given())
+        published = publish(self.context.storage, self.ledger, self.context.spec.as_given())
+        about.refresh(self.context.storage, self.ledger)
+        return published
 
     def complete(self) -> Version:
         self.plan()

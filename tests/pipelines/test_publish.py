@@ -162,6 +162,7 @@ def test_what_another_driver_plans_at_the_last_moment_is_made_too(
     ledger = Overtaken(storage, folder_job.plan, reading)
     version, is_new = generate_and_publish(context, ledger, Progress())
     assert (version.number, is_new, version.counts["kept"]) == (2, True, 5)
+    about.refresh(storage, ledger)
     assert validate(storage.uri).problems == []
 
 

@@ -151,6 +151,23 @@ def rename_an_object(fields: dict) -> None:
     fields["objects"][0]["path"] = "pointclouds/" + "0" * 20 + "-0123456789abcdef/00000.ply"
 
 
+def edit_version(job: LocalJob, change: Callable[[dict], object]) -> None:
+    path = Path(job.context.storage.path("_versions/000001/version.json"))
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+
+
+def edit_outcomes(job: LocalJob, column: str, value: str) -> None:
+    """Another value in the first row of the version's outcomes, and the hash that agrees."""
+    path = Path(job.context.storage.path("_versions/000001/outcomes.parquet"))
+    records = pq.read_table(path)
+    values = [value, *records[column].to_pylist()[1:]]
+    data = parquet_bytes(records.set_column(records.schema.get_field_index(column), column, pa.array(values)))
+    path.write_bytes(data)
+    edit_version(job, lambda fields: fields.update(outcomes_sha256=sha256(data)))
+
+
 def broken_page(job: LocalJob) -> bytes:
     data = bytearray(path_of(job, "data").read_bytes())
     data[4:400] = b"\xff" * 396
@@ -178,7 +195,7 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
     "a doubled sample": (lambda job: edit_commit(job, double_a_sample), "1 samples more than its 8 planned ones"),
     "another outcome": (
         lambda job: edit_commit(job, swap_an_outcome),
-        "sample prompts.txt:0/0 is kept in version 1 and in no",
+        "sample prompts.txt:0/0 is kept in version 1 and not so in the commit",
     ),
     "another id in the table": (
         lambda job: rewrite(job, "data", misnamed(job)),
@@ -304,6 +321,29 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
         lambda job: [job.context.storage.delete(each.path) for each in job.context.storage.list("_versions")],
         "no version is published: the job has not run to its end",
     ),
+    "a file that the version does not name": (
+        lambda job: edit_version(job, lambda fields: fields["files"].pop(0)),
+        "for 0 kept samples of shard",
+    ),
+    "a file of another outcome": (
+        lambda job: edit_version(job, lambda fields: fields["files"][0].update(outcome="rejected")),
+        "version 1 and a commit say different things of data/",
+    ),
+    "a sample of a shard that does not count": (
+        lambda job: edit_outcomes(job, "shard", "0123"),
+        "sample prompts.txt:0/0 is kept in version 1 and not so in the commit of shard 0123",
+    ),
+    "a file of another shard": (
+        lambda job: edit_version(job, lambda fields: fields["files"][0].update(shard="0123")),
+        "which is not of shard 0123",
+    ),
+    "a card of another version": (
+        lambda job: job.context.storage.write_bytes(
+            "README.md", job.context.storage.read_bytes("README.md").replace(b"Version 1,", b"Version 7,")
+        ),
+        "README.md and stats.json are not those of version 1",
+    ),
+    "no card": (lambda job: job.context.storage.delete("README.md"), "README.md and stats.json are not those"),
     "outcomes that were rewritten": (
         lambda job: job.context.storage.write_bytes(
             "_versions/000001/outcomes.parquet",
