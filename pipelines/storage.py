@@ -10,7 +10,9 @@ Create-only, and why it is done like this (all measured):
   S3       pipe_file(mode="create") sends If-None-Match. open(path, "xb") does not for zero bytes, so empty objects are
            refused here; some servers answer a failed precondition as OSError errno 22; a response that got lost makes
            the client's own retry meet its own object. So every answer but a plain yes is settled by reading back: our
-           bytes mean we won.
+           bytes mean we won. s3fs sends 100 MiB and more in parts, and another request ends those: the probe does not
+           tell whether a store honours the condition there, and a lost answer to it comes back as a missing upload. So
+           objects to be created go in one request, which S3 takes up to 5 GiB.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from pipelines.store_errors import STORE_EXCEPTIONS, explain, explained, is_unre
 
 TEMPORARY = ".tmp-"  # local files being written; listings leave them out
 CREATE_ATTEMPTS = 4
+IN_ONE_REQUEST = {"chunksize": 5 * 2**30}
 FOLDER_ATTEMPTS = 100
 
 
@@ -293,9 +296,10 @@ class Storage:
 
     def _create_remote(self, name: str, data: bytes) -> None:
         address = self.uri_of(name)
+        options = IN_ONE_REQUEST if self.uri.startswith("s3://") else {}
         for attempt in range(CREATE_ATTEMPTS):
             try:
-                self.fs.pipe_file(self.path(name), data, mode="create")
+                self.fs.pipe_file(self.path(name), data, mode="create", **options)
                 return
             except STORE_EXCEPTIONS as error:
                 doubtful = error

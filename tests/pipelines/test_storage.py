@@ -63,6 +63,15 @@ def test_our_own_bytes_found_in_the_way_are_a_success_on_s3(s3) -> None:
         storage.create_bytes("commit.json", b"theirs")
 
 
+def test_a_large_object_is_created_in_one_request(s3) -> None:
+    """The ETag of what was sent in parts ends in their number."""
+    storage = Storage(s3.make_bucket())
+    storage.create_bytes("outcomes", bytes(2 * 50 * 2**20))
+    assert "-" not in storage.info("outcomes").etag
+    with pytest.raises(AlreadyExists):
+        storage.create_bytes("outcomes", b"of another")
+
+
 def test_empty_objects_cannot_be_created_only_once(storage: Storage) -> None:
     with pytest.raises(AssertionError, match="empty"):
         storage.create_bytes("empty", b"")
