@@ -66,6 +66,11 @@ class Counting:
         """Whether nothing of a shard counts any more, because each of its files has a newer planned version."""
         return not any(self.is_current(entry, span) for span in entry.shard.spans)
 
+    def current_samples(self, entry: PlannedShard) -> int:
+        """How many samples of a shard are of input versions that count."""
+        rows = sum(span.rows for span in entry.shard.spans if self.is_current(entry, span))
+        return rows * entry.samples_per_row
+
     def is_whole(self, entry: PlannedShard) -> bool:
         """Whether all samples of a shard count for sure: its files are current, and no retry names its rows."""
         return all(self.is_current(entry, span) and not self._is_retried(span) for span in entry.shard.spans)

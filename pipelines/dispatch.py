@@ -29,6 +29,7 @@ from pipelines.attempts import Attempt, Chains, Queue, Waiting, at_work, has_gen
 from pipelines.budgets import Budgets
 from pipelines.cluster import ClusterWatch
 from pipelines.context import RunContext
+from pipelines.counting import Counting
 from pipelines.faults import (
     GET_SECONDS,
     Fault,
@@ -36,6 +37,7 @@ from pipelines.faults import (
     first_failure,
     is_done,
     is_node_loss,
+    patiently,
 )
 from pipelines.finish import Receipt
 from pipelines.isolation import Crashes
@@ -68,7 +70,7 @@ class Dispatcher:
         self.waiting: list[Waiting] = []
         self.ended: set[str] = set()  # shards that have their commit
         self.quarantined = self.planned = 0  # samples of this run
-        self.retried = 0  # of these, samples that failed before: that they fail again is no news
+        self.excused = 0  # of these, samples that failed before, or whose file has changed since: no news if they fail
         self.watched = 0.0
 
     def run(self, entries: Iterable[PlannedShard]) -> None:
@@ -77,10 +79,11 @@ class Dispatcher:
         Raises:
             PermanentError: a permanent fault, a spent budget, or too many quarantined. What is committed stays.
         """
+        counting = Counting(patiently(self.ledger.planned, self.context.spec.retries.infrastructure))
         for order, entry in enumerate(entries):
             heapq.heappush(self.waiting, Waiting(0.0, order, entry))
             self.planned += entry.samples
-            self.retried += entry.samples if entry.retry else 0
+            self.excused += entry.samples if entry.retry else entry.samples - counting.current_samples(entry)
             self.progress.plan(entry.samples)
         while self.waiting or any(self._live()):
             self._welcome()
@@ -217,7 +220,7 @@ class Dispatcher:
         self.progress.committed(receipt)
         self.quarantined += receipt.counts["quarantined"]
         fraction = self.context.spec.quality.max_quarantined_fraction
-        if self.quarantined > self.retried + fraction * (self.planned - self.retried):
+        if self.quarantined > self.excused + fraction * (self.planned - self.excused):
             raise PermanentError(
                 f"{self.quarantined} of the {self.planned} samples of this run are quarantined, more than "
                 f"quality.max_quarantined_fraction {fraction:g} allows, {receipt.example.rstrip('.')} for one: mend "

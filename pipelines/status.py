@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.counting import Counting
 from pipelines.lease import STALE_SECONDS, Lease, State, Watch
-from pipelines.ledger import OUTCOMES, READERS, Commit, Ledger, PlannedShard
+from pipelines.ledger import OUTCOMES, READERS, Commit, Ledger
 from pipelines.publish import Version, read_latest
 from pipelines.storage import Storage
 
@@ -90,7 +90,7 @@ class StatusReader:
                 counts.update(known.counts)
             else:
                 counts.update(s.outcome for s in known.commit.samples if counting.makes(entry, s))
-        pending = sum(_samples(counting, entry) for entry in entries if entry.shard.id not in committed)
+        pending = sum(counting.current_samples(entry) for entry in entries if entry.shard.id not in committed)
         self._history.append((self._clock(), counts.total()))
         latest = read_latest(self.storage)
         return Status(
@@ -129,9 +129,3 @@ class StatusReader:
 def read_status(uri: str) -> Status:
     """The state of the job at an output address. Raises StoreError where there is none."""
     return StatusReader(uri).read()
-
-
-def _samples(counting: Counting, entry: PlannedShard) -> int:
-    """How many samples of a pending shard will count."""
-    rows = sum(span.rows for span in entry.shard.spans if counting.is_current(entry, span))
-    return rows * entry.samples_per_row

@@ -9,8 +9,11 @@ import pytest
 import ray
 
 from jobs.cli import main
+from pipelines.fingerprint import fingerprint_of
 from pipelines.lease import read_leases
 from pipelines.ledger import Ledger
+from pipelines.model import identify_job
+from pipelines.plan import extend_plan, propose
 from pipelines.publish import read_outcomes
 from pipelines.retry import plan_retry
 from pipelines.spec import JobSpec
@@ -101,3 +104,21 @@ def test_a_retry_survives_its_driver(run_stand_in, make_spec, tmp_path: Path, s3
     assert sorted(ids) == sorted(f"prompts.txt:{n}/0" for n in range(20))
     assert main(["gc", output]) == 0
     assert validate(output).problems == []
+
+
+@pytest.mark.timeout(120)
+def test_rows_of_a_file_that_changed_since_do_not_stop_the_run(run_stand_in, make_spec, tmp_path: Path) -> None:
+    """Planned by a driver that died, they share a shard with a file that stands: quarantined there, and made anew."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.txt").write_text(f"{name}0\n{name}1\n")
+    spec = make_spec(input={"uri": str(folder)}, quality={"max_quarantined_fraction": 0.0})
+    ledger, fingerprint = Ledger(Storage(spec.output.uri)), fingerprint_of(spec, identify_job(spec))
+    ledger.open_job(spec, fingerprint)
+    extend_plan(spec, fingerprint, ledger, propose(spec, fingerprint, ledger))
+    (folder / "a.txt").write_text("a0 changed\na1 changed\n")
+    summary = run_stand_in(spec)
+    assert summary.counts_now == {"kept": 4, "rejected": 0, "quarantined": 2}
+    assert summary.version.counts == {"kept": 4, "rejected": 0, "quarantined": 0}
+    assert validate(spec.output.uri).problems == []
