@@ -17,6 +17,7 @@ import torch
 import pipelines.run
 from jointdit.errors import InputError, ModelError, PermanentError
 from pipelines import attempts
+from pipelines.dispatch import Dispatcher
 from pipelines.ledger import Ledger
 from pipelines.publish import read_latest, read_outcomes
 from pipelines.storage import Storage
@@ -71,10 +72,14 @@ class Doomed(stand_in.StandInWorker):
 
 
 @pytest.mark.timeout(120)
-def test_a_worker_that_dies_is_replaced_and_its_shards_go_again(run_stand_in, make_spec) -> None:
-    spec = make_spec([f"fine {n}" for n in range(16)])
+def test_a_worker_that_dies_is_replaced_and_its_shards_go_again(
+    run_stand_in, make_spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, rounds, run = make_spec([f"fine {n}" for n in range(16)]), [], Dispatcher.run
+    monkeypatch.setattr(Dispatcher, "run", lambda self, entries: (rounds.append(len(entries)), run(self, entries)))
     summary = run_stand_in(spec, Doomed)
     assert summary.version.counts == {"kept": 16, "rejected": 0, "quarantined": 0}
+    assert rounds == [4], "no shard was forgotten until the next look at the ledger"
     assert os.path.exists(spec.output.uri + ".died")
     assert (
         sum(

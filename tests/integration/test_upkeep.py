@@ -24,16 +24,22 @@ from tests.integration.driver_process import kill, start_driver, wait_until
 
 
 class CountingWorker(stand_in.StandInWorker):
-    """The stand-in, with a line in a file for each sample that it is asked to generate, and for the leases it sees."""
+    """The stand-in, with a line in a file for each load, each sample that it is to generate, and the leases it sees."""
+
+    def load(self):
+        self.note("loads", "1\n")
+        return super().load()
 
     def generate(self, part):
+        self.note("samples", "".join(f"{sample.id}\n" for sample in part))
+        self.note("leases", f"{len(read_leases(self.context.storage))}\n")
+        return super().generate(part)
+
+    def note(self, what: str, lines: str) -> None:
         folder = Path(self.context.spec.output.uri + ".seen")
         folder.mkdir(exist_ok=True)
-        with open(folder / "samples", "a") as file:
-            file.write("".join(f"{sample.id}\n" for sample in part))
-        with open(folder / "leases", "a") as file:
-            file.write(f"{len(read_leases(self.context.storage))}\n")
-        return super().generate(part)
+        with open(folder / what, "a") as file:
+            file.write(lines)
 
 
 def seen(spec: JobSpec, what: str = "samples") -> list[str]:
@@ -61,9 +67,11 @@ def test_a_finished_job_with_rejects_computes_nothing_again(run_stand_in, make_s
     assert len(generated) == len(set(generated)) == 9  # all but the empty prompt, and two new seeds
     assert set(seen(spec, "leases")) == {"1"}, "its driver holds a lease while it runs"
     assert read_leases(storage) == []
+    assert seen(spec, "loads")
 
     again = run_stand_in(spec, CountingWorker)
     assert seen(spec) == [], "nothing is generated for what was rejected or quarantined"
+    assert seen(spec, "loads") == [], "no worker is started to find that out"
     assert (again.version, again.is_new, again.committed_now) == (first.version, False, 0)
     assert storage.names("_versions") == ["000001/outcomes.parquet", "000001/version.json"]
 
