@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from jointdit.errors import PermanentError
-from pipelines.faults import Fault, backoff_seconds
+from pipelines.faults import Fault
 from pipelines.isolation import Crashes
 from pipelines.ledger import PlannedShard
+from pipelines.patience import backoff_seconds
 from pipelines.progress import Progress
 from pipelines.spec import RetriesSpec
 

@@ -37,11 +37,11 @@ from pipelines.faults import (
     first_failure,
     is_done,
     is_node_loss,
-    patiently,
 )
 from pipelines.finish import Receipt
 from pipelines.isolation import Crashes
 from pipelines.ledger import Ledger, PlannedShard
+from pipelines.patience import patiently
 from pipelines.progress import Progress
 from pipelines.searches import SearchOutcome, step_search
 from pipelines.stragglers import Pace

@@ -1,4 +1,4 @@
-"""What an error of a chain means: which stage failed first, which kind of fault it is, how long to wait before a retry.
+"""What an error of a chain means: which stage failed first, which kind of fault it is.
 
     kind      what happened                                              what is done (dispatch.py)
     store     5xx, throttle, lost answer, commit that did not land       again after a backoff
@@ -16,12 +16,11 @@ of these rows stops the run.
 
 from __future__ import annotations
 
-import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import (
@@ -43,10 +42,8 @@ from pipelines.worker import DeviceFault
 
 Stage = Literal["read", "generate", "finish"]
 Kind = Literal["store", "timeout", "object", "node", "worker", "device", "memory", "crash"]
-FIRST_BACKOFF_SECONDS, MOST_BACKOFF_SECONDS = 1.0, 60.0
 SETTLE_SECONDS = 10.0  # for the other references of a chain to learn of its fault
 GET_SECONDS = 60.0  # to fetch a small result that is there
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -129,28 +126,6 @@ def first_failure(read: Any, summaries: Sequence[Any], error: BaseException) -> 
         if not pending or left <= 0:
             return "finish", error
         ray.wait(pending, timeout=left, fetch_local=False)
-
-
-def backoff_seconds(count: int) -> float:
-    """How long to wait before the retry that follows the count-th fault: doubled each time, never twice the same."""
-    return min(MOST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(count - 1, 16)) * random.uniform(0.5, 1.5)
-
-
-def patiently(call: Callable[[], Result], budget: int) -> Result:
-    """What the driver itself asks of the store, with the same patience as a shard's tasks have.
-
-    Raises:
-        PermanentError: `budget` retries met transient faults too.
-    """
-    for count in range(1, budget + 1):
-        try:
-            return call()
-        except TransientError:
-            time.sleep(backoff_seconds(count))
-    try:
-        return call()
-    except TransientError as error:
-        raise PermanentError(f"{in_one_line(error)}, {budget + 1} times in a row; what is committed stays.") from error
 
 
 def is_done(reference: Any) -> bool:

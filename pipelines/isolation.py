@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from jointdit.errors import PermanentError
-from pipelines.faults import Stage, patiently
+from pipelines.faults import Stage
 from pipelines.ledger import Ledger, PlannedShard
+from pipelines.patience import patiently
 from pipelines.read import NO_ISOLATION, Isolation
 from pipelines.spec import RetriesSpec
 

@@ -2,7 +2,8 @@
 
 `run_job` is all that `jointdit run` does. It can be killed at any moment and started again, here or elsewhere, also
 while another one runs: what is planned and committed is read from the output, and nothing else is remembered. Its lease
-(lease.py) only lets others know that it is at work.
+(lease.py) only lets others know that it is at work. A wrong address is told at once, so what a run asks of the store
+before it has its lease is asked once; all that follows is idempotent, and waits for a store that is busy (patience.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pipelines.fingerprint import code_version, fingerprint_of
 from pipelines.lease import Heartbeat
 from pipelines.ledger import Commit, Ledger, PlannedShard, new_token, now
 from pipelines.model import check_job_weights, identify_job
+from pipelines.patience import patiently
 from pipelines.plan import extend_plan, extend_with_regeneration, propose
 from pipelines.progress import Progress
 from pipelines.publish import PUBLISH_ATTEMPTS, Version, publish
@@ -66,16 +68,18 @@ def run_job(
         check_job_weights(spec)  # and so is a checkpoint that does not fit
     storage.probe()
     ledger.open_job(spec, fingerprint)
+    patience = spec.retries.infrastructure
     context = RunContext(spec, storage, model.height, model.width, model.weights, fingerprint, code_version())
     progress = Progress(console)
     with Heartbeat(storage, note=progress.note):
-        proposal = extend_plan(spec, fingerprint, ledger, proposal)
-        committed_before = len(ledger.committed())
+        first = proposal
+        proposal = patiently(lambda: extend_plan(spec, fingerprint, ledger, first), patience)
+        committed_before = len(patiently(ledger.committed, patience))
         with progress:
             for uri in proposal.removed:
                 progress.note(f"{uri} is not in the input any more; what it gave stays in the dataset.")
             version, is_new = generate_and_publish(context, ledger, progress, worker_class)
-        about.refresh(storage, ledger)
+        patiently(lambda: about.refresh(storage, ledger), patience)
     return RunSummary(
         output=storage.uri,
         version=version,
@@ -93,20 +97,21 @@ def generate_and_publish(
     context: RunContext, ledger: Ledger, progress: Progress, worker_class: type | None = None
 ) -> tuple[Version, bool]:
     """The version of all that is planned, and whether it is new; what others plan until the last moment is made too."""
+    spec = context.spec
     for _ in range(PUBLISH_ATTEMPTS):
         generate_all(context, ledger, progress, worker_class)
         with contextlib.suppress(Unfinished):
-            return publish(context.storage, ledger, context.spec.as_given())
+            return patiently(lambda: publish(context.storage, ledger, spec.as_given()), spec.retries.infrastructure)
         logger.info("the plan has grown since the last of its shards was committed")
     raise Unfinished(f"other drivers keep extending the plan of {context.storage.uri}: run again when they are done.")
 
 
 def generate_all(context: RunContext, ledger: Ledger, progress: Progress, worker_class: type | None) -> None:
     """Commit every pending shard, round after round; Ray is started only if there is one."""
-    pending = shards_to_make(ledger)
+    patience = context.spec.retries.infrastructure
+    pending = patiently(lambda: shards_to_make(ledger), patience)
     if not pending:
-        extend_with_regeneration(context.spec, context.fingerprint, ledger)
-        pending = shards_to_make(ledger)
+        pending = patiently(lambda: next_round(context, ledger), patience)
     if not pending:
         return
 
@@ -125,10 +130,15 @@ def generate_all(context: RunContext, ledger: Ledger, progress: Progress, worker
             dispatcher = Dispatcher(context, context_ref, ledger, pool, progress)
             while pending:
                 dispatcher.run(pending)
-                extend_with_regeneration(context.spec, context.fingerprint, ledger)
-                pending = shards_to_make(ledger)
+                pending = patiently(lambda: next_round(context, ledger), patience)
         finally:
             pool.close()
+
+
+def next_round(context: RunContext, ledger: Ledger) -> list[PlannedShard]:
+    """Plan new samples for what was rejected; the shards to make then."""
+    extend_with_regeneration(context.spec, context.fingerprint, ledger)
+    return shards_to_make(ledger)
 
 
 def shards_to_make(ledger: Ledger) -> list[PlannedShard]:

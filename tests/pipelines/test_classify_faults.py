@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-
 import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import (
@@ -19,7 +17,7 @@ from ray.exceptions import (
 
 from jointdit.errors import CommitFailed, CommitUnknown, ModelError, PermanentError, TransientError
 from pipelines.deadline import DeadlineExceeded
-from pipelines.faults import backoff_seconds, classify, is_node_loss, patiently
+from pipelines.faults import classify, is_node_loss
 from pipelines.worker import DeviceFault
 
 
@@ -79,24 +77,3 @@ def test_what_is_no_known_fault_stops_the_run() -> None:
 def test_workers_that_went_with_their_node_did_not_fail_to_start() -> None:
     assert [is_node_loss(e) for e in (NODE_DIED, PREEMPTED, NodeDiedError("gone"))] == [True] * 3
     assert [is_node_loss(e) for e in (ActorDiedError(), OutOfMemoryError("killed"))] == [False] * 2
-
-
-def test_backoff_doubles_up_to_a_minute_and_never_comes_twice_the_same() -> None:
-    waits = {count: [backoff_seconds(count) for _ in range(200)] for count in (1, 2, 3, 7, 20, 10_000)}
-    for count, middle in {1: 1.0, 2: 2.0, 3: 4.0, 7: 60.0, 20: 60.0, 10_000: 60.0}.items():
-        assert 0.5 * middle <= min(waits[count]) <= max(waits[count]) <= 1.5 * middle
-        assert statistics.pstdev(waits[count]) > 0.1 * middle, "drivers that failed together must not return together"
-
-
-def test_the_driver_is_patient_with_the_store_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.faults.FIRST_BACKOFF_SECONDS", 0.001)
-    answers = iter([False, False, True])
-
-    def ask() -> str:
-        if not next(answers, False):
-            raise TransientError("the store did not answer as it should (SlowDown).")
-        return "commits"
-
-    assert patiently(ask, budget=2) == "commits"
-    with pytest.raises(PermanentError, match=r"\(SlowDown\), 3 times in a row; what is committed stays"):
-        patiently(ask, budget=2)
