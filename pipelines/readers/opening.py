@@ -121,4 +121,7 @@ def check_unchanged(uri: str, etag: str) -> None:
     with explained(uri):
         found = etag_of(fs.info(path))
     if found != etag:
-        raise RowError(f"{uri} has changed since it was planned (it was {etag}, now {found}): run again to plan it.")
+        raise RowError(
+            f"{uri} has changed since it was planned (it was {etag}, now {found}): a new run plans a changed "
+            "file; once it is again what it was, plan these rows again with jointdit retry URI --quarantined."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -228,6 +229,28 @@ def test_a_newer_input_version_supersedes_what_was_retried(pictures: LocalJob, t
     assert plan_retry(pictures.context.storage.uri, ["quarantined"]).shards == 0
     assert validate(pictures.context.storage.uri).problems == []
     assert read_status(pictures.context.storage.uri).is_complete
+
+
+def test_rows_whose_file_changed_and_changed_back_are_healed_as_their_sentence_says(make_job, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    job = make_job(["a", "b"])
+    job.plan()
+    before = path.stat()
+    path.write_text("another file for a while\n")
+    job.run()
+    path.write_text("a\nb\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    version, _ = job.publish()
+    assert version.counts == {"kept": 0, "rejected": 0, "quarantined": 2}
+    errors = {row["error"].partition("): ")[2] for row in rows(job, version, "quarantined").values()}
+    (sentence,) = errors
+    assert sentence.startswith(
+        "a new run plans a changed file; once it is again what it was, plan these rows again with"
+    )
+    assert job.complete() == version, "a run plans nothing: this version of the file is planned"
+    assert plan_retry(job.context.storage.uri, ["quarantined"]).counts == {"quarantined": 2}
+    assert job.complete().counts == {"kept": 2, "rejected": 0, "quarantined": 0}
+    assert validate(job.context.storage.uri).problems == []
 
 
 def test_an_unfinished_job_can_be_retried(make_job) -> None:
