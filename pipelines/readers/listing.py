@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import re
@@ -67,13 +68,16 @@ def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
                     raise InputError(f"input.uri {uri} is no regular file: give a file or a folder.")
                 if suffix_of(path) not in suffixes:
                     raise InputError(f"input.uri {uri} is of no kind this task reads: give one of {kinds}.")
-                return [_source_file(fs, info, posixpath.dirname(path))]
+                try:
+                    return [_source_file(fs, info, posixpath.dirname(path))]
+                except FileNotFoundError:
+                    raise InputError(f"input.uri {uri} does not exist any more: correct the address.") from None
             prefix, infos = path.rstrip("/"), _published(uri) or fs.find(path, detail=True)
-    files = [
-        _source_file(fs, info, prefix)
-        for name, info in infos.items()
-        if _is_file(info) and suffix_of(name) in suffixes and not _is_hidden(name[len(prefix) :])
-    ]
+    files = []
+    for name, info in infos.items():
+        if _is_file(info) and suffix_of(name) in suffixes and not _is_hidden(name[len(prefix) :]):
+            with contextlib.suppress(FileNotFoundError):  # a local file that was deleted since it was listed
+                files.append(_source_file(fs, info, prefix))
     if not files:
         raise InputError(f"input.uri {uri} has no file that this task reads: give one of {kinds}.")
     _refuse_mixture(uri, files)
@@ -92,6 +96,7 @@ def _published(uri: str) -> dict[str, dict[str, Any]]:
 
 
 def _source_file(fs: Any, info: dict[str, Any], prefix: str) -> SourceFile:
+    """Raises FileNotFoundError for a local file that is gone: what tells its version is asked for here."""
     name = info["name"]
     if any("\ud800" <= letter <= "\udfff" for letter in name):
         raise InputError(f"input.uri holds the file {name!r}, whose name is not valid UTF-8: rename it.")

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from jointdit.errors import InputError
-from pipelines.readers import check_columns, count_rows, find_duplicate_ids, list_files, read_rows
+from pipelines.readers import check_columns, count_rows, find_duplicate_ids, list_files, listing, read_rows
 from pipelines.records import BadRow, Row
 from pipelines.spec import Columns, DepthMaps, InputSpec
 
@@ -247,6 +247,35 @@ def test_ids_are_relative_to_the_prefix_before_the_glob(tmp_path: Path) -> None:
 def test_a_file_named_twice_is_listed_once(tmp_path: Path) -> None:
     path = write_txt(tmp_path)
     assert len(list_files(spec([path, tmp_path, tmp_path / "*.txt"]), "joint")) == 1
+
+
+@pytest.mark.parametrize("what", ["", "*.txt"])
+def test_a_file_deleted_while_its_folder_is_listed_is_gone(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text("a prompt\n")
+    real = listing.suffix_of
+
+    def somebody_deletes_b(uri: str) -> str:
+        (tmp_path / "b.txt").unlink(missing_ok=True)
+        return real(uri)
+
+    monkeypatch.setattr(listing, "suffix_of", somebody_deletes_b)
+    assert [file.relative_path for file in list_files(spec(tmp_path / what), "joint")] == ["a.txt", "c.txt"]
+
+
+def test_a_file_deleted_while_it_is_looked_at_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_txt(tmp_path)
+    real = listing.suffix_of
+
+    def somebody_deletes_it(uri: str) -> str:
+        path.unlink(missing_ok=True)
+        return real(uri)
+
+    monkeypatch.setattr(listing, "suffix_of", somebody_deletes_it)
+    with pytest.raises(InputError, match=r"rows.txt does not exist any more: correct the address\.$"):
+        list_files(spec(path), "joint")
 
 
 def test_duplicate_ids_are_found_across_files(tmp_path: Path) -> None:
