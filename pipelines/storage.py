@@ -230,6 +230,7 @@ class Storage:
             if self.is_local:
                 with _temporary_file(Path(self.path(name)), data) as temporary:
                     os.replace(temporary, self.path(name))
+                    _fsync_folder(Path(self.path(name)).parent)  # a commit may name it, and commits outlast a power cut
             else:
                 self.fs.pipe_file(self.path(name), data)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import stat
 import threading
 import time
 from pathlib import Path
@@ -128,6 +129,24 @@ def test_local_create_leaves_no_half_file_behind(tmp_path: Path) -> None:
     with pytest.raises(AlreadyExists):
         storage.create_bytes("x", b"y")
     assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("write", ["write_bytes", "create_bytes"])
+def test_a_local_object_has_its_name_on_disk_before_its_writer_goes_on(
+    write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name is an entry of its folder, which a power cut loses unless the folder is flushed after it was made."""
+    real = os.fsync
+    flushed: list[list[str]] = []  # what was in the folder each time
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            flushed.append(os.listdir(descriptor))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    getattr(Storage(str(tmp_path)), write)("data/rows.parquet", b"rows")
+    assert any("rows.parquet" in names for names in flushed)
 
 
 def test_a_listing_is_whole_while_others_write(tmp_path: Path) -> None:
