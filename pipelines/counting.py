@@ -75,6 +75,11 @@ class Counting:
         """Whether all samples of a shard count for sure: its files are current, and no retry names its rows."""
         return all(self.is_current(entry, span) and not self._is_retried(span) for span in entry.shard.spans)
 
+    @property
+    def may_share_rows(self) -> bool:
+        """Whether two files that count may hold the same row: one input as it was listed never does (plan.py)."""
+        return len({plan for _, plan in self.versions.values()}) > 1
+
     def _is_retried(self, span: Span) -> bool:
         positions = self._retried.get(span.uri, [])
         following = bisect_left(positions, span.start)

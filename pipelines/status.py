@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.counting import Counting
 from pipelines.lease import STALE_SECONDS, Lease, State, Watch
-from pipelines.ledger import OUTCOMES, READERS, Commit, Ledger
+from pipelines.ledger import OUTCOMES, READERS, Commit, Ledger, PlannedShard
 from pipelines.publish import Version, read_latest
 from pipelines.storage import Storage
 
@@ -53,7 +53,7 @@ class Status:
 
 @dataclass(frozen=True)
 class _Done:
-    """What is kept of a commit: its counts, and its samples only where some of them do not count."""
+    """What is kept of a commit: its counts, and its samples only where some of them may not count."""
 
     counts: dict[str, int]
     commit: Commit | None = None
@@ -72,6 +72,7 @@ class StatusReader:
         self._watch = Watch(self.storage, stale_seconds=stale_seconds, clock=clock)
         self._clock = clock
         self._done: dict[str, _Done] = {}
+        self._counted: tuple[tuple[int, int], Counter[str]] = (0, 0), Counter()  # of so many shards planned, committed
         self._history: deque[tuple[float, int]] = deque()  # (when, samples committed)
 
     def read(self) -> Status:
@@ -81,15 +82,12 @@ class StatusReader:
         entries = [entry for entry in planned if not counting.is_superseded(entry)]
         committed = self.ledger.committed()
         done = [entry for entry in entries if entry.shard.id in committed]
-        partial = {entry.shard.id for entry in done if not counting.is_whole(entry)}
+        partial = {e.shard.id for e in done if counting.may_share_rows or not counting.is_whole(e)}
         self._read_new({entry.shard.id for entry in done}, partial)
-        counts: Counter[str] = Counter()
-        for entry in done:
-            known = self._done[entry.shard.id]
-            if known.commit is None:
-                counts.update(known.counts)
-            else:
-                counts.update(s.outcome for s in known.commit.samples if counting.makes(entry, s))
+        state = (len(planned), len(done))  # plans are never changed and commits never deleted
+        if state != self._counted[0]:
+            self._counted = state, self._count(counting, done)
+        counts = self._counted[1]
         pending = sum(counting.current_samples(entry) for entry in entries if entry.shard.id not in committed)
         self._history.append((self._clock(), counts.total()))
         latest = read_latest(self.storage)
@@ -110,6 +108,21 @@ class StatusReader:
             is_published=latest is not None and {entry.plan for entry in entries} <= set(latest.plans),
             leases=tuple(self._watch.look()),
         )
+
+    def _count(self, counting: Counting, done: Sequence[PlannedShard]) -> Counter[str]:
+        """Outcome -> samples of committed shards that count."""
+        commits = {entry.shard.id: self._done[entry.shard.id].commit for entry in done}
+        read = {shard: commit for shard, commit in commits.items() if commit is not None}
+        if counting.may_share_rows:
+            return Counter(each.sample.outcome for each in counting.counted(read, unfinished=True))
+        counts: Counter[str] = Counter()
+        for entry in done:
+            commit = read.get(entry.shard.id)
+            if commit is None:
+                counts.update(self._done[entry.shard.id].counts)
+            else:
+                counts.update(s.outcome for s in commit.samples if counting.makes(entry, s))
+        return counts
 
     def rate(self) -> float | None:
         """Samples a second between the looks of the last minutes; None after the first look."""

@@ -54,6 +54,31 @@ def test_a_job_under_way(make_job, tmp_path: Path) -> None:
     assert read_status(uri).is_complete
 
 
+def test_the_rows_of_a_file_that_moved_are_counted_once(make_job, tmp_path: Path) -> None:
+    """By row id, as in the published version, also where the file that moved is not made whole yet."""
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "in" / f"{name}.txt").write_text("one\n\nthree\n")
+    make_job(input={"uri": str(tmp_path / "in")}).complete()
+    (tmp_path / "in").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "c.txt").write_text("new\n")
+    job = make_job(input={"uri": str(tmp_path / "moved")}, output={"shard_rows": 3})
+    reader = StatusReader(job.context.storage.uri)
+    job.plan()
+    assert reader.read().counts == {"kept": 4, "rejected": 0, "quarantined": 2}
+    first, *others = pending_shards(job.ledger)
+    job.run_shard(first)
+    status = reader.read()
+    assert (status.committed_samples, status.counts) == (6, {"kept": 4, "rejected": 0, "quarantined": 2})
+    for entry in others:
+        job.run_shard(entry)
+    version, _ = job.publish()
+    status = reader.read()
+    assert status.counts == version.counts == {"kept": 5, "rejected": 0, "quarantined": 2}
+    assert (status.samples, status.committed_samples, status.is_complete) == (7, 7, True)
+    assert read_status(job.context.storage.uri).counts == version.counts
+
+
 def test_a_reader_reads_what_cannot_change_once_and_measures_the_rate(make_job) -> None:
     clock = Clock()
     job = make_job([f"prompt {n}" for n in range(8)])
