@@ -253,7 +253,7 @@ BAD: dict[str, Refused | SetAside] = {
         "train spec.yaml", "hf_token looks like a credential", spec="hf_token: hush\noutput: out\n"
     ),
     "pictures prepared beside themselves": refused("prepare in -o in/out --teacher x", "inside input.uri"),
-    "a teacher that does not exist": refused("prepare in/maps -o out --teacher ./none", "none does not exist"),
+    "a teacher that does not exist": refused("prepare in/maps -o out --teacher ./none", "there is no such folder"),
     "training by no recipe": refused("train spec.yaml", "recipe 'big'", "tiny, adapter", spec="recipe: big\n"),
     "an adapter of no model": refused(
         "train spec.yaml", "model is missing: add it", spec="recipe: adapter\noutput: out\n"

@@ -249,7 +249,7 @@ def test_stores_that_cannot_be_used(uri: str, sentence: str) -> None:
 
 def test_a_file_where_the_output_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match="no access"):
+    with pytest.raises(StoreError, match="a file is where a folder is needed"):
         Storage(str(tmp_path / "file")).probe()
 
 
