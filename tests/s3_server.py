@@ -96,9 +96,8 @@ def running_s3(
         f"-filer.localSocket={folder / 'filer.sock'}",
     ]
     log = (folder / "log.txt").open("wb")
-    process = subprocess.Popen(
-        [weed, "server", *settings, *ports], stdout=log, stderr=subprocess.STDOUT, preexec_fn=preexec_fn
-    )
+    command = [weed, f"-logdir={folder}", "server", *settings, *ports]
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=preexec_fn)
     try:
         _wait_for_s3(endpoint, process, folder / "log.txt")
         yield S3Server(endpoint, reader_key, reader_secret)
