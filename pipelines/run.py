@@ -125,7 +125,9 @@ def generate_all(context: RunContext, ledger: Ledger, progress: Progress, worker
         from pipelines.workers import WorkerPool
 
         context_ref = ray.put(context)
-        pool = WorkerPool(context_ref, plan_workers(context.spec.resources), worker_class or GenerationWorker)
+        resources = context.spec.resources
+        workers = plan_workers(resources)
+        pool = WorkerPool(context_ref, workers, worker_class or GenerationWorker, resources.start_seconds)
         try:
             dispatcher = Dispatcher(context, context_ref, ledger, pool, progress)
             while pending:

@@ -206,6 +206,7 @@ class ResourcesSpec(Section):
     workers: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)] = "auto"
     gpus_per_worker: float = Field(1.0, gt=0)
     shards_in_flight: int = Field(3, ge=1, le=16)  # a worker; more hides slower storage and costs memory
+    start_seconds: float = Field(1800.0, gt=0)  # to load the model: tens of gigabytes from a cold disk take minutes
     stall_seconds: float = Field(900.0, gt=0)  # a worker with work that finishes no batch for so long is taken for dead
     # A shard that takes so many times the median of its run is started again on an idle worker, and the first commit
     # wins; never before straggler_seconds. null: never.

@@ -14,7 +14,6 @@ from jointdit.errors import ModelError, PermanentError
 from pipelines.cluster import ClusterState, WorkerPlan
 from pipelines.faults import failure_of, in_one_line, is_done, unwrap
 
-START_SECONDS = 1800.0  # loading tens of gigabytes from a cold disk takes minutes
 START_DEATHS = 3  # in a row, before they are more than bad luck
 STOP_SECONDS = 10.0
 logger = logging.getLogger(__name__)
@@ -38,8 +37,8 @@ class Worker:
 class WorkerPool:
     """As many workers as the plan says and the cluster holds; `worker_class(context, device, threads)` runs in each."""
 
-    def __init__(self, context_ref: Any, plan: WorkerPlan, worker_class: type) -> None:
-        self.plan = plan
+    def __init__(self, context_ref: Any, plan: WorkerPlan, worker_class: type, start_seconds: float) -> None:
+        self.plan, self.start_seconds = plan, start_seconds
         options = {"num_gpus": plan.num_gpus, "num_cpus": plan.num_cpus, "max_restarts": 0, "max_task_retries": 0}
         actor_class = ray.remote(**options, scheduling_strategy="SPREAD")(worker_class)
         self._start_actor: Callable[[], Any] = lambda: actor_class.remote(context_ref, plan.device, plan.threads)
@@ -70,12 +69,12 @@ class WorkerPool:
         if not is_done(worker.ready):
             # Without a place it may wait for room as long as others work; with one, it is loading, or hangs.
             may_wait = worker.node is None and any(other.is_up for other in self.workers)
-            if may_wait or time.monotonic() - worker.started < START_SECONDS:
+            if may_wait or time.monotonic() - worker.started < self.start_seconds:
                 return None
             if worker.node is not None:
-                return TimeoutError(f"it did not load the model within {START_SECONDS:g} seconds")
+                return TimeoutError(f"it did not load the model within {self.start_seconds:g} seconds")
             return TimeoutError(
-                f"it did not start within {START_SECONDS:g} seconds: check with `ray status` that "
+                f"it did not start within {self.start_seconds:g} seconds: check with `ray status` that "
                 f"{self.plan.num_gpus:g} GPUs and {self.plan.num_cpus:g} CPUs are free for each worker"
             )
         error = failure_of(worker.ready)

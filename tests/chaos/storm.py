@@ -62,6 +62,7 @@ RATES: dict[Fault, float] = {
 }
 SHARD_ROWS = 10
 DISK_SIZE, DISK_ROWS = "400k", 40  # a row takes about 20 kB: picture, depth, points
+START_SECONDS = 90.0  # a worker that is stopped while it loads is noticed after it
 STALL_SECONDS = 20.0  # a stopped worker is noticed after it; a busy machine must not look stopped
 POLL_SECONDS = 0.2
 EPISODE_SECONDS = 60.0
@@ -168,7 +169,11 @@ class Storm:
             "output": {"uri": self._output(phase, name), "shard_rows": self.shard_rows},
             "quality": {"max_quarantined_fraction": 1.0},
             "retries": {"crash": 1 if self.is_short else 2},
-            "resources": {"workers": 1, "stall_seconds": STALL_SECONDS if not self.is_tiny else 60.0},
+            "resources": {
+                "workers": 1,
+                "start_seconds": START_SECONDS,
+                "stall_seconds": STALL_SECONDS if not self.is_tiny else 60.0,
+            },
         }
         if name != "joint":
             spec["output"]["points"] = "ply"

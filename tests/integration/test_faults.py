@@ -100,6 +100,26 @@ def test_a_hung_worker_is_a_dead_worker(run_stand_in, make_spec) -> None:
     assert outcome_of(spec.output.uri)["prompts.txt:2/0"] == "quarantined"
 
 
+class HangsAtStart(stand_in.StandInWorker):
+    """The first one of all never finishes loading."""
+
+    def load(self):
+        try:
+            os.close(os.open(self.context.spec.output.uri + ".hung", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return super().load()
+        threading.Event().wait()
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_hangs_while_it_loads_is_replaced(run_stand_in, make_spec) -> None:
+    spec = make_spec(["fine", "fine"], resources={"workers": 1, "start_seconds": 4.0})
+    summary = run_stand_in(spec, HangsAtStart)
+    assert os.path.exists(spec.output.uri + ".hung")
+    assert summary.version.counts == {"kept": 2, "rejected": 0, "quarantined": 0}
+    assert Ledger(Storage(spec.output.uri)).shards_with_crashes() == set()
+
+
 @pytest.mark.timeout(120)
 def test_workers_that_never_come_up_stop_the_run(run_stand_in, make_spec) -> None:
     spec = make_spec(["fine"])
