@@ -81,7 +81,7 @@ def test_validate_says_whole_and_lists_what_is_damaged(dataset, capsys):
         table.write_bytes(data)
     printed = capsys.readouterr().out
     assert f"data/{table.name} has another SHA-256 than its commit says." in printed
-    assert "is damaged: 1 problem in " in printed
+    assert "is damaged: 2 problems in " in printed  # its ids cannot be read either
 
 
 def test_the_demo_has_three_jobs_of_24_samples(monkeypatch, tmp_path):
