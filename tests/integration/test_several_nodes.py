@@ -20,6 +20,7 @@ from tests.stand_in import SlowWorker, read_calls
 
 ROOT = Path(__file__).parents[2]
 SHARD, IN_FLIGHT = 2, 3  # samples; shards
+pytestmark = pytest.mark.slow  # nodes that are lost are noticed after a while
 
 
 @pytest.fixture(scope="module")
