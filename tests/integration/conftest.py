@@ -20,7 +20,8 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[stand_in.__name__])
 JobMaker = Callable[..., JobSpec]
 
 
-@pytest.fixture(params=["local", "s3"])
+# Local folders are what every other test of jobs writes to, and what `make demo` validates.
+@pytest.fixture(params=[pytest.param("local", marks=pytest.mark.slow), "s3"])
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An output on each kind of store."""
     return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3").make_bucket() + "/out"

@@ -60,6 +60,7 @@ def first_gradient(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value / 0.1 for name, value in found.items() if name.startswith("exp_avg.")}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_two_workers_give_the_gradient_of_one_with_the_double_batch(ray_cluster: None, tmp_path: Path) -> None:
     one = train_here(make_job(tmp_path, "one", "training.steps=1", "training.batch_size=4"))
