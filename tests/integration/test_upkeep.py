@@ -83,6 +83,7 @@ def test_a_finished_job_with_rejects_computes_nothing_again(run_stand_in, make_s
     assert validate(spec.output.uri).problems == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_retry_survives_its_driver(run_stand_in, make_spec, tmp_path: Path, s3) -> None:
     """Quarantined samples are planned again; the driver that makes them is killed; the next one ends the retry."""

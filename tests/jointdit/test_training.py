@@ -169,6 +169,7 @@ def test_the_learning_rate_warms_up_and_decays_to_a_twentieth() -> None:
     assert schedule(100, spec) == pytest.approx(0.05)
 
 
+@pytest.mark.slow
 def test_the_tokenizers_are_the_same_in_every_process() -> None:
     caption = "a large red sphere on the left, on a checkered gray floor in front of a white wall"
     clip_ids = architecture.clip_tokenizer()(caption).input_ids
