@@ -1,0 +1,204 @@
+"""The sections of a job spec: model, input, output, quality, retries, resources. spec.py puts them together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from pipelines.addresses import normalise
+
+MULTIPLE = 16  # pixels: 8 of the VAE times 2 of the patches
+
+
+def _multiple_of_16(value: int) -> int:
+    if value % MULTIPLE:
+        lower = max(MULTIPLE, value // MULTIPLE * MULTIPLE)
+        raise ValueError(f"must be a multiple of {MULTIPLE} pixels, found {value}: use {lower} or {lower + MULTIPLE}")
+    return value
+
+
+Pixels = Annotated[
+    int, Field(ge=MULTIPLE, le=8192), BeforeValidator(lambda v: _multiple_of_16(v) if type(v) is int else v)
+]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _auto_or_count(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError(f"must be auto or a whole number of at least 1, found {value!r}")
+
+
+class Section(BaseModel):
+    """A part of the spec: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def absolute_folder(value: str | None) -> str | None:
+    """Make a path that exists absolute, because Ray workers run in other folders; a hub name stays as it is."""
+    if value is None or value == "tiny":
+        return value
+    path = Path(value).expanduser()
+    looks_like_a_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.suffix == ".safetensors"
+    return str(path.absolute()) if looks_like_a_path or path.exists() else value
+
+
+class ModelSpec(Section):
+    """Which weights, and how they are sampled.
+
+    `name` is "tiny", a checkpoint folder or a hub name; `base` and `adapter` instead of it load FLUX and a published
+    adapter. Height and width are the generated size in pixels (tasks depth and depth-to-image: the size pictures are
+    brought to); left out, the checkpoint's own.
+    """
+
+    name: str | None = None
+    base: str | None = None
+    adapter: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    steps: int = Field(20, ge=1, le=1000)
+    guidance: float = Field(3.5, ge=0)
+    height: Pixels | None = None
+    width: Pixels | None = None
+    resize: Literal["fit", "crop", "stretch"] = "fit"
+    batch_size: int = Field(8, ge=1, le=1024)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if data.get("base") is None and data.get("adapter") is None:
+            data.setdefault("name", "tiny")
+        if data.get("name") == "tiny":
+            data.setdefault(
+                "dtype", "float32"
+            )  # it is small, and CPUs without bf16 units are several times slower in bf16
+        return data
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.name is not None and (self.base is not None or self.adapter is not None):
+            raise ValueError("give either name, or base and adapter, not both")
+        if self.name is None and (self.base is None or self.adapter is None):
+            missing = "base" if self.base is None else "adapter"
+            raise ValueError(f"base and adapter belong together, and {missing} is missing")
+        if (self.height is None) != (self.width is None):
+            missing = "height" if self.height is None else "width"
+            raise ValueError(f"height and width belong together, and {missing} is missing")
+        return self
+
+    _paths = field_validator("name", "base", "adapter")(absolute_folder)
+
+
+class Columns(Section):
+    """What the columns are called in the input. Without an `id` column rows are named by file and row number."""
+
+    id: str = "id"
+    prompt: str = "prompt"
+    image: str = "image"
+    depth: str = "depth"
+
+
+class DepthMaps(Section):
+    """What the numbers in the depth maps are. It has no default: a wrong guess inverts the world in silence."""
+
+    kind: Literal["metric", "disparity"]
+    scale: float = Field(1.0, gt=0)  # stored value x scale = metres (metric) or disparity
+    invalid: float | None = 0.0  # this stored value marks a hole; null: every value is a measurement
+
+
+class InputSpec(Section):
+    """Where the rows come from: a file, a folder, a glob, or a list of them, local or s3://."""
+
+    uri: tuple[str, ...]
+    columns: Columns = Columns()
+    samples_per_row: int = Field(1, ge=1, le=1000)
+    prompt: str | None = None  # for rows that bring none
+    depth: DepthMaps | None = None
+
+    @field_validator("uri", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        values = [value] if isinstance(value, str) else value
+        if isinstance(values, list | tuple) and all(isinstance(uri, str) for uri in values):
+            if not values:
+                raise ValueError("must name at least one file, folder or glob")
+            return tuple(normalise(uri) for uri in values)
+        raise ValueError(f"must be a path, an s3:// address or a list of them, found {value!r}")
+
+
+class PointsSpec(Section):
+    """Point clouds: z = 1 / (A + B d) from z_near to z_far (metres), a pinhole camera with this vertical field of view.
+
+    Range and field of view (degrees) that are not given are assumptions and are recorded as such.
+    """
+
+    format: Literal["ply", "parquet", "none"] = "none"
+    z_near: float = Field(1.0, gt=0)
+    z_far: float = Field(10.0, gt=0)
+    fov_degrees: float = Field(55.0, gt=1, lt=179)
+    edge_threshold: float = Field(0.05, gt=0)  # relative jump of depth in a 3x3 window; points beyond it are dropped
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.z_near >= self.z_far:
+            raise ValueError(f"z_near must be smaller than z_far, found {self.z_near:g} and {self.z_far:g}")
+        return self
+
+    @property
+    def source(self) -> Literal["given", "assumed"]:
+        """Where range and field of view come from, for the column `intrinsics_source`."""
+        return "given" if {"z_near", "z_far", "fov_degrees"} <= self.model_fields_set else "assumed"
+
+
+class OutputSpec(Section):
+    """Where the dataset goes and how it is cut and encoded."""
+
+    uri: str
+    shard_rows: int = Field(256, ge=1, le=100_000)
+    image_format: Literal["png", "jpeg", "webp"] = "png"
+    rgb: Literal["copy", "reference"] = "copy"  # task depth: whether the corpus is copied beside its labels
+    points: PointsSpec = PointsSpec()
+
+    @field_validator("uri")
+    @classmethod
+    def _normalised(cls, value: str) -> str:
+        return normalise(value)
+
+    @field_validator("points", mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"format": value} if isinstance(value, str) else value
+
+
+class QualitySpec(Section):
+    """Filters of pipelines/quality by `kind`, rounds of new seeds for what they reject, and when to stop."""
+
+    filters: tuple[dict[str, Any], ...] = ()
+    regenerate: int = Field(0, ge=0, le=100)
+    max_quarantined_fraction: Fraction = 0.05
+
+
+class RetriesSpec(Section):
+    """Budgets a shard: attempts after infrastructure faults, and workers it may take down."""
+
+    infrastructure: int = Field(20, ge=0)
+    crash: int = Field(3, ge=0)
+
+
+class ResourcesSpec(Section):
+    """How much of the cluster: `auto` takes all its GPUs, or its CPUs where it has none."""
+
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)] = "auto"
+    gpus_per_worker: float = Field(1.0, gt=0)
+    shards_in_flight: int = Field(3, ge=1, le=16)  # a worker; more hides slower storage and costs memory
+    start_seconds: float = Field(1800.0, gt=0)  # to load the model: tens of gigabytes from a cold disk take minutes
+    stall_seconds: float = Field(900.0, gt=0)  # a worker with work that finishes no batch for so long is taken for dead
+    # A shard that takes so many times the median of its run is started again on an idle worker, and the first commit
+    # wins; never before straggler_seconds. null: never.
+    straggler_factor: float | None = Field(3.0, gt=1)
+    straggler_seconds: float = Field(30.0, ge=0)
