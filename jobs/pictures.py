@@ -233,10 +233,10 @@ def _write_depth(
         range_source="given" if known else "assumed",
     )
     sample = Sample(name, Row(name, "", 0, depth_valid=valid), index=0, round=0, seed=0)
-    points, colours = point_cloud(SampleResult(sample, rgb, disparity), geometry, POINTS.edge_threshold)
+    cloud = point_cloud(SampleResult(sample, rgb, disparity), geometry, POINTS)
     folder.mkdir(parents=True, exist_ok=True)
     disparity_file, points_file = folder / f"{name}.disparity.png", folder / f"{name}.ply"
     disparity_file.write_bytes(encode_depth_png(disparity, valid))
     yield disparity_file
-    points_file.write_bytes(ply_bytes(points, colours, describe(name, geometry, POINTS.edge_threshold)))
+    points_file.write_bytes(ply_bytes(cloud, describe(name, geometry, POINTS)))
     yield points_file

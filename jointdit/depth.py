@@ -348,18 +348,25 @@ def unproject(depth: NDArray[np.float32], fx: float, fy: float, cx: float, cy: f
     return np.stack([x, y, z], axis=-1).astype(np.float32)
 
 
+def depth_jumps(depth: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How much depth jumps around each pixel (H, W): farthest over nearest in the 3x3 window, minus one.
+
+    Infinite where the window has a hole or z <= 0.
+    """
+    known = np.isfinite(depth) & (depth > 0)
+    far = _window3(np.where(known, depth, np.inf), np.maximum).astype(np.float64)
+    near = _window3(np.where(known, depth, np.inf), np.minimum).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # inf / inf where a whole window is unknown
+        return np.where(np.isfinite(far), far / near - 1.0, np.inf)
+
+
 def depth_edges(depth: NDArray[np.float32], relative_jump: float) -> NDArray[np.bool_]:
-    """True (H, W) where depth jumps: farthest over nearest in the 3x3 window, minus one, is above `relative_jump`.
+    """True (H, W) where depth jumps by more than `relative_jump` in the 3x3 window: see `depth_jumps`.
 
     Those are the pixels that fly between two surfaces once unprojected. A pixel with a hole or z <= 0 in its window is
     an edge.
     """
-    known = np.isfinite(depth) & (depth > 0)
-    far = _window3(np.where(known, depth, np.inf), np.maximum)
-    near = _window3(np.where(known, depth, np.inf), np.minimum)
-    with np.errstate(invalid="ignore"):  # inf / inf where a whole window is unknown
-        steady = far / near - 1.0 <= relative_jump
-    return ~steady
+    return ~(depth_jumps(depth) <= relative_jump)
 
 
 def _window3(array: NDArray[Any], reduce: np.ufunc) -> NDArray[Any]:

@@ -110,7 +110,7 @@ def try_finish(context: RunContext, samples: frozenset[str], rows: ShardRows, *p
     results = [result for part in parts for result in part if result.sample.id in samples]
     complete(context, rows, results)
     _encode_all(context, results, {})
-    if context.spec.output.points.format == "ply":
+    if context.spec.output.points.as_files:
         for result in results:
             if outcome_of(result) == "kept":
                 _encode_points(context, result)
@@ -185,7 +185,7 @@ def write_objects(context: RunContext, shard: str, token: str, results: Sequence
     """Write an attempt's point clouds and tables under names of its own."""
     attempt = f"{shard}-{token}"
     names: dict[str, str] = {}
-    if context.spec.output.points.format == "ply":
+    if context.spec.output.points.as_files:
         kept_ones = ((number, r) for number, r in enumerate(results) if outcome_of(r) == "kept")
         names = {r.sample.id: f"pointclouds/{attempt}/{number:05d}.ply" for number, r in kept_ones}
     tables = _encode_all(context, results, names)  # before any point cloud: who cannot be encoded must not have one
@@ -255,10 +255,9 @@ def _write_points(context: RunContext, name: str, result: SampleResult) -> Store
 
 def _encode_points(context: RunContext, result: SampleResult) -> tuple[int, bytes]:
     """(points, PLY file) of a sample."""
-    geometry = geometry_of(result, context.spec)
-    threshold = context.spec.output.points.edge_threshold
-    points, colours = point_cloud(result, geometry, threshold)
-    return len(points), ply_bytes(points, colours, describe(result.sample.id, geometry, threshold))
+    geometry, points = geometry_of(result, context.spec), context.spec.output.points
+    cloud = point_cloud(result, geometry, points)
+    return len(cloud), ply_bytes(cloud, describe(result.sample.id, geometry, points))
 
 
 def _outcomes(entry: PlannedShard, results: Sequence[SampleResult]) -> Iterable[SampleOutcome]:

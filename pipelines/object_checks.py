@@ -20,12 +20,12 @@ from pipelines.ledger import StoredObject, sha256
 from pipelines.read import sample_seed
 from pipelines.sinks.latents import ARRAYS
 from pipelines.sinks.parquet import DEPTH_KIND, data_schema
+from pipelines.sinks.ply import read_ply
 from pipelines.spec import JobSpec
 from pipelines.storage import Storage
 
-POINT_BYTES = 15  # float32 xyz, uint8 rgb
 # Scores and points are recorded and may change between runs of one job; the other columns may not.
-CHANGING = ("quality", "points", "colors")
+CHANGING = ("quality", "points", "colors", "normals", "confidence")
 MAY_REFER = ("depth", "prepare")  # tasks whose pictures may stay where they are; output.rgb may change between runs
 
 
@@ -132,15 +132,12 @@ def _check_picture(path: str, row: Mapping[str, Any], column: str) -> Iterator[s
 
 
 def _check_ply(stored: StoredObject, data: bytes) -> Iterator[str]:
-    header, separator, body = data.partition(b"end_header\n")
-    lines = header.decode("ascii", "replace").splitlines()
-    counts = [line.split()[-1] for line in lines if line.startswith("element vertex ")]
-    if not separator or lines[:1] != ["ply"] or len(counts) != 1 or not counts[0].isdecimal():
-        yield f"{stored.path} is not a PLY file of points."
+    try:
+        cloud = read_ply(data)
+    except ValueError as error:
+        yield f"{stored.path} {error}."
         return
-    count = int(counts[0])
-    if count != stored.rows or len(body) != POINT_BYTES * count:
-        held = f"{len(body) / POINT_BYTES:g}"
-        yield f"{stored.path} says {count} points, holds {held}, and its commit says {stored.rows}."
-    elif not np.isfinite(np.frombuffer(body, np.uint8).reshape(-1, POINT_BYTES)[:, :12].copy().view("<f4")).all():
+    if len(cloud) != stored.rows:
+        yield f"{stored.path} holds {len(cloud)} points, and its commit says {stored.rows}."
+    elif not np.isfinite(cloud.points).all():
         yield f"{stored.path} has points that are not finite."

@@ -264,7 +264,8 @@ def preview(spec: JobSpec) -> PlanPreview:
 def _sample_bytes(spec: JobSpec, model: ModelIdentity) -> float:
     copied = spec.output.rgb == "copy"
     a_pixel = (RGB_BYTES_PER_PIXEL[spec.output.image_format] if copied else 0) + DEPTH_BYTES_PER_PIXEL
-    return model.height * model.width * (a_pixel + (POINT_BYTES if spec.output.points.format != "none" else 0))
+    points = spec.output.points
+    return model.height * model.width * (a_pixel + POINT_BYTES * (points.as_files + points.as_columns))
 
 
 def _shard_bytes(spec: JobSpec, model: ModelIdentity) -> int:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from jointdit.calibration import Calibration
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -118,3 +120,4 @@ class SampleResult:
     reasons: list[str] = field(default_factory=list)  # empty means kept
     encoded: EncodedArrays | None = None  # of task encode, in place of pixels
     caption: str | None = None  # of task prepare, in place of the row's prompt
+    calibration: Calibration | None = None  # by output.points.calibrate

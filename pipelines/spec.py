@@ -134,6 +134,8 @@ class DepthToImageSpec(Spec):
     def _has_maps(self) -> Self:
         if self.input.depth is None:
             raise ValueError("input.depth is missing: say what the depth maps hold, kind: metric or kind: disparity")
+        if self.input.depth.kind == "metric" and self.output.points.calibrate is not None:
+            raise ValueError("output.points.calibrate is for depth without a unit, and the maps are metric: remove it")
         _refuse_reference(self)
         return self
 
@@ -200,7 +202,8 @@ def _refuse_sampling(spec: Spec) -> None:
         raise ValueError(
             f"input.samples_per_row must be 1 and quality.regenerate 0 for task {spec.task}: it draws nothing"
         )
-    if spec.task == "encode" and (spec.quality.filters or spec.output.points.format != "none"):
+    points = spec.output.points
+    if spec.task == "encode" and (spec.quality.filters or points.format != "none" or points.calibrate):
         raise ValueError("output.points and quality.filters need pixels, and task encode writes latents: remove them")
 
 

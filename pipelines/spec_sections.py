@@ -131,28 +131,56 @@ class InputSpec(Section):
         raise ValueError(f"must be a path, an s3:// address or a list of them, found {value!r}")
 
 
+class OutliersSpec(Section):
+    """Points whose mean distance to their nearest `neighbours` lies `ratio` standard deviations above the mean go."""
+
+    neighbours: int = Field(20, ge=2, le=1000)
+    ratio: float = Field(3.0, gt=0)
+
+
+class CalibrateSpec(Section):
+    """A metric depth model of transformers, folder or hub name, that gives each sample its range in metres."""
+
+    model: str
+
+    _path = field_validator("model")(absolute_folder)
+
+
 class PointsSpec(Section):
     """Point clouds: z = 1 / (A + B d) from z_near to z_far (metres), a pinhole camera with this vertical field of view.
 
-    Range and field of view (degrees) that are not given are assumptions and are recorded as such.
+    Range and field of view (degrees) that are not given are assumptions and are recorded as such; `calibrate` fits the
+    range to a metric depth model's map of each picture instead.
     """
 
-    format: Literal["ply", "parquet", "none"] = "none"
+    format: Literal["ply", "parquet", "both", "none"] = "none"
     z_near: float = Field(1.0, gt=0)
     z_far: float = Field(10.0, gt=0)
     fov_degrees: float = Field(55.0, gt=1, lt=179)
+    calibrate: CalibrateSpec | None = None
     edge_threshold: float = Field(0.05, gt=0)  # relative jump of depth in a 3x3 window; points beyond it are dropped
+    normals: bool = False
+    confidence: bool = False
+    voxel: float | None = Field(None, gt=0)  # metres: one point a cube of this side
+    outliers: OutliersSpec | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.z_near >= self.z_far:
             raise ValueError(f"z_near must be smaller than z_far, found {self.z_near:g} and {self.z_far:g}")
+        if self.calibrate is not None and self.model_fields_set & {"z_near", "z_far"}:
+            raise ValueError("calibrate finds the depth range: remove z_near and z_far, or calibrate")
         return self
 
     @property
-    def source(self) -> Literal["given", "assumed"]:
-        """Where range and field of view come from, for the column `intrinsics_source`."""
-        return "given" if {"z_near", "z_far", "fov_degrees"} <= self.model_fields_set else "assumed"
+    def as_files(self) -> bool:
+        """Whether there is a PLY file a sample."""
+        return self.format in ("ply", "both")
+
+    @property
+    def as_columns(self) -> bool:
+        """Whether points are columns of the tables."""
+        return self.format in ("parquet", "both")
 
 
 class OutputSpec(Section):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jointdit.depth import Intrinsics, depth_edges, depth_range, intrinsics_from_fov, metric_depth, unproject
+from jointdit.depth import Intrinsics, depth_range, intrinsics_from_fov, metric_depth
+from jointdit.points import PointCloud, cloud_of, thinned, without_outliers
 from pipelines.records import SampleResult
 
 if TYPE_CHECKING:
-    from pipelines.spec import JobSpec
+    from pipelines.spec import JobSpec, PointsSpec
 
-Source = Literal["given", "assumed"]
+Source = Literal["given", "assumed", "calibrated"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ def geometry_of(result: SampleResult, spec: JobSpec) -> Geometry:
     """The geometry of a finished sample, whose disparity (H, W) has the size that is written.
 
     The field of view is that of the whole source picture, of which a centred window may be left (`resize: crop`).
-    Metric depth maps bring their own range; else the range is the spec's. Both are assumptions unless the spec gives
-    them.
+    Metric depth maps bring their own range; else a calibration does where there is one, else the spec. Range and field
+    of view of the spec are assumptions unless it gives them.
     """
     assert result.disparity is not None
     points, row = spec.output.points, result.sample.row
@@ -41,17 +43,22 @@ def geometry_of(result: SampleResult, spec: JobSpec) -> Geometry:
     source = row.depth if row.depth is not None else row.rgb
     source_height, source_width = (height, width) if source is None else source.shape[:2]
     left, top = (source_width - width) // 2, (source_height - height) // 2
-    fx, fy, cx, cy = intrinsics_from_fov(points.fov_degrees, source_width, source_height)
-    given = points.model_fields_set
-    z_near, z_far = points.z_near, points.z_far
-    range_source: Source = "given" if {"z_near", "z_far"} <= given else "assumed"
+    given, calibration = points.model_fields_set, result.calibration
+    fov, intrinsics_source = points.fov_degrees, _source_of({"fov_degrees"} <= given)
+    if calibration is not None and calibration.focal_pixels is not None and intrinsics_source == "assumed":
+        fov = math.degrees(2 * math.atan(0.5 * source_height / calibration.focal_pixels))
+        intrinsics_source = "calibrated"
+    fx, fy, cx, cy = intrinsics_from_fov(fov, source_width, source_height)
+    z_near, z_far, range_source = points.z_near, points.z_far, _source_of({"z_near", "z_far"} <= given)
     if row.depth is not None and spec.input.depth is not None and spec.input.depth.kind == "metric":
         valid = None if row.depth_valid is None else row.depth_valid[top : top + height, left : left + width]
         z_near, z_far = depth_range(row.depth[top : top + height, left : left + width], valid)
         range_source = "given"
+    elif calibration is not None:
+        z_near, z_far, range_source = calibration.z_near, calibration.z_far, "calibrated"
     return Geometry(
         intrinsics=Intrinsics(fx, fy, cx - left, cy - top),
-        intrinsics_source="given" if "fov_degrees" in given else "assumed",
+        intrinsics_source=intrinsics_source,
         z_near=z_near,
         z_far=z_far,
         range_source=range_source,
@@ -70,15 +77,26 @@ def valid_pixels(result: SampleResult) -> NDArray[np.bool_] | None:
     return None if window.all() else window
 
 
-def point_cloud(
-    result: SampleResult, geometry: Geometry, edge_threshold: float
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """(points (N, 3) in metres, colours (N, 3)): x right, y down, z forward; holes and depth edges are left out."""
+def point_cloud(result: SampleResult, geometry: Geometry, points: PointsSpec) -> PointCloud:
+    """The sample's points in metres, x right, y down, z forward, as `output.points` asks for them.
+
+    Holes and depth edges are left out; then thinned, then cleaned of outliers, where that is asked for.
+    """
     assert result.rgb is not None
     assert result.disparity is not None
     depth = metric_depth(result.disparity, geometry.z_near, geometry.z_far)
     valid = valid_pixels(result)
     if valid is not None:
         depth = np.where(valid, depth, np.float32(np.nan))
-    keep = ~depth_edges(depth, edge_threshold)
-    return unproject(depth, *geometry.intrinsics)[keep], result.rgb[keep]
+    cloud = cloud_of(
+        depth, result.rgb, geometry.intrinsics, points.edge_threshold, points.normals, points.confidence
+    )
+    if points.voxel is not None:
+        cloud = thinned(cloud, points.voxel)
+    if points.outliers is not None:
+        cloud = without_outliers(cloud, points.outliers.neighbours, points.outliers.ratio)
+    return cloud
+
+
+def _source_of(is_given: bool) -> Source:
+    return "given" if is_given else "assumed"

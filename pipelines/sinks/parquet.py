@@ -30,7 +30,7 @@ from pipelines.sinks.geometry import geometry_of, point_cloud, valid_pixels
 from pipelines.sinks.latents import ENCODED_DESCRIPTIONS, ENCODED_FIELDS, encoded_row
 
 if TYPE_CHECKING:
-    from pipelines.spec import JobSpec
+    from pipelines.spec import JobSpec, PointsSpec
 
 Outcome = Literal["kept", "rejected", "quarantined"]
 ROW_GROUP_ROWS = 100  # what the `datasets` library writes for pictures: some 10 to 100 MB
@@ -77,7 +77,7 @@ DESCRIPTIONS = {
     "fy": "focal length in pixels",
     "cx": "principal point in pixels; the centre of pixel u is at u + 0.5",
     "cy": "principal point in pixels",
-    "intrinsics_source": "`assumed` or `given`",
+    "intrinsics_source": "`assumed`, `given` or `calibrated` (a metric depth model says it)",
     "z_near": "depth of the nearest pixel in metres: z = 1 / (A + B d), A = 1/z_far, B = 1/z_near - 1/z_far",
     "z_far": "depth of the farthest pixel in metres",
     "pointcloud": "path of the sample's PLY file relative to the dataset; null where there is none",
@@ -88,6 +88,8 @@ DESCRIPTIONS = {
     "params": "JSON: task, sampling settings, where the depth range comes from",
     "points": "x right, y down, z forward, metres; depth edges and holes left out",
     "colors": "red, green, blue of each point",
+    "normals": "of each point: a unit vector towards the camera",
+    "confidence": "of each point: 1 where depth is even around it, 0 where it jumps by the edge threshold",
     "reasons": "why the sample was rejected",
     "input": "address of the input file and row number",
     "error": "one sentence",
@@ -102,8 +104,7 @@ def data_schema(spec: JobSpec, outcome: Outcome = "kept") -> pa.Schema:
         fields = [pa.field(name, pa.string()) for name in ("id", "input", "error", "traceback")]
     else:
         fields = list(ENCODED_FIELDS if spec.task == "encode" else DATA_FIELDS)
-        if spec.output.points.format == "parquet":
-            fields += [pa.field("points", POINTS), pa.field("colors", COLOURS)]
+        fields += _point_fields(spec.output.points)
         if outcome == "rejected":
             fields.append(pa.field("reasons", pa.list_(pa.string())))
     features = {field.name: _feature(field.type) for field in fields}
@@ -206,10 +207,21 @@ def _data_row(result: SampleResult, spec: JobSpec, pointcloud: str | None) -> di
             sort_keys=True,
         ),
     }
-    if spec.output.points.format == "parquet":
-        points, colours = point_cloud(result, geometry, spec.output.points.edge_threshold)
-        row["points"], row["colors"] = list(points), list(colours)
+    if spec.output.points.as_columns:
+        cloud = point_cloud(result, geometry, spec.output.points)
+        row["points"], row["colors"] = list(cloud.points), list(cloud.colours)
+        row["normals"] = None if cloud.normals is None else list(cloud.normals)
+        row["confidence"] = cloud.confidence
     return row
+
+
+def _point_fields(points: PointsSpec) -> list[pa.Field]:
+    fields = [pa.field("points", POINTS), pa.field("colors", COLOURS)] if points.as_columns else []
+    if points.as_columns and points.normals:
+        fields.append(pa.field("normals", POINTS))
+    if points.as_columns and points.confidence:
+        fields.append(pa.field("confidence", pa.list_(pa.float32())))
+    return fields
 
 
 def _model_of(spec: JobSpec) -> str | None:

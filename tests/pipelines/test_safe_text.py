@@ -13,11 +13,12 @@ from rich.console import Console
 from jobs import report
 from jobs.cli import main
 from jointdit.errors import SpecError
+from jointdit.points import PointCloud
 from pipelines.progress import Progress
 from pipelines.safe_text import mask_secrets, printable
 from pipelines.sinks.geometry import Geometry, Intrinsics
 from pipelines.sinks.ply import describe, ply_bytes
-from pipelines.spec import load_spec
+from pipelines.spec import PointsSpec, load_spec
 from pipelines.workers import in_one_line
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"
@@ -101,8 +102,8 @@ def test_a_secret_at_the_end_of_a_long_error_is_not_cut_before_it_is_masked(secr
 def test_a_point_clouds_comments_are_single_lines_of_visible_ascii() -> None:
     geometry = Geometry(Intrinsics(1.0, 1.0, 1.0, 1.0), "given", 1.0, 2.0, "given")
     name = "a\nend_header\nelement vertex 9\x00\x1b[31m\u202e é"
-    points, colours = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
-    header = ply_bytes(points, colours, describe(name, geometry, 0.1)).decode("ascii")
+    cloud = PointCloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8))
+    header = ply_bytes(cloud, describe(name, geometry, PointsSpec())).decode("ascii")
     lines = header.splitlines()
     assert lines[2] == "comment sample a end_header element vertex 9\\x00\\x1b[31m\\u202e \\xe9"
     assert [line for line in lines if line.startswith("element")] == ["element vertex 0"]

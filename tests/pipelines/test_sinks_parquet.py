@@ -61,6 +61,8 @@ def test_the_columns_are_the_contract() -> None:
     assert data_schema(job(), "quarantined").names == ["id", "input", "error", "traceback"]
     with_points = job(output={"points": {"format": "parquet"}})
     assert data_schema(with_points).names == [*names, "points", "colors"]
+    with_all = job(output={"points": {"format": "both", "normals": True, "confidence": True}})
+    assert data_schema(with_all).names == [*names, "points", "colors", "normals", "confidence"]
 
 
 @pytest.mark.parametrize("points", ["none", "parquet"])
@@ -186,11 +188,18 @@ def test_a_cropped_window_keeps_the_cameras_rays() -> None:
 
 
 def test_points_in_columns_are_those_of_the_point_cloud() -> None:
-    spec = job(output={"points": {"format": "parquet", "edge_threshold": 0.1}})
+    extras = {"normals": True, "confidence": True}
+    spec = job(output={"points": {"format": "both", "edge_threshold": 0.1, **extras}})
     disparity = np.linspace(0, 1, HEIGHT, dtype=np.float32)[:, None].repeat(WIDTH, 1)
     made = result(0, disparity=disparity)
     table = pq.read_table(io.BytesIO(table_bytes(encode_samples([made], spec, "kept"))))
-    points, colours = point_cloud(made, geometry_of(made, spec), 0.1)
-    assert 0 < len(points) < HEIGHT * WIDTH
-    np.testing.assert_array_equal(np.array(table["points"][0].as_py(), np.float32), points)
-    np.testing.assert_array_equal(np.array(table["colors"][0].as_py(), np.uint8), colours)
+    cloud = point_cloud(made, geometry_of(made, spec), spec.output.points)
+    assert 0 < len(cloud) < HEIGHT * WIDTH
+    for name, values in (
+        ("points", cloud.points),
+        ("colors", cloud.colours),
+        ("normals", cloud.normals),
+        ("confidence", cloud.confidence),
+    ):
+        assert values is not None
+        np.testing.assert_array_equal(np.array(table[name][0].as_py(), values.dtype), values)
