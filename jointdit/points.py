@@ -95,7 +95,9 @@ def thinned(cloud: PointCloud, voxel: float) -> PointCloud:
     try:
         _, _, cubes = _open3d_cloud(cloud).voxel_down_sample_and_trace(voxel, low, high)
     except RuntimeError as error:
-        raise RowError(f"point cloud spans {float((high - low).max()):.4g} m: voxel {voxel:g} m is too small.") from error
+        raise RowError(
+            f"point cloud spans {float((high - low).max()):.4g} m: voxel {voxel:g} m is too small."
+        ) from error
     members = sorted((np.sort(np.asarray(cube, np.int64)) for cube in cubes), key=lambda cube: int(cube[0]))
     sizes = np.array([len(cube) for cube in members])
     order, starts = np.concatenate(members), np.concatenate([[0], np.cumsum(sizes)[:-1]])

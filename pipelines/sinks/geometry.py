@@ -88,9 +88,7 @@ def point_cloud(result: SampleResult, geometry: Geometry, points: PointsSpec) ->
     valid = valid_pixels(result)
     if valid is not None:
         depth = np.where(valid, depth, np.float32(np.nan))
-    cloud = cloud_of(
-        depth, result.rgb, geometry.intrinsics, points.edge_threshold, points.normals, points.confidence
-    )
+    cloud = cloud_of(depth, result.rgb, geometry.intrinsics, points.edge_threshold, points.normals, points.confidence)
     if points.voxel is not None:
         cloud = thinned(cloud, points.voxel)
     if points.outliers is not None:

@@ -110,4 +110,6 @@ def _take(vertices: NDArray[Any], fields: list[tuple[str, str]], kind: Any) -> N
 
 
 def _one_line(text: str) -> str:
-    return printable(" ".join(text.split())).encode("ascii", "backslashreplace").decode("ascii")
+    """Visible ASCII without the words that end a header: trimesh looks for them in any line."""
+    line = printable(" ".join(text.split())).encode("ascii", "backslashreplace").decode("ascii")
+    return line.replace("end_header", "end-header")

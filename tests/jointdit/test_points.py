@@ -43,7 +43,7 @@ def test_unprojection_agrees_with_open3ds_of_rgbd() -> None:
     scene = exact_scene("box", 24, 32)
     cloud = cloud_of(scene.depth, scene.rgb, scene.camera, EVERYTHING)
     fx, fy, cx, cy = scene.camera
-    # Open3D puts the centre of pixel u at u, we put it at u + 0.5; it truncates at 3 m and turns grey unless told not to.
+    # Open3D puts the centre of pixel u at u, we put it at u + 0.5; by default it truncates at 3 m and turns grey.
     camera = o3d.camera.PinholeCameraIntrinsic(32, 24, fx, fy, cx - 0.5, cy - 0.5)
     rgbd = o3d.geometry.RGBDImage.create_from_color_and_depth(
         o3d.geometry.Image(scene.rgb),

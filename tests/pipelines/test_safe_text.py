@@ -105,7 +105,7 @@ def test_a_point_clouds_comments_are_single_lines_of_visible_ascii() -> None:
     cloud = PointCloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8))
     header = ply_bytes(cloud, describe(name, geometry, PointsSpec())).decode("ascii")
     lines = header.splitlines()
-    assert lines[2] == "comment sample a end_header element vertex 9\\x00\\x1b[31m\\u202e \\xe9"
+    assert lines[2] == "comment sample a end-header element vertex 9\\x00\\x1b[31m\\u202e \\xe9"
     assert [line for line in lines if line.startswith("element")] == ["element vertex 0"]
     assert lines.count("end_header") == 1
 

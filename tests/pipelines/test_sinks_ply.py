@@ -94,7 +94,7 @@ def test_the_header_says_what_the_numbers_mean_and_cannot_be_broken_by_an_id() -
     header = data[: data.index(b"\nend_header\n")].decode("ascii")
     lines = header.split("\n")
     assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
-    assert "comment sample walls/0 end_header \\xfc" in lines
+    assert "comment sample walls/0 end-header \\xfc" in lines
     assert "comment coordinates x right, y down, z forward, camera at the origin, metres" in lines
     assert f"comment z_near {geometry.z_near:g} z_far {geometry.z_far:g} (given)" in lines
     assert "comment thinned to one point, the mean, in cubes of 0.1 metres" in lines
