@@ -32,8 +32,8 @@ format: setup ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup ## every test but the slow ones
-	$(BIN)/python -m pytest
+test: setup ## every test but the slow ones, in two processes: most of them wait
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## the slow ones
 	$(BIN)/python -m pytest -m slow --timeout 1800

@@ -27,7 +27,7 @@ WHITE_FROM = 106
 SURFACE_MIN_SHARE = 0.15  # of the half of the picture where a floor or a wall belongs
 OBJECT_MIN_SHARE = 0.0025  # of the picture: a quarter of what a small sphere at the far end covers
 
-_NAMED = re.compile(rf"\b({'|'.join(NAMES)}) (floor|wall|{'|'.join(SHAPES)})\b")
+_NAMED = re.compile(rf"\b({'|'.join(NAMES)}) (floor|ground|wall|sky|(?:{'|'.join(SHAPES)})s?)\b")
 
 
 class NamedColour(NamedTuple):
@@ -59,7 +59,7 @@ class TwoObjectReport:
 
 def named_colours(prompt: str) -> list[NamedColour]:
     """The colours of floor, wall and objects in a prompt of the scenes' wording, in order."""
-    parts = {"floor": "floor", "wall": "wall"}
+    parts = {"floor": "floor", "ground": "floor", "wall": "wall", "sky": "wall"}
     return [NamedColour(parts.get(noun, "object"), colour) for colour, noun in _NAMED.findall(prompt.lower())]
 
 

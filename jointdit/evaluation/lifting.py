@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from jointdit.depth import depth_edges, unproject
 from jointdit.evaluation.alignment import Alignment, FloatArray
 from jointdit.evaluation.metrics import clipped_depth
-from jointdit.scenes import Scene
+from jointdit.scenes import FLAT_SHAPES, Scene
 from jointdit.scenes.open3d_import import import_open3d
 
 DEPTH_RANGE = (1e-3, 80.0)  # metres
-FLAT_SHAPES = ("cube",)
 ON_PLANE = 1e-3  # of a point's depth: how far a pixel's exact point may lie from a plane it belongs to
 SMALLEST_PLANE = 0.005  # of the picture
 CANDIDATES = 64  # places a plane is looked for at, a surface

@@ -1,19 +1,23 @@
 """Procedural RGB-D scenes with exact depth, by ray casting on the CPU.
 
-Read in this order: vocabulary (the words), layout (a scene from a seed), render (picture and depth), caption (the
-sentence). They are the demo's input, the tiny checkpoint's training data and the ground truth of tests.
+Read in this order: vocabulary (the words), layout (what a scene is), sampling (a scene from a seed), meshes and
+textures, render (picture and depth), caption (the sentence). They are the demo's input, the tiny checkpoint's training
+data and the ground truth of tests.
 """
 
-from jointdit.scenes.layout import Layout, SceneObject, sample_layout
+from jointdit.scenes.layout import Layout, Mention, SceneObject
 from jointdit.scenes.render import Scene, render_layout, render_scene
-from jointdit.scenes.vocabulary import COLOURS, COLUMNS, SHAPES, SIZES
+from jointdit.scenes.sampling import sample_layout
+from jointdit.scenes.vocabulary import COLOURS, COLUMNS, FLAT_SHAPES, SHAPES, SIZES
 
 __all__ = [
     "COLOURS",
     "COLUMNS",
+    "FLAT_SHAPES",
     "SHAPES",
     "SIZES",
     "Layout",
+    "Mention",
     "Scene",
     "SceneObject",
     "render_layout",

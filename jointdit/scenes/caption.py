@@ -1,42 +1,88 @@
-"""The sentence that tells what is in a scene, and where."""
+"""The sentence that tells what is in a scene, and where: in free order, with counts, sizes, places and relations."""
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
-from jointdit.scenes.layout import Layout, SceneObject, Surface
+from jointdit.scenes.layout import Layout, Mention, SceneObject, Surface
+from jointdit.scenes.vocabulary import COUNTS
+
+LONGEST = 37  # words and commas: what the tiny checkpoint's text encoder reads
 
 
 def describe(layout: Layout, seed: int) -> str:
     """Caption of a scene, e.g. "a large red sphere on the left, on a checkered blue floor in front of a white wall".
 
-    The wording (order, whether size, place and texture are told) is drawn from the seed, in a stream of its own.
+    The wording (order, whether size, place, material and texture are told) is drawn from the seed, in a stream of its
+    own. Colours, shapes and counts are always told; of a caption that is too long, details are left out.
     """
     rng = np.random.default_rng([20250500482, seed, 1])
-    told = [_object_words(o, size=rng.random() < 0.8, place=rng.random() < 0.85) for o in layout.objects]
-    if rng.random() < 0.3:
-        told = told[::-1]
-    things = told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
-    textures = rng.random() < 0.6
-    floor = _surface_words(layout.floor, "floor", textures)
-    wall = _surface_words(layout.wall, "wall", textures)
-    if rng.random() < 0.25:
+    detail = 1.0
+    while True:
+        caption = _compose(layout, rng, detail)
+        if detail <= 0 or len(re.findall(r"\w+|,", caption)) <= LONGEST:
+            return caption
+        detail -= 0.25
+
+
+def _compose(layout: Layout, rng: np.random.Generator, detail: float) -> str:
+    things = _things(layout, rng, detail)
+    texture = rng.random() < 0.6 * detail
+    floor = _surface_words(layout.floor, "ground" if layout.outdoors else "floor", texture)
+    wall = _surface_words(layout.wall, "sky" if layout.outdoors else "wall", texture)
+    before = "under" if layout.outdoors else "in front of"
+    if layout.light_kind == "soft" and rng.random() < 0.5 * detail:
+        things += " in soft light"
+    order = rng.random()
+    if order < 0.45:
+        return f"{things}, on {floor} {before} {wall}"
+    if order < 0.65:
         return f"{floor} and {wall}, with {things}"
-    return f"{things}, on {floor} in front of {wall}"
+    if order < 0.8:
+        return f"{before} {wall}, {things} on {floor}"
+    if order < 0.9:
+        return f"{wall}, {floor}, {things}"
+    return f"on {floor}, {things}, {'above it' if layout.outdoors else 'behind it'} {wall}"
 
 
-def _object_words(thing: SceneObject, *, size: bool, place: bool) -> str:
-    words = (
-        ["a", thing.size, thing.colour, thing.shape] if size else [_article(thing.colour), thing.colour, thing.shape]
-    )
-    if place:
-        words.append("in the middle" if thing.column == "middle" else f"on the {thing.column}")
-    return " ".join(words)
+def _things(layout: Layout, rng: np.random.Generator, detail: float) -> str:
+    """The phrases of all mentions; a mention with a relation stays before the one it names."""
+    phrases: list[str] = []
+    pending = ""
+    for mention in layout.mentions:
+        thing = layout.objects[mention.objects[0]]
+        words = _object_words(thing, len(mention.objects), rng, detail)
+        if mention.relation:
+            pending = f"{words} {mention.relation} "
+            continue
+        phrases.append(pending + words + _place(thing, mention, rng, detail))
+        pending = ""
+    if rng.random() < 0.3:
+        phrases.reverse()
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def _object_words(thing: SceneObject, count: int, rng: np.random.Generator, detail: float) -> str:
+    words = [thing.size] if rng.random() < 0.75 * detail else []
+    words += [thing.material] if thing.material != "matte" and rng.random() < 0.7 * detail else []
+    words += [thing.texture] if thing.texture != "plain" and rng.random() < 0.7 * detail else []
+    words += [thing.colour, thing.shape if count == 1 else f"{thing.shape}s"]
+    return " ".join([COUNTS[count] if count > 1 else _article(words[0]), *words])
+
+
+def _place(thing: SceneObject, mention: Mention, rng: np.random.Generator, detail: float) -> str:
+    if len(mention.objects) > 1 or rng.random() > 0.8 * detail:
+        return ""
+    return " in the middle" if thing.column == "middle" else f" on the {thing.column}"
 
 
 def _surface_words(surface: Surface, kind: str, texture: bool) -> str:
     words = [surface.texture] if texture and surface.texture != "plain" else []
     words += [surface.colour, kind]
+    if kind == "ground":
+        return " ".join(words)
     return f"{_article(words[0])} {' '.join(words)}"
 
 

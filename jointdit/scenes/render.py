@@ -7,17 +7,20 @@ cy = height / 2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jointdit.scenes.caption import describe
-from jointdit.scenes.layout import Layout, SceneObject, Surface, sample_layout
+from jointdit.scenes.layout import Layout, SceneObject
+from jointdit.scenes.meshes import smooth_normals, unit_mesh
 from jointdit.scenes.open3d_import import import_open3d
+from jointdit.scenes.sampling import sample_layout
+from jointdit.scenes.textures import object_texture, surface_texture
 from jointdit.scenes.vocabulary import COLOURS
 
-AMBIENT = 0.55  # share of a surface's colour that shadow leaves
+AMBIENT = {"hard": 0.55, "soft": 0.72}  # share of a surface's colour that shadow leaves, by the kind of light
+SHINE, SHINE_POWER = 70.0, 60  # of 255: the highlight of shiny things, and how narrow it is
 SUPERSAMPLING = 2  # rays per pixel and axis for colour; depth is cast once, through the pixel's centre
 FAR = 40.0  # metres: half the size of the floor and walls
 
@@ -101,9 +104,14 @@ def render_layout(layout: Layout, seed: int, width: int = 128, height: int = 128
     lit = ~shadow_caster.test_occlusions(
         open3d.core.Tensor(np.ascontiguousarray(shadow_rays)), nthreads=threads
     ).numpy()
+    local = _local_points(layout, geometry, points)
     lambert = np.clip(normals @ light, 0, 1) * lit
-    shade = AMBIENT + (1 - AMBIENT) * lambert
-    colour = _albedo(layout, geometry, points) * shade[:, None]
+    ambient = AMBIENT[layout.light_kind]
+    shade = ambient + (1 - ambient) * lambert
+    if layout.outdoors:
+        shade = np.where(geometry == 1, 1.0, shade)  # the sky is no wall: it has no shade
+    colour = _albedo(layout, geometry, points, local) * shade[:, None]
+    colour += _highlights(layout, geometry, normals, colour_rays[:, 3:], light, lit)[:, None]
     s = SUPERSAMPLING
     picture = colour.reshape(height, s, width, s, 3).mean(axis=(1, 3))
     return Scene(
@@ -149,12 +157,16 @@ def _geometry(layout: Layout) -> list[tuple[FloatArray, NDArray[np.uint32]]]:
     for x in _side_walls(layout):
         meshes.append(sheet([(x, -1, -FAR), (x, -1, FAR), (x, FAR, FAR), (x, FAR, -FAR)]))
     for thing in layout.objects:
-        vertices, triangles = _unit_mesh(thing.shape)
-        c, s = np.cos(thing.turn), np.sin(thing.turn)
-        turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-        placed = vertices @ turn.T * thing.half_extent + np.array([thing.x, thing.half_extent, thing.z])
+        vertices, triangles = unit_mesh(thing.shape)
+        placed = vertices @ _turn(thing).T * thing.half_extent + np.array([thing.x, thing.y, thing.z])
         meshes.append((placed.astype(np.float32), triangles))
     return meshes
+
+
+def _turn(thing: SceneObject) -> NDArray[np.float64]:
+    """(3, 3) rotation about y from the unit mesh to the world."""
+    c, s = np.cos(thing.turn), np.sin(thing.turn)
+    return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
 
 
 def _side_walls(layout: Layout) -> list[float]:
@@ -170,73 +182,57 @@ def _labels(layout: Layout) -> NDArray[np.uint8]:
     return np.array([0] + [1] * (_first_object(layout) - 1) + [2 + i for i in range(len(layout.objects))], np.uint8)
 
 
-@cache
-def _unit_mesh(shape: str) -> tuple[NDArray[np.float64], NDArray[np.uint32]]:
-    """A mesh inside [-1, 1]^3, axis along y, so fine that facets are 1e-3 of the radius from the true surface."""
-    create = import_open3d().geometry.TriangleMesh
-    if shape == "sphere":
-        mesh = create.create_sphere(1.0, resolution=40)
-    elif shape == "cube":
-        # With half extent 1 its corners would reach 1.41: 0.85 keeps it near the others' size, standing on y = -1.
-        mesh = create.create_box(1.7, 1.7, 1.7).translate((-0.85, -1.0, -0.85))
-    elif shape == "cylinder":
-        mesh = create.create_cylinder(0.8, 2.0, resolution=80, split=1)
-    else:
-        mesh = create.create_cone(1.0, 2.0, resolution=80, split=1).translate((0, 0, -1))
-    vertices = np.asarray(mesh.vertices)
-    if shape in ("cylinder", "cone"):
-        vertices = vertices[:, [0, 2, 1]] * (1, 1, -1)
-    return vertices, np.asarray(mesh.triangles).astype(np.uint32)
+def _local_points(layout: Layout, geometry: NDArray[np.int64], points: FloatArray) -> FloatArray:
+    """(N, 3) points on objects in their unit mesh's frame; zero elsewhere."""
+    local = np.zeros_like(points)
+    for i, thing in enumerate(layout.objects):
+        here = geometry == _first_object(layout) + i
+        centre = np.array([thing.x, thing.y, thing.z], np.float32)
+        local[here] = (points[here] - centre) @ _turn(thing).astype(np.float32) / np.float32(thing.half_extent)
+    return local
 
 
 def _normals(
     layout: Layout, geometry: NDArray[np.int64], points: FloatArray, facets: FloatArray, directions: FloatArray
 ) -> FloatArray:
     """(N, 3) unit normals towards the camera; round sides get their smooth normal instead of the facet's."""
-    normals = facets.copy()
-    first = _first_object(layout)
+    normals, local = facets.copy(), _local_points(layout, geometry, points)
     for i, thing in enumerate(layout.objects):
-        if thing.shape == "cube":
-            continue
-        here = np.flatnonzero(geometry == first + i)
-        offset = points[here] - np.array([thing.x, thing.half_extent, thing.z], np.float32)
-        if thing.shape == "sphere":
-            normals[here] = offset
-        else:
-            side = np.abs(facets[here, 1]) < 0.9
-            radial = offset[side] * np.array([1, 0, 1], np.float32)
-            radial /= np.linalg.norm(radial, axis=1, keepdims=True) + 1e-9
-            if thing.shape == "cone":
-                radial[:, 1] = 0.5  # the slope: radius 1 over height 2
-            normals[here[side]] = radial
+        here = geometry == _first_object(layout) + i
+        turn = _turn(thing).astype(np.float32)
+        normals[here] = smooth_normals(thing.shape, local[here], facets[here] @ turn) @ turn.T
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
     away = np.sum(normals * directions, axis=1) > 0
     normals[away] *= -1
     return normals
 
 
-def _albedo(layout: Layout, geometry: NDArray[np.int64], points: FloatArray) -> FloatArray:
+def _albedo(layout: Layout, geometry: NDArray[np.int64], points: FloatArray, local: FloatArray) -> FloatArray:
     """(N, 3) colour 0..255 before shading."""
     surfaces = [layout.floor.colour] + [layout.wall.colour] * (_first_object(layout) - 1)
     palette = np.array([COLOURS[name] for name in surfaces + [o.colour for o in layout.objects]], np.float32)
     colour = palette[geometry]
-    floor, wall = geometry == 0, (geometry >= 1) & (geometry < len(surfaces))
-    colour[floor] *= _texture(layout.floor, points[floor][:, [0, 2]])[:, None]
-    along = points[wall][:, 0] + points[wall][:, 2]
-    colour[wall] *= _texture(layout.wall, np.stack([along, points[wall][:, 1]], axis=1))[:, None]
+    for surface, here in ((layout.floor, geometry == 0), (layout.wall, (geometry >= 1) & (geometry < len(surfaces)))):
+        x, y, z = points[here].T
+        position = np.stack([x, z] if surface is layout.floor else [x + z, y], axis=1)
+        colour[here] *= surface_texture(surface.texture, surface.period, position)[:, None]
+    for i, thing in enumerate(layout.objects):
+        here = geometry == len(surfaces) + i
+        colour[here] *= object_texture(thing.texture, local[here])[:, None]
     return colour
 
 
-def _texture(surface: Surface, position: FloatArray) -> FloatArray:
-    """(N,) brightness factor at (N, 2) metres on the surface."""
-    a, b = (position / surface.period).T
-    if surface.texture == "checkered":
-        dark = (np.floor(a) + np.floor(b)) % 2 == 1
-    elif surface.texture == "striped":
-        dark = np.floor(a) % 2 == 1
-    elif surface.texture == "brick":
-        row = np.floor(b * 2)
-        dark = (np.mod(b * 2, 1) < 0.14) | (np.mod(a + 0.5 * np.mod(row, 2), 1) < 0.07)
-    else:
-        return np.ones(len(position), np.float32)
-    return np.where(dark, np.float32(0.82), np.float32(1.0))
+def _highlights(
+    layout: Layout,
+    geometry: NDArray[np.int64],
+    normals: FloatArray,
+    directions: FloatArray,
+    light: FloatArray,
+    lit: NDArray[np.bool_],
+) -> FloatArray:
+    """(N,) what the light's reflection adds to each channel on shiny things (Blinn-Phong), 0..255."""
+    shiny = [_first_object(layout) + i for i, thing in enumerate(layout.objects) if thing.material == "shiny"]
+    half = light - directions
+    half /= np.linalg.norm(half, axis=1, keepdims=True) + 1e-9
+    facing = np.clip(np.sum(normals * half, axis=1), 0, 1)
+    return np.where(np.isin(geometry, shiny) & lit, SHINE * facing**SHINE_POWER, 0).astype(np.float32)

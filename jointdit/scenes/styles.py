@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jointdit.depth import unproject
 from jointdit.scenes.render import Scene
-from jointdit.scenes.vocabulary import COLOURS
+from jointdit.scenes.vocabulary import COLOURS, FLAT_SHAPES
 
 TOON_BANDS = (0.55, 0.78, 1.0)  # brightness of dark, middle and lit areas, as shares of the surface's brightest
 TOON_LIMITS = (0.66, 0.9)  # where a band ends, in the same unit
@@ -93,11 +93,11 @@ def edges(scene: Scene) -> NDArray[np.bool_]:
 
 
 def _may_crease(scene: Scene) -> NDArray[np.bool_]:
-    """(H, W) floor, walls and cubes (round objects turn at every pixel), where normals see one label alone."""
-    cubes = [2 + i for i, thing in enumerate(scene.objects) if thing.shape == "cube"]
+    """(H, W) floor, walls and flat shapes (round ones turn at every pixel), where normals see one label alone."""
+    flat = [2 + i for i, thing in enumerate(scene.objects) if thing.shape in FLAT_SHAPES]
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(scene.label, 1, mode="edge"), (3, 3))
     inside = windows.min(axis=(2, 3)) == windows.max(axis=(2, 3))
-    return np.asarray(inside & np.isin(scene.label, [0, 1, *cubes]))
+    return np.asarray(inside & np.isin(scene.label, [0, 1, *flat]))
 
 
 def _normals(scene: Scene) -> NDArray[np.float32]:

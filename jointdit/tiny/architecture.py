@@ -16,12 +16,27 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from jointdit.scenes.vocabulary import COLOURS, COLUMNS, FLOOR_TEXTURES, SHAPES, SIZES, WALL_TEXTURES
+from jointdit.scenes.vocabulary import (
+    COLOURS,
+    COLUMNS,
+    COUNTS,
+    FLOOR_TEXTURES,
+    MATERIALS,
+    OBJECT_TEXTURES,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    SKY_TEXTURES,
+    WALL_TEXTURES,
+)
 
 IMAGE_SIZE = 128
-MAX_SEQUENCE_LENGTH = 40  # T5 tokens; the longest caption of three objects takes 37
+MAX_SEQUENCE_LENGTH = 40  # T5 tokens; the longest caption takes 37, its full stop and the end token two more
 CLIP_LENGTH = 48
-CAPTION_WORDS = ("a", "an", "and", "with", "on", "in", "front", "of", "the", "floor", "wall")
+CAPTION_WORDS: tuple[str, ...] = (
+    *("a", "an", "and", "with", "on", "in", "front", "of", "the", "floor", "wall"),
+    *("ground", "sky", "under", "above", "behind", "it", "soft", "light"),
+)
 
 
 def vocabulary() -> list[str]:
@@ -30,10 +45,16 @@ def vocabulary() -> list[str]:
         CAPTION_WORDS,
         COLOURS,
         SHAPES,
+        (f"{shape}s" for shape in SHAPES),
         SIZES,
         COLUMNS,
+        COUNTS.values(),
+        (word for relation in RELATIONS for word in relation.split()),
+        MATERIALS,
+        OBJECT_TEXTURES,
         FLOOR_TEXTURES,
         WALL_TEXTURES,
+        SKY_TEXTURES,
     )
     return list(dict.fromkeys(word for group in groups for word in group))
 
@@ -80,7 +101,7 @@ def t5_tokenizer() -> T5Tokenizer:
     """Unigram that keeps each vocabulary word whole and spells any other word in letters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
     pieces += [(f"▁{word}", -2.0) for word in vocabulary()]
-    pieces += [(f"▁{word.capitalize()}", -2.0) for word in ("a", "an")]  # captions start with one of them
+    pieces += [(f"▁{word.capitalize()}", -2.0) for word in vocabulary()]  # captions are written as sentences too
     pieces += [(chr(code), -10.0) for code in range(33, 127)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MAX_SEQUENCE_LENGTH)
 

@@ -12,7 +12,7 @@ from jointdit.evaluation.colours import check_two_objects, names_two_objects
 from jointdit.evaluation.lifting import planes_of, score_lifting
 from jointdit.evaluation.scenes import held_out_scenes
 from jointdit.evaluation.spectra import radial_counts, radial_power, record_spectra
-from jointdit.scenes import COLOURS
+from jointdit.scenes import COLOURS, FLAT_SHAPES
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_planes_are_floor_walls_and_faces_and_cover_them(scenes):
         assert total.max() == 1
         flat = scene.label <= 1
         assert (total[flat] == 1).mean() > 0.97
-        round_things = [2 + i for i, thing in enumerate(scene.objects) if thing.shape != "cube"]
+        round_things = [2 + i for i, thing in enumerate(scene.objects) if thing.shape not in FLAT_SHAPES]
         assert not total[np.isin(scene.label, round_things)].any()
 
 
