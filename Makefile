@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-slow chaos clean
+.PHONY: help setup demo check format test test-slow chaos manifests clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -41,6 +41,15 @@ test-slow: setup ## the slow ones
 chaos: setup ## a storm of faults over 2,000 rows, and the exact account; SEED=n for another one
 	$(BIN)/python -m tests.chaos.storm --seed $(SEED) --rows 2000 --faults 300
 	$(BIN)/python -m tests.chaos.storm --seed $(SEED) --rows 60 --faults 20 --deaths 0.3 --model tiny
+
+SUBMIT = $(BIN)/jointdit submit infra/kuberay/job.yaml --kube --dry-run
+IN_GCS = --set 'input.uri=gs://corpus/prompts/*.parquet' --set output.uri=gs://datasets/nightly-indoor
+
+manifests: setup ## the examples in infra/kuberay, from the models that `jointdit submit` uses
+	$(SUBMIT) --store s3 > infra/kuberay/s3.yaml
+	$(SUBMIT) --store gcs $(IN_GCS) > infra/kuberay/gcs.yaml
+	$(SUBMIT) --store minio > infra/kuberay/minio.yaml
+	$(SUBMIT) --store s3 --schedule '0 1 * * *' > infra/kuberay/nightly.yaml
 
 clean: ## remove what the commands above made, the environment included
 	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -17,6 +17,7 @@ import typer
 
 from jobs import datasets
 from jobs.datasets import Overrides, SpecFile
+from jobs.submit import submit
 from jointdit.errors import JointDiTError
 from pipelines.safe_text import mask_secrets, printable
 
@@ -47,6 +48,7 @@ def root(debug: Debug = False) -> None:
 for command, example in (
     (datasets.run, "run jobs/joint.yaml --set model.steps=4"),
     (datasets.plan, "plan jobs/depth.yaml"),
+    (submit, "submit infra/kuberay/job.yaml --kube --dry-run"),
     (datasets.status, "status s3://datasets/nightly-indoor --watch"),
     (datasets.validate, "validate runs/joint"),
     (datasets.retry, "retry s3://datasets/nightly-indoor --quarantined"),

@@ -92,19 +92,24 @@ def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
     when a second driver runs on the same cluster: its workers wait until these are gone.
 
     Raises:
-        PermanentError: more workers are asked for than its GPUs can hold.
+        PermanentError: more workers are asked for than its GPUs can hold, or as many as there are and there are none.
     """
     import ray
 
     total = ray.cluster_resources()
     gpus = total.get("GPU", 0.0)
-    if gpus > 0:
+    if resources.device == "cuda" or (resources.device == "auto" and gpus > 0):
         room = int(gpus / resources.gpus_per_worker)
         workers = room if resources.workers == "auto" else resources.workers
-        if not 1 <= workers <= room:
+        if workers < 1 and resources.device == "cuda":
+            raise PermanentError(
+                "resources.workers: auto takes the GPUs there are, and the cluster has none yet: give the number that "
+                "it may grow to."
+            )
+        if resources.device == "auto" and not 1 <= workers <= room:
             raise PermanentError(
                 f"resources: {max(1, workers)} workers of {resources.gpus_per_worker:g} GPUs do not fit into a cluster "
-                f"with {gpus:g}: ask for fewer."
+                f"with {gpus:g}: ask for fewer, or set resources.device to cuda for one that grows."
             )
         spare = total.get("CPU", 0.0) - workers  # for tasks of one CPU each
         return WorkerPlan(workers, resources.gpus_per_worker, 1.0 if spare >= 2 else 0.0, 1.0, 1, "cuda")

@@ -222,7 +222,9 @@ class ResourcesSpec(Section):
     """How much of the cluster: `auto` takes all its GPUs, or its CPUs where it has none."""
 
     workers: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)] = "auto"
-    gpus_per_worker: float = Field(1.0, gt=0)
+    # cuda: wait for GPUs, also where the cluster has none yet because it grows when they are asked for.
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    gpus_per_worker: float = Field(1.0, gt=0)  # below 1 several small models share a GPU
     shards_in_flight: int = Field(3, ge=1, le=16)  # a worker; more hides slower storage and costs memory
     start_seconds: float = Field(1800.0, gt=0)  # to load the model: tens of gigabytes from a cold disk take minutes
     stall_seconds: float = Field(900.0, gt=0)  # a worker with work that finishes no batch for so long is taken for dead
@@ -230,3 +232,12 @@ class ResourcesSpec(Section):
     # wins; never before straggler_seconds. null: never.
     straggler_factor: float | None = Field(3.0, gt=1)
     straggler_seconds: float = Field(30.0, ge=0)
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _one_gpu(cls, value: float) -> float:
+        if value > 1:
+            raise ValueError(
+                f"must be at most 1, found {value:g}: a worker runs one model on one GPU, so ask for more workers"
+            )
+        return value

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
 
 import pipelines.cluster
+from jobs.drain import drain_node, wait_until_empty
 from jointdit.errors import PermanentError
 from pipelines.run import run_job
 from pipelines.spec import JobSpec, load_spec
@@ -63,15 +62,6 @@ def make_spec(folder: Path, name: str, samples: int) -> JobSpec:
     )
 
 
-def drain(cluster: Cluster, node: str) -> None:
-    """A preemption notice, an hour ahead."""
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    accepted, why = GcsClient(address=cluster.address).drain_node(
-        node, reason, "notice", int(time.time() + 3600) * 1000
-    )
-    assert accepted, why
-
-
 def when(condition: Callable[[], bool], what: Callable[[], None]) -> threading.Thread:
     """Do something on a thread of its own as soon as a condition holds."""
 
@@ -96,7 +86,8 @@ def lose_nodes(folder: Path, cluster: Cluster, drained: Any, killed: Any) -> dic
 
     def warn() -> None:
         notice["calls"] = len(stand_in.read_calls(spec))
-        drain(cluster, drained.node_id)
+        drain_node(cluster.address, drained.node_id, 3600.0)
+        notice["is_empty"] = wait_until_empty(drained.node_id, time.monotonic() + 120)
 
     def kill() -> None:
         cluster.remove_node(killed, allow_graceful=False)
@@ -113,6 +104,7 @@ def lose_nodes(folder: Path, cluster: Cluster, drained: Any, killed: Any) -> dic
         "calls": len(calls),
         "calls_on_drained_after_notice": sum(node == drained.node_id for _, node, _ in calls[notice["calls"] :]),
         "calls_on_killed": sum(node == killed.node_id for _, node, _ in calls),
+        "drained_is_empty": notice["is_empty"],
         "killed_is_dead": not next(n for n in ray.nodes() if n["NodeID"] == killed.node_id)["Alive"],
     }
 

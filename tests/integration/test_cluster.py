@@ -25,6 +25,13 @@ def test_workers_follow_the_cpus_where_there_is_no_gpu(ray_cluster: None) -> Non
         assert plan.threads >= 1
 
 
+def test_workers_wait_for_gpus_that_a_cluster_may_grow(ray_cluster: None) -> None:
+    plan = plan_workers(ResourcesSpec(workers=8, device="cuda", gpus_per_worker=0.5))
+    assert (plan.workers, plan.num_gpus, plan.device) == (8, 0.5, "cuda")
+    with pytest.raises(PermanentError, match="the cluster has none yet: give the number that it may grow to"):
+        plan_workers(ResourcesSpec(device="cuda"))
+
+
 @pytest.mark.parametrize(
     ("nodes", "workers", "share"),
     [
@@ -67,7 +74,7 @@ ray.init(num_gpus=4, num_cpus=8, include_dashboard=False, log_to_driver=False)
 print(plan_workers(ResourcesSpec()))
 print(plan_workers(ResourcesSpec(workers=3, gpus_per_worker=0.5)))
 try:
-    plan_workers(ResourcesSpec(workers=3, gpus_per_worker=2))
+    plan_workers(ResourcesSpec(workers=5))
 except PermanentError as error:
     print(error)
 """
@@ -83,7 +90,7 @@ def test_a_local_ray_of_our_own_and_a_cluster_with_gpus() -> None:
     assert lines[:3] == ["token True True", "True", "False"]
     assert lines[3] == "WorkerPlan(workers=4, num_gpus=1.0, num_cpus=1.0, task_cpus=1.0, threads=1, device='cuda')"
     assert lines[4].startswith("WorkerPlan(workers=3, num_gpus=0.5")
-    assert lines[5] == "resources: 3 workers of 2 GPUs do not fit into a cluster with 4: ask for fewer."
+    assert lines[5].startswith("resources: 5 workers of 1 GPUs do not fit into a cluster with 4: ask for fewer, or set")
 
 
 @pytest.mark.timeout(120)

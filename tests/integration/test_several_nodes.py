@@ -57,6 +57,7 @@ def test_a_node_that_is_drained_gets_no_new_shards(story: dict[str, Any]) -> Non
     assert story["nodes"]["calls_on_drained_after_notice"] <= IN_FLIGHT * SHARD, "what it had, and no more"
     # Without that the cluster only has room for fewer workers, and which of them is ended at once is chance.
     assert "leaves: its node is being drained" in story["log"], "it may finish what it is at"
+    assert story["nodes"]["drained_is_empty"], "a pod's hook waits for that"
 
 
 @pytest.mark.timeout(300)

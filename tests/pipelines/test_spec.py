@@ -124,6 +124,11 @@ BAD = {
     "not finite": (changed(MINIMAL, "model.guidance", float("nan")), "model.guidance must be"),
     "list for a section": (changed(MINIMAL, "model", [1]), "model must be a section with keys of its own, found (1,)."),
     "too small": (changed(MINIMAL, "model.steps", 0), "model.steps must be at least 1, found 0."),
+    "two GPUs for one model": (
+        changed(MINIMAL, "resources.gpus_per_worker", 2.0),
+        "resources.gpus_per_worker must be at most 1, found 2: a worker runs one model on one GPU, so ask for more "
+        "workers.",
+    ),
     "negative seed": (changed(MINIMAL, "seed", -1), "seed must be at least 0, found -1."),
     "fraction above one": (
         changed(MINIMAL, "quality.max_quarantined_fraction", 2.0),

@@ -1,0 +1,125 @@
+"""`jointdit submit`: a job to Kubernetes, as objects that KubeRay runs, or to a Ray cluster that is there already."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from jobs.datasets import Overrides, SpecFile, show_json
+from jointdit.errors import PermanentError, SpecError
+from pipelines.spec import JobSpec
+
+SUBMITTED_SPEC = "spec.yaml"
+
+
+def submit(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    kube: Annotated[bool, typer.Option("--kube", help="To the Kubernetes cluster of your kubeconfig.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="To a Ray cluster: the address of its dashboard, http://head:8265."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent; nothing is sent.")] = False,
+    store: Annotated[
+        Literal["s3", "gcs", "minio"], typer.Option(help="Kubernetes: the store that the spec's addresses are in.")
+    ] = "s3",
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Kubernetes: where the MinIO-like store listens.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Kubernetes: the image of infra/docker, at best by its digest.")
+    ] = None,
+    namespace: Annotated[str, typer.Option(help="Kubernetes: where the objects go.")] = "jointdit",
+    gpus: Annotated[int, typer.Option(min=0, help="Kubernetes: GPUs on demand, at most.")] = 4,
+    spot_gpus: Annotated[int, typer.Option(min=0, help="Kubernetes: GPUs of the spot pool, at most.")] = 4,
+    schedule: Annotated[
+        str | None,
+        typer.Option(metavar="CRON", help='Kubernetes: again and again, such as "0 1 * * *", in UTC.'),
+    ] = None,
+    if_idle: Annotated[
+        bool, typer.Option("--if-idle", help="Leave where a driver is at work; always so with --schedule.")
+    ] = False,
+) -> None:
+    """Submit a job to Kubernetes or to a Ray cluster, or print what would be sent."""
+    from jobs.report import say
+    from pipelines.spec import load_spec
+
+    if kube == (ray is not None):
+        raise typer.BadParameter("say where to: --kube, or --ray with the address of a cluster's dashboard.")
+    job = load_spec(spec, overrides or ())
+    run_options = ("--if-idle",) if if_idle else ()
+    if ray is not None:
+        submission = ray_submission(job, run_options)
+        if dry_run:
+            show_json(submission)
+        else:
+            say(f"submitted as {submit_to_ray(ray, job, run_options)}: `ray job logs --follow` shows how it goes.")
+        return
+    from jobs.kuberay.manifests import Deployment, as_yaml, manifests
+    from jobs.kuberay.pods import IMAGE
+
+    deployment = Deployment(
+        store, endpoint, image or IMAGE, namespace, gpus, spot_gpus, schedule, run_options=run_options
+    )
+    objects = manifests(job, deployment)
+    if dry_run:
+        print(as_yaml(objects), end="")
+        return
+    from jobs.kuberay.cluster_api import send
+
+    for name in send(each.manifest() for each in objects):
+        say(name)
+
+
+def ray_submission(job: JobSpec, run_options: Sequence[str] = ()) -> dict[str, object]:
+    """What a Ray cluster is asked to run. The spec goes along as a file, the package is in the image of its nodes.
+
+    Raises:
+        SpecError: a path of this machine, which the cluster's nodes do not have.
+    """
+    for name, uri in [("output.uri", job.output.uri), *(("input.uri", uri) for uri in job.input.uri)]:
+        if "://" not in uri:
+            raise SpecError(f"{name} {uri} is a path of this machine: give s3://, gs:// or abfs:// for a cluster.")
+    return {
+        "entrypoint": shlex.join(["jointdit", "run", SUBMITTED_SPEC, *run_options]),
+        "files": {SUBMITTED_SPEC: spec_yaml(job)},
+    }
+
+
+def submit_to_ray(address: str, job: JobSpec, run_options: Sequence[str] = ()) -> str:
+    """Submit to the cluster whose dashboard is at `address`; returns the id of the submission.
+
+    Its token is read from where Ray reads it: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or ~/.ray/auth_token.
+
+    Raises:
+        PermanentError: the cluster cannot be reached, or refuses.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    submission = ray_submission(job, run_options)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / SUBMITTED_SPEC).write_text(spec_yaml(job))
+        try:
+            client = JobSubmissionClient(address)
+            return client.submit_job(
+                entrypoint=str(submission["entrypoint"]),
+                runtime_env={"working_dir": folder},
+                metadata={"name": job.name, "output": job.output.uri},
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise PermanentError(
+                f"the Ray cluster at {address} did not take the job: {' '.join(str(error).split())[:300]}"
+            ) from None
+
+
+def spec_yaml(job: JobSpec) -> str:
+    """The spec as a YAML file."""
+    from jobs.kuberay.yaml_text import yaml_text
+
+    return yaml_text(job.as_given())
