@@ -92,6 +92,7 @@ def show_plan(plan: PlanPreview) -> None:
         ("weights", f"{readable(plan.weights_bytes)} a worker"),
         ("in flight", f"up to {readable(plan.in_flight_bytes)} a worker in Ray's object store"),
     ]
+    rows += [("also a sample", f"{kind}: {cost}") for kind, cost in plan.scores]
     rows += [("changed input", uri) for uri in plan.changed] + [("input gone", uri) for uri in plan.removed]
     show_pairs(rows)
 

@@ -138,6 +138,21 @@ def check_foreign_model(name: FilePath) -> None:
         folder_tensor_shapes(name)
 
 
+def model_type(name: FilePath) -> str | None:
+    """What the config.json of a transformers model's folder says it is; None for a hub name.
+
+    Raises ModelError where the folder has no readable config.json.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return None
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: config.json is missing, give a model saved with save_pretrained.")
+    with told_as_model_error(f"{path}: is no configuration of transformers, save the model again"):
+        return str(json.loads(path.read_text())["model_type"])
+
+
 def load_tokenizer(folder: FilePath) -> PreTrainedTokenizerBase:
     """Load the tokenizer that a folder describes. Raises ModelError where there is none, or one that is code."""
     if not Path(folder).is_dir():

@@ -173,7 +173,7 @@ def _complete(context: RunContext, result: SampleResult, source: Row, filters: S
         mapping = plan_fit(source.depth.shape[0], source.depth.shape[1], context.height, context.width, resize)
         result.rgb = restore_size(result.rgb, mapping)
         result.disparity = source_disparity(context, source)
-    result.scores = measure(result)
+    result.scores = {**result.scores, **measure(result)}
     result.reasons = decide(filters, result.scores)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jointdit.errors import ModelError
+from pipelines.quality import load_scores
 from pipelines.spec import EncodeSpec, JobSpec, ModelSpec, PrepareSpec
 
 if TYPE_CHECKING:
@@ -110,6 +111,22 @@ def check_weights(model: ModelSpec) -> None:
     folder = checkpoint_folder(name)
     if folder.is_dir():
         check_checkpoint(folder, model.adapter)
+
+
+def check_scorers(spec: JobSpec) -> int:
+    """Check by their files the models that scores need beside the job's own; returns the bytes of their weights.
+
+    A hub name is left to the workers, and counts 0 bytes. Raises SpecError, ModelError.
+    """
+    size = 0
+    for each in load_scores(spec.quality.filters, spec.quality.scores, spec.task):
+        try:
+            each.check()
+        except ModelError as error:
+            raise ModelError(f"quality, {each.kind}: {error}") from error
+        folder = Path(each.weights() or "")
+        size += sum(path.stat().st_size for path in folder.glob("*.safetensors")) if each.weights() else 0
+    return size
 
 
 def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:

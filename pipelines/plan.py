@@ -20,7 +20,8 @@ from jointdit.errors import InputError
 from pipelines.counting import CountedSample, Counting
 from pipelines.fingerprint import Fingerprint, digest, fingerprint_of
 from pipelines.ledger import Ledger, PlannedShard
-from pipelines.model import ModelIdentity, identify_job
+from pipelines.model import ModelIdentity, check_scorers, identify_job
+from pipelines.quality import load_scores
 from pipelines.readers import check_columns, count_rows, find_duplicate_ids, list_files
 from pipelines.records import Shard, SourceFile, Span
 from pipelines.spec import JobSpec
@@ -219,6 +220,7 @@ class PlanPreview:
     output_bytes: int  # for the pending samples
     weights_bytes: int  # a worker, in the spec's dtype
     in_flight_bytes: int  # a worker's shards between read and finish, in Ray's object store
+    scores: tuple[tuple[str, str], ...] = ()  # kinds of scores that cost a model, and what a sample of them costs
 
 
 RGB_BYTES_PER_PIXEL = {"png": 1.7, "jpeg": 0.3, "webp": 0.2}  # measured on rendered scenes
@@ -236,6 +238,8 @@ def preview(spec: JobSpec) -> PlanPreview:
     fingerprint = fingerprint_of(spec, model)
     ledger = Ledger(Storage(spec.output.uri))
     ledger.check_job(fingerprint)
+    scorers = check_scorers(spec)
+    wanted = load_scores(spec.quality.filters, spec.quality.scores, spec.task)
     proposal = propose(spec, fingerprint, ledger)
     planned, committed = ledger.planned(), ledger.committed()
     counting = Counting(planned)
@@ -256,8 +260,9 @@ def preview(spec: JobSpec) -> PlanPreview:
         changed=proposal.changed,
         removed=proposal.removed,
         output_bytes=round(pending * _sample_bytes(spec, model)),
-        weights_bytes=model.bytes * (2 if spec.model.dtype == "float32" else 1),  # 16 bits on disk
+        weights_bytes=model.bytes * (2 if spec.model.dtype == "float32" else 1) + scorers,  # 16 bits on disk
         in_flight_bytes=spec.resources.shards_in_flight * _shard_bytes(spec, model),
+        scores=tuple((score.kind, score.cost()) for score in wanted),
     )
 
 

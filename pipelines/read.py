@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from jointdit.depth import disparity_from_depth, fit_to_model, plan_fit, source_window
+from jointdit.depth import SizeMapping, disparity_from_depth, fit_to_model, plan_fit, source_window
 from jointdit.errors import RowError
 from pipelines.context import RunContext
 from pipelines.ledger import PlannedShard
 from pipelines.readers import read_rows
-from pipelines.records import BadRow, Row, Sample, SampleResult
+from pipelines.records import BadRow, Content, Row, Sample, SampleResult
 from pipelines.row_boundary import explain_row_failure
 from pipelines.spec import EncodeSpec, PrepareSpec
 
@@ -88,9 +88,8 @@ def read_shard(
                     SampleResult(sample, error="the model's process died each time this sample was generated.")
                 )
             else:
-                samples.append(
-                    replace(sample, row=_without_arrays(sample.row), rgb=fitted.rgb, disparity=fitted.disparity)
-                )
+                sample.rgb, sample.disparity, sample.content = fitted.rgb, fitted.disparity, fitted.content
+                samples.append(replace(sample, row=_without_arrays(sample.row)))
         if isinstance(found, Row) and isinstance(fitted, Sample):
             rows.append(SourceRow(span, found))
     trusted, suspects = cut_parts(samples, context.spec.model.batch_size, isolation.suspects)
@@ -152,14 +151,20 @@ def _fit(context: RunContext, row: Row | BadRow) -> Sample | BadRow:
             pair = pair_to_encode(context, row)
             pattern.rgb, pattern.disparity = pair.rgb, pair.disparity
         elif row.rgb is not None:
-            pattern.rgb, _ = fit_to_model(row.rgb, context.height, context.width, context.spec.model.resize)
+            pattern.rgb, mapping = fit_to_model(row.rgb, context.height, context.width, context.spec.model.resize)
+            pattern.content = _content(mapping)
         elif row.depth is not None:
-            pattern.disparity, _ = fit_to_model(
+            pattern.disparity, mapping = fit_to_model(
                 source_disparity(context, row), context.height, context.width, _resize_of_window(context)
             )
+            pattern.content = _content(mapping)
     except Exception as error:  # noqa: BLE001 - the boundary of a row
         return BadRow(row.id, row.uri, row.position, *explain_row_failure(error, "bringing it to the model's size"))
     return pattern
+
+
+def _content(mapping: SizeMapping) -> Content:
+    return Content(mapping.pad_top, mapping.pad_left, mapping.content_height, mapping.content_width)
 
 
 def pair_to_encode(context: RunContext, row: Row) -> Pair:

@@ -11,6 +11,7 @@ Arrays carry their shape in the comment beside the field. `rgb` is uint8, `dispa
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,15 @@ class BadRow:
     traceback: str = ""
 
 
+class Content(NamedTuple):
+    """The part of an array at the model's size that is no padding, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
 @dataclass
 class Sample:
     """One thing to generate. `id` is "<row id>/<index>"; `seed` depends on job seed, row id and index alone."""
@@ -92,6 +102,7 @@ class Sample:
     seed: int
     rgb: NDArray[np.uint8] | None = None  # (h, w, 3) at the model's size
     disparity: NDArray[np.float32] | None = None  # (h, w) at the model's size
+    content: Content | None = None  # where in arrays of the model's size the source is; None: everywhere
 
 
 @dataclass(frozen=True)
@@ -116,8 +127,15 @@ class SampleResult:
     disparity: NDArray[np.float32] | None = None  # (h, w)
     error: str | None = None  # one sentence; set means quarantine
     traceback: str = ""
-    scores: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)  # the worker's, where a model was asked; then all
     reasons: list[str] = field(default_factory=list)  # empty means kept
     encoded: EncodedArrays | None = None  # of task encode, in place of pixels
     caption: str | None = None  # of task prepare, in place of the row's prompt
     calibration: Calibration | None = None  # by output.points.calibrate
+
+    def without_padding(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The part of an array (h, w, ...) at the model's size that shows the source."""
+        if self.sample.content is None:
+            return array
+        top, left, height, width = self.sample.content
+        return array[top : top + height, left : left + width]

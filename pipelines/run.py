@@ -22,7 +22,7 @@ from pipelines.counting import Counting
 from pipelines.fingerprint import code_version, fingerprint_of
 from pipelines.lease import Heartbeat
 from pipelines.ledger import Commit, Ledger, PlannedShard, new_token, now
-from pipelines.model import check_job_weights, identify_job
+from pipelines.model import check_job_weights, check_scorers, identify_job
 from pipelines.patience import patiently
 from pipelines.plan import extend_plan, extend_with_regeneration, propose
 from pipelines.progress import Progress
@@ -66,6 +66,7 @@ def run_job(
     proposal = propose(spec, fingerprint, ledger)  # bad input is found before anything is written
     if not known:
         check_job_weights(spec)  # and so is a checkpoint that does not fit
+    check_scorers(spec)
     storage.probe()
     ledger.open_job(spec, fingerprint)
     patience = spec.retries.infrastructure

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from jointdit.errors import SpecError
 from pipelines.addresses import is_inside, overlaps
-from pipelines.quality import load_filters
+from pipelines.quality import load_filters, load_scores
 from pipelines.spec_file import apply_overrides, first_sentence, read_yaml, refuse_credentials
 from pipelines.spec_sections import (
     Columns,
@@ -202,9 +202,11 @@ def _refuse_sampling(spec: Spec) -> None:
         raise ValueError(
             f"input.samples_per_row must be 1 and quality.regenerate 0 for task {spec.task}: it draws nothing"
         )
-    points = spec.output.points
-    if spec.task == "encode" and (spec.quality.filters or points.format != "none" or points.calibrate):
-        raise ValueError("output.points and quality.filters need pixels, and task encode writes latents: remove them")
+    points, quality = spec.output.points, spec.quality
+    if spec.task == "encode" and (quality.filters or quality.scores or points.format != "none" or points.calibrate):
+        raise ValueError(
+            "output.points, quality.filters and quality.scores need pixels, and task encode writes latents: remove them"
+        )
 
 
 def _refuse_depth_maps(spec: Spec) -> None:
@@ -250,6 +252,7 @@ def load_spec(source: str | os.PathLike[str] | dict[str, Any], overrides: Sequen
     except ValidationError as error:
         raise SpecError(first_sentence(error, TASKS[task])) from None
     load_filters(spec.quality.filters)
+    load_scores(spec.quality.filters, spec.quality.scores, spec.task)
     return spec
 
 

@@ -204,11 +204,31 @@ class OutputSpec(Section):
 
 
 class QualitySpec(Section):
-    """Filters of pipelines/quality by `kind`, rounds of new seeds for what they reject, and when to stop."""
+    """Filters of pipelines/quality by `kind`, rounds of new seeds for what they reject, and when to stop.
+
+    `scores`: kinds whose scores cost a model and are to be measured without rejecting anything, as names or settings.
+    """
 
     filters: tuple[dict[str, Any], ...] = ()
+    scores: tuple[dict[str, Any], ...] = ()
     regenerate: int = Field(0, ge=0, le=100)
     max_quarantined_fraction: Fraction = 0.05
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        values = [value] if isinstance(value, str | dict) else value
+        if not isinstance(values, list | tuple) or not all(isinstance(each, str | dict) for each in values):
+            raise ValueError(f"must be a list of kinds such as self_consistency, found {value!r}")
+        return tuple({"kind": each} if isinstance(each, str) else each for each in values)
+
+    @field_validator("filters", "scores")
+    @classmethod
+    def _model_paths(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        return tuple(
+            {**each, "model": absolute_folder(each["model"])} if isinstance(each.get("model"), str) else each
+            for each in value
+        )
 
 
 class RetriesSpec(Section):

@@ -22,6 +22,7 @@ from jointdit.errors import PermanentError, TransientError
 from pipelines.context import RunContext
 from pipelines.encode import encode_samples, load_encoders
 from pipelines.model import load_pipeline
+from pipelines.quality import ScoredBatch, Scorer, load_scores
 from pipelines.read import size_of
 from pipelines.records import Sample, SampleResult
 from pipelines.safe_text import mask_secrets
@@ -55,6 +56,7 @@ class GenerationWorker:
         self.threads = threads  # on CPU: the node's cores over its workers
         self.batch_size = context.spec.model.batch_size
         self.pipe: Any = None  # JointDiTPipeline, or what the task runs in its place
+        self.scorers: list[Scorer] = []  # of the scores that cost a model and were asked for
 
     def node(self) -> str:
         """Ray's id of the node this runs on."""
@@ -64,8 +66,11 @@ class GenerationWorker:
         return node
 
     def set_up(self) -> str:
-        """Load the model; returns the host's name. Raises ModelError."""
+        """Load the model, and those that scores need beside it; returns the host's name. Raises ModelError."""
         self.pipe = self.load()
+        spec = self.context.spec
+        wanted = load_scores(spec.quality.filters, spec.quality.scores, spec.task)
+        self.scorers = [each.load(self.device) for each in wanted]
         return socket.gethostname()
 
     def load(self) -> Any:
@@ -108,12 +113,14 @@ class GenerationWorker:
 
     def destroy(self) -> None:
         """Let go of the model and the GPU."""
-        self.pipe = None
+        self.pipe, self.scorers = None, []
         _release_memory()
 
     def _batch(self, batch: list[Sample]) -> list[SampleResult]:
         try:
-            return self._run(batch)
+            results = self._run(batch)
+            self._score(results)
+            return results
         except PermanentError:
             raise
         except Exception as error:
@@ -166,6 +173,16 @@ class GenerationWorker:
             else _failed(sample, "the model's output is not finite.")
             for sample, rgb, disparity, finite in zip(batch, output.rgb, output.disparity, output.finite, strict=True)
         ]
+
+    def _score(self, results: list[SampleResult]) -> None:
+        """Give samples of one size with pixels the scores that cost a model; their pixels stay as they are."""
+        whole = [result for result in results if result.error is None]
+        if not self.scorers or not whole:
+            return
+        batch = ScoredBatch(whole, self.pipe, self.context.spec.model.guidance)
+        for scorer in self.scorers:
+            for result, scores in zip(whole, scorer(batch), strict=True):
+                result.scores |= scores
 
 
 def _light(sample: Sample) -> Sample:

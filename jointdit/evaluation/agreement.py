@@ -1,28 +1,32 @@
 """Do a picture and a depth map belong together? Depth is estimated from the picture again and compared with the map.
 
 Depth-to-image: the map is the condition (depth fidelity). Joint samples: the map is the one generated with the picture
-(self-consistency). Beside each stands the same score with pictures and maps shuffled: what no agreement at all costs.
+(self-consistency). `depth_agreement` is of a set, and gives the same score with pictures and maps shuffled: what no
+agreement at all costs. `pair_agreement` is of one pair, for filters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jointdit.depth import metric_depth
 from jointdit.errors import InputError
-from jointdit.evaluation.alignment import Alignment, FloatArray
-from jointdit.evaluation.metrics import depth_metrics
+from jointdit.evaluation.alignment import Alignment, FloatArray, fit_scale_shift
+from jointdit.evaluation.ensemble import ensemble_maps
+from jointdit.evaluation.metrics import depth_metrics, metrics_of_pixels
 
 if TYPE_CHECKING:
     from jointdit.evaluation.scenes import EstimateDepth
     from jointdit.scenes import Scene
 
 DEPTH_RANGE = (1e-3, 80.0)  # metres
+ASSUMED_RANGE = (1.0, 10.0)  # metres: what relative disparity is spread over for the scores of single pairs
+FLAT = 1e-6  # a standard deviation below it, over the largest value, is none
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,55 @@ def depth_agreement(
     found = estimate(list(pictures))
     own, others = _scores(found, depths, alignment), _scores([*found[1:], found[0]], depths, alignment)
     return Agreement(own[0], own[1], others[0], others[1], len(pictures))
+
+
+class PairAgreement(NamedTuple):
+    """AbsRel, and the share of pixels whose depth is within 25 %: 0 and 1 where both maps say the same."""
+
+    abs_rel: float
+    delta1: float
+
+
+def pair_agreement(
+    estimated: FloatArray, disparity: FloatArray, alignment: Alignment = "disparity"
+) -> PairAgreement | None:
+    """Compare an estimate (H, W) with a relative disparity (H, W) in [0, 1], 1 nearest; None where neither can be said.
+
+    The disparity is read as depth over ASSUMED_RANGE, whatever range it is published with: so scores of all jobs
+    compare. The estimate is fitted to it by least squares in the space that `alignment` names. Unlike in benchmarks its
+    scale may not be negative: an inverted map is not to agree. None: a map is constant, or a value is not finite.
+    """
+    if not (np.isfinite(estimated).all() and np.isfinite(disparity).all()):
+        return None
+    spread = float(estimated.std())
+    if spread <= FLAT * float(np.abs(estimated).max()) or float(disparity.std()) <= FLAT:
+        return None
+    truth = metric_depth(np.clip(disparity, 0, 1), *ASSUMED_RANGE)
+    target: FloatArray = truth if alignment == "depth" else (1 / truth).astype(np.float32)
+    standard = (estimated - estimated.mean()) / spread  # an estimate may have any unit
+    scale, shift = fit_scale_shift(standard, target, np.ones(target.shape, bool))
+    fitted: FloatArray = standard * scale + shift if scale > 0 else np.full_like(target, target.mean())
+    near, far = ASSUMED_RANGE
+    found = np.clip(fitted, near, far) if alignment == "depth" else np.reciprocal(np.clip(fitted, 1 / far, 1 / near))
+    metrics = metrics_of_pixels(found, truth)
+    return PairAgreement(metrics["abs_rel"], metrics["delta1"])
+
+
+def ensemble_spread(maps: FloatArray) -> float | None:
+    """How far estimates (N, H, W) of one picture differ: mean over pixels of the median |z - z_median| / z_median.
+
+    The estimates are brought onto each other and merged (ensemble.py), and what is merged is read as depth over
+    ASSUMED_RANGE. To first order: dz / z = B dd / (A + B d) for z = 1 / (A + B d). None: the merged map is constant, or
+    a value is not finite.
+    """
+    if not np.isfinite(maps).all():
+        return None
+    merged, uncertainty = ensemble_maps(maps)
+    if merged.std() <= FLAT:
+        return None
+    near, far = ASSUMED_RANGE
+    slope = 1 / near - 1 / far
+    return float(np.mean(slope * uncertainty.astype(np.float64) / (1 / far + slope * merged)))
 
 
 def typical_range(scenes: Sequence[Scene]) -> tuple[float, float]:

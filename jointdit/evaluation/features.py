@@ -15,10 +15,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from jointdit.checkpoint_files import check_foreign_model
+from jointdit.checkpoint_files import check_foreign_model, model_type, told_as_model_error
 from jointdit.errors import ModelError
 from jointdit.evaluation.inception import FEATURES, Inception, load_inception
 
@@ -145,14 +147,42 @@ class Clip(NamedTuple):
     processor: Any
 
 
-def load_clip(path: str) -> Clip:
-    """A CLIP model from a folder or hub name. Raises ModelError for what is none, or holds no safetensors."""
+def load_clip(path: str, device: str = "cpu", revision: str | None = None) -> Clip:
+    """A CLIP model, in float32, from a folder or hub name. Raises ModelError for what is none, or holds no safetensors.
+
+    revision: the commit, tag or branch of a hub name.
+    """
     from transformers import CLIPModel, CLIPProcessor
 
+    check_clip(path)
+    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    with told_as_model_error(f"{path}: no CLIP model of transformers with safetensors"):
+        model, info = CLIPModel.from_pretrained(
+            path, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+        )
+        processor = CLIPProcessor.from_pretrained(path, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"{path}: tensor {missing[0]} ({len(missing)} in all) is missing, download or save it again.")
+    return Clip(Path(path).name, model.to(device).eval(), processor)
+
+
+def check_clip(path: str) -> None:
+    """Refuse a folder that holds no CLIP model, by its files alone; a hub name passes. Raises ModelError."""
     check_foreign_model(path)
-    try:
-        model = CLIPModel.from_pretrained(path, use_safetensors=True).eval()
-        return Clip(Path(path).name, model, CLIPProcessor.from_pretrained(path))
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path}: no CLIP model of transformers with safetensors ({reason}).") from error
+    kind = model_type(path)
+    if kind not in (None, "clip"):
+        raise ModelError(f"{path}: no CLIP model of transformers, its config.json says {kind}: give a CLIP model.")
+
+
+@torch.no_grad()
+def text_agreement(clip: Clip, picture: NDArray[np.uint8], text: str) -> float:
+    """100 times the cosine between a picture (H, W, 3) and a text: the CLIP score of one pair, without its floor at 0.
+
+    A text that is longer than the text encoder takes is cut.
+    """
+    length = clip.model.config.text_config.max_position_embeddings
+    inputs = clip.processor(
+        text=[text], images=[picture], return_tensors="pt", padding=True, truncation=True, max_length=length
+    ).to(clip.model.device)
+    out = clip.model(**inputs)
+    return 100 * float(torch.nn.functional.cosine_similarity(out.image_embeds.float(), out.text_embeds.float()))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jointdit.checkpoint_files import check_foreign_model
+from jointdit.checkpoint_files import check_foreign_model, model_type, told_as_model_error
 from jointdit.errors import InputError, ModelError
 from jointdit.evaluation.alignment import Alignment, FloatArray
 
@@ -28,20 +28,23 @@ class TransformersDepth:
     "disparity". The fit of scale and shift is made for all, so a metric model is compared by its shape alone.
     """
 
-    def __init__(self, path: str, device: str = "cpu", space: Alignment | None = None) -> None:
-        """Load the model. Raises ModelError for what is missing, is no depth model, or holds no safetensors."""
+    def __init__(
+        self, path: str, device: str = "cpu", space: Alignment | None = None, revision: str | None = None
+    ) -> None:
+        """Load the model in float32; `revision` is the commit, tag or branch of a hub name.
+
+        Raises ModelError for what is missing, is no depth model, or holds no safetensors.
+        """
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-        check_foreign_model(path)
-        try:
-            self._processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
-            model = AutoModelForDepthEstimation.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
+        check_depth_model(path)
+        options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+        with told_as_model_error(f"{path}: no depth model of transformers with an image processor and safetensors"):
+            self._processor = AutoImageProcessor.from_pretrained(path, **options)
+            model = AutoModelForDepthEstimation.from_pretrained(
+                path, use_safetensors=True, dtype=torch.float32, **options
+            )
             self._model = model.to(device).eval()
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"{path}: no depth model of transformers with an image processor and safetensors ({reason})."
-            ) from error
         self._device = device
         self.name = Path(path).name
         self.space: Alignment = space or _space_of(self._model.config)
@@ -64,6 +67,18 @@ class TransformersDepth:
         known = {"source_sizes": size} if "source_sizes" in inspect.signature(after).parameters else {}
         resized: torch.Tensor = after(outputs, target_sizes=size, **known)[0]["predicted_depth"]
         return resized.reshape(height, width)
+
+
+def check_depth_model(path: str) -> None:
+    """Refuse a folder that holds no depth model, by its files alone; a hub name passes. Raises ModelError."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES as KNOWN
+
+    check_foreign_model(path)
+    kind = model_type(path)
+    if kind is not None and kind not in KNOWN:
+        raise ModelError(
+            f"{path}: no depth model of transformers, its config.json says {kind}: give one of {', '.join(KNOWN)}."
+        )
 
 
 def _space_of(config: Any) -> Alignment:

@@ -1,8 +1,9 @@
 """Filters: each scores a sample and says keep, or a reason.
 
-Scores and decisions are apart. `measure` computes all scores of a sample, whichever filters the spec names, and all are
-stored in the column `quality`; a filter decides from scores alone. So thresholds and filters can be changed later
-without a GPU.
+Scores and decisions are apart. `measure` computes all scores that pixels give, whichever filters the spec names, and
+all are stored in the column `quality`; a filter decides from scores alone. So thresholds and filters can be changed
+later without a GPU. Scores that cost a model are measured by the worker, and only where `quality.filters` or
+`quality.scores` names their kind (model_scored.py); `quality.scores` rejects nothing.
 
     kind          scores                                         rejects
     depth_range   depth_span                                     flat depth maps
@@ -10,8 +11,15 @@ without a GPU.
                   depth_saturated_fraction,
                   rgb_saturated_fraction
 
-In a spec: `quality.filters: [{kind: depth_range, min_span: 0.2}]`. A reason is "<kind>: <what was found>"; the kind is
-what reports count by.
+    at the cost of a model
+    self_consistency  self_consistency_abs_rel,                  depth that is not what the joint model sees in the
+                      self_consistency_delta1                    picture
+    ensemble_spread   ensemble_abs_rel_spread                    pictures whose depth differs from seed to seed
+    text_agreement    text_agreement                             pictures that do not show their text, by CLIP
+    depth_critic      critic_abs_rel, critic_delta1              depth that an independent depth model does not see
+
+In a spec: `quality.filters: [{kind: depth_range, min_span: 0.2}]`, `quality.scores: [self_consistency]`. A reason is
+"<kind>: <what was found>"; the kind is what reports count by.
 
 To add a filter: write a module here with one class like DepthRange (its fields are the thresholds, with defaults that
 keep whatever is usable), name the class in FILTERS below and in the table above, and test in
@@ -28,26 +36,77 @@ from typing import Any
 from pydantic import ValidationError
 
 from jointdit.errors import SpecError
+from pipelines.quality.depth_critic import DepthCritic
 from pipelines.quality.depth_range import DepthRange
+from pipelines.quality.ensemble_spread import EnsembleSpread
 from pipelines.quality.filter import Filter
+from pipelines.quality.model_scored import ModelScored, ScoredBatch, Scorer
 from pipelines.quality.saturated import Saturated
+from pipelines.quality.self_consistency import SelfConsistency
+from pipelines.quality.text_agreement import TextAgreement
 from pipelines.records import SampleResult
 
-__all__ = ["FILTERS", "SCORES", "Filter", "decide", "load_filters", "measure"]
+__all__ = [
+    "FILTERS",
+    "PIXEL_FILTERS",
+    "SCORES",
+    "Filter",
+    "ModelScored",
+    "ScoredBatch",
+    "Scorer",
+    "decide",
+    "load_filters",
+    "load_scores",
+    "measure",
+]
 
-FILTERS: dict[str, type[Filter]] = {filter.kind: filter for filter in (DepthRange, Saturated)}
+PIXEL_FILTERS: dict[str, type[Filter]] = {filter.kind: filter for filter in (DepthRange, Saturated)}
+MODEL_FILTERS: dict[str, type[ModelScored]] = {
+    filter.kind: filter for filter in (SelfConsistency, EnsembleSpread, TextAgreement, DepthCritic)
+}
+FILTERS: dict[str, type[Filter]] = {**PIXEL_FILTERS, **MODEL_FILTERS}
 SCORES: tuple[str, ...] = tuple(score for filter in FILTERS.values() for score in filter.scores)
 
 
 def load_filters(settings: Sequence[Mapping[str, Any]]) -> tuple[Filter, ...]:
     """The filters of `quality.filters`. Raises SpecError for an unknown kind, key or value."""
-    return tuple(_load(position, setting) for position, setting in enumerate(settings))
+    return tuple(_load(f"quality.filters.{position}", setting) for position, setting in enumerate(settings))
+
+
+def load_scores(
+    filters: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]], task: str
+) -> tuple[ModelScored, ...]:
+    """What a worker measures for a task: the kinds that cost a model, of `quality.filters` and `quality.scores`.
+
+    Each kind is measured once: what one entry leaves open, the other may say. Raises SpecError for an entry that makes
+    no sense for the task, two that want one kind measured in two ways, or an entry of `quality.scores` that is wrong.
+    """
+    named = [(f"quality.filters.{position}", setting) for position, setting in enumerate(filters)]
+    named += [(f"quality.scores.{position}", setting) for position, setting in enumerate(scores)]
+    wanted: dict[str, dict[str, Any]] = {}
+    for where, setting in named:
+        loaded = _load(where, setting)
+        if where.startswith("quality.scores"):
+            _check_score(where, setting, loaded)
+        if not isinstance(loaded, ModelScored):
+            continue
+        if refusal := loaded.refusal(task):
+            raise SpecError(f"{where}: {loaded.kind} {refusal}.")
+        known = wanted.setdefault(loaded.kind, {})
+        for name in loaded.model_fields_set.intersection(loaded.measured_with):
+            value = getattr(loaded, name)
+            if known.setdefault(name, value) != value:
+                raise SpecError(
+                    f"{where}.{name} is {value!r} and was {known[name]!r} for {loaded.kind} before: a score is "
+                    "measured in one way, so give one value."
+                )
+    return tuple(MODEL_FILTERS[kind].model_validate(settings) for kind, settings in wanted.items())
 
 
 def measure(result: SampleResult) -> dict[str, float]:
-    """All scores of a sample with pixels, by name."""
+    """All scores that the pixels of a sample give, by name."""
     scores: dict[str, float] = {}
-    for kind, found in FILTERS.items():
+    for kind, found in PIXEL_FILTERS.items():
         measured = found.measure(result)
         assert tuple(measured) == found.scores, f"{kind} measured {tuple(measured)} and declares {found.scores}"
         scores.update(measured)
@@ -65,8 +124,15 @@ def decide(filters: Sequence[Filter], scores: Mapping[str, float | None]) -> lis
     return reasons
 
 
-def _load(position: int, setting: Mapping[str, Any]) -> Filter:
-    where = f"quality.filters.{position}"
+def _check_score(where: str, setting: Mapping[str, Any], loaded: Filter) -> None:
+    if not isinstance(loaded, ModelScored):
+        raise SpecError(f"{where}: {loaded.kind} is measured for every sample: remove it from quality.scores.")
+    for name in setting:
+        if name not in ("kind", *loaded.measured_with):
+            raise SpecError(f"{where}.{name} is a threshold, and quality.scores rejects nothing: use quality.filters.")
+
+
+def _load(where: str, setting: Mapping[str, Any]) -> Filter:
     kind = setting.get("kind")
     if kind not in FILTERS:
         near = difflib.get_close_matches(str(kind), FILTERS, n=1)

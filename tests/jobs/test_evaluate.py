@@ -5,7 +5,6 @@ import functools
 import json
 
 import pytest
-import torch
 from PIL import Image
 
 from jobs.cli import main
@@ -14,6 +13,7 @@ from jointdit.evaluation.baselines import mean_training_disparity
 from jointdit.evaluation.benchmarks import BENCHMARKS, evaluate_benchmark
 from jointdit.evaluation.scenes import held_out_scenes, score_depth
 from jointdit.evaluation.transformers_depth import TransformersDepth
+from tests.small_models import save_dpt
 
 SMALL = ["-n", "3", "--prompts", "2", "--depth-steps", "1", "--steps", "2"]
 
@@ -21,25 +21,7 @@ SMALL = ["-n", "3", "--prompts", "2", "--depth-steps", "1", "--steps", "2"]
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory):
     """A small random DPT of transformers."""
-    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
-
-    folder = tmp_path_factory.mktemp("models") / "dpt-small"
-    config = DPTConfig(
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=32,
-        patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[16, 16, 16, 16],
-        fusion_hidden_size=16,
-        is_hybrid=False,
-    )
-    torch.manual_seed(1)
-    DPTForDepthEstimation(config).save_pretrained(folder)
-    DPTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
+    return save_dpt(tmp_path_factory.mktemp("models") / "dpt-small")
 
 
 def tables_of(folder):

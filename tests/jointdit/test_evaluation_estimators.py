@@ -13,61 +13,14 @@ from jointdit.evaluation.estimators import JointDiTEstimator, working_size
 from jointdit.evaluation.scenes import ENSEMBLE_STRIDE, depth_estimator, held_out_scenes, score_depth
 from jointdit.evaluation.transformers_depth import TransformersDepth
 from jointdit.scenes import render_scene
-
-
-def depth_anything(folder, depth_estimation_type="relative", safetensors=True):
-    """A small random Depth Anything with its image processor, as its authors publish theirs."""
-    from transformers import (
-        DepthAnythingConfig,
-        DepthAnythingForDepthEstimation,
-        Dinov2Config,
-        DPTImageProcessorPil,
-    )
-
-    torch.manual_seed(0)
-    backbone = Dinov2Config(
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=64,
-        patch_size=14,
-        image_size=56,
-        out_indices=[1, 2, 3, 4],
-        reshape_hidden_states=False,
-        apply_layernorm=True,
-    )
-    config = DepthAnythingConfig(
-        backbone_config=backbone,
-        patch_size=14,
-        reassemble_hidden_size=32,
-        reassemble_factors=[4, 2, 1, 0.5],
-        neck_hidden_sizes=[16, 16, 16, 16],
-        fusion_hidden_size=16,
-        head_hidden_size=8,
-        depth_estimation_type=depth_estimation_type,
-        max_depth=20,
-    )
-    model = DepthAnythingForDepthEstimation(config).eval()
-    with torch.no_grad():  # random weights give a map of 1e-7: bring it to a size that shows
-        model.head.conv3.weight.mul_(1e3)
-        model.head.conv3.bias.add_(1.0)
-    if safetensors:
-        model.save_pretrained(folder)
-    else:
-        config.save_pretrained(folder)
-        torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    processor = DPTImageProcessorPil(
-        size={"height": 56, "width": 56}, keep_aspect_ratio=True, ensure_multiple_of=14, resample=3
-    )
-    processor.save_pretrained(folder)
-    return model, processor
+from tests.small_models import save_depth_anything, save_dpt
 
 
 @pytest.fixture(scope="module")
 def relative(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "depth-anything-small"
     folder.mkdir()
-    return folder, *depth_anything(folder)
+    return folder, *save_depth_anything(folder, size=56)
 
 
 def test_a_transformers_model_gives_what_its_own_class_gives_at_the_pictures_size(relative):
@@ -86,29 +39,13 @@ def test_a_transformers_model_gives_what_its_own_class_gives_at_the_pictures_siz
 
 
 def test_a_metric_model_is_aligned_in_depth_unless_told_otherwise(tmp_path):
-    depth_anything(tmp_path, "metric")
+    save_depth_anything(tmp_path, depth_estimation_type="metric", max_depth=20)
     assert TransformersDepth(str(tmp_path)).space == "depth"
     assert TransformersDepth(str(tmp_path), space="disparity").space == "disparity"
 
 
 def test_dpt_is_a_model_of_disparity(tmp_path):
-    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
-
-    config = DPTConfig(
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=32,
-        patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[16, 16, 16, 16],
-        fusion_hidden_size=16,
-        is_hybrid=False,
-    )
-    torch.manual_seed(1)
-    DPTForDepthEstimation(config).save_pretrained(tmp_path)
-    DPTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    save_dpt(tmp_path)
     estimator = TransformersDepth(str(tmp_path))
     assert estimator.space == "disparity"
     assert estimator.estimate(render_scene(3, 96, 64).rgb).shape == (64, 96)
@@ -117,14 +54,14 @@ def test_dpt_is_a_model_of_disparity(tmp_path):
 def test_what_is_no_depth_model_is_one_sentence(tmp_path):
     with pytest.raises(ModelError, match="no depth model of transformers"):
         TransformersDepth(str(tmp_path / "nowhere"))
-    depth_anything(tmp_path, safetensors=False)
+    save_depth_anything(tmp_path, safetensors=False)
     with pytest.raises(ModelError, match=r"only pytorch_model\.bin, and pickled files can run code"):
         TransformersDepth(str(tmp_path))
 
 
 def test_an_adapter_and_code_beside_a_depth_model_are_refused(tmp_path, monkeypatch):
     folder, marker = tmp_path / "model", tmp_path / "it-ran"
-    depth_anything(folder)
+    save_depth_anything(folder)
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"adapter_config\.json makes its loader look for a PEFT adapter"):
         TransformersDepth(str(folder))

@@ -10,6 +10,7 @@ from jointdit.evaluation.features import InceptionFeatures, TransformersFeatures
 from jointdit.evaluation.generation import check_installed, clip_score, frechet_distance, inception_score
 from jointdit.evaluation.inception import Inception, load_inception
 from jointdit.scenes import render_scene
+from tests.small_models import save_clip
 
 
 @pytest.fixture(scope="module")
@@ -103,28 +104,7 @@ def test_inception_score_equals_an_independent_computation(classifier, pictures)
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """A small random CLIP with its processor; words are spelt in letters."""
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("models") / "clip-small"
-    letters = [chr(code) for code in range(97, 123)]
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=24)
-    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {"vocab_size": len(words), "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 1}
-    torch.manual_seed(2)
-    config = CLIPConfig(
-        text_config=small | text | {"pad_token_id": 1},
-        vision_config=small | {"image_size": 32, "patch_size": 8},
-        projection_dim=16,
-    )
-    model = CLIPModel(config)
-    with torch.no_grad():
-        model.text_projection.weight.neg_()  # with these random weights texts and pictures are opposites otherwise
-    model.save_pretrained(folder)
-    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("models") / "clip-small")
 
 
 def test_clip_score_is_the_mean_cosine_and_long_prompts_are_cut_at_the_end(clip_folder, pictures):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jointdit.errors import SpecError
-from pipelines.quality import FILTERS, SCORES, decide, load_filters, measure
+from pipelines.quality import FILTERS, PIXEL_FILTERS, SCORES, decide, load_filters, measure
 from pipelines.records import Row, Sample, SampleResult
 
-ALL = load_filters([{"kind": kind} for kind in FILTERS])
+ALL = load_filters([{"kind": kind} for kind in PIXEL_FILTERS])
 RAMP = np.linspace(0.02, 0.98, 64, dtype=np.float32)[:, None].repeat(64, 1)
 PICTURE = np.random.default_rng(0).integers(20, 230, (64, 64, 3), dtype=np.uint8)
 
@@ -61,8 +61,11 @@ def test_a_threshold_moves_the_decision_and_not_the_score() -> None:
     assert decide([strict], half) == [f"depth_range: depth spans {half['depth_span']:.3f}, less than 0.6"]
 
 
-def test_every_score_is_measured_whichever_filters_are_named() -> None:
-    assert tuple(measure(sample())) == SCORES
+def test_every_score_of_pixels_is_measured_whichever_filters_are_named() -> None:
+    of_pixels = [score for found in PIXEL_FILTERS.values() for score in found.scores]
+    assert list(measure(sample())) == of_pixels
+    of_models = [score for kind in FILTERS.keys() - PIXEL_FILTERS.keys() for score in FILTERS[kind].scores]
+    assert sorted(SCORES) == sorted([*of_pixels, *of_models])
     assert len(set(SCORES)) == len(SCORES)
 
 

@@ -21,37 +21,11 @@ from pipelines.training.spec import DataSpec
 from pipelines.training.tables import TablePairs
 from pipelines.validate import validate
 from tests.pipelines.test_encode import run_here
+from tests.small_models import save_depth_anything
 
 
-def save_teacher(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """A Depth-Anything-V2 of a few thousand weights."""
-    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
-
-    torch.manual_seed(seed)
-    backbone = Dinov2Config(
-        hidden_size=24,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=14,
-        out_indices=[1, 2, 3, 4],
-        reshape_hidden_states=False,
-        apply_layernorm=True,
-    )
-    config = DepthAnythingConfig(
-        backbone_config=backbone,
-        patch_size=14,
-        reassemble_hidden_size=24,
-        neck_hidden_sizes=[8, 8, 16, 16],
-        fusion_hidden_size=8,
-        head_hidden_size=8,
-        initializer_range=0.5,
-        **changes,
-    )
-    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
-    DPTImageProcessor(
-        size={"height": 28, "width": 28}, keep_aspect_ratio=True, ensure_multiple_of=14, do_normalize=True
-    ).save_pretrained(folder)
+def save_teacher(folder: Path, **options: Any) -> Path:
+    save_depth_anything(folder, **options)
     return folder
 
 

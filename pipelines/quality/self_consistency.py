@@ -1,0 +1,38 @@
+"""Rejects samples whose depth is not the depth that the model sees in their picture: only a joint model can say it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from pipelines.quality.depth_agreement import DepthAgreement
+from pipelines.quality.model_scored import JOINT_TASKS, ScoredBatch, Scorer
+
+
+class SelfConsistency(DepthAgreement):
+    """Depth is estimated from the sample's picture again, with the same weights and in a few steps, and compared."""
+
+    kind: ClassVar[str] = "self_consistency"
+    scores: ClassVar[tuple[str, ...]] = ("self_consistency_abs_rel", "self_consistency_delta1")
+    measured_with: ClassVar[tuple[str, ...]] = ("steps",)
+    found: ClassVar[str] = "what the model sees in its picture"
+
+    steps: int = Field(4, ge=1, le=1000)
+
+    @classmethod
+    def refusal(cls, task: str) -> str | None:
+        if task == "depth":
+            return (
+                "compares depth with depth estimated from the picture, all that task depth makes: use ensemble_spread"
+            )
+        return None if task in JOINT_TASKS else f"needs the joint model, which task {task} does not load"
+
+    def cost(self) -> str:
+        return f"depth estimated from the picture again, {self.steps} steps"
+
+    def load(self, device: str) -> Scorer:
+        def score(batch: ScoredBatch) -> list[dict[str, float]]:
+            return self.compare(batch.estimate(0, self.steps), batch.disparities())
+
+        return score

@@ -1,0 +1,53 @@
+"""Rejects samples whose picture does not show what their text says, as far as a CLIP model can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from pipelines.quality.foreign_model import ForeignModel
+from pipelines.quality.model_scored import ScoredBatch, Scorer
+
+
+class TextAgreement(ForeignModel):
+    """text_agreement: 100 times the cosine between picture and text, the CLIP score of one pair (not floored at 0).
+
+    What is much depends on the CLIP model: OpenAI's give matching photographs some 20 to 35 and unlike ones some 10 to
+    20; the default rejects little. A long text is cut where the model's text encoder ends.
+    """
+
+    kind: ClassVar[str] = "text_agreement"
+    scores: ClassVar[tuple[str, ...]] = ("text_agreement",)
+    wanted: ClassVar[str] = "a CLIP model"
+
+    min_score: float = Field(15.0, ge=-100, le=100)
+
+    @classmethod
+    def refusal(cls, task: str) -> str | None:
+        return f"needs a text, and task {task} has none" if task in ("depth", "encode") else None
+
+    def check(self) -> None:
+        from jointdit.evaluation.features import check_clip
+
+        super().check()
+        check_clip(self.name())
+
+    def load(self, device: str) -> Scorer:
+        from jointdit.evaluation.features import load_clip, text_agreement
+
+        clip = load_clip(self.name(), device, self.revision)
+
+        def score(batch: ScoredBatch) -> list[dict[str, float]]:
+            # One by one: the networks are small beside the job's own, and no neighbour changes a score.
+            texts = [result.caption or result.sample.row.prompt for result in batch.results]
+            pairs = zip(batch.pictures(), texts, strict=True)
+            return [{self.kind: text_agreement(clip, picture, text)} if text else {} for picture, text in pairs]
+
+        return score
+
+    def reject(self, scores: Mapping[str, Any]) -> str | None:
+        if scores[self.kind] >= self.min_score:
+            return None
+        return f"CLIP score of picture and text is {scores[self.kind]:.1f}, less than {self.min_score:g}"
