@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-slow chaos manifests clean
+.PHONY: help setup demo check format test test-slow chaos image manifests clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -41,6 +41,15 @@ test-slow: setup ## the slow ones
 chaos: setup ## a storm of faults over 2,000 rows, and the exact account; SEED=n for another one
 	$(BIN)/python -m tests.chaos.storm --seed $(SEED) --rows 2000 --faults 300
 	$(BIN)/python -m tests.chaos.storm --seed $(SEED) --rows 60 --faults 20 --deaths 0.3 --model tiny
+
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+CUDA ?=
+TORCH_INDEX ?=
+PYTHON_DIGEST ?=
+IMAGE_OPTIONS = --build-arg CUDA=$(CUDA) --build-arg TORCH_INDEX=$(TORCH_INDEX) --build-arg PYTHON_DIGEST=$(PYTHON_DIGEST)
+
+image: ## the container image of head and workers; the arguments of infra/docker/Dockerfile as CUDA=cu130
+	docker build $(IMAGE_OPTIONS) --file infra/docker/Dockerfile --tag jointdit-engine:$(VERSION) .
 
 SUBMIT = $(BIN)/jointdit submit infra/kuberay/job.yaml --kube --dry-run
 IN_GCS = --set 'input.uri=gs://corpus/prompts/*.parquet' --set output.uri=gs://datasets/nightly-indoor
