@@ -10,16 +10,20 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from jointdit.errors import SpecError
-from jointdit.training.spec import TrainSpec
+from jointdit.training.spec import AblationSpec, TrainSpec
 from pipelines.spec import as_tuples
 from pipelines.spec_file import apply_overrides, first_sentence, read_yaml, refuse_credentials
 from pipelines.training.spec import AdapterJob
 
-RECIPES: dict[str, type[BaseModel]] = {"tiny": TrainSpec, "adapter": AdapterJob}
+RECIPES: dict[str, type[BaseModel]] = {
+    "tiny": TrainSpec,
+    "adapter": AdapterJob,
+    "ablation": AblationSpec,
+}
 
 
-def load_train_spec(path: Path, overrides: Sequence[str] = ()) -> TrainSpec | AdapterJob:
-    """Read a training spec: the tiny checkpoint's from nothing, or with `recipe: adapter` that of an adapter on data.
+def load_train_spec(path: Path, overrides: Sequence[str] = ()) -> TrainSpec | AdapterJob | AblationSpec:
+    """Read a training spec: the tiny checkpoint's from nothing, or by `recipe` an adapter on data, or the ablation.
 
     Raises:
         SpecError: one sentence on the first thing that is wrong.
@@ -34,7 +38,7 @@ def load_train_spec(path: Path, overrides: Sequence[str] = ()) -> TrainSpec | Ad
         spec = kind.model_validate(as_tuples(data))
     except ValidationError as error:
         raise SpecError(first_sentence(error, kind)) from None
-    assert isinstance(spec, TrainSpec | AdapterJob)
+    assert isinstance(spec, TrainSpec | AdapterJob | AblationSpec)
     return spec
 
 
@@ -47,6 +51,7 @@ def train_from_spec(path: Path, overrides: Sequence[str] = ()) -> Path:
         made = run_training(spec, lambda line: print(line, flush=True))
         print(f"adapter: {made.adapter}")
         return made.pipeline or made.adapter
+    from jointdit.training.ablation import run_ablation
     from jointdit.training.run import train
 
     spec.output.mkdir(parents=True, exist_ok=True)
@@ -57,4 +62,4 @@ def train_from_spec(path: Path, overrides: Sequence[str] = ()) -> Path:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
             log.flush()
 
-        return train(spec, report)
+        return run_ablation(spec, report) if isinstance(spec, AblationSpec) else train(spec, report)

@@ -16,17 +16,18 @@ from torch import nn
 JOINT_WEIGHT_SHARPNESS = 3.0  # alpha of the paper's adaptive scheduling weights
 
 
-def joint_weights(timestep: torch.Tensor) -> torch.Tensor:
+def joint_weights(timestep: torch.Tensor, sharpness: float = JOINT_WEIGHT_SHARPNESS) -> torch.Tensor:
     """How much each half draws from the other: (2B,) noise levels -> (2B,) weights in float32.
 
-    sigmoid(alpha (t_own / (t_rgb + t_depth) - 1/2)) with alpha = 3: the noisier half draws more (paper).
-    Where both halves are clean the weight is 1/2; the authors' code gives NaN there.
+    sigmoid(alpha (t_own / (t_rgb + t_depth) - 1/2)) with sharpness alpha = 3: the noisier half draws more (paper).
+    With 0 both always draw one half, whatever the noise: what the paper's weights are compared with. Where both halves
+    are clean the weight is 1/2; the authors' code gives NaN there.
     """
     t_rgb, t_depth = timestep.float().chunk(2)
     total = t_rgb + t_depth
     rgb_share = torch.where(total > 0, t_rgb / torch.where(total > 0, total, 1.0), 0.5)
     share = torch.cat([rgb_share, 1 - rgb_share])
-    return torch.sigmoid(JOINT_WEIGHT_SHARPNESS * (share - 0.5))
+    return torch.sigmoid(sharpness * (share - 0.5))
 
 
 def swap_halves(x: torch.Tensor) -> torch.Tensor:

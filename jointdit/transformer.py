@@ -24,7 +24,7 @@ from jointdit import official
 from jointdit.checkpoint_files import FilePath, check_tensors, folder_tensor_shapes, tensor_shapes, told_as_model_error
 from jointdit.depth_lora import add_depth_lora, compact_lora_ranks, expand_lora_ranks
 from jointdit.errors import ModelError
-from jointdit.joint_attention import add_joint_connection, joint_weights
+from jointdit.joint_attention import JOINT_WEIGHT_SHARPNESS, add_joint_connection, joint_weights
 
 ADAPTER_ADVICE = "give the adapter that was trained for this base network"
 BASE_ADVICE = "give the base network that `config` describes"
@@ -55,6 +55,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         guidance_embeds: bool = False,
         axes_dims_rope: tuple[int, int, int] = (16, 56, 56),
         lora_ranks: int | dict[str, int] | None = None,
+        joint_weight_sharpness: float = JOINT_WEIGHT_SHARPNESS,
     ) -> None:
         super().__init__(
             patch_size=patch_size,
@@ -112,7 +113,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         """
         self._check_inputs(hidden_states, timestep, guidance)
         rows = hidden_states.shape[0]
-        weights = joint_weights(timestep)
+        weights = joint_weights(timestep, self.config.joint_weight_sharpness)
 
         hidden_states = self.x_embedder(hidden_states)
         encoder_hidden_states = self.context_embedder(encoder_hidden_states)

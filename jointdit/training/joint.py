@@ -24,12 +24,13 @@ def joint_loss(
     batch_size: int,
     drop: float,
     generator: torch.Generator,
+    unbalanced: bool = True,
 ) -> torch.Tensor:
     """Joint flow matching loss of `batch_size` pairs drawn from packed latents (N, tokens, 64) of both modalities."""
     index = torch.randint(len(rgb), (batch_size,), generator=generator)
     clean = torch.cat([rgb[index].float(), disparity[index].float()])
     noise = torch.randn(clean.shape, generator=generator)
-    t = torch.cat(sample_timesteps(batch_size, generator))
+    t = torch.cat(sample_timesteps(batch_size, generator, unbalanced))
     with torch.no_grad():
         states, pooled = text.encode(index, drop, generator)
     pairs = NoisyPairs(clean, noise, t, states, pooled)

@@ -7,6 +7,7 @@ stopped.
 from __future__ import annotations
 
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,7 @@ LossFunction = Callable[[torch.Generator], torch.Tensor]  # draws its batch from
 Report = Callable[[str], None]
 
 STAGE_SEEDS = {"vae": 1, "base": 2, "joint": 3, "decoder": 4}
+EMBEDDING = re.compile(r"(token_embedding|position_embedding|shared|relative_attention_bias)\.weight$")
 
 
 class Progress(NamedTuple):
@@ -65,7 +67,8 @@ def fit(
     settings = OptimiserSpec(
         kind=spec.optimiser, learning_rate=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99)
     )
-    optimiser = build_optimiser(settings, parameters)
+    tables = [parameter for name, parameter in named_parameters if EMBEDDING.search(name)]
+    optimiser = build_optimiser(settings, parameters, tables)
     average = [parameter.detach().clone() for parameter in parameters]
     checkpoint = folder / f"{stage}.safetensors"
     step = load_training(checkpoint, named_parameters, average, optimiser) if checkpoint.exists() else 0

@@ -12,15 +12,17 @@ from transformers.optimization import Adafactor
 from jointdit.training.adapter_spec import OptimiserSpec
 
 
-def build_optimiser(spec: OptimiserSpec, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser over the parameters, each given once.
+def build_optimiser(
+    spec: OptimiserSpec, parameters: Sequence[torch.nn.Parameter], tables: Sequence[torch.nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimiser over the parameters, each given once. `tables`: those of them that are embeddings, no matrices.
 
     Adafactor is transformers', with relative steps and scaling by the parameters' size switched off. torch's own always
     scales, and would train a LoRA B, which starts at zero, a thousand times slower.
     """
     assert len({id(parameter) for parameter in parameters}) == len(parameters), "a tied parameter must come once"
     if spec.kind == "muon":
-        return MuonWithAdamW(parameters, spec.learning_rate, spec.weight_decay, spec.betas)
+        return MuonWithAdamW(parameters, spec.learning_rate, spec.weight_decay, spec.betas, tables)
     if spec.kind == "adamw":
         return torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=spec.betas)
     return Adafactor(
@@ -34,7 +36,7 @@ def build_optimiser(spec: OptimiserSpec, parameters: Sequence[torch.nn.Parameter
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """torch's Muon for matrices and AdamW for the rest, as one optimiser.
+    """torch's Muon for matrices and AdamW for the rest, embeddings among them, as one optimiser.
 
     Muon makes each update of a matrix orthogonal (Jordan et al., 2024), scaled to the size of an AdamW update (Liu et
     al., arXiv 2502.16982), so one learning rate serves both. On the tiny model, same batches and learning rate 3e-3,
@@ -47,10 +49,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
         learning_rate: float,
         weight_decay: float,
         betas: tuple[float, float],
+        tables: Sequence[torch.nn.Parameter] = (),
     ) -> None:
         super().__init__(parameters, {"lr": learning_rate})
-        matrices = [parameter for parameter in parameters if parameter.ndim == 2]
-        others = [parameter for parameter in parameters if parameter.ndim != 2]
+        rows = {id(parameter) for parameter in tables}
+        matrices = [parameter for parameter in parameters if parameter.ndim == 2 and id(parameter) not in rows]
+        others = [parameter for parameter in parameters if parameter.ndim != 2 or id(parameter) in rows]
         self._parts: list[torch.optim.Optimizer] = []
         if matrices:
             muon = torch.optim.Muon(

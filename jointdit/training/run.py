@@ -25,7 +25,7 @@ from jointdit.training.data import RenderedScenes, load_cache, render_cache
 from jointdit.training.joint import joint_loss
 from jointdit.training.latent_cache import cached_latents
 from jointdit.training.loop import fit
-from jointdit.training.spec import TrainSpec
+from jointdit.training.spec import ScenesSpec, TrainSpec
 from jointdit.training.text import CaptionEncoder
 from jointdit.transformer import JointDiTTransformer2DModel
 
@@ -41,7 +41,7 @@ def train(spec: TrainSpec, report: Report = print, every: int = 50) -> Path:
     clip, t5 = architecture.build_clip(clip_tokenizer), architecture.build_t5(t5_tokenizer)
     vae, flux = architecture.build_vae(), architecture.build_flux()
 
-    scenes = prepare_scenes(spec, report)
+    scenes = prepare_scenes(spec.output / "scenes", spec.scenes, report)
     text = CaptionEncoder(scenes.captions, clip_tokenizer, clip, t5_tokenizer, t5)
     train_autoencoder(spec, vae, scenes, report, every)
     train_decoder(spec, vae, scenes, report, every)
@@ -81,15 +81,15 @@ def save_pipeline(
     return folder
 
 
-def prepare_scenes(spec: TrainSpec, report: Report) -> RenderedScenes:
-    """Render what is missing of the training set and read it."""
-    folder, started, first = spec.output / "scenes", time.monotonic(), None
-    for ready in render_cache(folder, spec.scenes.count, spec.scenes.size, spec.scenes.processes):
+def prepare_scenes(folder: Path, spec: ScenesSpec, report: Report) -> RenderedScenes:
+    """Render what is missing of the training set in the folder and read it."""
+    started, first = time.monotonic(), None
+    for ready in render_cache(folder, spec.count, spec.size, spec.processes):
         first = ready if first is None else first
         rate = (ready - first) / max(time.monotonic() - started, 1e-9)
-        left = f"  {rate:.1f} scenes/s  {(spec.scenes.count - ready) / rate / 60:.0f} min left" if rate else ""
-        report(f"scenes: {ready}/{spec.scenes.count}{left}")
-    return load_cache(folder, spec.scenes.count)
+        left = f"  {rate:.1f} scenes/s  {(spec.count - ready) / rate / 60:.0f} min left" if rate else ""
+        report(f"scenes: {ready}/{spec.count}{left}")
+    return load_cache(folder, spec.count)
 
 
 def train_autoencoder(

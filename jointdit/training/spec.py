@@ -50,3 +50,20 @@ class TrainSpec(Frozen):
     decoder: StageSpec
     base: StageSpec
     joint: StageSpec
+
+
+class AblationSpec(Frozen):
+    """Four ways to train an adapter on the frozen base of a tiny checkpoint, a few times each."""
+
+    recipe: Literal["ablation"]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    output: Path = Field(description="folder for scenes, latents, scores and the table")
+    threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
+    text_drop: float = Field(0.1, ge=0, le=1)
+    model: str = Field("tiny", description="the checkpoint whose base, VAE and text encoders are used")
+    scenes: ScenesSpec = ScenesSpec.model_validate({})
+    joint: StageSpec
+    held_out: int = Field(100, ge=2, description="scenes that depth and depth-to-image are measured on")
+    prompts: int = Field(36, ge=2, description="joint samples")
+    depth_steps: int = Field(4, ge=1)
+    steps: int = Field(8, ge=1, description="of joint samples and depth-to-image")

@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from jobs.train import load_train_spec
+from jointdit.flow_matching import sample_timesteps
+from jointdit.joint_attention import joint_weights
 from jointdit.pipeline import JointDiTPipeline
 from jointdit.tiny import architecture
+from jointdit.training.ablation import fresh_adapter, run_ablation
 from jointdit.training.autoencoder import (
     disparity_tensor,
     picture_tensor,
@@ -27,7 +30,7 @@ from jointdit.training.data import RenderedScenes, load_cache, render_cache
 from jointdit.training.joint import joint_loss
 from jointdit.training.loop import fit, schedule
 from jointdit.training.run import train
-from jointdit.training.spec import StageSpec, TrainSpec
+from jointdit.training.spec import AblationSpec, StageSpec, TrainSpec
 from jointdit.training.text import CaptionEncoder
 from jointdit.transformer import JointDiTTransformer2DModel
 
@@ -209,3 +212,44 @@ def test_the_recipe_from_nothing_to_a_checkpoint(scenes_folder: Path, tmp_path: 
     lines.clear()
     train(spec, lines.append, every=4)
     assert losses_of(lines) == []  # every stage is finished
+
+
+def test_the_ablation_trains_four_ways_on_one_base_and_goes_on_where_it_stopped(
+    scenes_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(scenes_folder, tmp_path / "scenes")
+    short = [f"output={tmp_path}", "scenes={count: 256, size: 32, processes: 1}", "threads=1", "seeds=[3]"]
+    short += ["joint.steps=2", "joint.batch_size=2", "held_out=3", "prompts=3", "depth_steps=1", "steps=1"]
+    spec = load_train_spec(Path(__file__).parents[2] / "jobs/train_ablation.yaml", short)
+    assert isinstance(spec, AblationSpec)
+    table = run_ablation(spec, lambda line: None).read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [
+        [a, b, "1"] for a, b in (("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no"))
+    ]
+    losses = {row[3] for row in rows}
+    assert len(losses) > 1, "noise levels and weights differ, so do losses"
+
+    lines: list[str] = []
+    again = "adaptive-off-unbalanced-on-3"
+    (tmp_path / f"{again}.json").unlink()
+    shutil.rmtree(tmp_path / again)
+    assert run_ablation(spec, lines.append).read_text() == table, "the same run again, and no other"
+    assert {line.split()[0].rstrip(":") for line in lines if line.startswith("adaptive")} == {
+        "adaptive-off-unbalanced-on-3"
+    }
+
+
+def test_what_the_ablation_switches_off() -> None:
+    base = JointDiTPipeline.from_pretrained("tiny").transformer.float()
+    model = fresh_adapter(base, adaptive=False, seed=0)
+    assert model.config.joint_weight_sharpness == 0.0
+    assert joint_weights(torch.tensor([0.9, 0.1]), 0.0).tolist() == [0.5, 0.5]
+    adapter = dict(model.adapter_named_parameters())
+    assert all(parameter.requires_grad for parameter in adapter.values())
+    for name, value in base.named_parameters():
+        if name not in adapter:
+            assert torch.equal(value, model.get_parameter(name)), name
+    levels = [sample_timesteps(20_000, torch.Generator().manual_seed(0), unbalanced) for unbalanced in (True, False)]
+    assert [round(float((rgb == depth).float().mean()), 1) for rgb, depth in levels] == [0.5, 0.5]
+    assert [float((depth < 0.2).float().mean()) > 0.1 for _, depth in levels] == [True, False]
