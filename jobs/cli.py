@@ -52,6 +52,7 @@ for command, example in (
     (datasets.status, "status s3://datasets/nightly-indoor --watch"),
     (datasets.validate, "validate runs/joint"),
     (datasets.retry, "retry s3://datasets/nightly-indoor --quarantined"),
+    (datasets.refilter, "refilter s3://datasets/nightly-indoor --set quality.filters.0.min_span=0.3"),
     (datasets.gc, "gc s3://datasets/nightly-indoor --dry-run --older-than 7d"),
     (datasets.versions, "versions s3://datasets/nightly-indoor"),
     (datasets.diff, "diff s3://datasets/nightly-indoor 1 2"),

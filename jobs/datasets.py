@@ -1,4 +1,4 @@
-"""The commands of datasets: run, plan, status, validate, retry, gc, versions, diff; cli.py gives them their place."""
+"""The commands of datasets: run, plan, status, validate, retry, refilter, gc, versions, diff; placed by cli.py."""
 
 from __future__ import annotations
 
@@ -116,6 +116,31 @@ def retry(
     if not chosen:
         raise typer.BadParameter("say what to try again: --quarantined, --rejected or both.")
     show_retry(plan_retry(uri, chosen))
+
+
+def refilter(
+    uri: DatasetUri,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="quality.filters..., or quality.keep_best; several times."),
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option("--spec", metavar="SPEC", help="Take the filters and keep_best of this job spec.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a version with other filters from the stored scores: no GPU, no Ray, no picture decoded.
+
+    They hold for what later runs make too, until the next refilter. The original ones give the original version back.
+    """
+    from jobs.report import show_refilter
+    from pipelines.refilter import refilter as decide_anew
+
+    found = decide_anew(uri, overrides or (), spec)
+    if as_json:
+        show_json({**asdict(found), "is_new": found.is_new})
+    else:
+        show_refilter(found)
 
 
 def gc(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipelines.garbage import Garbage
     from pipelines.plan import PlanPreview
     from pipelines.publish import Version
+    from pipelines.refilter import Refiltered
     from pipelines.retry import RetryPlan
     from pipelines.run import RunSummary
     from pipelines.status import Status
@@ -152,6 +153,22 @@ def show_retry(plan: RetryPlan) -> None:
     say("`jointdit run` makes them; in the version it publishes they take the place of the old ones.")
     if plan.counts.get("rejected"):
         say("Their seeds stay: other pictures for rejected prompts come by quality.regenerate.")
+
+
+def show_refilter(found: Refiltered) -> None:
+    """What other criteria changed."""
+    version = found.version
+    if not found.is_new:
+        say(f"version {version.number} is decided by these filters already: {counted(version.counts)}; nothing is new.")
+        return
+    moved = ", ".join(f"{number:,} {kind}" for kind, number in found.moved.items()) or "no sample moved"
+    say(f"{moved}; {several(len(found.rewritten), 'shard')} written anew")
+    if version.reasons:
+        say(f"rejected by: {', '.join(f'{kind} {number}' for kind, number in version.reasons.items())}")
+    if found.without_points:
+        say(f"{several(found.without_points, 'kept sample')} without a point cloud: rejected ones got none when made.")
+    say(f"version {version.number} published: {counted(version.counts)}")
+    say("These filters hold for later runs too, until the next refilter.")
 
 
 def show_garbage(found: Garbage, dry_run: bool) -> None:

@@ -24,8 +24,8 @@ from pipelines.sinks.ply import read_ply
 from pipelines.spec import JobSpec
 from pipelines.storage import Storage
 
-# Scores and points are recorded and may change between runs of one job; the other columns may not.
-CHANGING = ("quality", "points", "colors", "normals", "confidence")
+# Scores, hashes and points are recorded and may change between runs of one job; the other columns may not.
+CHANGING = ("quality", "phash", "points", "colors", "normals", "confidence")
 MAY_REFER = ("depth", "prepare")  # tasks whose pictures may stay where they are; output.rgb may change between runs
 
 

@@ -21,6 +21,7 @@ from pipelines.counting import CountedSample, Counting
 from pipelines.fingerprint import Fingerprint, digest, fingerprint_of
 from pipelines.ledger import Ledger, PlannedShard
 from pipelines.model import ModelIdentity, check_scorers, identify_job
+from pipelines.publish import read_latest, spec_in_force
 from pipelines.quality import load_scores
 from pipelines.readers import check_columns, count_rows, find_duplicate_ids, list_files
 from pipelines.records import Shard, SourceFile, Span
@@ -237,7 +238,8 @@ def preview(spec: JobSpec) -> PlanPreview:
     model = identify_job(spec)
     fingerprint = fingerprint_of(spec, model)
     ledger = Ledger(Storage(spec.output.uri))
-    ledger.check_job(fingerprint)
+    if ledger.check_job(fingerprint):
+        spec = spec_in_force(spec, read_latest(ledger.storage))
     scorers = check_scorers(spec)
     wanted = load_scores(spec.quality.filters, spec.quality.scores, spec.task)
     proposal = propose(spec, fingerprint, ledger)

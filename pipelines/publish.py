@@ -1,15 +1,18 @@
-"""Commits -> a published version: which samples count, and exactly which files hold them.
+"""Commits -> a published version: which samples count, where they end, and exactly which files hold them.
 
-    _versions/000001/version.json       counts, the files of the version, what it was made from; create-only
+    _versions/000001/version.json       counts, the files of the version, what it was made from and by; create-only
     _versions/000001/outcomes.parquet   one row a sample: id, where it came from, where it ended; create-only
     README.md  stats.json  gallery/     about the latest version; rewritten with each
 
-Which samples count is decided by the plan (counting.py). A table that also holds superseded samples is written anew
-without their rows (bytes copied, nothing decoded). A run that finds nothing new publishes nothing.
+Which samples count is decided by the plan (counting.py), where they end by decisions.py, and version_files.py writes
+the tables that are not there yet. A run that finds nothing new publishes nothing.
 
 Equal commits give an equal version, so a publisher that finds the outcomes of another, at work or dead, completes them;
 where they differ from its own it takes the next number. It reads the numbers before the plan: a version that is
 published in between has taken the number, so no version is older than the one before it.
+
+The criteria of a version are the spec's of the run that published it, until `jointdit refilter` (refilter.py) sets them
+for the whole dataset: from then on they hold for what is made later too, and specs that say otherwise are not asked.
 """
 
 from __future__ import annotations
@@ -17,16 +20,16 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jointdit.errors import PermanentError
 from pipelines.counting import CountedSample, Counting
+from pipelines.decisions import Criteria, Decided, Key, Verdict, agree, by_commits, by_scores, read_facts, settle
 from pipelines.fingerprint import code_version
 from pipelines.ledger import (
     FORMAT,
@@ -34,15 +37,15 @@ from pipelines.ledger import (
     Commit,
     Ledger,
     Outcome,
-    StoredObject,
     new_token,
     now,
     parquet_bytes,
     parse,
     sha256,
 )
-from pipelines.sinks.parquet import table_bytes
+from pipelines.spec import JobSpec, QualitySpec, as_tuples, load_spec
 from pipelines.storage import AlreadyExists, Storage
+from pipelines.version_files import Before, VersionFile, ends_of, write_tables
 
 PUBLISH_ATTEMPTS = 100
 OUTCOMES_SCHEMA = pa.schema(
@@ -63,18 +66,6 @@ OUTCOMES_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class VersionFile:
-    """A table of a version."""
-
-    path: str
-    outcome: Outcome
-    rows: int
-    bytes: int
-    sha256: str
-    shard: str
-
-
-@dataclass(frozen=True)
 class Version:
     """A published version of the dataset."""
 
@@ -88,10 +79,32 @@ class Version:
     created: str
     code: str
     spec: dict[str, Any]  # as the publishing run had it: quality and batch size may differ from _job.json's
+    criteria: dict[str, Any] = field(default_factory=dict)  # what its samples are kept by, with all thresholds
+    refilter: int = 0  # the version in which `jointdit refilter` set them; 0: each run's own decided at its commits
+    held: int = 0  # the version whose decisions stand in this one; 0: none
 
     def files_of(self, outcome: Outcome) -> list[str]:
         """Paths of the tables of one outcome, in the order of the plan."""
         return [file.path for file in self.files if file.outcome == outcome]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a version is to say."""
+
+    samples: Sequence[Decided]
+    spec: Mapping[str, Any]
+    criteria: Criteria
+    refilter: int | None  # None: this version sets the criteria
+    held: int
+
+    def is_told_by(self, version: Version, table: pa.Table) -> bool:
+        """Whether a version, with its outcomes, says the same already."""
+        if self.refilter is None and version.criteria != self.criteria.to_json():
+            return False
+        wanted = [(*each.key, each.outcome) for each in self.samples]
+        columns = (table[name].to_pylist() for name in ("id", "shard", "outcome"))
+        return wanted == list(zip(*columns, strict=True))
 
 
 def publish(storage: Storage, ledger: Ledger, spec: Mapping[str, Any]) -> tuple[Version, bool]:
@@ -100,6 +113,79 @@ def publish(storage: Storage, ledger: Ledger, spec: Mapping[str, Any]) -> tuple[
     Raises:
         Unfinished: a shard that counts has no commit.
     """
+    return publish_decision(storage, ledger, lambda *found: decide_run(storage, spec, *found))
+
+
+def decide_run(
+    storage: Storage,
+    spec: Mapping[str, Any],
+    latest: Version | None,
+    counted: Sequence[CountedSample],
+    commits: Mapping[str, Commit],
+) -> Decision:
+    """What a run's version says: the decisions of the latest one stand, what it does not have is decided now."""
+    job = spec_in_force(load_spec(dict(spec)), latest)
+    refilter = latest.refilter if latest else 0
+    criteria = Criteria.from_json(latest.criteria) if latest and refilter else Criteria.of(job.quality)
+    held = verdicts(storage, latest) if latest else {}
+    decided = decide_all(storage, counted, commits, criteria, refilter > 0, held, job.task)
+    return Decision(decided, job.as_given(), criteria, refilter, latest.number if latest else 0)
+
+
+def decide_all(
+    storage: Storage,
+    counted: Sequence[CountedSample],
+    commits: Mapping[str, Commit],
+    criteria: Criteria,
+    is_refiltered: bool,
+    held: Mapping[Key, Verdict],
+    task: str,
+) -> list[Decided]:
+    """Where samples end under these criteria; `held` decisions stand. Reads scores only where a decision needs them."""
+    decided = by_commits(counted)
+    new = {each.key[1] for each in decided if each.key not in held}
+    if new and (is_refiltered or criteria.needs_all):
+        shards = {each.key[1] for each in decided} if criteria.max_distance is not None else new
+        facts = read_facts(storage, commits, sorted(shards))
+        if is_refiltered:
+            open_ = iter(by_scores((d.counted for d in decided if d.key not in held), criteria.filters, facts))
+            decided = [each if each.key in held else next(open_) for each in decided]
+        return settle(decided, criteria, facts, held, task)
+    return settle(decided, Criteria(), {}, held, task)
+
+
+def decide_again(
+    storage: Storage, version: Version, counted: Sequence[CountedSample], commits: Mapping[str, Commit]
+) -> list[Decided]:
+    """Where the samples of a version must end, by its criteria and the version whose decisions stand in it.
+
+    A decision that stands is believed only where the sample's commit, or its scores, allow it.
+    """
+    criteria = Criteria.from_json(version.criteria)
+    decided, facts = by_commits(counted), {}
+    if version.refilter or criteria.needs_all:
+        facts = read_facts(storage, commits, sorted({each.key[1] for each in decided}))
+    if version.refilter:
+        decided = by_scores(counted, criteria.filters, facts)
+    stand = verdicts(storage, read_version(storage, version.held)) if version.held else {}
+    held = {each.key: stand[each.key] for each in decided if each.key in stand and agree(each, stand[each.key])}
+    return settle(decided, criteria, facts, held, str(version.spec["task"]))
+
+
+def spec_in_force(spec: JobSpec, latest: Version | None) -> JobSpec:
+    """A run's spec with the criteria that hold for its output: those that `jointdit refilter` set, if it did."""
+    if latest is None or not latest.refilter:
+        return spec
+    quality = {**spec.quality.model_dump(exclude_unset=True), **as_tuples(latest.criteria)}
+    return spec.model_copy(update={"quality": QualitySpec.model_validate(quality)})
+
+
+def publish_decision(
+    storage: Storage,
+    ledger: Ledger,
+    decide: Callable[[Version | None, Sequence[CountedSample], Mapping[str, Commit]], Decision],
+) -> tuple[Version, bool]:
+    """The version that says what `decide` makes of (latest version, samples that count, commits); whether it is new."""
     taken: set[int] = set()  # numbers of publishers that died, or are at work, with other outcomes
     for _ in range(PUBLISH_ATTEMPTS):
         latest = read_latest(storage)
@@ -108,24 +194,30 @@ def publish(storage: Storage, ledger: Ledger, spec: Mapping[str, Any]) -> tuple[
             raise PermanentError(f"{storage.uri} has no plan: there is nothing to publish.")
         commits = ledger.read_commits({entry.shard.id for entry in planned})
         counted = list(Counting(planned).counted(commits))
-        if latest is not None and _covers(storage, latest, counted):
+        decision = decide(latest, counted, commits)
+        table = read_outcomes(storage, latest) if latest else OUTCOMES_SCHEMA.empty_table()
+        if latest is not None and decision.is_told_by(latest, table):
             return latest, False
         number = latest.number + 1 if latest else 1
         while number in taken:
             number += 1
-        files, file_of = _tables(storage, number, counted, commits, latest.files if latest else ())
-        outcomes = parquet_bytes(_outcomes_table(counted, file_of))
+        before = _before(storage, latest, table, every=decision.refilter is None)
+        files = write_tables(storage, number, decision.samples, commits, before)
+        outcomes = parquet_bytes(_outcomes_table(decision.samples, files))
         version = Version(
             number=number,
-            counts={outcome: sum(c.sample.outcome == outcome for c in counted) for outcome in OUTCOMES},
+            counts={outcome: sum(each.outcome == outcome for each in decision.samples) for outcome in OUTCOMES},
             files=tuple(files),
             superseded=sum(len(commit.samples) for commit in commits.values()) - len(counted),
-            reasons=dict(Counter(reason.split(":")[0] for c in counted for reason in c.sample.reasons)),
+            reasons=dict(Counter(reason.split(":")[0] for each in decision.samples for reason in each.reasons)),
             plans=tuple(sorted({entry.plan for entry in planned})),
             outcomes_sha256=sha256(outcomes),
             created=now(),
             code=code_version(),
-            spec=dict(spec),
+            spec=dict(decision.spec),
+            criteria=decision.criteria.to_json(),
+            refilter=number if decision.refilter is None else decision.refilter,
+            held=decision.held,
         )
         if not _claim(storage, number, outcomes):
             taken.add(number)
@@ -137,6 +229,18 @@ def publish(storage: Storage, ledger: Ledger, spec: Mapping[str, Any]) -> tuple[
             continue  # another driver published the same: the next look finds it
         return version, True
     raise PermanentError(f"other drivers keep publishing {storage.uri}: run again when they are done.")
+
+
+def _before(storage: Storage, latest: Version | None, table: pa.Table, every: bool) -> Before:
+    """What the latest version has, whose outcomes are `table`; with the tables of `every` version to choose from."""
+    if latest is None:
+        return Before({}, (), {})
+    shards: dict[str, list[tuple[Outcome, str]]] = {}
+    for row in table.select(["shard", "outcome", "id"]).to_pylist():
+        shards.setdefault(row["shard"], []).append((row["outcome"], row["id"]))
+    versions = [read_version(storage, number) for number in version_numbers(storage)] if every else [latest]
+    known = {file.sha256: file.path for version in versions for file in version.files}
+    return Before({shard: ends_of(samples) for shard, samples in shards.items()}, latest.files, known)
 
 
 def _claim(storage: Storage, number: int, outcomes: bytes) -> bool:
@@ -176,67 +280,32 @@ def read_outcomes(storage: Storage, version: Version) -> pa.Table:
     return pq.read_table(io.BytesIO(data), schema=OUTCOMES_SCHEMA)
 
 
-def _covers(storage: Storage, version: Version, counted: Sequence[CountedSample]) -> bool:
-    table = read_outcomes(storage, version).select(["id", "shard", "outcome"])
-    wanted = [(c.sample.id, c.entry.shard.id, c.sample.outcome) for c in counted]
-    return wanted == list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+def verdicts(storage: Storage, version: Version) -> dict[Key, Verdict]:
+    """Where each sample of a version ended, and why."""
+    columns = read_outcomes(storage, version).select(["id", "shard", "outcome", "reasons"]).to_pydict()
+    rows = zip(*columns.values(), strict=True)
+    return {(identifier, shard): (outcome, tuple(reasons or ())) for identifier, shard, outcome, reasons in rows}
 
 
-def _tables(
-    storage: Storage,
-    number: int,
-    counted: Sequence[CountedSample],
-    commits: Mapping[str, Commit],
-    before: Sequence[VersionFile],
-) -> tuple[list[VersionFile], dict[tuple[str, Outcome], str]]:
-    """The files of a version, and the path for each (shard, outcome). `before`: the files of the last version."""
-    known = {file.sha256: file.path for file in before}
-    wanted: dict[str, dict[Outcome, list[str]]] = {}
-    for each in counted:
-        wanted.setdefault(each.entry.shard.id, {}).setdefault(each.sample.outcome, []).append(each.sample.id)
-    files: list[VersionFile] = []
-    for shard, outcomes in wanted.items():
-        for stored in commits[shard].objects:
-            if stored.kind != "table" or stored.outcome not in outcomes:
-                continue
-            ids = outcomes[stored.outcome]
-            if len(ids) < stored.rows:
-                stored = _without_superseded(storage, number, shard, stored, ids, known)
-            files.append(VersionFile(stored.path, stored.outcome, stored.rows, stored.bytes, stored.sha256, shard))
-    return files, {(file.shard, file.outcome): file.path for file in files}
-
-
-def _without_superseded(
-    storage: Storage, number: int, shard: str, stored: StoredObject, ids: Sequence[str], known: Mapping[str, str]
-) -> StoredObject:
-    """A copy of a table with only the rows that count; `known`, SHA-256 -> path, has those of the last version."""
-    table = pq.read_table(io.BytesIO(storage.read_bytes(stored.path)))
-    data = table_bytes(table.filter(pc.is_in(table["id"], pa.array(ids))))
-    digest = sha256(data)
-    path = known.get(digest)
-    if path is None:
-        path = f"{stored.path.split('/')[0]}/{shard}-v{number:06d}-{digest[:16]}.parquet"
-        storage.write_bytes(path, data)
-    return StoredObject(path, len(data), digest, len(ids), stored.outcome)
-
-
-def _outcomes_table(counted: Sequence[CountedSample], file_of: Mapping[tuple[str, Outcome], str]) -> pa.Table:
+def _outcomes_table(samples: Sequence[Decided], files: Sequence[VersionFile]) -> pa.Table:
+    file_of = {(file.shard, file.outcome): file.path for file in files}
     records = []
-    for each in counted:
-        span, sample, shard = each.span, each.sample, each.entry.shard
+    for each in samples:
+        counted = each.counted
+        span, sample, shard = counted.span, counted.sample, counted.entry.shard
         records.append(
             {
                 "id": sample.id,
-                "source": each.source,
+                "source": counted.source,
                 "uri": span.uri,
                 "etag": span.etag,
                 "position": sample.position,
                 "index": sample.index,
                 "round": shard.round,
                 "shard": shard.id,
-                "outcome": sample.outcome,
-                "reasons": list(sample.reasons),
-                "file": file_of[shard.id, sample.outcome],
+                "outcome": each.outcome,
+                "reasons": list(each.reasons),
+                "file": file_of[shard.id, each.outcome],
             }
         )
     return pa.Table.from_pylist(records, schema=OUTCOMES_SCHEMA)

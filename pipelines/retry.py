@@ -6,6 +6,9 @@ and seeds stay. So a quarantined sample gets what it would have got had its caus
 gets the same pixels, decided by the filters and the code of the next run. New pictures for rejected prompts are another
 thing: quality.regenerate.
 
+Quarantined or rejected is what the latest version says is so; after a refilter that is not what the commits say.
+Samples that lost to others of the set (keep_best, near_duplicate) would lose again and are left out.
+
 `jointdit run` makes them, like anything else that is planned: killed in between, it goes on from there.
 """
 
@@ -16,9 +19,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pipelines.counting import Counting
+from pipelines.decisions import is_over_the_set
 from pipelines.fingerprint import digest
 from pipelines.ledger import Job, Ledger, Outcome, PlannedShard
 from pipelines.plan import append, cut_rows, next_number, row_of, with_id
+from pipelines.publish import read_latest, verdicts
 from pipelines.records import Shard, Span
 from pipelines.storage import Storage
 
@@ -55,11 +60,15 @@ def _shards(job: Job, ledger: Ledger, outcomes: Collection[Outcome], counts: Cou
     """Shards of the rows that have such samples: rows with the same indices of one round go together."""
     planned = ledger.planned()
     commits = ledger.read_commits({entry.shard.id for entry in planned})
+    latest = read_latest(ledger.storage)
+    published = verdicts(ledger.storage, latest) if latest else {}
     wanted: dict[tuple[Span, int], list[int]] = {}  # (a row, round) -> indices of its samples
     for each in Counting(planned).counted(commits, unfinished=True):
-        if each.sample.outcome in outcomes:
+        verdict = (each.sample.outcome, each.sample.reasons)  # of a sample that is in no version yet
+        outcome, reasons = published.get((each.sample.id, each.entry.shard.id), verdict)
+        if outcome in outcomes and not is_over_the_set(outcome, reasons):
             wanted.setdefault((row_of(each), each.entry.shard.round), []).append(each.sample.index)
-            counts[each.sample.outcome] += 1
+            counts[outcome] += 1
     groups: dict[tuple[int, tuple[int, ...]], list[Span]] = {}
     for (row, round_), indices in wanted.items():
         groups.setdefault((round_, tuple(sorted(indices))), []).append(row)

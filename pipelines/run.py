@@ -19,6 +19,7 @@ from jointdit.errors import Unfinished
 from pipelines import about
 from pipelines.context import RunContext
 from pipelines.counting import Counting
+from pipelines.decisions import Criteria
 from pipelines.fingerprint import code_version, fingerprint_of
 from pipelines.lease import Heartbeat
 from pipelines.ledger import Commit, Ledger, PlannedShard, new_token, now
@@ -26,7 +27,7 @@ from pipelines.model import check_job_weights, check_scorers, identify_job
 from pipelines.patience import patiently
 from pipelines.plan import extend_plan, extend_with_regeneration, propose
 from pipelines.progress import Progress
-from pipelines.publish import PUBLISH_ATTEMPTS, Version, publish
+from pipelines.publish import PUBLISH_ATTEMPTS, Version, publish, read_latest, spec_in_force
 from pipelines.spec import JobSpec
 from pipelines.storage import Storage
 
@@ -63,6 +64,8 @@ def run_job(
     model = identify_job(spec)
     fingerprint = fingerprint_of(spec, model)
     known = ledger.check_job(fingerprint)
+    latest = read_latest(storage) if known else None
+    asked, spec = spec, spec_in_force(spec, latest)
     proposal = propose(spec, fingerprint, ledger)  # bad input is found before anything is written
     if not known:
         check_job_weights(spec)  # and so is a checkpoint that does not fit
@@ -77,6 +80,11 @@ def run_job(
         proposal = patiently(lambda: extend_plan(spec, fingerprint, ledger, first), patience)
         committed_before = len(patiently(ledger.committed, patience))
         with progress:
+            if latest is not None and Criteria.of(asked.quality) != Criteria.of(spec.quality):
+                progress.note(
+                    f"quality.filters and keep_best are those of version {latest.refilter}, which `jointdit refilter` "
+                    f"set for the whole dataset; for the spec's: jointdit refilter {storage.uri} --spec <the spec>."
+                )
             for uri in proposal.removed:
                 progress.note(f"{uri} is not in the input any more; what it gave stays in the dataset.")
             version, is_new = generate_and_publish(context, ledger, progress, worker_class)

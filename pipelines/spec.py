@@ -203,7 +203,8 @@ def _refuse_sampling(spec: Spec) -> None:
             f"input.samples_per_row must be 1 and quality.regenerate 0 for task {spec.task}: it draws nothing"
         )
     points, quality = spec.output.points, spec.quality
-    if spec.task == "encode" and (quality.filters or quality.scores or points.format != "none" or points.calibrate):
+    asked = quality.filters or quality.scores or quality.keep_best
+    if spec.task == "encode" and (asked or points.format != "none" or points.calibrate):
         raise ValueError(
             "output.points, quality.filters and quality.scores need pixels, and task encode writes latents: remove them"
         )

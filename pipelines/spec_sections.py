@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipelines.addresses import normalise
+from pipelines.quality import MODEL_FILTERS, SCORES, KeepBest
 
 MULTIPLE = 16  # pixels: 8 of the VAE times 2 of the patches
 
@@ -206,11 +207,13 @@ class OutputSpec(Section):
 class QualitySpec(Section):
     """Filters of pipelines/quality by `kind`, rounds of new seeds for what they reject, and when to stop.
 
-    `scores`: kinds whose scores cost a model and are to be measured without rejecting anything, as names or settings.
+    `scores`: kinds whose scores cost a model and are to be measured without rejecting anything, as names or settings;
+    the one that `keep_best` goes by is among them.
     """
 
     filters: tuple[dict[str, Any], ...] = ()
     scores: tuple[dict[str, Any], ...] = ()
+    keep_best: KeepBest | None = None
     regenerate: int = Field(0, ge=0, le=100)
     max_quarantined_fraction: Fraction = 0.05
 
@@ -229,6 +232,22 @@ class QualitySpec(Section):
             {**each, "model": absolute_folder(each["model"])} if isinstance(each.get("model"), str) else each
             for each in value
         )
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        kinds = {each.get("kind") for each in (*self.filters, *self.scores)}
+        wanted = [kind for kind, each in MODEL_FILTERS.items() if self.keep_best and self.keep_best.by in each.scores]
+        if missing := [{"kind": kind} for kind in wanted if kind not in kinds]:
+            object.__setattr__(self, "scores", (*self.scores, *missing))  # frozen, and still being built
+            self.__pydantic_fields_set__.add("scores")
+        return self
+
+    @field_validator("keep_best")
+    @classmethod
+    def _by_a_score(cls, value: KeepBest | None) -> KeepBest | None:
+        if value is not None and value.by not in SCORES:
+            raise ValueError(f"by is {value.by!r}, which is no score: choose one of {', '.join(SCORES)}")
+        return value
 
 
 class RetriesSpec(Section):

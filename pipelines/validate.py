@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 
 from jointdit.errors import JointDiTError
 from pipelines import card
-from pipelines.counting import Counting
+from pipelines.counting import CountedSample, Counting
+from pipelines.decisions import Criteria
 from pipelines.fingerprint import digest
 from pipelines.finish import FOLDERS
 from pipelines.ledger import OUTCOMES, Commit, Job, Ledger, PlannedShard, StoredObject, sha256
 from pipelines.object_checks import check_object
 from pipelines.plan import id_of
-from pipelines.publish import Version, read_outcomes, read_version, version_numbers
+from pipelines.publish import Version, decide_again, read_outcomes, read_version, version_numbers
 from pipelines.spec import load_spec
 from pipelines.storage import Storage
 
@@ -219,17 +220,7 @@ def _check_latest(
             f"shard {entry.shard.id}: {entry.samples} samples of version {version.number} have no commit."
         )
     if not pending:
-        counted_ones = counting.counted(commits)
-        wanted = Counter((each.sample.id, each.sample.outcome, each.entry.shard.id) for each in counted_ones)
-        have = Counter((row["id"], row["outcome"], row["shard"]) for row in outcomes)
-        found.problems += [
-            f"sample {i} is {o} in the commit of shard {s} and not so in version {version.number}."
-            for i, o, s in wanted - have
-        ]
-        found.problems += [
-            f"sample {i} is {o} in version {version.number} and not so in the commit of shard {s}, if that counts."
-            for i, o, s in have - wanted
-        ]
+        found.problems += _outcomes_differ(storage, version, list(counting.counted(commits)), commits, outcomes)
     found.problems += _files_differ(version, outcomes)
     if not card.is_about(storage, version):
         found.problems.append(
@@ -243,6 +234,29 @@ def _check_latest(
     later = [entry for entry in planned if entry.plan not in version.plans]
     if later:
         found.notes.append(f"{len(later)} shards were planned after version {version.number} and are not part of it.")
+
+
+def _outcomes_differ(
+    storage: Storage,
+    version: Version,
+    counted: Sequence[CountedSample],
+    commits: Mapping[str, Commit],
+    outcomes: Sequence[Mapping[str, Any]],
+) -> Iterator[str]:
+    """The version's samples are those that count, and each ended where its commit or the version's criteria put it."""
+    try:
+        decided = decide_again(storage, version, counted, commits)
+    except (JointDiTError, OSError, pa.ArrowException, KeyError) as error:
+        yield f"what version {version.number} must say cannot be found out ({type(error).__name__}: {error})."
+        return
+    wanted = Counter((each.key[0], each.outcome, each.key[1]) for each in decided)
+    have = Counter((row["id"], row["outcome"], row["shard"]) for row in outcomes)
+    is_by_commits = not version.refilter and not Criteria.from_json(version.criteria).needs_all
+    by = "in the commit" if is_by_commits else "by the stored scores"
+    for i, o, s in wanted - have:
+        yield f"sample {i} is {o} {by} of shard {s} and not so in version {version.number}."
+    for i, o, s in have - wanted:
+        yield f"sample {i} is {o} in version {version.number} and not so {by} of shard {s}, if that counts."
 
 
 def _files_differ(version: Version, outcomes: Sequence[Mapping[str, Any]]) -> Iterator[str]:

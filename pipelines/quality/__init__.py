@@ -18,6 +18,10 @@ later without a GPU. Scores that cost a model are measured by the worker, and on
     text_agreement    text_agreement                             pictures that do not show their text, by CLIP
     depth_critic      critic_abs_rel, critic_delta1              depth that an independent depth model does not see
 
+    of the whole dataset, when a version is published (decisions.py)
+    near_duplicate                                               pictures that look like an earlier one
+    and quality.keep_best (keep_best.py)                         all but the best of each row's samples by a score
+
 In a spec: `quality.filters: [{kind: depth_range, min_span: 0.2}]`, `quality.scores: [self_consistency]`. A reason is
 "<kind>: <what was found>"; the kind is what reports count by.
 
@@ -40,7 +44,9 @@ from pipelines.quality.depth_critic import DepthCritic
 from pipelines.quality.depth_range import DepthRange
 from pipelines.quality.ensemble_spread import EnsembleSpread
 from pipelines.quality.filter import Filter
+from pipelines.quality.keep_best import KeepBest
 from pipelines.quality.model_scored import ModelScored, ScoredBatch, Scorer
+from pipelines.quality.near_duplicate import NearDuplicate
 from pipelines.quality.saturated import Saturated
 from pipelines.quality.self_consistency import SelfConsistency
 from pipelines.quality.text_agreement import TextAgreement
@@ -48,10 +54,13 @@ from pipelines.records import SampleResult
 
 __all__ = [
     "FILTERS",
+    "MODEL_FILTERS",
     "PIXEL_FILTERS",
     "SCORES",
     "Filter",
+    "KeepBest",
     "ModelScored",
+    "NearDuplicate",
     "ScoredBatch",
     "Scorer",
     "decide",
@@ -64,7 +73,7 @@ PIXEL_FILTERS: dict[str, type[Filter]] = {filter.kind: filter for filter in (Dep
 MODEL_FILTERS: dict[str, type[ModelScored]] = {
     filter.kind: filter for filter in (SelfConsistency, EnsembleSpread, TextAgreement, DepthCritic)
 }
-FILTERS: dict[str, type[Filter]] = {**PIXEL_FILTERS, **MODEL_FILTERS}
+FILTERS: dict[str, type[Filter]] = {**PIXEL_FILTERS, **MODEL_FILTERS, NearDuplicate.kind: NearDuplicate}
 SCORES: tuple[str, ...] = tuple(score for filter in FILTERS.values() for score in filter.scores)
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from jointdit.depth import encode_depth_png
 from pipelines.quality import SCORES
+from pipelines.quality.near_duplicate import perceptual_hash
 from pipelines.readers.pictures import PICTURE_SUFFIXES
 from pipelines.records import SampleResult
 from pipelines.sinks import latents
@@ -61,6 +62,7 @@ DATA_FIELDS = [
     pa.field("round", pa.int32()),
     # All scores there are, null where one was not computed: files written under other filters have one schema.
     pa.field("quality", pa.struct([(name, pa.float64()) for name in SCORES])),
+    pa.field("phash", pa.string()),
     pa.field("model", pa.string()),
     pa.field("params", pa.string()),
 ]
@@ -84,6 +86,7 @@ DESCRIPTIONS = {
     "seed": "of the sample's noise",
     "round": "of regeneration; 0 is the first",
     "quality": "scores; null where a score was not computed",
+    "phash": "64 bits of the picture's perceptual hash: those of like pictures differ in few",
     "model": "the weights",
     "params": "JSON: task, sampling settings, where the depth range comes from",
     "points": "x right, y down, z forward, metres; depth edges and holes left out",
@@ -193,6 +196,7 @@ def _data_row(result: SampleResult, spec: JobSpec, pointcloud: str | None) -> di
         "seed": sample.seed,
         "round": sample.round,
         "quality": {name: result.scores.get(name) for name in SCORES},
+        "phash": perceptual_hash(result.rgb),
         "model": _model_of(spec),
         "params": json.dumps(
             {

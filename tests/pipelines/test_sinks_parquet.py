@@ -55,7 +55,7 @@ def test_the_columns_are_the_contract() -> None:
     names = data_schema(job()).names
     assert " ".join(names) == (
         "id source prompt rgb depth depth_kind width height fx fy cx cy intrinsics_source z_near z_far pointcloud "
-        "seed round quality model params"
+        "seed round quality phash model params"
     )
     assert data_schema(job(), "rejected").names == [*names, "reasons"]
     assert data_schema(job(), "quarantined").names == ["id", "input", "error", "traceback"]

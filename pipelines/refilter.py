@@ -1,0 +1,151 @@
+"""Decide a whole dataset anew from its stored scores: a version with other filters, without a GPU and without Ray.
+
+The criteria that it sets hold from then on: what later runs make is decided by them too, whatever their specs say
+(`publish.spec_in_force`), until the next refilter. Commits stay what they are, so going back to earlier criteria gives
+the earlier decisions and the earlier files; and nothing is planned: a sample that is rejected now gets no new seed, and
+one that was rejected when it was made has had its own.
+
+Where a version of these criteria is there already, its decisions stand. Else all samples are decided in the order of
+the plan, without regard to who won before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jointdit.errors import PermanentError, SpecError
+from pipelines import about
+from pipelines.counting import CountedSample
+from pipelines.decisions import Criteria, Decided, Key, Verdict, agree, by_scores, lacking, read_facts, settle
+from pipelines.ledger import Commit, Ledger
+from pipelines.publish import (
+    Decision,
+    Version,
+    publish_decision,
+    read_latest,
+    read_version,
+    verdicts,
+    version_numbers,
+)
+from pipelines.spec import JobSpec, load_spec
+from pipelines.spec_file import apply_overrides
+from pipelines.storage import Storage
+
+SETTABLE = ("quality.filters", "quality.keep_best", "quality.calibration")
+
+
+@dataclass(frozen=True)
+class Refiltered:
+    """What `jointdit refilter` did."""
+
+    output: str
+    before: Version
+    version: Version  # the same one where nothing changed
+    moved: dict[str, int]  # "kept -> rejected" -> samples
+    rewritten: tuple[str, ...]  # shards of which the version has tables that the one before had not
+    without_points: int  # samples that are kept now and had no point cloud made, because they were rejected then
+
+    @property
+    def is_new(self) -> bool:
+        """Whether a version was published."""
+        return self.version.number != self.before.number
+
+
+def refilter(uri: str, overrides: Sequence[str] = (), spec_file: Path | None = None) -> Refiltered:
+    """Publish the version of other criteria: those of the latest version, or of a spec, with overrides on top.
+
+    Raises:
+        SpecError: an override of something else, or of something that is no filter.
+        PermanentError: the job is not finished, or samples lack a score that the criteria need.
+    """
+    storage = Storage(uri)
+    ledger = Ledger(storage)
+    ledger.read_job()
+    before = _latest(storage)
+    spec = criteria_spec(before, overrides, spec_file)
+    criteria = Criteria.of(spec.quality)
+    points: list[int] = []
+
+    def decide(latest: Version | None, counted: Sequence[CountedSample], commits: Mapping[str, Commit]) -> Decision:
+        facts = read_facts(storage, commits, sorted({each.entry.shard.id for each in counted}))
+        decided = by_scores(counted, criteria.filters, facts)
+        _refuse_lacking(storage, lacking(decided, criteria, facts))
+        number, held = _earlier(storage, criteria, decided)
+        settled = settle(decided, criteria, facts, held, spec.task)
+        points[:] = [sum(d.outcome == "kept" and d.counted.sample.outcome == "rejected" for d in settled)]
+        return Decision(settled, spec.as_given(), criteria, None, number)
+
+    version, is_new = publish_decision(storage, ledger, decide)
+    while is_new and (latest := _latest(storage)).criteria != version.criteria:
+        # A run that had begun to publish before this version was there took the next number.
+        assert latest.number > version.number
+        version, is_new = publish_decision(storage, ledger, decide)
+    about.refresh(storage, ledger)
+    return Refiltered(
+        output=storage.uri,
+        before=before,
+        version=version,
+        moved=_moved(storage, before, version),
+        rewritten=tuple(dict.fromkeys(f.shard for f in version.files if f not in set(before.files))),
+        without_points=points[0] if spec.output.points.as_files else 0,
+    )
+
+
+def criteria_spec(version: Version, overrides: Sequence[str], spec_file: Path | None) -> JobSpec:
+    """The spec of a version with other criteria. Raises SpecError for an override of anything else."""
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if not any(key == name or key.startswith(f"{name}.") for name in SETTABLE):
+            raise SpecError(f"--set {key} is nothing that refilter can change: set {' or '.join(SETTABLE[:2])}.")
+    quality = dict(version.spec.get("quality", {}))
+    if spec_file is not None:
+        given = load_spec(spec_file).as_given().get("quality", {})
+        for name in (key.partition(".")[2] for key in SETTABLE):
+            quality.pop(name, None)
+            if name in given:
+                quality[name] = given[name]
+    return load_spec(apply_overrides({**version.spec, "quality": quality}, overrides))
+
+
+def _latest(storage: Storage) -> Version:
+    latest = read_latest(storage)
+    if latest is None:
+        raise PermanentError(f"{storage.uri} has no version yet: run the job to its end first.")
+    return latest
+
+
+def _refuse_lacking(storage: Storage, missing: Mapping[str, Sequence[str]]) -> None:
+    for name, identifiers in missing.items():
+        what = "perceptual hash" if name == "phash" else f"score {name}"
+        count = f"{len(identifiers)} sample{'s lack' if len(identifiers) > 1 else ' lacks'}"
+        raise PermanentError(
+            f"{storage.uri}: {count} the {what}, such as {identifiers[0]}, which was not computed when they were made: "
+            "choose criteria without it, or make them in a new job that computes it."
+        )
+
+
+def _earlier(storage: Storage, criteria: Criteria, decided: Sequence[Decided]) -> tuple[int, dict[Key, Verdict]]:
+    """The newest version with these criteria, all of whose samples are decided by them, and its decisions; 0 if none.
+
+    A run's version may hold samples that were committed under other filters: such a one is not it.
+    """
+    for number in reversed(version_numbers(storage)):
+        version = read_version(storage, number)
+        if version.criteria == criteria.to_json():
+            held = verdicts(storage, version)
+            if all(agree(each, held[each.key]) for each in decided if each.key in held):
+                return number, held
+    return 0, {}
+
+
+def _moved(storage: Storage, before: Version, after: Version) -> dict[str, int]:
+    if before.number == after.number:
+        return {}
+    old, moved = verdicts(storage, before), Counter[str]()
+    for key, (outcome, _) in verdicts(storage, after).items():
+        if key in old and old[key][0] != outcome:
+            moved[f"{old[key][0]} -> {outcome}"] += 1
+    return dict(sorted(moved.items()))

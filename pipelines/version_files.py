@@ -1,0 +1,160 @@
+"""The tables of a version: those of the commits where they hold what counts, else copies of their rows.
+
+A table is written anew where some of its rows count no more (superseded, counting.py) or end elsewhere than their
+commit says (decisions.py). Rows are moved as they are stored: no picture is decoded, and the point clouds they name
+stay where they are. A shard of which nothing changed since the last version has the files that it had then.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.decisions import Decided
+from pipelines.finish import FOLDERS
+from pipelines.ledger import OUTCOMES, Commit, Outcome, StoredObject, sha256
+from pipelines.sinks.parquet import table_bytes
+from pipelines.storage import Storage
+
+WRITERS = 4  # shards at once; the tables of each are held in memory whole
+REASONS = pa.field("reasons", pa.list_(pa.string()))
+Ends = dict[Outcome, list[str]]  # where the samples of a shard end: outcome -> ids
+
+
+@dataclass(frozen=True)
+class VersionFile:
+    """A table of a version."""
+
+    path: str
+    outcome: Outcome
+    rows: int
+    bytes: int
+    sha256: str
+    shard: str
+
+
+@dataclass(frozen=True)
+class Before:
+    """What earlier versions have."""
+
+    ends: Mapping[str, Ends]  # of the last version, by shard
+    files: Sequence[VersionFile]  # of the last version
+    known: Mapping[str, str]  # SHA-256 -> path, of this and maybe of older ones
+
+
+def write_tables(
+    storage: Storage, number: int, decided: Sequence[Decided], commits: Mapping[str, Commit], before: Before
+) -> list[VersionFile]:
+    """The files of version `number`, in the order of the plan; those that are not there yet are written."""
+    shards: dict[str, list[Decided]] = {}
+    for each in decided:
+        shards.setdefault(each.counted.entry.shard.id, []).append(each)
+    had: dict[str, list[VersionFile]] = {}
+    for file in before.files:
+        had.setdefault(file.shard, []).append(file)
+
+    def files_of(shard: str) -> list[VersionFile]:
+        ends = ends_of((each.outcome, each.counted.sample.id) for each in shards[shard])
+        if before.ends.get(shard) == ends:
+            return had[shard]
+        return _Shard(storage, number, commits[shard], shards[shard], before.known).files(ends)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        return [file for files in pool.map(files_of, shards) for file in files]
+
+
+def ends_of(samples: Iterable[tuple[Outcome, str]]) -> Ends:
+    """Outcome -> ids, of (outcome, id) in the order of the plan."""
+    ends: Ends = {}
+    for outcome, identifier in samples:
+        ends.setdefault(outcome, []).append(identifier)
+    return ends
+
+
+class _Shard:
+    """The tables of one shard, read when they are asked for."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        number: int,
+        commit: Commit,
+        decided: Sequence[Decided],
+        known: Mapping[str, str],
+    ) -> None:
+        self.storage, self.number, self.commit, self.known = storage, number, commit, known
+        self.reasons = {each.counted.sample.id: list(each.reasons) for each in decided}
+        self.stored = {each.outcome: each for each in commit.objects if each.kind == "table"}
+        self.committed = ends_of((sample.outcome, sample.id) for sample in commit.samples)
+        self._tables: dict[Outcome, pa.Table] = {}
+
+    def files(self, ends: Ends) -> list[VersionFile]:
+        files = []
+        for outcome in OUTCOMES:
+            if ids := ends.get(outcome):
+                stored = self.stored[outcome] if ids == self.committed.get(outcome) else self._write(outcome, ids)
+                shard = self.commit.shard
+                files.append(VersionFile(stored.path, outcome, stored.rows, stored.bytes, stored.sha256, shard))
+        return files
+
+    def _write(self, outcome: Outcome, ids: Sequence[str]) -> StoredObject:
+        data = table_bytes(self._rows(outcome, ids))
+        digest = sha256(data)
+        path = self.known.get(digest)
+        if path is None:
+            path = f"{FOLDERS[outcome]}/{self.commit.shard}-v{self.number:06d}-{digest[:16]}.parquet"
+            self.storage.write_bytes(path, data)
+        return StoredObject(path, len(data), digest, len(ids), outcome)
+
+    def _rows(self, outcome: Outcome, ids: Sequence[str]) -> pa.Table:
+        """The rows of some samples from wherever their commit put them, in the order of `ids`."""
+        sources = [source for source, there in self.committed.items() if not set(ids).isdisjoint(there)]
+        parts = []
+        for source in sources:
+            table = self._table(source)
+            table = table.filter(pc.is_in(table["id"], pa.array(ids, pa.string())))
+            parts.append(_as_kept(table) if len(sources) > 1 or source != outcome else table)
+        rows = pa.concat_tables(parts)
+        if len(parts) > 1:
+            rows = rows.take(pc.index_in(pa.array(ids, pa.string()), rows["id"].combine_chunks()))
+        if outcome == "rejected":
+            rows = _with_reasons(_as_kept(rows), [self.reasons[identifier] for identifier in ids])
+        return rows
+
+    def _table(self, outcome: Outcome) -> pa.Table:
+        if outcome not in self._tables:
+            data = self.storage.read_bytes(self.stored[outcome].path)
+            self._tables[outcome] = pq.read_table(io.BytesIO(data))
+        return self._tables[outcome]
+
+
+def _as_kept(table: pa.Table) -> pa.Table:
+    """Rows of data/ or rejected/ as they are in data/."""
+    if REASONS.name not in table.column_names:
+        return table
+    return _describe(table.drop_columns([REASONS.name]))
+
+
+def _with_reasons(table: pa.Table, reasons: Sequence[Sequence[str]]) -> pa.Table:
+    """Rows of data/ as they are in rejected/."""
+    return _describe(table.append_column(REASONS, pa.array(reasons, REASONS.type)))
+
+
+def _describe(table: pa.Table) -> pa.Table:
+    """The metadata of the `datasets` library, without or with the feature `reasons` as the table has it."""
+    metadata = dict(table.schema.metadata or {})
+    if b"huggingface" in metadata:
+        described = json.loads(metadata[b"huggingface"])
+        features = described["info"]["features"]
+        features.pop(REASONS.name, None)
+        if REASONS.name in table.column_names:
+            features[REASONS.name] = {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"}
+        metadata[b"huggingface"] = json.dumps(described).encode()
+    return table.replace_schema_metadata(metadata)

@@ -1,0 +1,198 @@
+"""refilter: other criteria from stored scores; the same criteria give the same version back."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jointdit.errors import PermanentError, SpecError
+from pipelines.garbage import collect_garbage
+from pipelines.publish import Version, read_latest, read_outcomes, read_version, version_numbers
+from pipelines.refilter import refilter
+from pipelines.status import read_status
+from pipelines.validate import validate
+from tests.local_job import LocalJob
+
+QUALITY = {"filters": [{"kind": "depth_range", "min_span": 0.2}], "max_quarantined_fraction": 1.0}
+LAX, STRICT = "quality.filters.0.min_span=0.0", "quality.filters.0.min_span=1.0"
+
+
+@pytest.fixture
+def job(make_job) -> LocalJob:
+    """Three shards: one with a flat sample and a quarantined one, one without, one of flat samples alone."""
+    prompts = ["a", "FLAT", "", "b", *"cdef", "FLAT", "FLAT"]
+    job = make_job(prompts, quality=QUALITY, output={"points": "ply"})
+    assert job.complete().counts == {"kept": 6, "rejected": 3, "quarantined": 1}
+    return job
+
+
+def rows(job: LocalJob, version: Version, outcome: str = "kept") -> dict[str, dict]:
+    tables = (pq.read_table(io.BytesIO(job.context.storage.read_bytes(path))) for path in version.files_of(outcome))
+    return {row["id"]: row for table in tables for row in table.to_pylist()}
+
+
+def objects(job: LocalJob, *folders: str) -> dict[str, str]:
+    return {each.path: each.etag for folder in folders for each in job.context.storage.list(folder)}
+
+
+def paths_of(version: Version, shards: Sequence[str]) -> list[str]:
+    return [file.path for file in version.files if file.shard in shards]
+
+
+def test_the_original_thresholds_give_the_original_version(job: LocalJob) -> None:
+    uri, first, before = job.context.storage.uri, read_latest(job.context.storage), objects(job, "")
+    for overrides in ([], ["quality.filters.0.min_span=0.2"], ["quality.filters=[{kind: depth_range, min_span: 0.2}]"]):
+        found = refilter(uri, overrides)
+        assert (found.is_new, found.version, found.rewritten, found.moved) == (False, first, (), {})
+    assert objects(job, "") == before, "nothing is written"
+
+
+def test_only_shards_whose_rows_change_are_written_and_their_pictures_are_copied(job: LocalJob) -> None:
+    storage, first = job.context.storage, read_latest(job.context.storage)
+    mixed, untouched, flat = [entry.shard.id for entry in job.ledger.planned()]
+    before, written = rows(job, first) | rows(job, first, "rejected"), objects(job, "data", "rejected", "pointclouds")
+    found = refilter(storage.uri, [LAX])
+    assert (found.is_new, found.moved, found.rewritten) == (True, {"rejected -> kept": 3}, (mixed, flat))
+    assert found.without_points == 3
+    second = found.version
+    assert second.counts == {"kept": 9, "rejected": 0, "quarantined": 1}
+    assert paths_of(second, [untouched]) == paths_of(first, [untouched])
+    kept = rows(job, second)
+    assert list(kept) == [f"prompts.txt:{n}/0" for n in (0, 1, 3, 4, 5, 6, 7, 8, 9)], "in the order of the plan"
+    for identifier, row in kept.items():
+        assert row == {name: value for name, value in before[identifier].items() if name != "reasons"}
+    new = objects(job, "data", "rejected", "pointclouds")
+    assert {path: new[path] for path in written} == written
+    assert len(new) == len(written) + 2
+    assert validate(storage.uri).problems == []
+
+    back = refilter(storage.uri, ["quality.filters.0.min_span=0.2"]).version
+    assert (back.number, back.files, back.counts) == (3, first.files, first.counts)
+    assert read_outcomes(storage, back).equals(read_outcomes(storage, first))
+    again = refilter(storage.uri, [LAX]).version
+    assert (again.number, again.files) == (4, second.files), "a table that was written once is not written again"
+    assert objects(job, "data", "rejected", "pointclouds") == new
+    assert validate(storage.uri).problems == []
+
+
+def test_kept_rows_move_to_the_rejected_and_their_point_clouds_stay(job: LocalJob) -> None:
+    storage, first = job.context.storage, read_latest(job.context.storage)
+    clouds = {identifier: row["pointcloud"] for identifier, row in rows(job, first).items()}
+    second = refilter(storage.uri, [STRICT]).version
+    assert second.counts == {"kept": 0, "rejected": 9, "quarantined": 1}
+    rejected = rows(job, second, "rejected")
+    for identifier, path in clouds.items():
+        assert rejected[identifier]["pointcloud"] == path
+        assert rejected[identifier]["reasons"][0].startswith("depth_range: depth spans 0.9")
+    assert collect_garbage(storage.uri).objects == ()
+    assert all(storage.exists(path) for path in clouds.values())
+    assert validate(storage.uri).problems == []
+    schemas = [pq.read_schema(io.BytesIO(storage.read_bytes(path))) for path in second.files_of("rejected")]
+    assert all(schema.equals(schemas[-1], check_metadata=True) for schema in schemas)
+
+
+def test_later_runs_and_retries_are_decided_by_the_latest_refilter(job: LocalJob, make_job, tmp_path: Path) -> None:
+    from pipelines.publish import spec_in_force
+    from pipelines.retry import plan_retry
+
+    storage = job.context.storage
+    refilter(storage.uri, [LAX])
+    (tmp_path / "more.txt").write_text("g\nFLAT\n")
+    inputs = {"uri": [str(tmp_path / "prompts.txt"), str(tmp_path / "more.txt")]}
+    longer = make_job(quality=QUALITY, input=inputs, output={"points": "ply"})
+    version = longer.complete()
+    assert (version.number, version.refilter) == (3, 2)
+    assert version.counts == {"kept": 11, "rejected": 0, "quarantined": 1}
+    assert version.spec["quality"]["filters"] == ({"kind": "depth_range", "min_span": 0.0},) or version.spec["quality"][
+        "filters"
+    ] == [{"kind": "depth_range", "min_span": 0.0}]
+    assert rows(longer, version)["more.txt:1/0"]["quality"]["depth_span"] == 0.0, "its commit had rejected it"
+    assert spec_in_force(longer.context.spec, version).quality.filters == ({"kind": "depth_range", "min_span": 0.0},)
+    assert plan_retry(storage.uri, ["rejected", "quarantined"]).counts == {"rejected": 0, "quarantined": 1}
+    version = longer.complete()
+    assert version.counts == {"kept": 11, "rejected": 0, "quarantined": 1}
+    assert validate(storage.uri).problems == []
+    status = read_status(storage.uri)
+    assert status.is_complete
+
+
+def test_a_spec_files_quality_can_be_taken(job: LocalJob, tmp_path: Path) -> None:
+    spec = tmp_path / "other.yaml"
+    spec.write_text("task: joint\ninput: {uri: x.txt}\noutput: {uri: y}\nquality: {filters: [{kind: saturated}]}\n")
+    found = refilter(job.context.storage.uri, spec_file=spec)
+    assert found.moved == {"rejected -> kept": 3}
+    assert [each["kind"] for each in found.version.criteria["filters"]] == ["saturated"]
+    assert found.version.spec["quality"]["max_quarantined_fraction"] == 1.0
+
+
+def test_what_refilter_cannot_do_is_one_sentence(job: LocalJob, make_job, tmp_path: Path) -> None:
+    uri = job.context.storage.uri
+    with pytest.raises(SpecError, match=r"--set model.steps is nothing that refilter can change: set quality.filters"):
+        refilter(uri, ["model.steps=4"])
+    with pytest.raises(SpecError, match="is no filter"):
+        refilter(uri, ["quality.filters=[{kind: none}]"])
+    assert version_numbers(job.context.storage) == [1]
+    (tmp_path / "other").mkdir()
+    unfinished = make_job(output={"uri": str(tmp_path / "other" / "out")})
+    unfinished.plan()
+    with pytest.raises(PermanentError, match="has no version yet: run the job to its end first"):
+        refilter(unfinished.context.storage.uri, [LAX])
+
+
+def test_a_score_that_was_not_computed_is_named(job: LocalJob) -> None:
+    storage = job.context.storage
+    version = read_latest(storage)
+    path = version.files_of("kept")[0]
+    table = pq.read_table(io.BytesIO(storage.read_bytes(path)))
+    sink = io.BytesIO()
+    pq.write_table(table.drop_columns(["phash"]), sink)
+    storage.write_bytes(path, sink.getvalue())
+    with pytest.raises(PermanentError, match=r"2 samples lack the perceptual hash, such as prompts.txt:0/0, which was"):
+        refilter(storage.uri, ["quality.filters=[{kind: near_duplicate}]"])
+
+
+def test_a_run_that_publishes_at_the_same_moment_does_not_undo_it(job: LocalJob, make_job, tmp_path: Path) -> None:
+    """It had read the latest version before the refilter's was there, and takes the next number."""
+    from pipelines import publish as publishing
+
+    storage = job.context.storage
+    (tmp_path / "more.txt").write_text("FLAT\n")
+    longer = make_job(quality=QUALITY, input={"uri": str(tmp_path / "*.txt")}, output={"points": "ply"})
+    longer.plan()
+    longer.run()
+    published = []
+
+    def claim(*arguments):
+        monkey.undo()
+        assert publishing._claim(*arguments)
+        published.append(longer.publish()[0].number)  # finds version 2 taken, not published
+        return True
+
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(publishing, "_claim", claim)
+    found = refilter(storage.uri, [LAX])
+    assert published == [3]
+    assert (found.version.number, found.version.refilter) == (4, 4)
+    assert found.version.counts == {"kept": 10, "rejected": 0, "quarantined": 1}
+    assert validate(storage.uri).problems == []
+
+
+def test_it_needs_neither_ray_nor_torch(job: LocalJob) -> None:
+    script = (
+        "import sys\n"
+        "from jobs.cli import main\n"
+        f"code = main(['refilter', {job.context.storage.uri!r}, '--set', {LAX!r}])\n"
+        "sys.exit('imported Ray' if {'ray', 'torch'} & set(sys.modules) else code)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 0, answer.stderr
+    printed = " ".join(answer.stdout.split())
+    assert "3 rejected -> kept; 2 shards written anew" in printed
+    assert "version 2 published: 9 kept, 0 rejected, 1 quarantined" in printed
+    assert read_version(job.context.storage, 2).refilter == 2
