@@ -192,6 +192,7 @@ class OutputSpec(Section):
     image_format: Literal["png", "jpeg", "webp"] = "png"
     rgb: Literal["copy", "reference"] = "copy"  # task depth: whether the corpus is copied beside its labels
     points: PointsSpec = PointsSpec()
+    license: str = Field("other", pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$")  # of the dataset card, as the hub names it
 
     @field_validator("uri")
     @classmethod

@@ -1,11 +1,10 @@
-"""The card as Hugging Face reads it, the gallery as a browser does; both of the version's own files alone."""
+"""The gallery as a browser reads it, of the version's own files alone."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
-import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,13 +14,12 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
-from pipelines import card, gallery
+from pipelines import gallery
 from pipelines.ledger import Job, Outcome, sha256
 from pipelines.publish import Version, VersionFile
-from pipelines.quality import SCORES, measure
+from pipelines.quality import measure
 from pipelines.records import Row, Sample, SampleResult
 from pipelines.sinks.parquet import encode_samples, table_bytes
 from pipelines.spec import JobSpec, load_spec
@@ -92,96 +90,13 @@ def renamed(version: Version, name: str) -> Version:
     return replace(version, spec={**version.spec, "name": name})
 
 
-# --- the card ---
-
-
-def front_matter(storage: Storage) -> dict[str, Any]:
-    text = storage.read_bytes("README.md").decode()
-    return yaml.safe_load(text.split("---\n")[1])
-
-
-def test_load_dataset_of_the_folder_gives_the_versions_files_and_no_other(
-    storage: Storage, version: Version, tmp_path: Path
-) -> None:
-    import datasets
-
-    card.write(storage, JOB, version)
-    found = datasets.load_dataset(storage.uri, split="train", cache_dir=str(tmp_path / "cache"))
-    assert found["id"][:] == ["row-0/0", "row-1/0", "row-2/0"]
-    assert isinstance(found[0]["rgb"], Image.Image)
-    rejected = datasets.load_dataset(storage.uri, "rejected", split="train", cache_dir=str(tmp_path / "cache"))
-    assert rejected["reasons"][:] == [["depth_range: too flat"]]
-
-
-def test_the_metadata_is_what_the_hub_expects(storage: Storage, version: Version) -> None:
-    from huggingface_hub import DatasetCardData
-
-    card.write(storage, JOB, version)
-    data = DatasetCardData(**front_matter(storage))
-    assert data.license == "other"
-    assert data.size_categories == ["n<1K"]
-    assert [config["config_name"] for config in data.configs] == ["default", "rejected", "quarantined"]
-    assert data.configs[0]["data_files"][0]["path"] == ["data/one-a.parquet", "data/two-b.parquet"]
-
-
-def test_the_card_tells_counts_reasons_columns_and_how_it_was_made(storage: Storage, version: Version) -> None:
-    card.write(storage, JOB, version)
-    text = storage.read_bytes("README.md").decode()
-    for line in ("| kept | 3 | 60.0% |", "| planned | 5 | 100.0% |", "| `depth_range` | 1 |", "task: joint", "ab" * 32):
-        assert line in text
-    for name in ("intrinsics_source", "depth_kind", *SCORES):
-        assert f"`{name}`" in text or name in text
-    assert text == card.render(JOB, version, card.read_scores(storage, version))
-
-
-def test_the_statistics_are_those_of_the_rows(storage: Storage, version: Version) -> None:
-    card.write(storage, JOB, version)
-    stats = json.loads(storage.read_bytes("stats.json"))
-    assert stats["counts"] == {"kept": 3, "rejected": 1, "quarantined": 1}
-    assert (stats["samples"], stats["files"], stats["version"]) == (5, 4, 1)
-    assert stats["bytes"] == sum(each.bytes for each in version.files)
-    spans = [result(number, "p").scores["depth_span"] for number in (0, 1, 2, 4)]
-    assert stats["scores"]["depth_span"]["samples"] == 4
-    assert stats["scores"]["depth_span"]["mean"] == pytest.approx(np.mean(spans))
-    assert stats["scores"]["depth_span"]["quantiles"]["0.5"] == pytest.approx(np.median(spans))
-    assert sum(stats["scores"]["depth_span"]["histogram"]["counts"]) == 4
-
-
-def test_a_name_cannot_break_the_card(storage: Storage, version: Version) -> None:
-    name = "a: [b]\n---\n# `x` <script>"
-    card.write(storage, JOB, renamed(version, name))
-    assert front_matter(storage)["pretty_name"] == "a: [b] --- # `x` <script>"
-    assert "\n# a: \\[b\\] --- \\# \\`x\\` \\<script\\>\n" in storage.read_bytes("README.md").decode()
-
-
-def test_a_spec_cannot_break_out_of_its_code_block(storage: Storage, version: Version) -> None:
-    text = "a\n````\n# heading\n---\n<script>alert(1)</script> | cell |"
-    spec = {**version.spec, "name": text, "input": {**version.spec["input"], "prompt": text}}
-    card.write(storage, JOB, replace(version, spec=spec))
-    body = storage.read_bytes("README.md").decode().split("\n---\n", 1)[1]
-    outside, fence = [], ""
-    for line in body.splitlines():
-        # Up to three spaces before a fence count: what YAML indents by two could close it.
-        found = re.match(" {0,3}(`{3,})", line)
-        if fence:
-            fence = "" if found and len(found[1]) >= len(fence) and not line.strip("` ") else fence
-        elif found:
-            fence = found[1]
-        else:
-            outside.append(line)
-    assert not fence
-    assert not [line for line in outside if re.match(r"\s*# heading", line) or "<script>" in line]
-
-
-def test_a_version_that_kept_nothing_has_a_card_and_a_gallery(storage: Storage, version: Version) -> None:
-    nothing = replace(version, files=(), counts=dict.fromkeys(version.counts, 0), reasons={})
-    card.write(storage, JOB, nothing)
-    gallery.write(storage, JOB, nothing)
-    assert "No sample was kept" in storage.read_bytes("README.md").decode()
-    assert b"No sample was kept" in storage.read_bytes("gallery/index.html")
-
-
 # --- the gallery ---
+
+
+def test_a_version_that_kept_nothing_has_a_gallery(storage: Storage, version: Version) -> None:
+    nothing = replace(version, files=(), counts=dict.fromkeys(version.counts, 0), reasons={})
+    gallery.write(storage, JOB, nothing)
+    assert b"No sample was kept" in storage.read_bytes("gallery/index.html")
 
 
 class Page(HTMLParser):

@@ -1,0 +1,159 @@
+"""What the card looks at: some of a version's tables, the same number however large the version is."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from jointdit.depth import Intrinsics, decode_depth_png, metric_depth
+from jointdit.errors import RowError
+from pipelines.ledger import Outcome
+from pipelines.publish import Version
+from pipelines.readers.pictures import decode_picture
+from pipelines.sinks.parquet import data_schema
+from pipelines.spec import JobSpec, load_spec
+from pipelines.storage import Storage
+
+T = TypeVar("T")
+FILE_OUTCOMES: tuple[Outcome, ...] = ("kept", "rejected")  # that have pixels and scores
+SCORED_TABLES = 64  # whose scores and columns are read
+DEPTH_TABLES, DEPTH_ROWS = 16, 8  # tables, and pictures in each, whose depth is read
+SHOWN_TABLES, SHOWN_ROWS = 4, 3  # tables, and rows in each, that are shown
+DEPTH_PIXELS = 1024  # of each picture, at most
+SHOWN_COLUMNS = ["id", "prompt", "rgb", "depth", "fx", "fy", "cx", "cy", "z_near", "z_far", "params"]
+
+
+@dataclass(frozen=True)
+class SeenRow:
+    """A kept sample that is shown."""
+
+    id: str
+    prompt: str | None
+    rgb: NDArray[np.uint8] | None  # (H, W, 3); None where only its address is kept
+    disparity: NDArray[np.float32]  # (H, W)
+    valid: NDArray[np.bool_] | None  # (H, W); None where every pixel has a depth
+    intrinsics: Intrinsics
+    z_near: float  # metres
+    z_far: float
+
+    @property
+    def metres(self) -> NDArray[np.float32]:
+        """Depth (H, W), NaN in holes."""
+        depth = metric_depth(self.disparity, self.z_near, self.z_far)
+        return depth if self.valid is None else np.where(self.valid, depth, np.float32(np.nan))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was found in the tables that were looked at."""
+
+    schemas: Mapping[Outcome, pa.Schema]  # all columns that occur
+    scores: Mapping[str, Sequence[float]]  # finite ones of kept and rejected samples, by name
+    scored: int  # samples whose scores were read
+    rows: Sequence[SeenRow] = ()
+    disparity: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # of some pixels
+    metres: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    depth_pictures: int = 0  # whose pixels those are
+
+
+def spec_of(version: Version) -> JobSpec:
+    """The spec of the run that published the version."""
+    return load_spec(version.spec)
+
+
+def look(storage: Storage, version: Version) -> Seen:
+    """Read what the card needs of a version's tables."""
+    spec = spec_of(version)
+    schemas: dict[Outcome, pa.Schema] = {outcome: data_schema(spec, outcome) for outcome in FILE_OUTCOMES}
+    scores: dict[str, list[float]] = {}
+    scored = 0
+    tables = [(outcome, path) for outcome in FILE_OUTCOMES for path in version.files_of(outcome)]
+    for outcome, path in spread(tables, SCORED_TABLES):
+        with storage.open(path) as file:
+            table = pq.ParquetFile(file)
+            schemas[outcome] = _joined(schemas[outcome], table.schema_arrow)
+            scored += table.metadata.num_rows
+            _add_scores(table, scores)
+    schemas["quarantined"] = data_schema(spec, "quarantined")
+    if spec.task == "encode":
+        return Seen(schemas, scores, scored)
+    kept = version.files_of("kept")
+    rows = [row for path in spread(kept, SHOWN_TABLES) for row in _rows(storage, path, SHOWN_ROWS, SHOWN_COLUMNS)]
+    pixels = [
+        _pixels(row)
+        for path in spread(kept, DEPTH_TABLES)
+        for row in _rows(storage, path, DEPTH_ROWS, SHOWN_COLUMNS[3:])
+    ]
+    disparity, metres = (np.concatenate([pair[i] for pair in pixels] or [np.empty(0, np.float32)]) for i in (0, 1))
+    return Seen(schemas, scores, scored, rows, disparity, metres, len(pixels))
+
+
+def spread(items: Sequence[T], count: int) -> Sequence[T]:
+    """At most `count` of the items, evenly spread, the first among them."""
+    return items[:: max(1, math.ceil(len(items) / count))]
+
+
+def _joined(wanted: pa.Schema, found: pa.Schema) -> pa.Schema:
+    """A schema with what a file written under other settings has more: columns, and scores in `quality`."""
+    for column in found:
+        position = wanted.get_field_index(column.name)
+        if position < 0:
+            wanted = wanted.append(column)
+        elif pa.types.is_struct(column.type) and column.type != wanted.field(position).type:
+            known = list(wanted.field(position).type)
+            more = [each for each in column.type if each.name not in {old.name for old in known}]
+            wanted = wanted.set(position, pa.field(column.name, pa.struct([*known, *more])))
+    return wanted
+
+
+def _add_scores(table: pq.ParquetFile, scores: dict[str, list[float]]) -> None:
+    if "quality" not in table.schema_arrow.names:
+        return
+    for batch in table.iter_batches(columns=["quality"]):
+        quality = batch.column(0)
+        for number, score in enumerate(quality.type):
+            values = quality.flatten()[number].drop_null().to_numpy(zero_copy_only=False)
+            scores.setdefault(score.name, []).extend(values[np.isfinite(values)].tolist())
+
+
+def _rows(storage: Storage, path: str, count: int, columns: Sequence[str]) -> Iterator[SeenRow]:
+    """The first rows of a table whose depth can be read; `validate` tells about those that cannot."""
+    with storage.open(path) as file:
+        for batch in pq.ParquetFile(file).iter_batches(count, columns=columns, use_threads=False):
+            for record in batch.to_pylist():
+                try:
+                    yield _row(record)
+                except RowError:
+                    continue
+            return
+
+
+def _row(record: Mapping[str, Any]) -> SeenRow:
+    disparity = decode_depth_png(record["depth"]["bytes"])
+    has_holes = json.loads(record["params"] or "{}").get("valid_fraction", 1.0) < 1
+    picture = record.get("rgb")
+    return SeenRow(
+        id=record.get("id", ""),
+        prompt=record.get("prompt"),
+        rgb=decode_picture(picture["bytes"])[0] if picture and picture["bytes"] is not None else None,
+        disparity=disparity,
+        valid=disparity > 0 if has_holes else None,
+        intrinsics=Intrinsics(*(record[name] for name in Intrinsics._fields)),
+        z_near=record["z_near"],
+        z_far=record["z_far"],
+    )
+
+
+def _pixels(row: SeenRow) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Disparity and metres of some pixels of a row, evenly spread, without holes."""
+    inside = np.flatnonzero(row.valid if row.valid is not None else np.ones(row.disparity.shape, bool))
+    chosen = inside[:: max(1, math.ceil(len(inside) / DEPTH_PIXELS))]
+    return row.disparity.ravel()[chosen], row.metres.ravel()[chosen]
