@@ -228,7 +228,7 @@ def test_the_statistics_are_those_of_the_rows(storage: Storage, version: Version
 
 def test_the_figures_show_the_rows(storage: Storage, version: Version) -> None:
     card.write(storage, JOB, version)
-    for name, panels in (("depth", 2), ("scores", len(SCORES))):
+    for name, panels in (("depth", 2), ("scores", len(result(0, "").scores))):
         root = ElementTree.fromstring(storage.read_bytes(f"figures/000001/{name}.svg"))
         assert len(root.findall("{http://www.w3.org/2000/svg}g")) == panels
     sheet = np.asarray(Image.open(io.BytesIO(storage.read_bytes("figures/000001/samples.jpg"))).convert("RGB"))
