@@ -20,13 +20,14 @@ from PIL import Image
 from pipelines import card
 from pipelines.card import tables
 from pipelines.ledger import Job, Outcome, sha256
-from pipelines.publish import Version, VersionFile
+from pipelines.publish import Version
 from pipelines.quality import SCORES, measure
 from pipelines.records import Row, Sample, SampleResult
 from pipelines.sinks.parquet import encode_samples, table_bytes
 from pipelines.sinks.ply import read_ply
 from pipelines.spec import JobSpec, load_spec
 from pipelines.storage import Storage
+from pipelines.version_files import VersionFile
 
 NASTY = """<script>alert("x")</script> | `x` [a](http://b) ![i](http://c) www.d.e & "quotes"\n## heading"""
 POINTS: dict[str, Any] = {"format": "both", "confidence": True}
