@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.refilter import Refiltered
     from pipelines.retry import RetryPlan
     from pipelines.run import RunSummary
-    from pipelines.status import Status
+    from pipelines.status import RoundStatus, Status
     from pipelines.validate import Validation
     from pipelines.versions import Difference
 
@@ -84,11 +84,14 @@ def show_plan(plan: PlanPreview) -> None:
     done = f"{several(plan.committed_shards, 'shard')}, {several(plan.committed_samples, 'sample')}"
     pending = f"{several(plan.pending_shards, 'shard')}, {several(plan.pending_samples, 'sample')}"
     new = f"{several(plan.new_shards, 'shard')} of {several(plan.new_rows, 'row')} not planned before"
+    regeneration = f"{several(plan.regenerated_samples, 'sample')} in place of rejected ones; "
+    regeneration += f"round {plan.round} of at most {plan.regenerate} is planned"
     rows = [
         ("job", f"{plan.name} ({plan.task})"),
         ("output", plan.output),
         ("done", done),
         ("to do", f"{pending}; {new}"),
+        *([("new seeds", regeneration)] if plan.regenerate else []),
         ("output expected", readable(plan.output_bytes)),
         ("weights", f"{readable(plan.weights_bytes)} a worker"),
         ("in flight", f"up to {readable(plan.in_flight_bytes)} a worker in Ray's object store"),
@@ -114,12 +117,16 @@ def status_lines(status: Status) -> list[str]:
         ("output", status.output),
         ("shards", f"{status.committed_shards} of {status.shards} committed"),
         ("samples", f"{status.committed_samples} of {status.samples} ({share:.0%}): {counted(status.counts)}"),
-        ("round", str(status.round)),
+        *([("round", "0")] if status.round == 0 else [(f"round {r.number}", _round_line(r)) for r in status.rounds]),
         ("version", version if status.is_published or not latest else f"{version}; planned since: run again"),
     ]
     rows += [("driver", f"{lease}{STATES[state]}") for lease, state in status.leases]
     rows += [("crashes", f"shard {shard}: {number}") for shard, number in status.crashes.items()]
     return [f"{name:<16} {value}" for name, value in rows]
+
+
+def _round_line(found: RoundStatus) -> str:
+    return f"{sum(found.counts.values())} of {found.samples} samples: {counted(found.counts)}"
 
 
 def show_pairs(rows: Iterable[tuple[str, str]]) -> None:

@@ -216,6 +216,9 @@ class PlanPreview:
     pending_samples: int
     new_shards: int  # of the pending: not in the plan yet
     new_rows: int
+    round: int  # the last one planned
+    regenerate: int  # rounds that there may be
+    regenerated_samples: int  # with new seeds, for what is rejected by now; of the pending
     changed: tuple[str, ...]
     removed: tuple[str, ...]
     output_bytes: int  # for the pending samples
@@ -248,17 +251,22 @@ def preview(spec: JobSpec) -> PlanPreview:
     done = [entry for entry in planned if entry.shard.id in committed]
     open_ = [e for e in planned if e.shard.id not in committed and not counting.is_superseded(e)]
     new_rows = sum(shard.rows for shard in proposal.shards)
-    pending = sum(entry.samples for entry in open_) + new_rows * spec.input.samples_per_row
+    seeds = _regeneration(spec, fingerprint, ledger) if planned and spec.quality.regenerate else []
+    regenerated = sum(entry.samples for entry in seeds)
+    pending = sum(entry.samples for entry in open_) + new_rows * spec.input.samples_per_row + regenerated
     return PlanPreview(
         name=spec.name,
         task=spec.task,
         output=spec.output.uri,
         committed_shards=len(done),
         committed_samples=sum(entry.samples for entry in done),
-        pending_shards=len(open_) + len(proposal.shards),
+        pending_shards=len(open_) + len(proposal.shards) + len(seeds),
         pending_samples=pending,
         new_shards=len(proposal.shards),
         new_rows=new_rows,
+        round=max((entry.shard.round for entry in planned), default=0),
+        regenerate=spec.quality.regenerate,
+        regenerated_samples=regenerated,
         changed=proposal.changed,
         removed=proposal.removed,
         output_bytes=round(pending * _sample_bytes(spec, model)),

@@ -27,7 +27,7 @@ class Progress:
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()  # of shards, by the kind of fault
-        self.planned = self.shards = 0
+        self.planned = self.shards = self.round = 0
         self.in_flight = 0.0  # samples generated but not committed yet, from whole parts
         self._started = self._logged = time.monotonic()
         self._live = (
@@ -52,6 +52,13 @@ class Progress:
             self.console.print(sentence, soft_wrap=True, markup=False, highlight=False, emoji=False)
         else:
             logger.info(sentence)
+
+    def begin_round(self, number: int, samples: int) -> None:
+        """Shards of a round come next; above 0 they are new seeds for what was rejected."""
+        if number > self.round:
+            what = f"{samples} sample{'' if samples == 1 else 's'}"
+            self.note(f"round {number}: {what} with new seeds, in place of rejected ones.")
+        self.round = number
 
     def plan(self, samples: int) -> None:
         """So many more samples are to come; the clock starts with the first."""
@@ -92,7 +99,8 @@ class Progress:
         left = (self.planned - done - self.in_flight) / rate if rate > 0 else 0.0
         outcomes = ", ".join(f"{self.counts[name]} {name}" for name in ("kept", "rejected", "quarantined"))
         time_left = f"{_duration(left)} left" if rate > 0 else "starting"
-        line = f"{done} of {self.planned} samples, {outcomes}, {rate:.2f} samples/s, {time_left}"
+        begin = f"round {self.round}: " if self.round else ""
+        line = f"{begin}{done} of {self.planned} samples, {outcomes}, {rate:.2f} samples/s, {time_left}"
         retries = ", ".join(f"{count} {kind}" for kind, count in sorted(self.retries.items()))
         return f"{line}, retries: {retries}" if retries else line
 

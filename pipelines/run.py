@@ -140,6 +140,8 @@ def generate_all(context: RunContext, ledger: Ledger, progress: Progress, worker
         try:
             dispatcher = Dispatcher(context, context_ref, ledger, pool, progress)
             while pending:
+                number = max(entry.shard.round for entry in pending)
+                progress.begin_round(number, sum(e.samples for e in pending if e.shard.round == number))
                 dispatcher.run(pending)
                 pending = patiently(lambda: next_round(context, ledger), patience)
         finally:

@@ -19,6 +19,15 @@ RATE_SECONDS = 600.0  # the rate is that of the last ten minutes
 
 
 @dataclass(frozen=True)
+class RoundStatus:
+    """A round of regeneration: 0 are the samples that the input gives, each later one new seeds for rejects before."""
+
+    number: int
+    samples: int  # that count, made or not
+    counts: dict[str, int]  # of those that are made
+
+
+@dataclass(frozen=True)
 class Status:
     """The state of a job."""
 
@@ -31,8 +40,9 @@ class Status:
     committed_shards: int
     samples: int  # that count: each once, also where it is made again
     committed_samples: int
-    counts: dict[str, int]  # of the committed samples
+    counts: dict[str, int]  # of the committed samples, as their commits say; the version's may differ (decisions.py)
     round: int  # the last one planned
+    rounds: tuple[RoundStatus, ...]
     crashes: dict[str, int]  # shard -> how often it took a process down
     latest: Version | None
     is_published: bool  # the latest version covers all plans
@@ -48,7 +58,11 @@ class Status:
         leases = [{**asdict(lease), "state": state} for lease, state in self.leases]
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         latest = self.latest.number if self.latest else None
-        return {**fields, "latest": latest, "leases": leases, "is_complete": self.is_complete}
+        rounds = [asdict(each) for each in self.rounds]
+        return {**fields, "latest": latest, "rounds": rounds, "leases": leases, "is_complete": self.is_complete}
+
+
+Counts = Counter[tuple[int, str]]  # (round, outcome) -> samples
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class StatusReader:
         self._watch = Watch(self.storage, stale_seconds=stale_seconds, clock=clock)
         self._clock = clock
         self._done: dict[str, _Done] = {}
-        self._counted: tuple[tuple[int, int], Counter[str]] = (0, 0), Counter()  # of so many shards planned, committed
+        self._counted: tuple[tuple[int, int], Counts] = (0, 0), Counter()  # of so many shards planned, committed
         self._history: deque[tuple[float, int]] = deque()  # (when, samples committed)
 
     def read(self) -> Status:
@@ -88,7 +102,10 @@ class StatusReader:
         if state != self._counted[0]:
             self._counted = state, self._count(counting, done)
         counts = self._counted[1]
-        pending = sum(counting.current_samples(entry) for entry in entries if entry.shard.id not in committed)
+        pending: Counter[int] = Counter()  # round -> samples
+        for entry in entries:
+            pending[entry.shard.round] += 0 if entry.shard.id in committed else counting.current_samples(entry)
+        rounds = tuple(_round(number, counts, pending[number]) for number in sorted(pending))
         self._history.append((self._clock(), counts.total()))
         latest = read_latest(self.storage)
         return Status(
@@ -99,29 +116,31 @@ class StatusReader:
             plans=len({entry.plan for entry in planned}),
             shards=len(entries),
             committed_shards=len(done),
-            samples=counts.total() + pending,
+            samples=counts.total() + pending.total(),
             committed_samples=counts.total(),
-            counts={outcome: counts[outcome] for outcome in OUTCOMES},
+            counts={outcome: sum(each.counts[outcome] for each in rounds) for outcome in OUTCOMES},
             round=max((entry.shard.round for entry in planned), default=0),
+            rounds=rounds,
             crashes={shard: len(self.ledger.crashes(shard)) for shard in sorted(self.ledger.shards_with_crashes())},
             latest=latest,
             is_published=latest is not None and {entry.plan for entry in entries} <= set(latest.plans),
             leases=tuple(self._watch.look()),
         )
 
-    def _count(self, counting: Counting, done: Sequence[PlannedShard]) -> Counter[str]:
-        """Outcome -> samples of committed shards that count."""
+    def _count(self, counting: Counting, done: Sequence[PlannedShard]) -> Counts:
+        """Samples of committed shards that count."""
         commits = {entry.shard.id: self._done[entry.shard.id].commit for entry in done}
         read = {shard: commit for shard, commit in commits.items() if commit is not None}
         if counting.may_share_rows:
-            return Counter(each.sample.outcome for each in counting.counted(read, unfinished=True))
-        counts: Counter[str] = Counter()
+            counted = counting.counted(read, unfinished=True)
+            return Counter((each.entry.shard.round, each.sample.outcome) for each in counted)
+        counts: Counts = Counter()
         for entry in done:
-            commit = read.get(entry.shard.id)
+            commit, number = read.get(entry.shard.id), entry.shard.round
             if commit is None:
-                counts.update(self._done[entry.shard.id].counts)
+                counts.update({(number, name): count for name, count in self._done[entry.shard.id].counts.items()})
             else:
-                counts.update(s.outcome for s in commit.samples if counting.makes(entry, s))
+                counts.update((number, s.outcome) for s in commit.samples if counting.makes(entry, s))
         return counts
 
     def rate(self) -> float | None:
@@ -137,6 +156,11 @@ class StatusReader:
             for commit in pool.map(self.ledger.read_commit, shards - known):
                 assert commit is not None, "commits are never deleted"
                 self._done[commit.shard] = _Done(commit.counts, commit if commit.shard in partial else None)
+
+
+def _round(number: int, counts: Counts, pending: int) -> RoundStatus:
+    made: dict[str, int] = {outcome: counts[number, outcome] for outcome in OUTCOMES}
+    return RoundStatus(number, sum(made.values()) + pending, made)
 
 
 def read_status(uri: str) -> Status:

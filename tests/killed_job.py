@@ -1,0 +1,58 @@
+"""A job without Ray in a process of its own that is killed with SIGKILL at a named step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from pipelines.ledger import Ledger
+from pipelines.plan import extend_with_regeneration
+from pipelines.run import pending_shards
+from tests.local_job import LocalJob, job_in
+
+Step = tuple[str, int]
+
+
+class DyingLedger(Ledger):
+    """Kills its process before or after the n-th plan file is appended, or the n-th commit is made."""
+
+    step: Step = ("", 0)
+
+    def reach(self, step: str, number: int) -> None:
+        if (step, number) == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def append_plan(self, number, shards):
+        self.reach("before plan", number)
+        super().append_plan(number, shards)
+        self.reach("after plan", number)
+
+    def commit(self, commit):
+        number = 1 + len(self.committed())
+        self.reach("before commit", number)
+        winner = super().commit(commit)
+        self.reach("after commit", number)
+        return winner
+
+
+def all_rounds(job: LocalJob) -> None:
+    """What a run does between plan and publish."""
+    job.plan()
+    while True:
+        for entry in pending_shards(job.ledger):
+            job.run_shard(entry)
+        if not extend_with_regeneration(job.context.spec, job.context.fingerprint, job.ledger):
+            return
+
+
+def run_until(step: Step, folder: str, sections: dict[str, Any]) -> None:
+    """Run a job until it is killed at a step; commits are made by the finish task, with a ledger of its own."""
+    from pipelines import finish
+
+    DyingLedger.step = step
+    finish.Ledger = DyingLedger
+    job = job_in(Path(folder), **sections)
+    job.ledger = DyingLedger(job.context.storage)
+    all_rounds(job)
