@@ -160,7 +160,7 @@ def _complete(context: RunContext, result: SampleResult, source: Row, filters: S
     result.sample = replace(result.sample, row=source)
     if result.encoded is not None:
         return
-    resize = context.spec.model.resize
+    resize, mapping = context.spec.model.resize, None
     if context.spec.task == "prepare":
         result.rgb = source.rgb
     elif source.rgb is not None:
@@ -173,6 +173,9 @@ def _complete(context: RunContext, result: SampleResult, source: Row, filters: S
         mapping = plan_fit(source.depth.shape[0], source.depth.shape[1], context.height, context.width, resize)
         result.rgb = restore_size(result.rgb, mapping)
         result.disparity = source_disparity(context, source)
+    if mapping is not None and result.calibration is not None and result.calibration.focal_pixels is not None:
+        focal = result.calibration.focal_pixels / mapping.scale_y  # of the source's pixels
+        result.calibration = replace(result.calibration, focal_pixels=focal)
     result.scores = {**result.scores, **measure(result)}
     result.reasons = decide(filters, result.scores)
 

@@ -10,7 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jointdit.errors import ModelError
+from jointdit.errors import ModelError, SpecError
+from pipelines.calibrate import check_calibrator
 from pipelines.quality import load_scores
 from pipelines.spec import EncodeSpec, JobSpec, ModelSpec, PrepareSpec
 
@@ -116,9 +117,15 @@ def check_weights(model: ModelSpec) -> None:
 def check_scorers(spec: JobSpec) -> int:
     """Check by their files the models that scores need beside the job's own; returns the bytes of their weights.
 
-    A hub name is left to the workers, and counts 0 bytes. Raises SpecError, ModelError.
+    The one that puts depth in metres is among them. A hub name is left to the workers, and counts 0 bytes.
+
+    Raises:
+        SpecError, ModelError: settings or files that no worker could measure with.
     """
-    size = 0
+    calibrate = spec.output.points.calibrate
+    if calibrate is None and any(each.get("kind") == "calibration" for each in spec.quality.filters):
+        raise SpecError("quality.filters names calibration, which needs output.points.calibrate: add it, or remove it.")
+    size = 0 if calibrate is None else check_calibrator(calibrate)
     for each in load_scores(spec.quality.filters, spec.quality.scores, spec.task):
         try:
             each.check()

@@ -140,9 +140,13 @@ class OutliersSpec(Section):
 
 
 class CalibrateSpec(Section):
-    """A metric depth model of transformers, folder or hub name, that gives each sample its range in metres."""
+    """A metric depth model of transformers, folder or hub name, that gives each sample its range in metres.
 
-    model: str
+    `revision` pins the commit, tag or branch of a hub name.
+    """
+
+    model: str = Field(min_length=1)
+    revision: str | None = Field(None, min_length=1)
 
     _path = field_validator("model")(absolute_folder)
 

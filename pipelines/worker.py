@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jointdit.errors import PermanentError, TransientError
+from pipelines.calibrate import load_calibrator
 from pipelines.context import RunContext
 from pipelines.encode import encode_samples, load_encoders
 from pipelines.model import load_pipeline
@@ -71,6 +72,8 @@ class GenerationWorker:
         spec = self.context.spec
         wanted = load_scores(spec.quality.filters, spec.quality.scores, spec.task)
         self.scorers = [each.load(self.device) for each in wanted]
+        if spec.output.points.calibrate is not None:
+            self.scorers.append(load_calibrator(spec.output.points.calibrate, self.device))
         return socket.gethostname()
 
     def load(self) -> Any:

@@ -6,6 +6,8 @@ A folder or a hub name with config, image processor and safetensors. The process
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from jointdit.evaluation.alignment import Alignment, FloatArray
 
 # Models that give distance; every other relative model of transformers gives inverse depth.
 GIVES_DEPTH = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
+GIVES_METRES = ("depth_pro", "glpn", "zoedepth")  # whose configuration does not say so
 
 
 class TransformersDepth:
@@ -48,25 +51,35 @@ class TransformersDepth:
         self._device = device
         self.name = Path(path).name
         self.space: Alignment = space or _space_of(self._model.config)
+        self.is_metric = _is_metric(self._model.config.to_dict())
 
     @torch.no_grad()
     def estimate(self, picture: NDArray[np.uint8], long_side: int | None = None) -> FloatArray:
         """The model's map (H, W) at the picture's size; `long_side` is left to the processor. See `DepthEstimator`."""
+        return self.estimate_metric(picture)[0]
+
+    @torch.no_grad()
+    def estimate_metric(self, picture: NDArray[np.uint8]) -> tuple[FloatArray, float | None]:
+        """The map (H, W), in metres if the model `is_metric`, and the focal length in pixels where it gives one.
+
+        Raises InputError where the map is not finite.
+        """
         inputs = self._processor(images=picture, return_tensors="pt").to(self._device)
-        outputs = self._model(**inputs)
         height, width = picture.shape[:2]
-        found = self._at_size(outputs, height, width).float().cpu().numpy()
+        resized = self._at_size(self._model(**inputs), height, width)
+        found = resized["predicted_depth"].reshape(height, width).float().cpu().numpy()
         if not np.isfinite(found).all():
             raise InputError(f"{self.name} gave values that are not finite for a picture of {width} x {height} pixels.")
-        return found
+        focal = resized.get("focal_length")
+        return found, None if focal is None else float(focal)
 
-    def _at_size(self, outputs: Any, height: int, width: int) -> torch.Tensor:
-        """(height, width); the processor knows how it resized and padded."""
+    def _at_size(self, outputs: Any, height: int, width: int) -> dict[str, Any]:
+        """What the model says of one picture, brought to its size: the processor knows how it resized and padded."""
         after = self._processor.post_process_depth_estimation
         size = [(height, width)]
         known = {"source_sizes": size} if "source_sizes" in inspect.signature(after).parameters else {}
-        resized: torch.Tensor = after(outputs, target_sizes=size, **known)[0]["predicted_depth"]
-        return resized.reshape(height, width)
+        resized: dict[str, Any] = after(outputs, target_sizes=size, **known)[0]
+        return resized
 
 
 def check_depth_model(path: str) -> None:
@@ -79,6 +92,18 @@ def check_depth_model(path: str) -> None:
         raise ModelError(
             f"{path}: no depth model of transformers, its config.json says {kind}: give one of {', '.join(KNOWN)}."
         )
+
+
+def check_metric_model(path: str) -> None:
+    """As `check_depth_model`, and refuse a folder whose configuration says relative depth. Raises ModelError."""
+    check_depth_model(path)
+    config = Path(path) / "config.json"
+    if config.is_file() and not _is_metric(json.loads(config.read_text())):
+        raise ModelError(f"{path} gives relative depth: give a model of metric depth.")
+
+
+def _is_metric(config: Mapping[str, Any]) -> bool:
+    return config.get("depth_estimation_type") == "metric" or config.get("model_type") in GIVES_METRES
 
 
 def _space_of(config: Any) -> Alignment:

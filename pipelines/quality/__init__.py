@@ -18,6 +18,10 @@ later without a GPU. Scores that cost a model are measured by the worker, and on
     text_agreement    text_agreement                             pictures that do not show their text, by CLIP
     depth_critic      critic_abs_rel, critic_delta1              depth that an independent depth model does not see
 
+    where output.points.calibrate puts depth in metres
+    calibration       calibration_residual,                      depth that does not agree with the metric depth model
+                      calibration_inlier_ratio
+
     of the whole dataset, when a version is published (decisions.py)
     near_duplicate                                               pictures that look like an earlier one
     and quality.keep_best (keep_best.py)                         all but the best of each row's samples by a score
@@ -40,6 +44,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jointdit.errors import SpecError
+from pipelines.quality.calibration import Calibration
 from pipelines.quality.depth_critic import DepthCritic
 from pipelines.quality.depth_range import DepthRange
 from pipelines.quality.ensemble_spread import EnsembleSpread
@@ -73,7 +78,11 @@ PIXEL_FILTERS: dict[str, type[Filter]] = {filter.kind: filter for filter in (Dep
 MODEL_FILTERS: dict[str, type[ModelScored]] = {
     filter.kind: filter for filter in (SelfConsistency, EnsembleSpread, TextAgreement, DepthCritic)
 }
-FILTERS: dict[str, type[Filter]] = {**PIXEL_FILTERS, **MODEL_FILTERS, NearDuplicate.kind: NearDuplicate}
+FILTERS: dict[str, type[Filter]] = {
+    **PIXEL_FILTERS,
+    **MODEL_FILTERS,
+    **{filter.kind: filter for filter in (Calibration, NearDuplicate)},
+}
 SCORES: tuple[str, ...] = tuple(score for filter in FILTERS.values() for score in filter.scores)
 
 

@@ -177,7 +177,7 @@ def _data_row(result: SampleResult, spec: JobSpec, pointcloud: str | None) -> di
     assert result.rgb is not None
     assert result.disparity is not None
     sample = result.sample
-    geometry, valid = geometry_of(result, spec), valid_pixels(result)
+    geometry, valid, calibrate = geometry_of(result, spec), valid_pixels(result), spec.output.points.calibrate
     height, width = result.disparity.shape
     row: dict[str, Any] = {
         "id": sample.id,
@@ -206,6 +206,7 @@ def _data_row(result: SampleResult, spec: JobSpec, pointcloud: str | None) -> di
                 "dtype": spec.model.dtype,
                 "resize": spec.model.resize,
                 "range_source": geometry.range_source,
+                **({"range_by": calibrate.model} if geometry.range_source == "calibrated" and calibrate else {}),
                 "valid_fraction": 1.0 if valid is None else round(float(valid.mean()), 6),
             },
             sort_keys=True,
