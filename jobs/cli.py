@@ -56,6 +56,7 @@ for command, example in (
     (datasets.gc, "gc s3://datasets/nightly-indoor --dry-run --older-than 7d"),
     (datasets.versions, "versions s3://datasets/nightly-indoor"),
     (datasets.diff, "diff s3://datasets/nightly-indoor 1 2"),
+    (datasets.gallery, "gallery s3://datasets/nightly-indoor -o gallery --rows 5000 --open"),
 ):
     app.command(rich_help_panel=DATASETS, epilog=f"Example: jointdit {example}")(command)
 

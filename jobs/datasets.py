@@ -1,4 +1,4 @@
-"""The commands of datasets: run, plan, status, validate, retry, refilter, gc, versions, diff; placed by cli.py."""
+"""The commands of datasets: run, plan, status, validate, retry, refilter, gc, versions, diff, gallery."""
 
 from __future__ import annotations
 
@@ -189,6 +189,33 @@ def diff(
         show_json({**asdict(found), "first": first, "second": second})
     else:
         show_difference(found)
+
+
+def gallery(
+    uri: DatasetUri,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Another folder for it.", show_default="gallery/ in the dataset"
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many samples.", show_default="output.gallery_rows of the job"),
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Write the gallery of a dataset's latest version again: with more rows, or for a copy on this machine."""
+    from jobs.report import say
+    from pipelines.gallery import build
+    from pipelines.storage import Storage
+
+    if open_page and not Storage(output or uri).is_local:
+        raise typer.BadParameter("a browser opens it from a disk: add -o DIR, a folder of this machine.")
+    page = build(uri, output, rows)
+    say(f"gallery {page}")
+    if open_page:
+        typer.launch(Path(page).resolve().as_uri())
 
 
 def seconds_of(age: str) -> float:

@@ -17,12 +17,11 @@ def refresh(storage: Storage, ledger: Ledger) -> None:
     """
     job = ledger.read_job()
     while (newest := read_latest(storage)) is not None:
-        has_gallery = newest.spec["task"] != "encode"  # latents are nothing to look at
-        is_shown = not has_gallery or gallery.is_about(storage, newest)
+        is_shown = not gallery.has_pictures(newest) or gallery.is_about(storage, newest)
         is_described = card.is_about(storage, newest)
         if is_shown and is_described:
             return
         if not is_shown:
-            gallery.write(storage, job, newest)
+            gallery.write(storage, newest)
         if not is_described:
             card.write(storage, job, newest)

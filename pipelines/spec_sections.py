@@ -197,6 +197,7 @@ class OutputSpec(Section):
     rgb: Literal["copy", "reference"] = "copy"  # task depth: whether the corpus is copied beside its labels
     points: PointsSpec = PointsSpec()
     license: str = Field("other", pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$")  # of the dataset card, as the hub names it
+    gallery_rows: int = Field(2000, ge=1, le=20_000)  # of a larger dataset it shows so many, spread over all files
 
     @field_validator("uri")
     @classmethod

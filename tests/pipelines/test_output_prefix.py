@@ -38,7 +38,8 @@ IDS = [
 OBJECT = re.compile(
     r"_job\.json|_plan/\d{6}\.parquet|_commits/[0-9a-f]{20}\.json|_versions/\d{6}/(version\.json|outcomes\.parquet)"
     r"|data/[0-9a-f]{20}-[0-9a-f]{16}\.parquet|pointclouds/[0-9a-f]{20}-[0-9a-f]{16}/\d{5}\.ply"
-    r"|README\.md|stats\.json|gallery/index\.html"
+    r"|README\.md|stats\.json|croissant\.json|figures/\d{6}/[a-z]+\.(svg|jpg|ply)"
+    r"|gallery/(index\.html|vendor/(three\.min\.js|LICENSE)|\d{6}-\d+/(index-\d{3}|rows-\d{5})\.js)"
 )
 
 
@@ -55,7 +56,7 @@ def test_ids_are_data_and_no_object_is_named_after_them(job, tmp_path: Path) -> 
     before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "out")}
     version = job.complete()
     card.write(job.context.storage, job.ledger.read_job(), version)
-    gallery.write(job.context.storage, job.ledger.read_job(), version)
+    gallery.write(job.context.storage, version)
     assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "out")} == before
     names = [file.path for file in job.context.storage.list("")]
     assert [name for name in names if not OBJECT.fullmatch(name)] == []

@@ -1,0 +1,75 @@
+"""Published versions made without a model: tables of samples with known pixels, depth, scores and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipelines.ledger import OUTCOMES, Outcome, sha256
+from pipelines.publish import Version
+from pipelines.quality import SCORES
+from pipelines.records import Row, Sample, SampleResult
+from pipelines.sinks.parquet import encode_samples, table_bytes
+from pipelines.spec import JobSpec, load_spec
+from pipelines.storage import Storage
+from pipelines.version_files import VersionFile
+
+FIRST, SECOND = list(SCORES)[:2]  # the scores that are set here; the others are null
+FOLDERS: dict[Outcome, str] = {"kept": "data", "rejected": "rejected", "quarantined": "quarantine"}
+
+
+def job(**output: Any) -> JobSpec:
+    return load_spec({"task": "joint", "name": "rooms", "input": {"uri": "in"}, "output": {"uri": "out", **output}})
+
+
+def slope(number: int, height: int = 40, width: int = 60) -> SampleResult:
+    """A surface that rises to (number % 50 + 50) / 100, in colours of its own; FIRST grows with the number."""
+    down, right = np.mgrid[0:height, 0:width].astype(np.float32)
+    top = np.float32((number % 50 + 50) / 100)
+    disparity = (down / (height - 1) * 0.8 + right / (width - 1) * 0.2) * top
+    rgb = np.stack([down * 255 / height, right * 255 / width, np.full_like(down, number * 37 % 256)], axis=-1)
+    row = Row(f"row-{number}", "in/rows.txt", number, prompt=f"prompt number {number}")
+    sample = Sample(f"row-{number}/0", row, 0, 0, seed=number)
+    made = SampleResult(sample, rgb=rgb.astype(np.uint8), disparity=disparity)
+    made.scores = {FIRST: number / 4, SECOND: -float(number % 7)}
+    return made
+
+
+def rejected(number: int, *reasons: str) -> SampleResult:
+    made = slope(number)
+    made.reasons = list(reasons)
+    return made
+
+
+def quarantined(number: int, error: str, traceback: str = "") -> SampleResult:
+    made = slope(number)
+    made.rgb, made.disparity, made.scores, made.error, made.traceback = None, None, {}, error, traceback
+    return made
+
+
+def publish_tables(
+    storage: Storage, tables: Sequence[tuple[str, Outcome, list[SampleResult]]], number: int = 1, **output: Any
+) -> Version:
+    """Tables, (shard, outcome, samples) each, written, and the version that names them."""
+    spec = job(**output)
+    files = []
+    for shard, outcome, results in tables:
+        data = table_bytes(encode_samples(results, spec, outcome, {"row-0/0": "pointclouds/a b/00000.ply"}))
+        path = f"{FOLDERS[outcome]}/{shard}-a.parquet"
+        storage.write_bytes(path, data)
+        files.append(VersionFile(path, outcome, len(results), len(data), sha256(data), shard))
+    counts = {outcome: sum(file.rows for file in files if file.outcome == outcome) for outcome in OUTCOMES}
+    return Version(
+        number=number,
+        counts=counts,
+        files=tuple(files),
+        superseded=0,
+        reasons={},
+        plans=(1,),
+        outcomes_sha256="",
+        created="2026-01-02T03:04:05+00:00",
+        code="0.1.0",
+        spec=spec.model_dump(mode="json"),
+    )
