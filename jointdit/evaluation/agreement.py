@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 DEPTH_RANGE = (1e-3, 80.0)  # metres
 ASSUMED_RANGE = (1.0, 10.0)  # metres: what relative disparity is spread over for the scores of single pairs
+DETAIL = 0.01  # of the range: what is smaller is no detail
 FLAT = 1e-6  # a standard deviation below it, over the largest value, is none
 
 
@@ -64,10 +66,14 @@ def depth_agreement(
 
 
 class PairAgreement(NamedTuple):
-    """AbsRel, and the share of pixels whose depth is within 25 %: 0 and 1 where both maps say the same."""
+    """AbsRel, the share of pixels whose depth is within 25 %, and the correlation of details.
+
+    0, 1 and 1 where both maps say the same.
+    """
 
     abs_rel: float
     delta1: float
+    correlation: float
 
 
 def pair_agreement(
@@ -78,6 +84,10 @@ def pair_agreement(
     The disparity is read as depth over ASSUMED_RANGE, whatever range it is published with: so scores of all jobs
     compare. The estimate is fitted to it by least squares in the space that `alignment` names. Unlike in benchmarks its
     scale may not be negative: an inverted map is not to agree. None: a map is constant, or a value is not finite.
+
+    Floor and wall are much the same in many pictures and fill most of them, so that AbsRel and delta1 forgive a map of
+    another picture. `correlation` is of what is left of both maps once each has lost the quadratic surface that fits it
+    best; what is left below DETAIL of the range counts as nothing, and nothing agrees with nothing.
     """
     if not (np.isfinite(estimated).all() and np.isfinite(disparity).all()):
         return None
@@ -92,7 +102,26 @@ def pair_agreement(
     near, far = ASSUMED_RANGE
     found = np.clip(fitted, near, far) if alignment == "depth" else np.reciprocal(np.clip(fitted, 1 / far, 1 / near))
     metrics = metrics_of_pixels(found, truth)
-    return PairAgreement(metrics["abs_rel"], metrics["delta1"])
+    span = far - near if alignment == "depth" else 1 / near - 1 / far
+    return PairAgreement(metrics["abs_rel"], metrics["delta1"], _correlation(fitted / span, target / span))
+
+
+def _correlation(one: FloatArray, other: FloatArray) -> float:
+    """Of two maps (H, W) in units of their range, without their quadratic surfaces."""
+    surfaces = _quadratic_surfaces(*one.shape)
+    residuals = [values - surfaces @ (surfaces.T @ values) for values in (one.ravel(), other.ravel())]
+    a, b = (residual.astype(np.float64) for residual in residuals)
+    noise = DETAIL**2
+    return float((np.mean(a * b) + noise) / np.sqrt((np.mean(a * a) + noise) * (np.mean(b * b) + noise)))
+
+
+@lru_cache(maxsize=8)
+def _quadratic_surfaces(height: int, width: int) -> NDArray[np.float64]:
+    """An orthonormal basis (H * W, 6) of 1, x, y, x^2, xy, y^2."""
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    columns = [x**i * y**j for i in range(3) for j in range(3 - i)]
+    basis: NDArray[np.float64] = np.linalg.qr(np.stack([column.ravel() for column in columns], axis=1))[0]
+    return basis
 
 
 def ensemble_spread(maps: FloatArray) -> float | None:

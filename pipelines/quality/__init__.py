@@ -13,10 +13,12 @@ later without a GPU. Scores that cost a model are measured by the worker, and on
 
     at the cost of a model
     self_consistency  self_consistency_abs_rel,                  depth that is not what the joint model sees in the
-                      self_consistency_delta1                    picture
+                      self_consistency_delta1,                   picture
+                      self_consistency_correlation
     ensemble_spread   ensemble_abs_rel_spread                    pictures whose depth differs from seed to seed
     text_agreement    text_agreement                             pictures that do not show their text, by CLIP
-    depth_critic      critic_abs_rel, critic_delta1              depth that an independent depth model does not see
+    depth_critic      critic_abs_rel, critic_delta1,             depth that an independent depth model does not see
+                      critic_correlation
 
     where output.points.calibrate puts depth in metres
     calibration       calibration_residual,                      depth that does not agree with the metric depth model

@@ -17,7 +17,7 @@ class DepthCritic(ForeignModel, DepthAgreement):
     """
 
     kind: ClassVar[str] = "depth_critic"
-    scores: ClassVar[tuple[str, ...]] = ("critic_abs_rel", "critic_delta1")
+    scores: ClassVar[tuple[str, ...]] = ("critic_abs_rel", "critic_delta1", "critic_correlation")
     found: ClassVar[str] = "what the critic sees in its picture"
     wanted: ClassVar[str] = "a depth model"
 

@@ -14,7 +14,11 @@ class SelfConsistency(DepthAgreement):
     """Depth is estimated from the sample's picture again, with the same weights and in a few steps, and compared."""
 
     kind: ClassVar[str] = "self_consistency"
-    scores: ClassVar[tuple[str, ...]] = ("self_consistency_abs_rel", "self_consistency_delta1")
+    scores: ClassVar[tuple[str, ...]] = (
+        "self_consistency_abs_rel",
+        "self_consistency_delta1",
+        "self_consistency_correlation",
+    )
     measured_with: ClassVar[tuple[str, ...]] = ("steps",)
     found: ClassVar[str] = "what the model sees in its picture"
 

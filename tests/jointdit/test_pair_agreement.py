@@ -18,6 +18,7 @@ def test_scale_and_shift_of_an_estimate_do_not_count():
         same = pair_agreement(0.3 * estimate + 0.2, MAPS[0], alignment)
         assert same.abs_rel == pytest.approx(0, abs=1e-4)
         assert same.delta1 == 1
+        assert same.correlation == pytest.approx(1, abs=1e-3)
 
 
 def test_it_is_the_benchmarks_protocol_over_the_assumed_range():
@@ -26,7 +27,7 @@ def test_it_is_the_benchmarks_protocol_over_the_assumed_range():
     near, far = ASSUMED_RANGE
     truth = metric_depth(MAPS[0], near, far)
     expected = depth_metrics(noisy, truth, None, "disparity", min_depth=near, max_depth=far)
-    assert found == pytest.approx((expected["abs_rel"], expected["delta1"]), rel=1e-4)
+    assert found[:2] == pytest.approx((expected["abs_rel"], expected["delta1"]), rel=1e-4)
 
 
 def test_another_scene_and_an_inverted_map_do_not_agree():
@@ -35,9 +36,28 @@ def test_another_scene_and_an_inverted_map_do_not_agree():
     for other in (pair_agreement(MAPS[1], MAPS[0]), inverted):
         assert other.abs_rel > own.abs_rel + 0.05
         assert other.delta1 < own.delta1
+        assert other.correlation < own.correlation - 0.2
     # No better than the best constant: a negative scale would make it perfect.
     target = 1 / metric_depth(MAPS[0], *ASSUMED_RANGE)
     assert inverted.abs_rel == pytest.approx(float(np.mean(np.abs(target / target.mean() - 1))), rel=1e-3)
+
+
+def test_what_two_smooth_surfaces_share_is_no_correlation():
+    y, x = np.mgrid[0:48, 0:48].astype(np.float32) / 47
+    floor = 0.2 + 0.6 * y
+    box = ((x > 0.3) & (x < 0.5) & (y > 0.4) & (y < 0.7)) * np.float32(0.35)
+    elsewhere = ((x > 0.6) & (x < 0.8) & (y > 0.4) & (y < 0.7)) * np.float32(0.35)
+    other = pair_agreement(floor + elsewhere, floor + box)
+    assert other.delta1 > 0.7
+    assert other.correlation < 0.1 < other.delta1
+    # By hand, with numpy's own fit: least squares over 1, x, y, x^2, xy, y^2.
+    surface = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1).reshape(-1, 6)
+    maps = [np.clip(each, 0, 1).ravel() for each in (floor + elsewhere, floor + box)]
+    left = [values - surface @ np.linalg.lstsq(surface, values, rcond=None)[0] for values in maps]
+    assert other.correlation == pytest.approx(np.corrcoef(*left)[0, 1], abs=0.06)  # DETAIL, and the scale of the fit
+    # Without details both say the same, whatever noise there is below a hundredth of the range.
+    noise = np.random.default_rng(0).normal(0, 0.001, x.shape).astype(np.float32)
+    assert pair_agreement(floor + noise, floor).correlation > 0.9
 
 
 def test_where_nothing_can_be_said_there_is_no_score():

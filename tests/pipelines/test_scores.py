@@ -21,6 +21,7 @@ from pipelines.model import load_pipeline
 from pipelines.plan import preview
 from pipelines.quality import load_scores
 from pipelines.quality.model_scored import ScoredBatch, estimate_seed
+from pipelines.quality.self_consistency import SelfConsistency
 from pipelines.records import Content, Row, Sample, SampleResult
 from pipelines.run import run_job
 from pipelines.spec import ModelSpec, load_spec
@@ -64,8 +65,7 @@ def test_scores_leave_the_pixels_alone_and_do_not_depend_on_the_batch(make_job: 
         np.testing.assert_array_equal(with_scores.rgb, without.rgb)
         np.testing.assert_array_equal(with_scores.disparity, without.disparity)
         assert without.scores == {}
-        names = {"self_consistency_abs_rel", "self_consistency_delta1", "ensemble_abs_rel_spread"}
-        assert set(with_scores.scores) == names
+        assert set(with_scores.scores) == {*SelfConsistency.scores, "ensemble_abs_rel_spread"}
         assert 0 < with_scores.scores["ensemble_abs_rel_spread"] < 1
     (alone,), _ = worker.generate(part[1:])
     assert alone.scores == pytest.approx(scored[1].scores, rel=1e-3)
@@ -169,7 +169,7 @@ def test_a_critic_is_compared_in_its_own_space_without_padding(critic: Path, tmp
         (result,) = given.results
         estimate = TransformersDepth(str(folder)).estimate(result.rgb[8:40])
         expected = pair_agreement(estimate, result.disparity[8:40], space)
-        assert (found["critic_abs_rel"], found["critic_delta1"]) == pytest.approx(expected)
+        assert tuple(found[name] for name in scores.scores) == pytest.approx(expected)
         assert 0 < found["critic_abs_rel"] < 5
 
 
