@@ -17,6 +17,7 @@ import typer
 
 from jobs import datasets
 from jobs.datasets import Overrides, SpecFile
+from jobs.interruption import INTERRUPTED, noting_interruptions
 from jobs.submit import submit
 from jointdit.errors import JointDiTError
 from pipelines.safe_text import mask_secrets, printable
@@ -284,15 +285,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments, sys.excepthook = sys.argv[1:], _print_traceback
     words = list(arguments)
     debug = "--debug" in words
-    try:
-        app([word for word in words if word != "--debug"], prog_name="jointdit")
-    except SystemExit as stop:  # typer ends so, whatever happened
-        return int(stop.code or 0)
-    except (JointDiTError, OSError) as error:
-        if debug:
-            raise
-        print(f"Error: {_sentence(error)}", file=sys.stderr)
-        return 1
+    with noting_interruptions() as interrupted:
+        try:
+            app([word for word in words if word != "--debug"], prog_name="jointdit")
+        except SystemExit as stop:  # typer ends so, whatever happened
+            return INTERRUPTED if interrupted else int(stop.code or 0)
+        except Exception as error:
+            if interrupted:
+                return INTERRUPTED
+            if debug or not isinstance(error, JointDiTError | OSError):
+                raise
+            print(f"Error: {_sentence(error)}", file=sys.stderr)
+            return 1
     return 0
 
 
