@@ -88,6 +88,7 @@ class Facts:
 
     scores: Mapping[str, float | None]
     phash: str | None
+    prompt: str | None = None
 
 
 def by_commits(counted: Iterable[CountedSample]) -> list[Decided]:
@@ -100,7 +101,8 @@ def by_scores(counted: Iterable[CountedSample], filters: Sequence[Filter], facts
     decided = []
     for each in by_commits(counted):
         if each.outcome != "quarantined":
-            reasons = tuple(decide(filters, facts[each.key].scores))
+            known = facts[each.key]
+            reasons = tuple(decide(filters, known.scores, known.prompt))
             each = replace(each, outcome="rejected" if reasons else "kept", reasons=reasons)
         decided.append(each)
     return decided
@@ -130,7 +132,7 @@ def is_over_the_set(outcome: Outcome, reasons: Sequence[str]) -> bool:
 
 
 def read_facts(storage: Storage, commits: Mapping[str, Commit], shards: Iterable[str]) -> dict[Key, Facts]:
-    """Scores and hashes of the samples with pixels in some shards' tables; no picture is read."""
+    """Scores, hashes and captions of the samples with pixels in some shards' tables; no picture is read."""
     tables = [
         (shard, stored.path)
         for shard in shards
@@ -140,7 +142,8 @@ def read_facts(storage: Storage, commits: Mapping[str, Commit], shards: Iterable
     facts: dict[Key, Facts] = {}
     with ThreadPoolExecutor(READERS) as pool:
         for (shard, _), rows in zip(tables, pool.map(lambda table: _read(storage, table[1]), tables), strict=True):
-            facts.update({(row["id"], shard): Facts(row.get("quality") or {}, row.get("phash")) for row in rows})
+            for row in rows:
+                facts[row["id"], shard] = Facts(row.get("quality") or {}, row.get("phash"), row.get("prompt"))
     return facts
 
 
@@ -162,7 +165,7 @@ def lacking(decided: Iterable[Decided], criteria: Criteria, facts: Mapping[Key, 
 
 def _read(storage: Storage, path: str) -> list[dict[str, Any]]:
     with storage.open(path) as file, pq.ParquetFile(file) as table:
-        columns = [name for name in ("id", "quality", "phash") if name in table.schema_arrow.names]
+        columns = [name for name in ("id", "quality", "phash", "prompt") if name in table.schema_arrow.names]
         rows: list[dict[str, Any]] = table.read(columns=columns).to_pylist()
         return rows
 

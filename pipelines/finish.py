@@ -177,7 +177,7 @@ def _complete(context: RunContext, result: SampleResult, source: Row, filters: S
         focal = result.calibration.focal_pixels / mapping.scale_y  # of the source's pixels
         result.calibration = replace(result.calibration, focal_pixels=focal)
     result.scores = {**result.scores, **measure(result)}
-    result.reasons = decide(filters, result.scores)
+    result.reasons = decide(filters, result.scores, source.prompt)
 
 
 def _fail(result: SampleResult, error: Exception, what: str) -> None:

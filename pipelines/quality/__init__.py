@@ -1,15 +1,30 @@
 """Filters: each scores a sample and says keep, or a reason.
 
-Scores and decisions are apart. `measure` computes all scores that pixels give, whichever filters the spec names, and
-all are stored in the column `quality`; a filter decides from scores alone. So thresholds and filters can be changed
-later without a GPU. Scores that cost a model are measured by the worker, and only where `quality.filters` or
-`quality.scores` names their kind (model_scored.py); `quality.scores` rejects nothing.
+Scores and decisions are apart. `measure` computes all scores of pixels and caption, whichever filters the spec names,
+and all are stored in the column `quality`; a filter decides from scores alone (`caption` also from the stored caption).
+So thresholds and filters can be changed later without a GPU. Scores that cost a model are measured by the worker, and
+only where `quality.filters` or `quality.scores` names their kind (model_scored.py); `quality.scores` rejects nothing.
 
-    kind          scores                                         rejects
-    depth_range   depth_span                                     flat depth maps
-    saturated     depth_nonfinite_fraction,                      broken, clipped or blank maps and pictures
-                  depth_saturated_fraction,
-                  rgb_saturated_fraction
+    kind             scores                                         rejects
+    depth_range      depth_span                                     depth maps without depth
+    flat_depth       depth_flat_fraction                            almost all at one distance
+    saturated        depth_nonfinite_fraction,                      broken, clipped or blank maps and pictures
+                     depth_saturated_fraction,
+                     depth_near_saturated_fraction,
+                     rgb_saturated_fraction
+    flying_pixels    flying_pixel_fraction                          blurred depth: edges that are ramps
+    planarity        depth_roughness, depth_speck_fraction,         rough or salted depth, and depth cut to 8 bit
+                     depth_distinct_fraction
+    upright          depth_ground_correlation                       inverted depth: nearest at the top
+    edge_alignment   edge_alignment, edge_peak                      shifted depth, depth of another picture
+    blank_picture    rgb_span                                       pictures of one colour
+    noisy_picture    rgb_noise                                      grain, pure noise
+    clipped_picture  rgb_clipped_fraction                           over- and underexposed pictures
+    caption          caption_words, caption_characters,             captions too short or long, without letters, with
+                     caption_letter_fraction                        banned words
+
+How well each does it, on planted faults and clean samples, stands with pictures in pipelines/quality/README.md;
+`python -m jobs.measure_filters` measures it again. Scores are cheap, and lengths in them are shares of the picture.
 
     at the cost of a model
     self_consistency  self_consistency_abs_rel,                  depth that is not what the joint model sees in the
@@ -32,9 +47,9 @@ In a spec: `quality.filters: [{kind: depth_range, min_span: 0.2}]`, `quality.sco
 "<kind>: <what was found>"; the kind is what reports count by.
 
 To add a filter: write a module here with one class like DepthRange (its fields are the thresholds, with defaults that
-keep whatever is usable), name the class in FILTERS below and in the table above, and test in
-tests/pipelines/test_quality.py a clean sample that it keeps and a spoilt one that it rejects. New scores become a
-column by themselves; in files written before they are missing, and a filter rejects a sample whose score is missing.
+keep whatever is usable), name the class in PIXEL_FILTERS below and in the table above, plant the fault it is made for
+in jobs/filtering/faults.py, and test it as CONTRIBUTING.md says. New scores become a column by themselves; in files
+written before they are missing, and a filter rejects a sample whose score is missing.
 """
 
 from __future__ import annotations
@@ -43,20 +58,30 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from jointdit.errors import SpecError
+from pipelines.quality.blank_picture import BlankPicture
 from pipelines.quality.calibration import Calibration
+from pipelines.quality.caption import Caption
+from pipelines.quality.clipped_picture import ClippedPicture
 from pipelines.quality.depth_critic import DepthCritic
 from pipelines.quality.depth_range import DepthRange
+from pipelines.quality.edge_alignment import EdgeAlignment
 from pipelines.quality.ensemble_spread import EnsembleSpread
 from pipelines.quality.filter import Filter
+from pipelines.quality.flat_depth import FlatDepth
+from pipelines.quality.flying_pixels import FlyingPixels
 from pipelines.quality.keep_best import KeepBest
 from pipelines.quality.model_scored import ModelScored, ScoredBatch, Scorer
 from pipelines.quality.near_duplicate import NearDuplicate
+from pipelines.quality.noisy_picture import NoisyPicture
+from pipelines.quality.planarity import Planarity
 from pipelines.quality.saturated import Saturated
 from pipelines.quality.self_consistency import SelfConsistency
 from pipelines.quality.text_agreement import TextAgreement
+from pipelines.quality.upright import Upright
 from pipelines.records import SampleResult
 
 __all__ = [
@@ -76,7 +101,22 @@ __all__ = [
     "measure",
 ]
 
-PIXEL_FILTERS: dict[str, type[Filter]] = {filter.kind: filter for filter in (DepthRange, Saturated)}
+PIXEL_FILTERS: dict[str, type[Filter]] = {
+    filter.kind: filter
+    for filter in (
+        DepthRange,
+        FlatDepth,
+        Saturated,
+        FlyingPixels,
+        Planarity,
+        Upright,
+        EdgeAlignment,
+        BlankPicture,
+        NoisyPicture,
+        ClippedPicture,
+        Caption,
+    )
+}
 MODEL_FILTERS: dict[str, type[ModelScored]] = {
     filter.kind: filter for filter in (SelfConsistency, EnsembleSpread, TextAgreement, DepthCritic)
 }
@@ -124,21 +164,25 @@ def load_scores(
 
 
 def measure(result: SampleResult) -> dict[str, float]:
-    """All scores that the pixels of a sample give, by name."""
+    """All scores that the pixels and the caption of a sample give, by name."""
     scores: dict[str, float] = {}
     for kind, found in PIXEL_FILTERS.items():
-        measured = found.measure(result)
+        with np.errstate(invalid="ignore", over="ignore"):  # scores of broken maps come out as NaN, which none keeps
+            measured = found.measure(result)
         assert tuple(measured) == found.scores, f"{kind} measured {tuple(measured)} and declares {found.scores}"
         scores.update(measured)
     return scores
 
 
-def decide(filters: Sequence[Filter], scores: Mapping[str, float | None]) -> list[str]:
-    """Reasons to reject a sample with these scores; none means it is kept."""
+def decide(filters: Sequence[Filter], scores: Mapping[str, float | None], caption: str | None) -> list[str]:
+    """Reasons to reject a sample with these scores and this caption (None: it has none); no reason means it is kept."""
     reasons = []
     for found in filters:
         missing = [name for name in found.scores if scores.get(name) is None]
-        reason = f"{missing[0]} was not computed" if missing else found.reject({n: scores[n] for n in found.scores})
+        if missing:
+            reason: str | None = f"{missing[0]} was not computed"
+        else:
+            reason = found.reject({name: scores[name] for name in found.scores}) or found.reject_caption(caption or "")
         if reason:
             reasons.append(f"{found.kind}: {reason}")
     return reasons

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipelines.quality.filter import Filter, Fraction
+from pipelines.quality.filter import Filter, Fraction, pixels
 from pipelines.records import SampleResult
 
 
@@ -21,8 +21,8 @@ class DepthRange(Filter):
 
     @staticmethod
     def measure(result: SampleResult) -> dict[str, float]:
-        assert result.disparity is not None
-        low, high = np.percentile(result.disparity, (1, 99))
+        _, disparity = pixels(result)
+        low, high = np.percentile(disparity, (1, 99))
         return {"depth_span": float(high - low)}
 
     def reject(self, scores: Mapping[str, Any]) -> str | None:

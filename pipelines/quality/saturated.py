@@ -12,20 +12,23 @@ from pipelines.records import SampleResult
 
 
 class Saturated(Filter):
-    """Fractions of pixels: disparity NaN or infinite; disparity at 0 or 1; all three colours at 0 or all at 255.
+    """Fractions of pixels: disparity NaN or infinite; at 0 or 1; at 1 alone; all three colours at 0 or all at 255.
 
-    A sky is at 0 with good reason, and so is a white wall at 255: the defaults reject what has little else.
+    A sky is at 0 with good reason, and so is a white wall at 255: the defaults reject what has little else. At 1 lies
+    the nearest point: many pixels there mean that what is nearer was cut off.
     """
 
     kind: ClassVar[str] = "saturated"
     scores: ClassVar[tuple[str, ...]] = (
         "depth_nonfinite_fraction",
         "depth_saturated_fraction",
+        "depth_near_saturated_fraction",
         "rgb_saturated_fraction",
     )
 
     max_nonfinite: Fraction = 0.0
     max_depth: Fraction = 0.9
+    max_near: Fraction = 0.1
     max_rgb: Fraction = 0.9
 
     @staticmethod
@@ -33,15 +36,17 @@ class Saturated(Filter):
         assert result.rgb is not None
         assert result.disparity is not None
         disparity, rgb = result.disparity, result.rgb
+        near = disparity >= 1
         return {
             "depth_nonfinite_fraction": float(np.mean(~np.isfinite(disparity))),
-            "depth_saturated_fraction": float(np.mean((disparity <= 0) | (disparity >= 1))),
+            "depth_saturated_fraction": float(np.mean((disparity <= 0) | near)),
+            "depth_near_saturated_fraction": float(np.mean(near)),
             "rgb_saturated_fraction": float(np.mean((rgb == 0).all(axis=2) | (rgb == 255).all(axis=2))),
         }
 
     def reject(self, scores: Mapping[str, Any]) -> str | None:
-        limits = dict(zip(self.scores, (self.max_nonfinite, self.max_depth, self.max_rgb), strict=True))
-        for name, limit in limits.items():
+        thresholds = (self.max_nonfinite, self.max_depth, self.max_near, self.max_rgb)
+        for name, limit in zip(self.scores, thresholds, strict=True):
             if not scores[name] <= limit:
                 return f"{name.replace('_', ' ')} is {scores[name]:.3f}, more than {limit:g}"
         return None

@@ -166,9 +166,10 @@ def test_samples_that_cannot_be_encoded_are_quarantined_alone(make_job) -> None:
     job.plan()
     (entry,) = pending_shards(job.ledger)
     rows, parts = results_of(job, entry)
-    parts[0][1].rgb = np.zeros((32, 32, 5), np.uint8)  # no picture
+    parts[0][1].rgb = np.zeros((32, 32, 3), np.uint16)  # no picture
     parts[1][0].rgb = np.zeros((16, 32, 3), np.uint8)  # a picture of another size than its depth: no points
-    parts[1][1].rgb = np.zeros((32, 32, 7), np.uint8)  # a reject that cannot be encoded
+    parts[1][0].disparity = np.linspace(0, 1, 32, dtype=np.float32)[:, None].repeat(32, axis=1)
+    parts[1][1].rgb = np.zeros((32, 32, 3), np.uint16)  # a reject that cannot be encoded
     receipt = finish_shard(job.context, entry, rows, *parts)
     assert receipt.counts == {"kept": 1, "rejected": 0, "quarantined": 3}
     errors = quarantined(job, receipt)

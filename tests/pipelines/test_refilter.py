@@ -53,6 +53,16 @@ def test_the_original_thresholds_give_the_original_version(job: LocalJob) -> Non
     assert objects(job, "") == before, "nothing is written"
 
 
+def test_banned_words_are_found_in_stored_captions(job: LocalJob) -> None:
+    found = refilter(
+        job.context.storage.uri, ["quality.filters=[{kind: caption, min_characters: 1, banned: [flat, c]}]"]
+    )
+    assert found.version.reasons == {"caption": 4}
+    assert found.version.counts == {"kept": 5, "rejected": 4, "quarantined": 1}
+    (reason,) = next(r["reasons"] for r in rows(job, found.version, "rejected").values() if r["prompt"] == "c")
+    assert reason == "caption: the caption says 'c', which is banned"
+
+
 def test_only_shards_whose_rows_change_are_written_and_their_pictures_are_copied(job: LocalJob) -> None:
     storage, first = job.context.storage, read_latest(job.context.storage)
     mixed, untouched, flat = [entry.shard.id for entry in job.ledger.planned()]

@@ -1,0 +1,6 @@
+"""What `python -m jobs.measure_filters` is made of; jobs/measure_filters.py is the spine.
+
+faults.py    faults planted in clean samples, and clean samples drawn in other hands
+recall.py    scores of all of them: recall, false alarms, thresholds between the two
+tables.py    the tables and the picture of pipelines/quality/README.md
+"""

@@ -1,0 +1,38 @@
+"""Rejects pictures of one colour: nothing is to be seen in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipelines.quality.filter import Filter, Fraction, pixels
+from pipelines.records import SampleResult
+
+
+class BlankPicture(Filter):
+    """rgb_span: 99th minus 1st percentile of the channel where that is largest, over 255, so that specks do not count.
+
+    By channel and not by luminance, in which a red ball on a green floor can be blank.
+    """
+
+    kind: ClassVar[str] = "blank_picture"
+    scores: ClassVar[tuple[str, ...]] = ("rgb_span",)
+
+    min_span: Fraction = 0.08
+
+    @staticmethod
+    def measure(result: SampleResult) -> dict[str, float]:
+        rgb, _ = pixels(result)
+        spans = []
+        for channel in range(3):
+            reached = np.cumsum(np.bincount(rgb[..., channel].ravel(), minlength=256)) / rgb[..., channel].size
+            low, high = np.searchsorted(reached, (0.01, 0.99))
+            spans.append(int(high) - int(low))
+        return {"rgb_span": max(spans) / 255}
+
+    def reject(self, scores: Mapping[str, Any]) -> str | None:
+        if scores["rgb_span"] >= self.min_span:
+            return None
+        return f"colours span {scores['rgb_span']:.3f}, less than {self.min_span:g}"

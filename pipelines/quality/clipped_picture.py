@@ -1,0 +1,36 @@
+"""Rejects pictures that are over- or underexposed: where a channel is cut off, shading and colour are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipelines.quality.filter import Filter, Fraction, pixels
+from pipelines.records import SampleResult
+
+
+class ClippedPicture(Filter):
+    """rgb_clipped_fraction: the share of pixels with a channel at 0 or 255.
+
+    Photographs of saturated things and drawings have such pixels by right; the default is for the rest.
+    """
+
+    kind: ClassVar[str] = "clipped_picture"
+    scores: ClassVar[tuple[str, ...]] = ("rgb_clipped_fraction",)
+
+    max_clipped: Fraction = 0.3
+
+    @staticmethod
+    def measure(result: SampleResult) -> dict[str, float]:
+        rgb, _ = pixels(result)
+        clipped = np.zeros(rgb.shape[:2], bool)
+        for channel in range(3):
+            clipped |= (rgb[..., channel] == 0) | (rgb[..., channel] == 255)
+        return {"rgb_clipped_fraction": float(np.mean(clipped))}
+
+    def reject(self, scores: Mapping[str, Any]) -> str | None:
+        if scores["rgb_clipped_fraction"] <= self.max_clipped:
+            return None
+        return f"{scores['rgb_clipped_fraction']:.3f} of the picture is clipped, more than {self.max_clipped:g}"

@@ -1,0 +1,92 @@
+"""Rejects pairs whose depth edges do not lie on edges of the picture: shifted depth, and depth of another picture.
+
+Where depth jumps, another surface begins, and a picture shows it by its colour; the reverse does not hold (texture), so
+only depth edges are asked for. The measure is the cross-correlation of registration (Anuta, Spatial registration of
+multispectral imagery using FFT techniques, IEEE Trans. Geoscience Electronics 8(4), 1970), of edge maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.quality.filter import Filter, Fraction, pixels
+from pipelines.records import SampleResult
+
+FloatArray = NDArray[np.float32]
+
+JUMP = 0.06  # of disparity: a depth edge
+STRONG_JUMP = 0.3  # edges weigh by their jump up to here
+STRONG_CONTRAST = 60.0  # of 255, in one channel: a sure edge of the picture
+FEWEST = 20  # pixels of depth edges at 128 pixels a side: with less there is nothing to go by
+SEARCH = 8  # shifts are tried up to one part in so many of the longer side
+
+
+class EdgeAlignment(Filter):
+    """edge_alignment: how much of the depth edges lies on edges of the picture, in [0, 1], weighted by both contrasts.
+
+    edge_peak: edge_alignment over the best that any shift of up to 1/8 of the longer side would give; 1 where the map
+    lies right as it is. Both tolerate 1/128 of the longer side and are 1 where depth has no sharp edge: soft ones are
+    flying_pixels' business. Inverted depth has the same edges.
+    """
+
+    kind: ClassVar[str] = "edge_alignment"
+    scores: ClassVar[tuple[str, ...]] = ("edge_alignment", "edge_peak")
+
+    min_alignment: Fraction = 0.5
+    min_peak: Fraction = 0.8
+
+    @staticmethod
+    def measure(result: SampleResult) -> dict[str, float]:
+        rgb, disparity = pixels(result)
+        side = max(disparity.shape)
+        step = max(1, side // 128)
+        reach = min(side // SEARCH, (min(disparity.shape) - 1) // 2)
+        depth_edges = np.minimum(_second_difference(disparity, step), STRONG_JUMP)
+        depth_edges[depth_edges < JUMP] = 0
+        if reach <= step or not np.count_nonzero(depth_edges) >= FEWEST * step * step:
+            return {"edge_alignment": 1.0, "edge_peak": 1.0}
+        picture_edges = np.minimum(_contrast(rgb, step) / np.float32(STRONG_CONTRAST), np.float32(1))
+        found = _correlation(depth_edges, picture_edges, reach) / depth_edges.sum()
+        here = float(found[reach - step : reach + step + 1, reach - step : reach + step + 1].max())
+        best = float(found.max())
+        return {"edge_alignment": min(max(here, 0.0), 1.0), "edge_peak": here / best if best > 1e-3 else 0.0}
+
+    def reject(self, scores: Mapping[str, Any]) -> str | None:
+        if not scores["edge_alignment"] >= self.min_alignment:
+            return f"{scores['edge_alignment']:.3f} of depth edges are the picture's, less than {self.min_alignment:g}"
+        if not scores["edge_peak"] >= self.min_peak:
+            return f"shifted depth would fit better: peak ratio {scores['edge_peak']:.3f}, less than {self.min_peak:g}"
+        return None
+
+
+def _second_difference(values: FloatArray, step: int) -> FloatArray:
+    """(h, w) the larger of both directions' absolute second differences: 0 on planes, the jump beside a jump."""
+    found = np.zeros_like(values)
+    inner = 2 * values[step:-step]
+    found[step:-step] = np.abs(values[2 * step :] - inner + values[: -2 * step])
+    inner = 2 * values[:, step:-step]
+    across = np.abs(values[:, 2 * step :] - inner + values[:, : -2 * step])
+    np.maximum(found[:, step:-step], across, out=found[:, step:-step])
+    return found
+
+
+def _contrast(rgb: NDArray[np.uint8], step: int) -> FloatArray:
+    """(h, w) the largest difference over 2 * step pixels, of both directions and three channels, in 0..255."""
+    found = np.zeros(rgb.shape[:2], np.float32)
+    for channel in range(3):
+        values = rgb[..., channel].astype(np.float32)
+        np.maximum(found[step:-step], np.abs(values[2 * step :] - values[: -2 * step]), out=found[step:-step])
+        across = np.abs(values[:, 2 * step :] - values[:, : -2 * step])
+        np.maximum(found[:, step:-step], across, out=found[:, step:-step])
+    return found
+
+
+def _correlation(edges: FloatArray, picture: FloatArray, reach: int) -> FloatArray:
+    """(2 reach + 1, 2 reach + 1) sums of edges(p) * picture(p + shift), the shift (0, 0) in the middle."""
+    whole = np.fft.irfft2(np.conj(np.fft.rfft2(edges)) * np.fft.rfft2(picture), s=edges.shape)
+    around = np.arange(-reach, reach + 1)
+    return np.asarray(whole[np.ix_(around, around)], np.float32)

@@ -1,0 +1,37 @@
+"""Rejects depth maps that are almost wholly at one distance, with a little else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipelines.quality.filter import Filter, Fraction, pixels
+from pipelines.records import SampleResult
+
+BINS = 64
+
+
+class FlatDepth(Filter):
+    """depth_flat_fraction: the largest share of pixels within 1/32 of disparity (two neighbours of 64 bins).
+
+    An open sky or a far wall fills that with good reason: the default rejects maps that have hardly anything else.
+    """
+
+    kind: ClassVar[str] = "flat_depth"
+    scores: ClassVar[tuple[str, ...]] = ("depth_flat_fraction",)
+
+    max_flat: Fraction = 0.9
+
+    @staticmethod
+    def measure(result: SampleResult) -> dict[str, float]:
+        _, disparity = pixels(result)
+        inside = disparity[np.isfinite(disparity)]
+        filled = np.bincount(np.clip(inside * BINS, 0, BINS - 1).astype(np.intp), minlength=BINS)
+        return {"depth_flat_fraction": int((filled[1:] + filled[:-1]).max()) / disparity.size}
+
+    def reject(self, scores: Mapping[str, Any]) -> str | None:
+        if scores["depth_flat_fraction"] <= self.max_flat:
+            return None
+        return f"{scores['depth_flat_fraction']:.3f} of depth is at one distance, more than {self.max_flat:g}"

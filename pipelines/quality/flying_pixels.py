@@ -1,0 +1,70 @@
+"""Rejects depth maps whose edges are ramps: their pixels fly between two surfaces once they are points.
+
+Blurred or upsampled maps and averages of several estimates have them. What is measured is the blur of edges, by their
+width as in Marziliano et al. (A no-reference perceptual blur metric, ICIP 2002), at depth's own jumps; against a true
+map it is the depth boundary error of Koch et al. (Evaluation of CNN-based single-image depth estimation methods, ECCV
+workshops 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.quality.filter import Filter, Fraction, pixels
+from pipelines.records import SampleResult
+
+JUMP = 0.05  # of disparity, across two arms
+STEEPER = 4  # than the surfaces on both sides: slopes are no edges
+SHARP = 0.4  # share of the jump that one pixel's step must carry
+
+
+class FlyingPixels(Filter):
+    """flying_pixel_fraction: of the places where disparity jumps, the share where no single step is the jump.
+
+    A jump is looked for in rows and columns over 1/16 of the longer side. 0 where there is no jump.
+    """
+
+    kind: ClassVar[str] = "flying_pixels"
+    scores: ClassVar[tuple[str, ...]] = ("flying_pixel_fraction",)
+
+    max_flying: Fraction = 0.6
+
+    @staticmethod
+    def measure(result: SampleResult) -> dict[str, float]:
+        _, disparity = pixels(result)
+        arm = max(2, max(disparity.shape) // 32)
+        jumps, ramps = map(sum, zip(_count(disparity, arm), _count(disparity.T, arm), strict=True))
+        return {"flying_pixel_fraction": ramps / jumps if jumps else 0.0}
+
+    def reject(self, scores: Mapping[str, Any]) -> str | None:
+        if scores["flying_pixel_fraction"] <= self.max_flying:
+            return None
+        return f"{scores['flying_pixel_fraction']:.3f} of depth edges are ramps, more than {self.max_flying:g}"
+
+
+def _count(values: NDArray[np.float32], arm: int) -> tuple[int, int]:
+    """(jumps, ramps among them) along the first axis."""
+    length = len(values) - 4 * arm
+    if length < 1:
+        return 0, 0
+    at = [values[number * arm : number * arm + length] for number in range(5)]
+    jump = np.abs(at[3] - at[1])
+    beside = np.maximum(np.abs(at[1] - at[0]), np.abs(at[4] - at[3]))
+    is_jump = (jump > JUMP) & (jump > STEEPER * beside)
+    steps = np.abs(np.diff(values, axis=0))
+    steepest = _running_maximum(steps[arm:], 2 * arm)[:length]
+    return int(np.count_nonzero(is_jump)), int(np.count_nonzero(is_jump & (steepest < SHARP * jump)))
+
+
+def _running_maximum(values: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """The maximum of `width` rows from each row on, by doubling: log2(width) passes."""
+    done = 1
+    while done < width:
+        more = min(done, width - done)
+        values = np.maximum(values[:-more], values[more:])
+        done += more
+    return values

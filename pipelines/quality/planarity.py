@@ -1,0 +1,89 @@
+"""Rejects depth maps that are no surfaces close up: rough, salted with single wrong pixels, or cut into few levels.
+
+A plane is affine in disparity, so a small piece of any surface nearly is. Koch et al. (ECCV workshops 2018) score
+planarity on masked planes; here every 3x3 window is one, and the median tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.quality.filter import Filter, Fraction, pixels, roughness
+from pipelines.records import SampleResult
+
+FloatArray = NDArray[np.float32]
+
+SPECK = 0.05  # of disparity, from all four neighbours
+SLOPE = 1 / 1024  # of disparity, over 1/32 of the longer side: a quarter of a level of 8 bits
+SAMPLED = 1024  # pixels that are compared with each other
+FEWEST = 16  # with less of them there is nothing to go by
+
+
+class Planarity(Filter):
+    """depth_roughness: standard deviation of white noise on the surfaces, of disparity's [0, 1]; see `roughness`.
+
+    depth_speck_fraction: the share of pixels that lie apart from all four neighbours, to one side, by 0.05.
+
+    depth_distinct_fraction: of up to 1024 pixels on surfaces that slope in both directions, the share of values that
+    differ in 16 bits; a map that went through 8 bits has at most 255 in all. 1 where hardly anything slopes both ways.
+    """
+
+    kind: ClassVar[str] = "planarity"
+    scores: ClassVar[tuple[str, ...]] = ("depth_roughness", "depth_speck_fraction", "depth_distinct_fraction")
+
+    max_roughness: Fraction = 0.005
+    max_specks: Fraction = 0.001
+    min_distinct: Fraction = 0.33
+
+    @staticmethod
+    def measure(result: SampleResult) -> dict[str, float]:
+        _, disparity = pixels(result)
+        return {
+            "depth_roughness": roughness(disparity),
+            "depth_speck_fraction": _specks(disparity),
+            "depth_distinct_fraction": _distinct(disparity),
+        }
+
+    def reject(self, scores: Mapping[str, Any]) -> str | None:
+        rough, specks, distinct = (scores[name] for name in self.scores)
+        if not rough <= self.max_roughness:
+            return f"surfaces are rough by {rough:.4f}, more than {self.max_roughness:g}"
+        if not specks <= self.max_specks:
+            return f"{specks:.4f} of depth are specks, more than {self.max_specks:g}"
+        if not distinct >= self.min_distinct:
+            return f"{distinct:.3f} of depths on slopes are distinct, less than {self.min_distinct:g}"
+        return None
+
+
+def _specks(values: FloatArray) -> float:
+    if min(values.shape) < 3:
+        return 0.0
+    middle = values[1:-1, 1:-1]
+    up, down, left, right = values[:-2, 1:-1], values[2:, 1:-1], values[1:-1, :-2], values[1:-1, 2:]
+    lowest = np.minimum(np.minimum(up, down), np.minimum(left, right))
+    highest = np.maximum(np.maximum(up, down), np.maximum(left, right))
+    return float(np.mean((middle > highest + SPECK) | (middle < lowest - SPECK)))
+
+
+def _distinct(values: FloatArray) -> float:
+    arm = max(1, max(values.shape) // 32)
+    if min(values.shape) <= 2 * arm:
+        return 1.0
+    middle = slice(arm, -arm)
+    here = values[middle, middle]
+    down = _least(values[: -2 * arm, middle], here, values[2 * arm :, middle]) > SLOPE
+    across = _least(values[middle, : -2 * arm], here, values[middle, 2 * arm :]) > SLOPE
+    sloped = here[down & across]
+    chosen = sloped[:: max(1, len(sloped) // SAMPLED)][:SAMPLED]
+    if len(chosen) < FEWEST:
+        return 1.0
+    return len(np.unique(np.rint(chosen * 65535))) / len(chosen)
+
+
+def _least(before: FloatArray, here: FloatArray, after: FloatArray) -> FloatArray:
+    """The smaller step on either side: beside an edge one of them is only the surface's own."""
+    return np.minimum(np.abs(here - before), np.abs(after - here))
