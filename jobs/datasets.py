@@ -36,21 +36,29 @@ def run(
     if_idle: Annotated[
         bool, typer.Option("--if-idle", help="Leave, with exit code 0, where a driver is at work: for scheduled runs.")
     ] = False,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Stop at this time, 06:00, when workers have finished the shard they are at."
+        ),
+    ] = None,
 ) -> None:
     """Run a job, or go on with one that was interrupted; a finished job does nothing."""
     from jobs.report import log_progress, say, show_run
     from pipelines.lease import find_live
+    from pipelines.limits import next_time
     from pipelines.run import run_job
     from pipelines.spec import load_spec
     from pipelines.storage import Storage
 
     log_progress()
     job = load_spec(spec, overrides or ())
+    end = next_time(until) if until is not None else None
     if if_idle and (lease := find_live(Storage(job.output.uri))):
         say(f"{job.output.uri} is being worked on by {lease}: left to it.")
         return
     try:
-        show_run(run_job(job, single_writer=single_writer))
+        show_run(run_job(job, single_writer=single_writer, until=end), job.price)
     except KeyboardInterrupt:
         print("Interrupted: what is committed stays, and the same command goes on from there.", file=sys.stderr)
         raise

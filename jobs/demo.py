@@ -141,6 +141,7 @@ def show(finished: Sequence[Finished], seconds: float) -> None:
         table.add_column(heading)
     for job in finished:
         summary = job.summary
+        assert summary.version is not None, "the demo has no limits"
         table.add_row(job.spec.task, counted(summary.version.counts), f"{summary.seconds:.0f}", job.worth)
     console.print(table)
     for job in finished:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pipelines.safe_text import mask_secrets, printable
+from pipelines.spec_sections import PriceSpec
 
 if TYPE_CHECKING:
     from pipelines.garbage import Garbage
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.retry import RetryPlan
     from pipelines.run import RunSummary
     from pipelines.status import RoundStatus, Status
+    from pipelines.usage import Usage
     from pipelines.validate import Validation
     from pipelines.versions import Difference
 
@@ -63,20 +65,33 @@ def show_progress(steps: Iterable[int], total: int, what: str) -> None:
     say(f"{total} {what}")
 
 
-def show_run(summary: RunSummary) -> None:
-    """What a run did, and where to look."""
-    version = summary.version
+def show_run(summary: RunSummary, price: PriceSpec | None = None) -> None:
+    """What a run did, and where to look; where it stopped at a limit, what is left."""
     if summary.samples_now:
         rate = summary.samples_now / max(summary.seconds, 1e-3)
         made = f"{several(summary.samples_now, 'sample')} in {several(summary.committed_now, 'shard')}"
         say(f"{made} in {summary.seconds:.0f} s, {rate:.2f} samples/s")
     if summary.committed_before:
         say(f"{several(summary.committed_before, 'shard')} of an earlier run kept")
-    if version.reasons:
-        say(f"rejected by: {', '.join(f'{kind} {number}' for kind, number in version.reasons.items())}")
-    state = "published" if summary.is_new else "is the latest"
-    say(f"version {version.number} {state}: {counted(version.counts)}")
-    say(f"dataset {summary.output}, gallery {summary.output}/gallery/index.html")
+    if summary.usage.held_seconds:
+        say(taken(summary.usage, price or PriceSpec()))
+    if summary.stopped is not None:
+        left = f"{several(summary.stopped.shards, 'shard')}, {several(summary.stopped.samples, 'sample')} are left"
+        say(f"stopped, {summary.stopped.reason}: {left}; the same command goes on from there")
+    version = summary.version
+    if version is not None:
+        if version.reasons:
+            say(f"rejected by: {', '.join(f'{kind} {number}' for kind, number in version.reasons.items())}")
+        state = "published" if summary.is_new else "is the latest"
+        say(f"version {version.number} {state}: {counted(version.counts)}")
+        say(f"dataset {summary.output}, gallery {summary.output}/gallery/index.html")
+
+
+def taken(usage: Usage, price: PriceSpec) -> str:
+    """What a run took of the cluster: 1.25 GPU-hours, busy 92%, 3.75 USD."""
+    hours = f"{usage.gpu_hours:.3g} GPU-hours" if usage.gpus else f"{usage.cpu_hours:.3g} CPU-hours"
+    costs = f", {usage.cost(price):.2f} {price.currency}" if usage.cost(price) else ""
+    return f"{hours}, busy {usage.busy_share:.0%}{costs}"
 
 
 def show_plan(plan: PlanPreview) -> None:

@@ -226,6 +226,18 @@ def at_work(attempts: Sequence[Attempt]) -> tuple[Attempt, list[str]] | None:
     return None
 
 
+def take_what_is_not_begun(queue: Queue) -> list[PlannedShard]:
+    """Take attempts out of a worker's queue, all but the one it is at and those that only have to be finished."""
+    taken = []
+    guilty = at_work(queue.attempts)
+    for attempt in list(queue.attempts):
+        attempt.look()
+        if not attempt.is_generated and not attempt.superseded and not (guilty and attempt is guilty[0]):
+            queue.attempts.remove(attempt)
+            taken.append(attempt.entry)
+    return taken
+
+
 def _read(context: RunContext, entry: PlannedShard, isolation: Isolation) -> tuple[Any, ...]:
     """The read task: its summary, the rows for finish, and each part as an object of its own, fetched by its worker."""
     with deadline(context.spec.resources.stall_seconds, f"reading shard {entry.shard.id}"):

@@ -6,6 +6,7 @@ Faults are classified in faults.py and dealt with here:
     a dead worker, reader, finish   the shard it was at is blamed (isolation.py), its neighbours simply go again
     a node that goes                its workers are replaced elsewhere; what was not begun there moves, nobody is blamed
     a straggler                     started again on an idle worker, the first commit wins
+    a limit (limits.py)             workers finish the shard they are at, nothing else is begun
     anything else                   stops the run; what is committed stays
 
 A shard that was generated keeps its results while finish is tried again: no GPU works twice for a store's hiccup.
@@ -25,7 +26,17 @@ import ray
 from ray.exceptions import RayError
 
 from jointdit.errors import JointDiTError, PermanentError, TransientError
-from pipelines.attempts import Attempt, Chains, Queue, Waiting, at_work, has_generated, has_results, summaries_of
+from pipelines.attempts import (
+    Attempt,
+    Chains,
+    Queue,
+    Waiting,
+    at_work,
+    has_generated,
+    has_results,
+    summaries_of,
+    take_what_is_not_begun,
+)
 from pipelines.budgets import Budgets
 from pipelines.cluster import ClusterWatch
 from pipelines.context import RunContext
@@ -41,6 +52,7 @@ from pipelines.faults import (
 from pipelines.finish import Receipt
 from pipelines.isolation import Crashes
 from pipelines.ledger import Ledger, PlannedShard
+from pipelines.limits import Limits
 from pipelines.patience import patiently
 from pipelines.progress import Progress
 from pipelines.searches import SearchOutcome, step_search
@@ -56,9 +68,15 @@ class Dispatcher:
     """Brings shards to their commits on a pool of workers."""
 
     def __init__(
-        self, context: RunContext, context_ref: Any, ledger: Ledger, pool: WorkerPool, progress: Progress
+        self,
+        context: RunContext,
+        context_ref: Any,
+        ledger: Ledger,
+        pool: WorkerPool,
+        progress: Progress,
+        limits: Limits,
     ) -> None:
-        self.context, self.ledger, self.pool, self.progress = context, ledger, pool, progress
+        self.context, self.ledger, self.pool, self.progress, self.limits = context, ledger, pool, progress, limits
         self.resources = context.spec.resources
         self.chains = Chains(context, context_ref, pool.plan.task_cpus)
         self.cluster, self.room = ClusterWatch(pool.plan), pool.plan.workers
@@ -72,9 +90,10 @@ class Dispatcher:
         self.quarantined = self.planned = 0  # samples of this run
         self.excused = 0  # of these, samples that failed before, or whose file has changed since: no news if they fail
         self.watched = 0.0
+        self.is_stopping = False
 
     def run(self, entries: Iterable[PlannedShard]) -> None:
-        """Return when every shard has its commit.
+        """Return when every shard has its commit; at a limit, when those that workers are at have theirs.
 
         Raises:
             PermanentError: a permanent fault, a spent budget, or too many quarantined. What is committed stays.
@@ -153,8 +172,12 @@ class Dispatcher:
         queue.mark_begun()
 
     def _again(self, entry: PlannedShard, due: float = 0.0) -> None:
-        """Put a shard back, unless another attempt at it is under way or was first."""
-        if entry.shard.id not in self.ended and not any(self._live(entry.shard.id)):
+        """Put a shard back, unless another attempt at it is under way or was first; at a limit, leave it."""
+        if entry.shard.id in self.ended or any(self._live(entry.shard.id)):
+            return
+        if self.is_stopping:
+            self.progress.plan(-entry.samples)
+        else:
             heapq.heappush(self.waiting, Waiting(due, -1, entry))
 
     # --- collect -----------------------------------------------------------------------------------------------------
@@ -203,6 +226,7 @@ class Dispatcher:
         self._take_back(queue, attempt)
         if worker is not None:
             for summary in summaries_of(attempt):
+                self.pool.was_busy(summary.seconds)
                 self.pool.generated(worker, summary.batch_size, self.context.spec.model.batch_size)
         if attempt.superseded:
             return  # the slower of two: the other one was counted
@@ -314,6 +338,8 @@ class Dispatcher:
         if now - self.watched < POLL_SECONDS:
             return
         self.watched = now
+        if not self.is_stopping and self.limits.look(self.pool.usage()):
+            self._wind_down()
         self._follow_cluster()
         for worker, queue in list(self.queues.items()):
             have_moved = [attempt.look() for attempt in queue.attempts]
@@ -336,6 +362,8 @@ class Dispatcher:
             self.room = state.room
             for worker in self.pool.mark_leaving(state):
                 self._move_from(worker)
+        if self.is_stopping:
+            return  # nobody takes the place of workers that leave
         for worker in self.pool.fill(self.room):
             logger.warning("worker %d goes: it leaves no room for read and finish tasks", worker.number)
             self._retire(worker)
@@ -345,14 +373,21 @@ class Dispatcher:
 
     def _move_from(self, worker: Worker) -> None:
         """The node is about to go: the worker finishes what it is at, the rest moves."""
-        queue = self.queues[worker]
-        guilty = at_work(queue.attempts)
-        for attempt in list(queue.attempts):
-            attempt.look()
-            if not attempt.is_generated and not attempt.superseded and not (guilty and attempt is guilty[0]):
-                queue.attempts.remove(attempt)
-                self.progress.retried("node")
-                self._again(attempt.entry)
+        for entry in take_what_is_not_begun(self.queues[worker]):
+            self.progress.retried("node")
+            self._again(entry)
+
+    def _wind_down(self) -> None:
+        """A limit is met: workers leave when they have finished what they are at, the rest is left to the next run."""
+        self.progress.note(f"{self.limits.stopped}: what workers are at is finished, the rest is left.")
+        self.is_stopping = True
+        left = [waiting.entry for waiting in self.waiting]
+        self.waiting = []
+        for worker in list(self.queues):
+            worker.is_leaving = True
+            left += take_what_is_not_begun(self.queues[worker])
+        for entry in left:
+            self._again(entry)
 
     def _unstick(self, worker: Worker, queue: Queue) -> None:
         """A worker that had its input all the while hangs; read and finish tasks see to their own deadlines."""

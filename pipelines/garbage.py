@@ -65,10 +65,11 @@ def collect_garbage(uri: str, older_than_seconds: float = 0.0, dry_run: bool = F
     named = {stored.path for commit in commits.values() for stored in commit.objects}
     named |= {file.path for version in versions.values() for file in version.files}
     orphans = [each for each in listed if each.path not in named]
-    final = [each for each in orphans if is_decided(each.path, commits, versions)]
+    published = set(version_numbers(storage, with_pruned=True))
+    final = [each for each in orphans if is_decided(each.path, commits, published)]
     objects = [each for each in final if each.modified <= now - older_than_seconds]
     oldest = now - max(older_than_seconds, WRITING_SECONDS)
-    objects += [half for half, name in halves if half.modified <= oldest and is_decided(name, commits, versions)]
+    objects += [half for half, name in halves if half.modified <= oldest and is_decided(name, commits, published)]
     if not dry_run:
         with ThreadPoolExecutor(DELETERS) as pool:
             list(pool.map(lambda each: storage.delete(each.path), objects))

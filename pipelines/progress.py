@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pipelines.finish import Receipt
 from pipelines.safe_text import mask_secrets, printable
+from pipelines.usage import Usage
 
 LOG_SECONDS = 30.0
 logger = logging.getLogger("pipelines")
@@ -28,6 +29,7 @@ class Progress:
         self.reasons: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()  # of shards, by the kind of fault
         self.planned = self.shards = self.round = 0
+        self.usage = Usage()  # of pools of workers that have ended
         self.in_flight = 0.0  # samples generated but not committed yet, from whole parts
         self._started = self._logged = time.monotonic()
         self._live = (

@@ -48,6 +48,7 @@ from pipelines.storage import AlreadyExists, Storage
 from pipelines.version_files import Before, VersionFile, ends_of, write_tables
 
 PUBLISH_ATTEMPTS = 100
+PRUNED = "pruned.json"
 OUTCOMES_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -259,9 +260,12 @@ def read_latest(storage: Storage) -> Version | None:
     return read_version(storage, numbers[-1]) if numbers else None
 
 
-def version_numbers(storage: Storage) -> list[int]:
-    """Numbers of the published versions, in order."""
-    return [int(name.split("/")[0]) for name in storage.names("_versions", "/version.json")]
+def version_numbers(storage: Storage, with_pruned: bool = False) -> list[int]:
+    """Numbers of the published versions, in order; of those that were pruned (prune.py) only where asked for."""
+    names = storage.names("_versions", ".json")
+    pruned = set() if with_pruned else {name.split("/")[0] for name in names if name.endswith(f"/{PRUNED}")}
+    folders = [name.split("/")[0] for name in names if name.endswith("/version.json")]
+    return [int(folder) for folder in folders if folder not in pruned]
 
 
 def read_version(storage: Storage, number: int) -> Version:

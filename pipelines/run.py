@@ -12,6 +12,7 @@ import contextlib
 import logging
 import socket
 from dataclasses import dataclass
+from datetime import datetime
 
 from rich.console import Console
 
@@ -23,15 +24,28 @@ from pipelines.decisions import Criteria
 from pipelines.fingerprint import code_version, fingerprint_of
 from pipelines.lease import Heartbeat
 from pipelines.ledger import Commit, Ledger, PlannedShard, new_token, now
+from pipelines.limits import Limits
 from pipelines.model import check_job_weights, check_scorers, identify_job
+from pipelines.notify import message_of, notify
 from pipelines.patience import patiently
 from pipelines.plan import extend_plan, extend_with_regeneration, propose
 from pipelines.progress import Progress
+from pipelines.prune import prune_versions
 from pipelines.publish import PUBLISH_ATTEMPTS, Version, publish, read_latest, spec_in_force
 from pipelines.spec import JobSpec
 from pipelines.storage import Storage
+from pipelines.usage import Usage
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Why a run stopped at a limit, and what it left to the next one."""
+
+    reason: str
+    shards: int
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,7 @@ class RunSummary:
     """What a run did."""
 
     output: str
-    version: Version
+    version: Version | None  # None where it stopped: a version has all that is planned
     is_new: bool  # False: everything was there already
     committed_before: int  # shards
     committed_now: int
@@ -47,12 +61,19 @@ class RunSummary:
     seconds: float
     counts_now: dict[str, int]
     removed: tuple[str, ...]  # planned inputs that are gone from input.uri; what they gave stays
+    usage: Usage
+    stopped: Stopped | None
 
 
 def run_job(
-    spec: JobSpec, *, single_writer: bool = False, worker_class: type | None = None, console: Console | None = None
+    spec: JobSpec,
+    *,
+    single_writer: bool = False,
+    until: datetime | None = None,
+    worker_class: type | None = None,
+    console: Console | None = None,
 ) -> RunSummary:
-    """Bring a job to its next published version.
+    """Bring a job to its next published version, or as far as its limits let it: the spec's budget, and `until`.
 
     `worker_class` replaces pipelines.worker.GenerationWorker, for another model behind the same methods.
 
@@ -75,6 +96,7 @@ def run_job(
     patience = spec.retries.infrastructure
     context = RunContext(spec, storage, model.height, model.width, model.weights, fingerprint, code_version())
     progress = Progress(console)
+    limits = Limits(spec.budget, spec.price, until)
     with Heartbeat(storage, note=progress.note):
         first = proposal
         proposal = patiently(lambda: extend_plan(spec, fingerprint, ledger, first), patience)
@@ -87,8 +109,14 @@ def run_job(
                 )
             for uri in proposal.removed:
                 progress.note(f"{uri} is not in the input any more; what it gave stays in the dataset.")
-            version, is_new = generate_and_publish(context, ledger, progress, worker_class)
+            version, is_new = generate_and_publish(context, ledger, progress, limits, worker_class)
         patiently(lambda: about.refresh(storage, ledger), patience)
+        if version is not None and spec.output.retain_versions is not None:
+            retain = spec.output.retain_versions
+            patiently(lambda: prune_versions(storage, retain), patience)
+        stopped = patiently(lambda: what_is_left(ledger, limits.stopped), patience) if version is None else None
+    if version is not None and is_new and spec.notify.webhook:
+        notify(spec.notify.webhook, message_of(spec.name, storage.uri, version))
     return RunSummary(
         output=storage.uri,
         version=version,
@@ -99,30 +127,45 @@ def run_job(
         seconds=progress.seconds,
         counts_now=dict(progress.counts),
         removed=proposal.removed,
+        usage=progress.usage,
+        stopped=stopped,
     )
 
 
 def generate_and_publish(
-    context: RunContext, ledger: Ledger, progress: Progress, worker_class: type | None = None
-) -> tuple[Version, bool]:
-    """The version of all that is planned, and whether it is new; what others plan until the last moment is made too."""
-    spec = context.spec
+    context: RunContext,
+    ledger: Ledger,
+    progress: Progress,
+    limits: Limits | None = None,
+    worker_class: type | None = None,
+) -> tuple[Version | None, bool]:
+    """The version of all that is planned, and whether it is new; what others plan until the last moment is made too.
+
+    None where a limit stopped it before all was made.
+    """
+    spec, limits = context.spec, limits or Limits()
     for _ in range(PUBLISH_ATTEMPTS):
-        generate_all(context, ledger, progress, worker_class)
+        if generate_all(context, ledger, progress, limits, worker_class):
+            return None, False
         with contextlib.suppress(Unfinished):
             return patiently(lambda: publish(context.storage, ledger, spec.as_given()), spec.retries.infrastructure)
         logger.info("the plan has grown since the last of its shards was committed")
     raise Unfinished(f"other drivers keep extending the plan of {context.storage.uri}: run again when they are done.")
 
 
-def generate_all(context: RunContext, ledger: Ledger, progress: Progress, worker_class: type | None) -> None:
-    """Commit every pending shard, round after round; Ray is started only if there is one."""
+def generate_all(
+    context: RunContext, ledger: Ledger, progress: Progress, limits: Limits, worker_class: type | None
+) -> list[PlannedShard]:
+    """Commit every pending shard, round after round; returns those that a limit left.
+
+    Ray is started only if there is one to make.
+    """
     patience = context.spec.retries.infrastructure
     pending = patiently(lambda: shards_to_make(ledger), patience)
     if not pending:
         pending = patiently(lambda: next_round(context, ledger), patience)
-    if not pending:
-        return
+    if not pending or limits.stopped or limits.look(progress.usage):
+        return pending
 
     from pipelines.cluster import connect, plan_workers
 
@@ -138,14 +181,23 @@ def generate_all(context: RunContext, ledger: Ledger, progress: Progress, worker
         workers = plan_workers(resources)
         pool = WorkerPool(context_ref, workers, worker_class or GenerationWorker, resources.start_seconds)
         try:
-            dispatcher = Dispatcher(context, context_ref, ledger, pool, progress)
-            while pending:
-                number = max(entry.shard.round for entry in pending)
-                progress.begin_round(number, sum(e.samples for e in pending if e.shard.round == number))
-                dispatcher.run(pending)
+            dispatcher = Dispatcher(context, context_ref, ledger, pool, progress, limits)
+            while pending and not limits.stopped:
+                chosen = limits.choose(pending)
+                number = max(entry.shard.round for entry in chosen or pending)
+                progress.begin_round(number, sum(e.samples for e in chosen if e.shard.round == number))
+                dispatcher.run(chosen)
                 pending = patiently(lambda: next_round(context, ledger), patience)
         finally:
+            progress.usage += pool.usage()
             pool.close()
+    return pending
+
+
+def what_is_left(ledger: Ledger, reason: str) -> Stopped:
+    """What a run that stopped leaves to the next one."""
+    left = shards_to_make(ledger)
+    return Stopped(reason, len(left), sum(entry.samples for entry in left))
 
 
 def next_round(context: RunContext, ledger: Ledger) -> list[PlannedShard]:

@@ -19,13 +19,16 @@ from pipelines.addresses import is_inside, overlaps
 from pipelines.quality import load_filters, load_scores
 from pipelines.spec_file import apply_overrides, first_sentence, read_yaml, refuse_credentials
 from pipelines.spec_sections import (
+    BudgetSpec,
     Columns,
     DepthMaps,
     InputSpec,
     ModelSpec,
+    NotifySpec,
     OutputSpec,
     Pixels,
     PointsSpec,
+    PriceSpec,
     QualitySpec,
     ResourcesSpec,
     RetriesSpec,
@@ -70,6 +73,9 @@ class Spec(Section):
     quality: QualitySpec = QualitySpec()
     retries: RetriesSpec = RetriesSpec()
     resources: ResourcesSpec = ResourcesSpec()
+    budget: BudgetSpec = BudgetSpec()
+    price: PriceSpec = PriceSpec()
+    notify: NotifySpec = NotifySpec()
 
     @model_validator(mode="before")
     @classmethod
@@ -78,6 +84,12 @@ class Spec(Section):
         if isinstance(output, dict) and isinstance(output.get("uri"), str) and not data.get("name"):
             return {**data, "name": output["uri"].rstrip("/").rsplit("/", 1)[-1]}
         return data
+
+    @model_validator(mode="after")
+    def _cost_has_a_price(self) -> Self:
+        if self.budget.max_cost is not None and not (self.price.gpu_hour or self.price.cpu_hour):
+            raise ValueError("budget.max_cost needs a price: give price.gpu_hour, or price.cpu_hour where no GPU is")
+        return self
 
     @model_validator(mode="after")
     def _apart(self) -> Self:

@@ -1,7 +1,8 @@
-"""The sections of a job spec: model, input, output, quality, retries, resources. spec.py puts them together."""
+"""The sections of a job spec: model, input, output, quality, retries, resources, budget, ... spec.py joins them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -194,6 +195,8 @@ class OutputSpec(Section):
     uri: str
     shard_rows: int = Field(256, ge=1, le=100_000)
     image_format: Literal["png", "jpeg", "webp"] = "png"
+    # So many published versions stay, the latest ones; null: all. A publisher may be at the last but one: two at least.
+    retain_versions: int | None = Field(None, ge=2)
     rgb: Literal["copy", "reference"] = "copy"  # task depth: whether the corpus is copied beside its labels
     points: PointsSpec = PointsSpec()
     license: str = Field("other", pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$")  # of the dataset card, as the hub names it
@@ -285,4 +288,36 @@ class ResourcesSpec(Section):
             raise ValueError(
                 f"must be at most 1, found {value:g}: a worker runs one model on one GPU, so ask for more workers"
             )
+        return value
+
+
+class BudgetSpec(Section):
+    """What one run may take: it stops at the border of a shard, and running again goes on from there.
+
+    A row that is made again in a later round counts again. GPU-hours are those that workers hold GPUs, busy or not.
+    """
+
+    max_rows: int | None = Field(None, ge=1)  # in whole shards: the one that reaches it is finished
+    max_gpu_hours: float | None = Field(None, gt=0)
+    max_cost: float | None = Field(None, gt=0)  # by `price`
+
+
+class PriceSpec(Section):
+    """What an hour costs, for `budget.max_cost` and for what is told of a run: of a GPU, and of a CPU where none is."""
+
+    gpu_hour: float = Field(0.0, ge=0)
+    cpu_hour: float = Field(0.0, ge=0)
+    currency: str = Field("USD", min_length=1, max_length=10)
+
+
+class NotifySpec(Section):
+    """Who is told of a new version: an http address that gets a signed JSON text (pipelines/notify.py)."""
+
+    webhook: str | None = None
+
+    @field_validator("webhook")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/\s]+", value):
+            raise ValueError(f"must be an http:// or https:// address, found {value!r}")
         return value

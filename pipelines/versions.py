@@ -95,8 +95,8 @@ def tally(changes: tuple[Change, ...]) -> dict[str, int]:
 
 
 def _version(storage: Storage, number: int) -> Version:
-    try:
-        return read_version(storage, number)
-    except FileNotFoundError:
-        numbers = ", ".join(map(str, version_numbers(storage))) or "none"
-        raise PermanentError(f"{storage.uri} has no version {number}: it has {numbers}.") from None
+    numbers = version_numbers(storage)
+    if number not in numbers:
+        names = ", ".join(map(str, numbers)) or "none"
+        raise PermanentError(f"{storage.uri} has no version {number}: it has {names}.")
+    return read_version(storage, number)

@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from jointdit.errors import ModelError, PermanentError
 from pipelines.cluster import ClusterState, WorkerPlan
 from pipelines.faults import failure_of, in_one_line, is_done, unwrap
+from pipelines.usage import Usage
 
 START_DEATHS = 3  # in a row, before they are more than bad luck
 STOP_SECONDS = 10.0
@@ -43,6 +44,7 @@ class WorkerPool:
         actor_class = ray.remote(**options, scheduling_strategy="SPREAD")(worker_class)
         self._start_actor: Callable[[], Any] = lambda: actor_class.remote(context_ref, plan.device, plan.threads)
         self._started = 0
+        self._held_seconds = self._busy_seconds = 0.0  # of workers that are gone; of samples that were finished
         self._deaths_in_a_row = {"start": 0, "first batch": 0}
         self.workers: list[Worker] = []
         self.fill(plan.workers)
@@ -91,6 +93,16 @@ class WorkerPool:
             )
         worker.batch_size = batch_size
 
+    def was_busy(self, seconds: float) -> None:
+        """Count the time that the model took for a part."""
+        self._busy_seconds += seconds
+
+    def usage(self) -> Usage:
+        """What the workers of this pool have taken of the cluster until now."""
+        now = time.monotonic()
+        held = sum(now - worker.started for worker in self.workers if worker.node is not None)
+        return Usage(self._held_seconds + held, self._busy_seconds, self.plan.num_gpus, self.plan.num_cpus)
+
     def take_out(self, worker: Worker, error: BaseException, is_its_own: bool) -> None:
         """Take a dead or broken worker out; `is_its_own`: it never did anything, and no shard or node is to blame.
 
@@ -113,6 +125,8 @@ class WorkerPool:
     def retire(self, worker: Worker) -> None:
         """Take a worker out and end its process."""
         self.workers.remove(worker)
+        if worker.node is not None:
+            self._held_seconds += time.monotonic() - worker.started
         ray.kill(worker.actor, no_restart=True)
 
     def mark_leaving(self, state: ClusterState) -> list[Worker]:
