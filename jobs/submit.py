@@ -42,18 +42,25 @@ def submit(
         str | None,
         typer.Option(metavar="CRON", help='Kubernetes: again and again, such as "0 1 * * *", in UTC.'),
     ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Stop at this time of the cluster's clock, 06:00, at a shard's border."),
+    ] = None,
     if_idle: Annotated[
         bool, typer.Option("--if-idle", help="Leave where a driver is at work; always so with --schedule.")
     ] = False,
 ) -> None:
     """Submit a job to Kubernetes or to a Ray cluster, or print what would be sent."""
     from jobs.report import say
+    from pipelines.limits import next_time
     from pipelines.spec import load_spec
 
     if kube == (ray is not None):
         raise typer.BadParameter("say where to: --kube, or --ray with the address of a cluster's dashboard.")
     job = load_spec(spec, overrides or ())
-    run_options = ("--if-idle",) if if_idle else ()
+    if until is not None:
+        next_time(until)  # a mistake is told here and not by the cluster
+    run_options = (*(("--until", until) if until is not None else ()), *(("--if-idle",) if if_idle else ()))
     if ray is not None:
         submission = ray_submission(job, run_options)
         if dry_run:

@@ -87,8 +87,8 @@ def manifests(spec: JobSpec, deployment: Deployment) -> list[KubernetesObject]:
     """
     store = store_of(deployment.store, deployment.endpoint)
     _check(spec, deployment, store.scheme)
-    if spec.model.name != "tiny" and HTTPS not in store.egress:
-        store = replace(store, egress=(*store.egress, HTTPS))  # weights come from the hub
+    if (spec.model.name != "tiny" or spec.notify.webhook) and HTTPS not in store.egress:
+        store = replace(store, egress=(*store.egress, HTTPS))  # weights come from the hub, a notice goes to the webhook
     name = name_of(spec)
     labels = {"app.kubernetes.io/name": "jointdit", "app.kubernetes.io/instance": name}
     about = Metadata(name=name, namespace=deployment.namespace, labels=labels)

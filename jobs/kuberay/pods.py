@@ -31,6 +31,7 @@ from jobs.kuberay.objects import (
 )
 from jobs.kuberay.stores import Store, secret
 from pipelines.fingerprint import code_version
+from pipelines.notify import SECRET_VARIABLE
 
 IMAGE = f"jointdit-engine:{code_version()}"  # what `make image` builds
 USER = 1000  # the user of infra/docker/Dockerfile
@@ -50,8 +51,11 @@ CONTAINER_SECURITY = ContainerSecurity(
 AUTOSCALER_SECURITY = CONTAINER_SECURITY.model_copy(update={"read_only_root_filesystem": None})
 SCRATCH = (Volume(name="tmp", empty_dir=EmptyDirVolume()), Volume(name="home", empty_dir=EmptyDirVolume()))
 SCRATCH_MOUNTS = (VolumeMount(name="tmp", mount_path="/tmp"), VolumeMount(name="home", mount_path=HOME))
-# Secrets that a job can do without: the hub's token, for gated weights.
-OPTIONAL_SECRETS = (secret("HF_TOKEN", "jointdit-hub", optional=True),)
+# Secrets that a job can do without: the hub's token, for gated weights; the key that signs notices of new versions.
+OPTIONAL_SECRETS = (
+    secret("HF_TOKEN", "jointdit-hub", optional=True),
+    secret(SECRET_VARIABLE, "jointdit-webhook", optional=True),
+)
 
 
 @dataclass(frozen=True)

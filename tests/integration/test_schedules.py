@@ -44,6 +44,7 @@ def test_of_two_overlapping_ticks_one_works_and_the_next_makes_only_what_is_new(
     assert [sample for _, _, sample in read_calls(spec)[12:]] == ["b.txt:0/0"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_budget_of_rows_stops_a_run_and_the_next_goes_on(run_stand_in, make_spec) -> None:
     prompts = [f"prompt {n}" for n in range(10)]
@@ -61,6 +62,7 @@ def test_a_budget_of_rows_stops_a_run_and_the_next_goes_on(run_stand_in, make_sp
     assert len(read_calls(spec)) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_at_its_time_a_run_finishes_what_is_begun_and_leaves_the_rest(ray_cluster: None, make_spec) -> None:
     spec = make_spec([f"prompt {n}" for n in range(40)], output={"shard_rows": 2})
