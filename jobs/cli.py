@@ -161,7 +161,8 @@ def prepare(
 
     log_progress()
     data = {"task": "prepare", "input": {"uri": images}, "output": {"uri": output}}
-    show_run(run_job(load_spec({**data, "teachers": teacher, "captioner": captioner}, overrides or ())))
+    spec = load_spec({**data, "teachers": teacher, "captioner": captioner}, overrides or ())
+    show_run(run_job(spec), spec.price)
 
 
 @app.command(rich_help_panel=MODEL, epilog="Example: jointdit train jobs/train_tiny.yaml")

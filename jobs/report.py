@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import track
 
 from pipelines.safe_text import mask_secrets, printable
-from pipelines.spec_sections import PriceSpec
 
 if TYPE_CHECKING:
     from pipelines.garbage import Garbage
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from pipelines.refilter import Refiltered
     from pipelines.retry import RetryPlan
     from pipelines.run import RunSummary
+    from pipelines.spec_sections import PriceSpec
     from pipelines.status import RoundStatus, Status
     from pipelines.usage import Usage
     from pipelines.validate import Validation
@@ -65,7 +65,7 @@ def show_progress(steps: Iterable[int], total: int, what: str) -> None:
     say(f"{total} {what}")
 
 
-def show_run(summary: RunSummary, price: PriceSpec | None = None) -> None:
+def show_run(summary: RunSummary, price: PriceSpec) -> None:
     """What a run did, and where to look; where it stopped at a limit, what is left."""
     if summary.samples_now:
         rate = summary.samples_now / max(summary.seconds, 1e-3)
@@ -74,7 +74,7 @@ def show_run(summary: RunSummary, price: PriceSpec | None = None) -> None:
     if summary.committed_before:
         say(f"{several(summary.committed_before, 'shard')} of an earlier run kept")
     if summary.usage.held_seconds:
-        say(taken(summary.usage, price or PriceSpec()))
+        say(taken(summary.usage, price))
     if summary.stopped is not None:
         left = f"{several(summary.stopped.shards, 'shard')}, {several(summary.stopped.samples, 'sample')} are left"
         say(f"stopped, {summary.stopped.reason}: {left}; the same command goes on from there")

@@ -6,13 +6,15 @@ import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from jobs.datasets import Overrides, SpecFile, show_json
 from jointdit.errors import PermanentError, SpecError
-from pipelines.spec import JobSpec
+
+if TYPE_CHECKING:
+    from pipelines.spec import JobSpec
 
 SUBMITTED_SPEC = "spec.yaml"
 
