@@ -17,6 +17,7 @@ import typer
 
 from jobs import datasets
 from jobs.datasets import Overrides, SpecFile
+from jobs.export import export
 from jobs.interruption import INTERRUPTED, noting_interruptions
 from jobs.submit import submit
 from jointdit.errors import JointDiTError
@@ -54,6 +55,7 @@ for command, example in (
     (datasets.validate, "validate runs/joint"),
     (datasets.retry, "retry s3://datasets/nightly-indoor --quarantined"),
     (datasets.refilter, "refilter s3://datasets/nightly-indoor --set quality.filters.0.min_span=0.3"),
+    (export, "export s3://datasets/nightly-indoor --webdataset tars --hf nightly-indoor"),
     (datasets.gc, "gc s3://datasets/nightly-indoor --dry-run --older-than 7d"),
     (datasets.versions, "versions s3://datasets/nightly-indoor"),
     (datasets.diff, "diff s3://datasets/nightly-indoor 1 2"),
