@@ -36,10 +36,10 @@ const Card = (() => {
     if (row.reasons.length) words.append(make("p", "reason", row.reasons.join(" · ")));
     if (row.prompt) words.append(make("p", "prompt", row.prompt));
     const low = make("p", "low");
-    low.append(make("span", "id", row.id));
     const { sort } = Selection.state;
-    const values = Selection.scores.get(sort);
-    if (values) low.append(make("span", "score", `${sort} ${told(values[row.number])}`));
+    const values = Selection.scores.get(sort); // what the cards are sorted by is on them
+    if (values) low.append(make("span", "score", sort), make("b", "", told(values[row.number])));
+    else low.append(make("span", "id", row.id));
     words.append(low);
     card.append(words);
     return card;

@@ -115,7 +115,7 @@ const Panel = (() => {
       chip.addEventListener("click", () => Selection.toggleKind(kind));
       box.append(chip);
     }
-    box.hidden = !counts.size;
+    box.hidden = [...counts.keys()].every((kind) => kind === "other");
     return box;
   }
 
