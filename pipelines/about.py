@@ -1,4 +1,4 @@
-"""What people read beside the data: README.md, stats.json and gallery/, all about the latest published version."""
+"""What people read beside the data: README.md, stats.json, croissant.json and gallery/, all about the latest version."""
 
 from __future__ import annotations
 

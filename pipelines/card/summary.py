@@ -40,7 +40,8 @@ def statistics(version: Version, seen: Seen) -> dict[str, Any]:
 def summary(values: ArrayLike) -> dict[str, Any]:
     """Number, mean, quantiles and histogram of finite values, of which there is at least one."""
     array = np.asarray(values, dtype=np.float64)
-    counts, edges = np.histogram(array, bins=BINS)
+    low, high = float(array.min()), float(array.max())
+    counts, edges = np.histogram(array, bins=BINS, range=(low, high if high > low else low + 1))
     return {
         "samples": len(array),
         "mean": float(array.mean()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,8 +26,9 @@ from pipelines.storage import Storage
 T = TypeVar("T")
 FILE_OUTCOMES: tuple[Outcome, ...] = ("kept", "rejected")  # that have pixels and scores
 SCORED_TABLES = 64  # whose scores and columns are read
-DEPTH_TABLES, DEPTH_ROWS = 16, 8  # tables, and pictures in each, whose depth is read
-SHOWN_TABLES, SHOWN_ROWS = 4, 3  # tables, and rows in each, that are shown
+DEPTH_TABLES, DEPTH_ROWS = 16, 128  # tables, and pictures in all of them, whose depth is read
+SHOWN_TABLES, SHOWN_ROWS = 4, 12  # tables, and rows in all of them, that are shown
+READERS = 8  # tables at once
 DEPTH_PIXELS = 1024  # of each picture, at most
 SHOWN_COLUMNS = ["id", "prompt", "rgb", "depth", "fx", "fy", "cx", "cy", "z_near", "z_far", "params"]
 
@@ -76,22 +78,25 @@ def look(storage: Storage, version: Version) -> Seen:
     scores: dict[str, list[float]] = {}
     scored = 0
     tables = [(outcome, path) for outcome in FILE_OUTCOMES for path in version.files_of(outcome)]
-    for outcome, path in spread(tables, SCORED_TABLES):
-        with storage.open(path) as file:
-            table = pq.ParquetFile(file)
-            schemas[outcome] = _joined(schemas[outcome], table.schema_arrow)
-            scored += table.metadata.num_rows
-            _add_scores(table, scores)
-    schemas["quarantined"] = data_schema(spec, "quarantined")
-    if spec.task == "encode":
-        return Seen(schemas, scores, scored)
-    kept = version.files_of("kept")
-    rows = [row for path in spread(kept, SHOWN_TABLES) for row in _rows(storage, path, SHOWN_ROWS, SHOWN_COLUMNS)]
-    pixels = [
-        _pixels(row)
-        for path in spread(kept, DEPTH_TABLES)
-        for row in _rows(storage, path, DEPTH_ROWS, SHOWN_COLUMNS[3:])
-    ]
+    with ThreadPoolExecutor(READERS) as pool:
+        chosen = spread(tables, SCORED_TABLES)
+        for (outcome, _), scan in zip(chosen, pool.map(lambda each: _scan(storage, each[1]), chosen), strict=True):
+            schemas[outcome] = _joined(schemas[outcome], scan.schema)
+            scored += scan.rows
+            for name, values in scan.scores.items():
+                scores.setdefault(name, []).extend(values)
+        schemas["quarantined"] = data_schema(spec, "quarantined")
+        if spec.task == "encode":
+            return Seen(schemas, scores, scored)
+        kept = version.files_of("kept")
+        shown, looked_at = spread(kept, SHOWN_TABLES), spread(kept, DEPTH_TABLES)
+        count, depth_count = (math.ceil(n / max(1, len(t))) for n, t in ((SHOWN_ROWS, shown), (DEPTH_ROWS, looked_at)))
+        tables_of_rows = pool.map(lambda path: list(_rows(storage, path, count, SHOWN_COLUMNS)), shown)
+        rows = [row for found in tables_of_rows for row in found][:SHOWN_ROWS]
+        tables_of_pixels = pool.map(
+            lambda path: [_pixels(row) for row in _rows(storage, path, depth_count, SHOWN_COLUMNS[3:])], looked_at
+        )
+        pixels = [pair for found in tables_of_pixels for pair in found][:DEPTH_ROWS]
     disparity, metres = (np.concatenate([pair[i] for pair in pixels] or [np.empty(0, np.float32)]) for i in (0, 1))
     return Seen(schemas, scores, scored, rows, disparity, metres, len(pixels))
 
@@ -114,14 +119,26 @@ def _joined(wanted: pa.Schema, found: pa.Schema) -> pa.Schema:
     return wanted
 
 
-def _add_scores(table: pq.ParquetFile, scores: dict[str, list[float]]) -> None:
-    if "quality" not in table.schema_arrow.names:
-        return
-    for batch in table.iter_batches(columns=["quality"]):
-        quality = batch.column(0)
-        for number, score in enumerate(quality.type):
-            values = quality.flatten()[number].drop_null().to_numpy(zero_copy_only=False)
-            scores.setdefault(score.name, []).extend(values[np.isfinite(values)].tolist())
+@dataclass(frozen=True)
+class Scan:
+    """A table's columns and scores."""
+
+    schema: pa.Schema
+    rows: int
+    scores: Mapping[str, Sequence[float]]  # finite ones
+
+
+def _scan(storage: Storage, path: str) -> Scan:
+    scores: dict[str, list[float]] = {}
+    with storage.open(path) as file:
+        table = pq.ParquetFile(file)
+        has_scores = "quality" in table.schema_arrow.names
+        for batch in table.iter_batches(columns=["quality"], use_threads=False) if has_scores else ():
+            quality = batch.column(0)
+            for number, score in enumerate(quality.type):
+                values = quality.flatten()[number].drop_null().to_numpy(zero_copy_only=False)
+                scores.setdefault(score.name, []).extend(values[np.isfinite(values)].tolist())
+        return Scan(table.schema_arrow, table.metadata.num_rows, scores)
 
 
 def _rows(storage: Storage, path: str, count: int, columns: Sequence[str]) -> Iterator[SeenRow]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 
+import pyarrow as pa
 import yaml
 
 from pipelines.card.metadata import CONFIGS, GENERATED, metadata
@@ -19,7 +20,7 @@ from pipelines.card.what import WHAT
 from pipelines.ledger import OUTCOMES, Job
 from pipelines.publish import Version
 from pipelines.safe_text import mask_secrets, printable
-from pipelines.sinks.parquet import DESCRIPTIONS
+from pipelines.sinks.parquet import DESCRIPTIONS, IMAGE
 from pipelines.spec import JobSpec
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "ray", "pyarrow", "numpy")
@@ -126,7 +127,8 @@ def _counts(version: Version) -> str:
 def _columns(version: Version, seen: Seen) -> str:
     lines = ["## Columns", "", "| column | type | meaning |", "|---|---|---|"]
     for field in seen.schemas["kept"]:
-        kind = "image" if field.name in ("rgb", "depth") else str(field.type)
+        kind = f"struct of {field.type.num_fields}" if pa.types.is_struct(field.type) else str(field.type)
+        kind = "image" if field.type == IMAGE else kind
         lines.append(f"| `{_cell(field.name)}` | `{_cell(kind)}` | {_cell(DESCRIPTIONS.get(field.name, ''))} |")
     return "\n".join(lines)
 
@@ -134,6 +136,8 @@ def _columns(version: Version, seen: Seen) -> str:
 def _making(spec: JobSpec, job: Job, version: Version) -> str:
     asked = spec.model_dump(mode="json", exclude_defaults=True)
     libraries = ", ".join(f"{name} {number}" for name in LIBRARIES if (number := _installed(name)))
+    kept_by = {name: value for name, value in version.criteria.items() if value}
+    setter = f"`jointdit refilter` of version {version.refilter}" if version.refilter else "the job"
     return "\n\n".join(
         [
             "## How it was made",
@@ -141,6 +145,8 @@ def _making(spec: JobSpec, job: Job, version: Version) -> str:
             _fenced(yaml.safe_dump(asked, sort_keys=False, allow_unicode=True)),
             "What decides its pixels (`model.weights` is a SHA-256 over the checkpoint's files, or the hub's commit):",
             _fenced(yaml.safe_dump(job.fingerprint, sort_keys=False, allow_unicode=True)),
+            f"What its samples are kept by, as {setter} says, with all thresholds:",
+            _fenced(yaml.safe_dump(kept_by, sort_keys=False)) if kept_by else "Nothing is rejected.",
         ]
     )
 

@@ -210,6 +210,15 @@ def test_the_card_tells_counts_reasons_columns_and_how_it_was_made(storage: Stor
     assert all(storage.exists(path) for path in linked if not path.startswith("gallery"))
 
 
+def test_the_card_tells_what_samples_are_kept_by(storage: Storage, version: Version) -> None:
+    card.write(storage, JOB, version)
+    assert "Nothing is rejected." in readme(storage)
+    criteria = {"filters": [{"kind": "depth_range", "min_span": 0.35}], "keep_best": None}
+    card.write(storage, JOB, replace(version, criteria=criteria, refilter=1))
+    assert "as `jointdit refilter` of version 1 says" in readme(storage)
+    assert "min_span: 0.35" in readme(storage)
+
+
 def test_the_statistics_are_those_of_the_rows(storage: Storage, version: Version) -> None:
     card.write(storage, JOB, version)
     stats = json.loads(storage.read_bytes("stats.json"))

@@ -188,7 +188,7 @@ def test_the_losers_objects_are_in_no_version(make_job) -> None:
     assert found.notes == ["data/ has 1 objects (29 bytes) that no commit names."]
 
 
-@pytest.mark.parametrize("name", ["README.md", "stats.json", "gallery/index.html"])
+@pytest.mark.parametrize("name", ["README.md", "stats.json", "croissant.json", "gallery/index.html"])
 def test_what_a_slower_driver_wrote_over_the_newer_version_is_written_anew(
     folder_job: LocalJob, tmp_path: Path, name: str
 ) -> None:
