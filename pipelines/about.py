@@ -1,4 +1,4 @@
-"""What people read beside the data: README.md, stats.json, croissant.json and gallery/, all about the latest version."""
+"""What people read beside the data: README.md, stats.json, croissant.json, gallery/; all about the latest version."""
 
 from __future__ import annotations
 
