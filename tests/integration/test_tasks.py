@@ -38,7 +38,8 @@ def scene(seed: int, height: int, width: int) -> np.ndarray:
 
 @pytest.mark.timeout(180)
 def test_joint(ray_cluster: None, make_spec, output: str) -> None:
-    spec = make_spec(PROMPTS, input={"samples_per_row": 2}, output={"uri": output, "points": "ply"})
+    quality = {"scores": ["self_consistency"]}
+    spec = make_spec(PROMPTS, input={"samples_per_row": 2}, output={"uri": output, "points": "ply"}, quality=quality)
     summary = run_job(spec)
     assert summary.counts_now == {"kept": 8, "rejected": 0, "quarantined": 2}
     found = validate(output)
@@ -50,6 +51,7 @@ def test_joint(ray_cluster: None, make_spec, output: str) -> None:
     assert picture(rows[0]).shape == (32, 32, 3)
     assert decode_depth_png(rows[0]["depth"]["bytes"]).shape == (32, 32)
     assert (picture(rows[0]) != picture(rows[1])).any()
+    assert len({row["quality"]["self_consistency_abs_rel"] for row in rows} - {None}) == 8
     status = read_status(output)
     assert status.is_complete
     assert (status.committed_samples, status.counts["quarantined"]) == (10, 2)
@@ -65,11 +67,13 @@ def test_depth_of_pictures_of_any_size(ray_cluster: None, make_spec, output: str
     Image.fromarray(photo).save(folder / "a-photo.png")
     Image.fromarray(scene(1, 60, 40)).save(folder / "small.jpg")
     (folder / "broken.png").write_bytes(b"\x89PNG and no more")
-    spec = make_spec(task="depth", input={"uri": str(folder)}, output={"uri": output})
+    quality = {"scores": [{"kind": "ensemble_spread", "estimates": 2, "steps": 1}]}
+    spec = make_spec(task="depth", input={"uri": str(folder)}, output={"uri": output}, quality=quality)
     summary = run_job(spec)
     assert summary.counts_now == {"kept": 2, "rejected": 0, "quarantined": 1}
     assert validate(output).problems == []
     large, small = rows_of(output, summary.version)
+    assert large["quality"]["ensemble_abs_rel_spread"] > 0
     assert (large["width"], large["height"]) == (1000, 700)
     np.testing.assert_array_equal(picture(large), photo)
     assert decode_depth_png(large["depth"]["bytes"]).shape == (700, 1000)

@@ -131,6 +131,18 @@ BAD: dict[str, Refused | SetAside] = {
     "unknown filter": refused(
         PLAN, "depth_rang", "did you mean depth_range?", quality__filters=[{"kind": "depth_rang"}]
     ),
+    "self-consistency of task depth": refused(
+        PLAN, "self_consistency compares", "use ensemble_spread", task="depth", quality__scores=["self_consistency"]
+    ),
+    "a critic that does not exist": refused(
+        RUN, "depth_critic", "no such folder", quality__scores=[{"kind": "depth_critic", "model": "./none"}]
+    ),
+    "text agreement without a model": refused(
+        PLAN,
+        "text_agreement needs a CLIP model",
+        "give model, a folder or a hub name",
+        quality__scores="text_agreement",
+    ),
     "points the wrong way round": refused(
         PLAN, "z_near must be smaller than z_far, found 5 and 2", output__points={"z_near": 5.0, "z_far": 2.0}
     ),

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs.report import show_plan
 from jointdit.errors import ModelError, SpecError
 from jointdit.evaluation.features import load_clip
 from jointdit.evaluation.generation import clip_score
@@ -229,7 +230,7 @@ def test_scores_that_make_no_sense_are_one_sentence(task: str, quality: dict[str
 
 
 def test_models_that_scores_cannot_use_are_told_before_anything_is_written(
-    clip: Path, critic: Path, tmp_path: Path
+    clip: Path, critic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.txt").write_text("a red cube\n")
     pickled = tmp_path / "pickled"
@@ -258,3 +259,13 @@ def test_models_that_scores_cannot_use_are_told_before_anything_is_written(
     assert not (tmp_path / "out").exists()
     plan = preview(spec("depth_critic", model=str(critic)))
     assert plan.scores == (("depth_critic", f"one look by {critic}"),)
+    show_plan(plan)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"also a sample depth_critic: one look by {critic}" in shown
+
+
+def test_a_model_that_no_worker_can_load_is_a_permanent_error(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for kind, what in (("text_agreement", "no CLIP model"), ("depth_critic", "no depth model")):
+        with pytest.raises(ModelError, match=f"nobody/nothing: {what} of transformers"):
+            make_worker(make_job, scores=[{"kind": kind, "model": "nobody/nothing", "revision": "1234"}])
