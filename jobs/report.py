@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +33,30 @@ EXAMPLES = 10  # samples of a kind that a difference shows
 STATES = {"live": "", "stale": " (gone: its lease does not move)", "unknown": " (--watch tells whether it still is)"}
 
 
+LOG_FIELDS = ("shard", "attempt", "stage", "fault", "outcomes", "seconds", "worker")
+
+
 class PlainFormatter(logging.Formatter):
     """One line a record, without credentials and control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(mask_secrets(super().format(record)))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a record: time (UTC), level, logger, message, and the fields of LOG_FIELDS that it has."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        content = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **{name: getattr(record, name) for name in LOG_FIELDS if hasattr(record, name)},
+        }
+        if record.exc_info:
+            content["traceback"] = self.formatException(record.exc_info)
+        return mask_secrets(json.dumps(content, default=str))
 
 
 def say(what: object) -> None:
@@ -43,11 +65,16 @@ def say(what: object) -> None:
 
 
 def log_progress() -> None:
-    """Let a run's log lines through to stderr; a terminal shows a live line instead."""
+    """Let a run's log lines through to stderr; a terminal shows a live line instead.
+
+    With JOINTDIT_LOG=json each line is a JSON object, and each committed shard has one.
+    """
+    as_json = os.environ.get("JOINTDIT_LOG") == "json"
     handler = logging.StreamHandler()
-    handler.setFormatter(PlainFormatter("%(message)s"))
+    handler.setFormatter(JsonFormatter() if as_json else PlainFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("pipelines").setLevel(logging.INFO)
+    logging.getLogger("pipelines.shards").setLevel(logging.INFO if as_json else logging.WARNING)
 
 
 def show_files(files: Iterable[Path]) -> None:
@@ -75,6 +102,7 @@ def show_run(summary: RunSummary, price: PriceSpec) -> None:
         say(f"{several(summary.committed_before, 'shard')} of an earlier run kept")
     if summary.usage.held_seconds:
         say(taken(summary.usage, price))
+        say(f"report {summary.report}")
     if summary.stopped is not None:
         left = f"{several(summary.stopped.shards, 'shard')}, {several(summary.stopped.samples, 'sample')} are left"
         say(f"stopped, {summary.stopped.reason}: {left}; the same command goes on from there")
@@ -135,6 +163,10 @@ def status_lines(status: Status) -> list[str]:
         *([("round", "0")] if status.round == 0 else [(f"round {r.number}", _round_line(r)) for r in status.rounds]),
         ("version", version if status.is_published or not latest else f"{version}; planned since: run again"),
     ]
+    if status.runs:
+        costs = ", ".join(f"{cost:,.2f} {currency}" for currency, cost in status.costs.items())
+        hours = f"{status.gpu_hours:.3g} GPU-hours" if status.gpu_hours else f"{status.cpu_hours:.3g} CPU-hours"
+        rows.append(("taken", f"{hours}{', ' if costs else ''}{costs} by {several(status.runs, 'run')} so far"))
     rows += [("driver", f"{lease}{STATES[state]}") for lease, state in status.leases]
     rows += [("crashes", f"shard {shard}: {number}") for shard, number in status.crashes.items()]
     return [f"{name:<16} {value}" for name, value in rows]

@@ -45,9 +45,7 @@ class Attempt:
 
     entry: PlannedShard
     isolation: Isolation
-    read: (
-        Any  # a small summary, the sample ids of each part, so that the driver never fetches pixels to know of a fault
-    )
+    read: Any  # of a ReadSummary
     rows: Any
     parts: list[Any]
     outputs: list[Any] = field(default_factory=list)
@@ -133,7 +131,9 @@ class Chains:
     def start(self, worker: Worker, entry: PlannedShard, isolation: Isolation) -> Attempt:
         """Submit a whole chain; of one with suspects, only what comes before them."""
         count = isolation.parts(entry.samples, self.context.spec.model.batch_size)
-        read, rows, *parts = self._read.options(num_returns=count + 2).remote(self.context_ref, entry, isolation)
+        read, rows, *parts = self._read.options(num_returns=count + 2, name=f"read {entry.shard.id}").remote(
+            self.context_ref, entry, isolation
+        )
         attempt = Attempt(entry, isolation, read, rows, parts)
         for _ in range(count - isolation.suspected(entry.samples)):
             self.generate_next(worker, attempt)
@@ -144,14 +144,14 @@ class Chains:
     def generate_next(self, worker: Worker, attempt: Attempt) -> None:
         """Submit the next part."""
         part = attempt.parts[len(attempt.outputs)]
-        output, summary = worker.actor.generate.options(num_returns=2).remote(part)
+        output, summary = worker.actor.generate.options(num_returns=2, name=f"generate {attempt.shard}").remote(part)
         attempt.outputs.append(output)
         attempt.summaries.append(summary)
 
     def finish(self, attempt: Attempt, isolation: Isolation) -> None:
         """Submit finish; again with the same results, where it met a fault of its own."""
         attempt.finish_at, attempt.moved = None, time.monotonic()
-        attempt.receipt = self._finish.remote(
+        attempt.receipt = self._finish.options(name=f"finish {attempt.shard}").remote(
             self.context_ref, attempt.entry, isolation.unfinishable, self.run, attempt.rows, *attempt.outputs
         )
 
@@ -184,8 +184,15 @@ class Chains:
 
 def parts_of(attempt: Attempt) -> list[list[str]]:
     """The sample ids of each part of a chain that has been read."""
-    parts: list[list[str]] = ray.get(attempt.read, timeout=GET_SECONDS)
-    return parts
+    summary: ReadSummary = ray.get(attempt.read, timeout=GET_SECONDS)
+    return summary.parts
+
+
+def seconds_of(attempt: Attempt, receipt: Receipt) -> dict[str, float]:
+    """What each step of a finished chain took, in its own process."""
+    read: ReadSummary = ray.get(attempt.read, timeout=GET_SECONDS)
+    generate = sum(summary.seconds for summary in summaries_of(attempt))
+    return {"read": read.seconds, "generate": generate, "finish": receipt.seconds}
 
 
 def summaries_of(attempt: Attempt) -> list[PartSummary]:
@@ -238,11 +245,21 @@ def take_what_is_not_begun(queue: Queue) -> list[PlannedShard]:
     return taken
 
 
+@dataclass(frozen=True)
+class ReadSummary:
+    """The small part of what a read task returns, so that the driver never fetches pixels to know of a fault."""
+
+    parts: list[list[str]]  # sample ids
+    seconds: float
+
+
 def _read(context: RunContext, entry: PlannedShard, isolation: Isolation) -> tuple[Any, ...]:
     """The read task: its summary, the rows for finish, and each part as an object of its own, fetched by its worker."""
+    started = time.monotonic()
     with deadline(context.spec.resources.stall_seconds, f"reading shard {entry.shard.id}"):
         rows, parts = read_shard(context, entry, isolation)
-    return ([[sample.id for sample in part] for part in parts], rows, *parts)
+    ids = [[sample.id for sample in part] for part in parts]
+    return (ReadSummary(ids, time.monotonic() - started), rows, *parts)
 
 
 def _finish(

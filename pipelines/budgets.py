@@ -40,7 +40,11 @@ class Budgets:
         """Record a death that a shard is blamed for. Raises PermanentError where no single row is guilty of them."""
         count = self.crashes.record(entry, fault.stage, str(fault), samples)
         self.progress.retried("crash")
-        logger.warning("shard %s took a process down (%s, %d so far): %s", entry.shard.id, fault.stage, count, fault)
+        logger.warning(
+            "shard %s took a process down (%s, %d so far): %s",
+            *(entry.shard.id, fault.stage, count, fault),
+            extra={"shard": entry.shard.id, "attempt": count, "stage": fault.stage, "fault": "crash"},
+        )
 
     def charge(self, entry: PlannedShard, fault: Fault) -> float:
         """Count a fault that is nobody's; returns how many seconds to wait.
@@ -60,5 +64,6 @@ class Budgets:
         logger.warning(
             "shard %s: %s fault in %s, again in %.1f s (%d of %d): %s",
             *(entry.shard.id, fault.kind, fault.stage, delay, count, budget, fault),
+            extra={"shard": entry.shard.id, "attempt": count, "stage": fault.stage, "fault": fault.kind},
         )
         return delay

@@ -19,7 +19,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -34,6 +34,7 @@ from pipelines.attempts import (
     at_work,
     has_generated,
     has_results,
+    seconds_of,
     summaries_of,
     take_what_is_not_begun,
 )
@@ -53,6 +54,7 @@ from pipelines.finish import Receipt
 from pipelines.isolation import Crashes
 from pipelines.ledger import Ledger, PlannedShard
 from pipelines.limits import Limits
+from pipelines.metrics import Metrics, values_of
 from pipelines.patience import patiently
 from pipelines.progress import Progress
 from pipelines.searches import SearchOutcome, step_search
@@ -62,6 +64,7 @@ from pipelines.workers import Worker, WorkerPool
 POLL_SECONDS = 1.0
 ABANDONED_AFTER = 4  # stall_seconds: a task that did not end itself at its deadlines is on a machine that is gone
 logger = logging.getLogger(__name__)
+shard_log = logging.getLogger("pipelines.shards")  # a line a shard, for JSON logs
 
 
 class Dispatcher:
@@ -91,6 +94,7 @@ class Dispatcher:
         self.excused = 0  # of these, samples that failed before, or whose file has changed since: no news if they fail
         self.watched = 0.0
         self.is_stopping = False
+        self.metrics = Metrics(context.spec.name)
 
     def run(self, entries: Iterable[PlannedShard]) -> None:
         """Return when every shard has its commit; at a limit, when those that workers are at have theirs.
@@ -109,6 +113,7 @@ class Dispatcher:
             self._submit()
             self._collect()
             self._watch()
+        self._tell()
 
     def _all(self) -> Iterator[tuple[Worker | None, Queue, Attempt]]:
         """Every attempt in flight, in a copy that may be changed under way."""
@@ -235,13 +240,18 @@ class Dispatcher:
             twin.superseded = True
         if receipt.token.startswith(self.chains.run):  # whichever attempt of ours it was
             self.pace.committed(attempt)
-            self._count(receipt)
+            self._count(attempt, receipt, seconds_of(attempt, receipt) if worker is not None else {})
         else:
             self.progress.plan(-attempt.entry.samples)
             self._drop_committed()
 
-    def _count(self, receipt: Receipt) -> None:
-        self.progress.committed(receipt)
+    def _count(self, attempt: Attempt, receipt: Receipt, seconds: Mapping[str, float]) -> None:
+        self.progress.committed(receipt, attempt.entry.shard.rows, seconds)
+        shard_log.info(
+            "shard %s is committed",
+            receipt.shard,
+            extra={"shard": receipt.shard, "attempt": receipt.token, "outcomes": receipt.counts, "seconds": seconds},
+        )
         self.quarantined += receipt.counts["quarantined"]
         fraction = self.context.spec.quality.max_quarantined_fraction
         if self.quarantined > self.excused + fraction * (self.planned - self.excused):
@@ -354,6 +364,13 @@ class Dispatcher:
         self._start_stragglers_again()
         shares = {a.shard: a.entry.samples * a.done / len(a.parts) for a in sorted(self._live(), key=lambda a: a.done)}
         self.progress.show(sum(shares.values()))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell Prometheus how it stands."""
+        usage = self.progress.usage + self.pool.usage()
+        shards = {"waiting": len(self.waiting), "in_flight": len({attempt.shard for attempt in self._live()})}
+        self.metrics.tell(values_of(self.progress, usage, self.context.spec.price, self.pool.states(), shards))
 
     def _follow_cluster(self) -> None:
         """Let workers leave nodes that go, and have as many as there is room for."""

@@ -55,6 +55,7 @@ class Receipt:
     reasons: dict[str, int]  # of rejects, by filter
     bytes: int
     example: str = ""  # one quarantined sample and why
+    seconds: float = 0.0  # of the winner's finish
 
 
 def finish_shard(
@@ -102,6 +103,7 @@ def finish_shard(
         reasons=dict(Counter(reason.split(":")[0] for s in winner.samples for reason in s.reasons)),
         bytes=sum(stored.bytes for stored in winner.objects),
         example=f"{bad.sample.id}: {bad.error}" if bad else "",
+        seconds=winner.seconds,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +30,8 @@ class Progress:
         self.reasons: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()  # of shards, by the kind of fault
         self.planned = self.shards = self.round = 0
+        self.seconds_of: Counter[str] = Counter()  # committed shards, by stage
+        self.rows = self.bytes = 0  # read for them, written for them
         self.usage = Usage()  # of pools of workers that have ended
         self.in_flight = 0.0  # samples generated but not committed yet, from whole parts
         self._started = self._logged = time.monotonic()
@@ -68,9 +71,12 @@ class Progress:
             self._started = self._logged = time.monotonic()
         self.planned += samples
 
-    def committed(self, receipt: Receipt) -> None:
-        """A shard is safe."""
+    def committed(self, receipt: Receipt, rows: int = 0, seconds: Mapping[str, float] | None = None) -> None:
+        """A shard of so many rows is safe; `seconds` by stage, where they are known."""
         self.shards += 1
+        self.rows += rows
+        self.bytes += receipt.bytes
+        self.seconds_of.update(seconds or {})
         self.counts.update(receipt.counts)
         self.reasons.update(receipt.reasons)
 

@@ -32,6 +32,7 @@ from pipelines.plan import extend_plan, extend_with_regeneration, propose
 from pipelines.progress import Progress
 from pipelines.prune import prune_versions
 from pipelines.publish import PUBLISH_ATTEMPTS, Version, publish, read_latest, spec_in_force
+from pipelines.run_report import keep_report, report_of
 from pipelines.spec import JobSpec
 from pipelines.storage import Storage
 from pipelines.usage import Usage
@@ -63,6 +64,7 @@ class RunSummary:
     removed: tuple[str, ...]  # planned inputs that are gone from input.uri; what they gave stays
     usage: Usage
     stopped: Stopped | None
+    report: str  # address of what is kept of it; empty where no worker was needed
 
 
 def run_job(
@@ -109,7 +111,13 @@ def run_job(
                 )
             for uri in proposal.removed:
                 progress.note(f"{uri} is not in the input any more; what it gave stays in the dataset.")
-            version, is_new = generate_and_publish(context, ledger, progress, limits, worker_class)
+            try:
+                version, is_new = generate_and_publish(context, ledger, progress, limits, worker_class)
+            except BaseException as error:
+                keep_report(storage, report_of(spec, progress, None, f"{type(error).__name__}: {error}"))
+                raise
+        number = version.number if version is not None else None
+        report = keep_report(storage, report_of(spec, progress, number, limits.stopped))
         patiently(lambda: about.refresh(storage, ledger), patience)
         if version is not None and spec.output.retain_versions is not None:
             retain = spec.output.retain_versions
@@ -129,6 +137,7 @@ def run_job(
         removed=proposal.removed,
         usage=progress.usage,
         stopped=stopped,
+        report=report,
     )
 
 

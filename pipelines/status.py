@@ -13,6 +13,7 @@ from pipelines.counting import Counting
 from pipelines.lease import STALE_SECONDS, Lease, State, Watch
 from pipelines.ledger import OUTCOMES, READERS, Commit, Ledger, PlannedShard
 from pipelines.publish import Version, read_latest
+from pipelines.run_report import RunReport, cost_so_far, read_report, report_names
 from pipelines.storage import Storage
 
 RATE_SECONDS = 600.0  # the rate is that of the last ten minutes
@@ -47,6 +48,10 @@ class Status:
     latest: Version | None
     is_published: bool  # the latest version covers all plans
     leases: tuple[tuple[Lease, State], ...]  # of drivers that are at work, or were killed
+    runs: int  # that have ended and left a report (run_report.py)
+    gpu_hours: float  # of these
+    cpu_hours: float
+    costs: dict[str, float]  # by currency
 
     @property
     def is_complete(self) -> bool:
@@ -87,6 +92,7 @@ class StatusReader:
         self._clock = clock
         self._done: dict[str, _Done] = {}
         self._counted: tuple[tuple[int, int], Counts] = (0, 0), Counter()  # of so many shards planned, committed
+        self._reports: dict[str, RunReport | None] = {}  # of runs that have ended
         self._history: deque[tuple[float, int]] = deque()  # (when, samples committed)
 
     def read(self) -> Status:
@@ -108,6 +114,7 @@ class StatusReader:
         rounds = tuple(_round(number, counts, pending[number]) for number in sorted(pending))
         self._history.append((self._clock(), counts.total()))
         latest = read_latest(self.storage)
+        reports = self._read_reports()
         return Status(
             output=self.storage.uri,
             name=str(self.job.spec["name"]),
@@ -125,6 +132,10 @@ class StatusReader:
             latest=latest,
             is_published=latest is not None and {entry.plan for entry in entries} <= set(latest.plans),
             leases=tuple(self._watch.look()),
+            runs=len(reports),
+            gpu_hours=sum(report.gpu_hours for report in reports),
+            cpu_hours=sum(report.cpu_hours for report in reports),
+            costs=cost_so_far(reports),
         )
 
     def _count(self, counting: Counting, done: Sequence[PlannedShard]) -> Counts:
@@ -142,6 +153,12 @@ class StatusReader:
             else:
                 counts.update((number, s.outcome) for s in commit.samples if counting.makes(entry, s))
         return counts
+
+    def _read_reports(self) -> list[RunReport]:
+        for name in report_names(self.storage):
+            if name not in self._reports:
+                self._reports[name] = read_report(self.storage, name)
+        return [report for report in self._reports.values() if report is not None]
 
     def rate(self) -> float | None:
         """Samples a second between the looks of the last minutes; None after the first look."""

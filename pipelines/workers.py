@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,10 @@ class WorkerPool:
     def was_busy(self, seconds: float) -> None:
         """Count the time that the model took for a part."""
         self._busy_seconds += seconds
+
+    def states(self) -> Counter[str]:
+        """How many workers are up, starting and leaving."""
+        return Counter("leaving" if w.is_leaving else "up" if w.is_up else "starting" for w in self.workers)
 
     def usage(self) -> Usage:
         """What the workers of this pool have taken of the cluster until now."""

@@ -51,6 +51,7 @@ CONTAINER_SECURITY = ContainerSecurity(
 AUTOSCALER_SECURITY = CONTAINER_SECURITY.model_copy(update={"read_only_root_filesystem": None})
 SCRATCH = (Volume(name="tmp", empty_dir=EmptyDirVolume()), Volume(name="home", empty_dir=EmptyDirVolume()))
 SCRATCH_MOUNTS = (VolumeMount(name="tmp", mount_path="/tmp"), VolumeMount(name="home", mount_path=HOME))
+PLAIN = (EnvironmentVariable(name="HOME", value=HOME), EnvironmentVariable(name="JOINTDIT_LOG", value="json"))
 # Secrets that a job can do without: the hub's token, for gated weights; the key that signs notices of new versions.
 OPTIONAL_SECRETS = (
     secret("HF_TOKEN", "jointdit-hub", optional=True),
@@ -148,7 +149,7 @@ class Pods:
         return Container(
             name=name,
             image=self.image,
-            env=(EnvironmentVariable(name="HOME", value=HOME), *self.store.environment, *OPTIONAL_SECRETS),
+            env=(*PLAIN, *self.store.environment, *OPTIONAL_SECRETS),
             ports=ports,
             resources=size.resources,
             security_context=CONTAINER_SECURITY,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
 from jobs.cli import main
@@ -16,6 +18,21 @@ from pipelines.run import run_job
 from pipelines.storage import Storage
 from pipelines.validate import validate
 from tests.stand_in import RecordingWorker, SlowWorker, read_calls
+
+
+class GatedWorker(RecordingWorker):
+    """Waits in the middle of its work for a file beside the output."""
+
+    def generate(self, part):
+        result = super().generate(part)
+        while not Path(self.context.spec.output.uri + ".go").exists():
+            threading.Event().wait(0.05)
+        return result
+
+
+@pytest.fixture(autouse=True)
+def _travels_with_its_class() -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.mark.timeout(120)
@@ -27,15 +44,18 @@ def test_of_two_overlapping_ticks_one_works_and_the_next_makes_only_what_is_new(
     spec = make_spec(input={"uri": str(tmp_path / "in")}, output={"retain_versions": 2})
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec.as_given()))
     storage, summaries = Storage(spec.output.uri), []
-    first = threading.Thread(target=lambda: summaries.append(run_stand_in(spec, SlowWorker)))
+    first = threading.Thread(target=lambda: summaries.append(run_stand_in(spec, GatedWorker)))
     first.start()
-    while not (read_leases(storage) and read_calls(spec)):
-        assert first.is_alive()
-        first.join(0.02)
-    assert main(["run", str(tmp_path / "spec.yaml"), "--if-idle"]) == 0
-    assert "is being worked on by process" in capsys.readouterr().out
-    assert first.is_alive(), "it left while the other one was at work"
-    first.join()
+    try:
+        while not (read_leases(storage) and read_calls(spec)):
+            assert first.is_alive()
+            first.join(0.02)
+        assert main(["run", str(tmp_path / "spec.yaml"), "--if-idle"]) == 0
+        assert "is being worked on by process" in capsys.readouterr().out
+        assert first.is_alive(), "it left while the other one was at work"
+    finally:
+        Path(spec.output.uri + ".go").touch()
+        first.join()
     assert (summaries[0].version.number, summaries[0].version.counts["kept"]) == (1, 12)
     assert len(read_calls(spec)) == 12, "the tick that left made nothing"
     (tmp_path / "in" / "b.txt").write_text("new\n")

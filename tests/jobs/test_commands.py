@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,13 +14,14 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
+from jobs.report import JsonFormatter
 from jointdit.depth import decode_depth_png, disparity_from_depth
 from jointdit.scenes import render_scene
 from pipelines.readers import check_columns, list_files, read_rows
 from pipelines.records import Row
 from pipelines.spec import load_spec
 
-COMMANDS = ["run", "plan", "status", "validate", "retry", "gc", "versions", "diff"]
+COMMANDS = ["run", "plan", "status", "validate", "retry", "gc", "versions", "diff", "submit"]
 COMMANDS += ["generate", "depth", "restyle", "train", "evaluate", "scenes"]
 PROMPT = "a large red sphere, on a blue floor in front of a white wall"
 PLY_HEADER = b"ply\nformat binary_little_endian 1.0\n"
@@ -165,3 +167,18 @@ def test_train_refuses_a_bad_spec_in_one_sentence(tmp_path, capsys):
     (tmp_path / "train.yaml").write_text("sead: 3\n")
     assert main(["train", str(tmp_path / "train.yaml")]) == 1
     assert "did you mean seed?" in capsys.readouterr().err
+
+
+def test_log_lines_are_json_objects_where_they_are_asked_for(monkeypatch, capsys):
+    monkeypatch.setenv("A_TOKEN", "not-for-the-log")
+    record = logging.LogRecord("pipelines.shards", logging.INFO, "", 0, "shard %s, %s", ("ab", "not-for-the-log"), None)
+    record.shard, record.attempt = "ab", "0123"
+    line = json.loads(JsonFormatter().format(record))
+    assert line.pop("time").endswith("+00:00")
+    assert line == {
+        "level": "info",
+        "logger": "pipelines.shards",
+        "message": "shard ab, ***",
+        "shard": "ab",
+        "attempt": "0123",
+    }

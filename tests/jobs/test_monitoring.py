@@ -1,0 +1,100 @@
+"""Scrape configuration, alerts and dashboard: they use metrics, labels and values that the engine tells, no others."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from jobs.kuberay.network import PORTS, PROMETHEUS
+from pipelines.faults import Kind
+from pipelines.ledger import OUTCOMES
+from pipelines.metrics import MEASURES, STAGES
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "infra" / "monitoring"
+RULES = [rule for group in yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
+DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
+EXPRESSIONS = {rule["alert"]: rule["expr"] for rule in RULES} | {
+    f"{panel['title']} {target['refId']}": target["expr"]
+    for panel in DASHBOARD["panels"]
+    for target in panel["targets"]
+}
+BY_NAME = {measure.exported: measure for measure in MEASURES}
+VALUES = {
+    "outcome": set(OUTCOMES),
+    "stage": set(STAGES),
+    "kind": {*get_args(Kind), "straggler"},
+    "state": {"up", "starting", "leaving", "waiting", "in_flight", "held", "busy"},
+}
+
+
+@pytest.mark.parametrize("where", EXPRESSIONS)
+def test_an_expression_uses_only_what_is_told(where: str) -> None:
+    expression = EXPRESSIONS[where]
+    names = set(re.findall(r"\bray_\w+", expression))
+    assert names
+    assert names <= BY_NAME.keys()
+    for name, selector in re.findall(r"\b(ray_\w+)\{([^}]*)\}", expression):
+        for label, value in re.findall(r'(\w+)=~?"([^"]*)"', selector):
+            assert label in ("dataset", *BY_NAME[name].labels)
+            assert value == "$dataset" or value in VALUES[label]
+    grouped = {label.strip() for labels in re.findall(r"by \(([^)]*)\)", expression) for label in labels.split(",")}
+    known = {"dataset"} | {label for name in names for label in BY_NAME[name].labels}
+    assert grouped <= known
+    assert expression.count("(") == expression.count(")")
+    for name in names:
+        counted = re.search(rf"(rate|increase)\({name}", expression) is not None
+        assert counted <= (BY_NAME[name].kind == "counter"), f"{name} is a gauge"
+
+
+def test_each_measure_is_shown() -> None:
+    shown = " ".join(EXPRESSIONS.values())
+    assert [name for name in BY_NAME if name not in shown] == []
+
+
+def test_each_alert_says_what_it_is_about_and_the_readme_what_to_do() -> None:
+    text = (ROOT / "infra" / "README.md").read_text()
+    for rule in RULES:
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert "{{ $labels.dataset }}" in rule["annotations"]["summary"]
+        assert "by (dataset)" in rule["expr"], "the label is there"
+        assert f"`{rule['alert']}`" in text
+
+
+def test_the_dashboard_is_one_that_grafana_loads() -> None:
+    assert {"title", "uid", "schemaVersion", "panels", "templating"} <= DASHBOARD.keys()
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + dx, place["y"] + dy) for dx in range(place["w"]) for dy in range(place["h"])}
+        assert not cells & taken, f"{panel['title']} lies over another one"
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    variables = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD["panels"])))
+    assert used - {"__rate_interval"} == variables
+    (query,) = [v["definition"] for v in DASHBOARD["templating"]["list"] if v["type"] == "query"]
+    assert set(re.findall(r"ray_\w+", query)) <= BY_NAME.keys()
+
+
+def test_what_is_scraped_is_the_jobs_pods_at_their_metrics_port() -> None:
+    config = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
+    assert config["rule_files"] == ["alerts.yaml"]
+    pods, local = config["scrape_configs"]
+    kept = {rule["source_labels"][0]: rule["regex"] for rule in pods["relabel_configs"] if rule.get("action") == "keep"}
+    assert kept == {
+        "__meta_kubernetes_pod_label_app_kubernetes_io_name": "jointdit",
+        "__meta_kubernetes_pod_container_port_name": "metrics",
+    }
+    manifest = (ROOT / "infra" / "kuberay" / "s3.yaml").read_text()
+    assert "app.kubernetes.io/name: jointdit" in manifest
+    assert "- name: metrics" in manifest
+    assert local["static_configs"][0]["targets"] == [f"127.0.0.1:{PORTS['metrics']}"]
+    assert PROMETHEUS["app.kubernetes.io/name"] in (FOLDER / "prometheus.yaml").read_text()
