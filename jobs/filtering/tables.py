@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jobs.filtering.faults import FAULTS, HANDS
-from jobs.filtering.recall import THRESHOLDS, Samples, rejected_share, spoilt, tested
+from jobs.filtering.faults import FAULTS, HANDS, Fault, Pair
+from jobs.filtering.recall import THRESHOLDS, Samples, measured, rejected_share, spoilt, tested
 from jointdit.errors import InputError
 from jointdit.scenes import render_scene
 from pipelines.card.figures import colour_depth
@@ -37,12 +37,12 @@ def recall_table(samples: Samples, extra: Sequence[Sequence[str]] = ()) -> str:
     return _table(["planted fault", "drawn from", "its filter", "recall", "recall of all filters"], [*rows, *extra])
 
 
-def alarm_table(samples: Samples) -> str:
-    """Which clean samples are rejected."""
-    halves = [tested(samples[name]) for name in HANDS]
-    rows = [[kind, *(_percent(rejected_share(half, [kind])) for half in halves)] for kind in PIXEL_FILTERS]
-    rows.append(["all together", *(_percent(rejected_share(half)) for half in halves)])
-    return _table(["false alarms on clean samples", *HANDS], rows)
+def alarm_table(samples: Samples, made: Samples | None = None) -> str:
+    """Which clean samples are rejected, and which of those that a checkpoint made, by its name."""
+    columns = {name: tested(samples[name]) for name in HANDS} | dict(made or {})
+    rows = [[kind, *(_percent(rejected_share(each, [kind])) for each in columns.values())] for kind in PIXEL_FILTERS]
+    rows.append(["all together", *(_percent(rejected_share(each)) for each in columns.values())])
+    return _table(["rejected of clean samples", *columns], rows)
 
 
 def threshold_table(samples: Samples) -> str:
@@ -58,9 +58,9 @@ def threshold_table(samples: Samples) -> str:
 
 def save_sheet(path: Path, seed: int, size: int) -> Path:
     """One sample of each fault, picture above depth; scenes differ, the first is clean. Returns the path."""
-    cells = [_cell("clean", *_pair(seed, size, "as rendered"))]
-    shown = [fault.name for fault in FAULTS if fault.kind != "caption"]
-    cells += [_cell(name, *_pair(seed + number, size, name)) for number, name in enumerate(shown, 1)]
+    cells = [_cell("clean", _pair(seed, size, "as rendered"))]
+    shown = [fault for fault in FAULTS if fault.kind != "caption"]
+    cells += [_cell(fault.name, _rejected(fault, seed + number, size)) for number, fault in enumerate(shown, 1)]
     blank = Image.new("RGB", cells[0].size, "white")
     cells += [blank] * (-len(cells) % COLUMNS)
     width, height = cells[0].size
@@ -81,17 +81,27 @@ def write_between_markers(path: Path, text: str) -> None:
     path.write_text(f"{document[: begin + len(BEGIN)]}\n\n{text.strip()}\n\n{document[end:]}")
 
 
-def _pair(seed: int, size: int, name: str) -> tuple[Image.Image, Image.Image]:
+def _pair(seed: int, size: int, name: str) -> Pair:
     scene, other = render_scene(seed, size, size), render_scene(seed + 1, size, size)
-    pair = dict(spoilt(scene, other))[name]
-    return Image.fromarray(pair.rgb), Image.fromarray(colour_depth(np.nan_to_num(pair.disparity, posinf=0, neginf=0)))
+    return dict(spoilt(scene, other))[name]
 
 
-def _cell(name: str, *pictures: Image.Image) -> Image.Image:
+def _rejected(fault: Fault, seed: int, size: int) -> Pair:
+    """The first of some scenes where the fault is found, or the last of them."""
+    for number in range(5):
+        pair = _pair(seed + 100 * number, size, fault.name)
+        if rejected_share([measured(pair)], [fault.kind]):
+            break
+    return pair
+
+
+def _cell(name: str, pair: Pair) -> Image.Image:
     cell = Image.new("RGB", (CELL + 8, 2 * CELL + LABEL + 8), "white")
     ImageDraw.Draw(cell).text((4, 2), name, fill="black", font=ImageFont.load_default(11))
-    for number, picture in enumerate(pictures):
-        cell.paste(picture.resize((CELL, CELL), Image.Resampling.NEAREST), (4, LABEL + number * CELL))
+    depth = colour_depth(np.nan_to_num(pair.disparity, posinf=0, neginf=0))
+    for number, picture in enumerate((pair.rgb, depth)):
+        shown = Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.NEAREST)
+        cell.paste(shown, (4, LABEL + number * CELL))
     return cell
 
 

@@ -37,7 +37,7 @@ class EdgeAlignment(Filter):
     scores: ClassVar[tuple[str, ...]] = ("edge_alignment", "edge_peak")
 
     min_alignment: Fraction = 0.5
-    min_peak: Fraction = 0.8
+    min_peak: Fraction = 0.75
 
     @staticmethod
     def measure(result: SampleResult) -> dict[str, float]:

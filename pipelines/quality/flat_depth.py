@@ -22,7 +22,7 @@ class FlatDepth(Filter):
     kind: ClassVar[str] = "flat_depth"
     scores: ClassVar[tuple[str, ...]] = ("depth_flat_fraction",)
 
-    max_flat: Fraction = 0.9
+    max_flat: Fraction = 0.8
 
     @staticmethod
     def measure(result: SampleResult) -> dict[str, float]:

@@ -36,8 +36,8 @@ class Planarity(Filter):
     scores: ClassVar[tuple[str, ...]] = ("depth_roughness", "depth_speck_fraction", "depth_distinct_fraction")
 
     max_roughness: Fraction = 0.005
-    max_specks: Fraction = 0.001
-    min_distinct: Fraction = 0.33
+    max_specks: Fraction = 0.002
+    min_distinct: Fraction = 0.27
 
     @staticmethod
     def measure(result: SampleResult) -> dict[str, float]:

@@ -4,10 +4,12 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.filtering.faults import FAULTS, HANDS, pair_of
 from jobs.filtering.recall import DEFAULTS, THRESHOLDS, Samples, measure_scenes, measured, rejected_share
 from jobs.filtering.tables import alarm_table, recall_table, threshold_table, write_between_markers
+from jobs.measure_filters import measure_filters
 from jointdit.errors import InputError
 from jointdit.scenes import render_scene
 from pipelines.quality import PIXEL_FILTERS
@@ -70,3 +72,18 @@ def test_text_between_markers_is_replaced_and_the_rest_stays(tmp_path):
     file.write_text("no markers")
     with pytest.raises(InputError, match=re.escape(f"{file} has no lines <!-- measured: begin -->")):
         write_between_markers(file, "new")
+
+
+@pytest.mark.slow
+def test_the_command_writes_tables_and_picture_and_rates_of_a_checkpoint(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- measured: begin -->\n<!-- measured: end -->\n")
+    measure_filters(count=4, size=32, model="tiny", made=8, steps=1, readme=readme)
+    text = readme.read_text()
+    assert "python -m jobs.measure_filters -n 4 --size 32 --model tiny --made 8 --steps 1`. Of 4 scenes, 2 give" in text
+    assert re.search(
+        r"^\| swapped depth \| the maps of other scenes.*ROC AUC [01]\.\d+ by self_consistency_", text, re.M
+    )
+    assert "| pixel art | 8 of the checkpoint |" in text
+    with Image.open(tmp_path / "rejects.png") as sheet:
+        assert sheet.width > sheet.height / 2 > 100
