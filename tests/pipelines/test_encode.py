@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,6 +21,7 @@ from jointdit.training.encoding import encode_pairs
 from jointdit.training.pairs import Pair
 from pipelines import about
 from pipelines.context import RunContext
+from pipelines.export import export_webdataset
 from pipelines.fingerprint import fingerprint_of
 from pipelines.finish import finish_shard
 from pipelines.ledger import Ledger
@@ -27,6 +30,7 @@ from pipelines.plan import extend_plan, propose
 from pipelines.publish import publish
 from pipelines.read import read_shard
 from pipelines.run import pending_shards
+from pipelines.sinks.latents import ARRAYS
 from pipelines.spec import JobSpec, load_spec
 from pipelines.storage import Storage
 from pipelines.training.encoded import LatentPairs
@@ -90,6 +94,22 @@ def test_the_output_validates_and_tells_what_it_is(encoded: Path) -> None:
     (first, *_) = sorted((encoded / "data").iterdir())
     schema = pq.read_schema(io.BytesIO(first.read_bytes()))
     assert schema.field("latents_rgb").type == "binary"
+
+
+def test_latents_leave_as_arrays_of_their_shape(encoded: Path, tmp_path: Path) -> None:
+    export_webdataset(str(encoded), str(tmp_path / "tars"))
+    rows = [each for path in sorted((encoded / "data").iterdir()) for each in pq.read_table(path).to_pylist()]
+    with tarfile.open(tmp_path / "tars" / "000000.tar") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}
+    keys = sorted({name.partition(".")[0] for name in members})
+    told = {json.loads(members[f"{key}.json"])["id"]: key for key in keys}
+    assert set(told) == {each["id"] for each in rows}
+    for each in rows:
+        for column in ARRAYS:
+            array = np.load(io.BytesIO(members[f"{told[each['id']]}.{column}.npy"]))
+            assert array.tobytes() == each[column]
+            if column != "text_pooled":
+                assert len(array) == each["text_tokens" if column == "text_states" else "tokens"]
 
 
 def test_encoded_pairs_equal_those_encoded_from_pixels(pairs_table: Path, encoded: Path) -> None:
