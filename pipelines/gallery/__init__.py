@@ -30,7 +30,7 @@ from pipelines.publish import Version, read_latest
 from pipelines.spec import load_spec
 from pipelines.storage import Storage
 
-DATA_FOLDER = re.compile(r"(?P<folder>\d{6}-\d+)/(index-\d{3}|rows-\d{5})\.js")
+DATA_FILE = re.compile(r"(?P<folder>(?P<version>\d{6})-\d+)/(index-\d{3}|rows-\d{5})\.js")
 VENDORED = ("three.min.js", "LICENSE")
 
 
@@ -56,12 +56,13 @@ def build(uri: str, output: str | None = None, limit: int | None = None) -> str:
         raise PermanentError(f"{storage.uri} has no published version: run its job to the end first.")
     if not has_pictures(version):
         raise PermanentError(f"{storage.uri} holds latents: there is nothing to look at.")
-    if output is None:
-        write(storage, version, limit)
-        return storage.uri_of("gallery/index.html")
-    target = Storage(output)
-    _write(storage, target, "", version, limit)
-    return target.uri_of("index.html")
+    target, prefix = (storage, "gallery/") if output is None else (Storage(output), "")
+    folder = _write(storage, target, prefix, version, limit)
+    for name in target.names(prefix.rstrip("/")):  # of other limits: nobody else builds by hand at the same time
+        found = DATA_FILE.fullmatch(name)
+        if found and found["folder"] != folder:
+            target.delete(f"{prefix}{name}")
+    return target.uri_of(f"{prefix}index.html")
 
 
 def has_pictures(version: Version) -> bool:
@@ -78,8 +79,11 @@ def is_about(storage: Storage, version: Version) -> bool:
     return stamp_tag(version).encode() in page
 
 
-def _write(source: Storage, target: Storage, prefix: str, version: Version, limit: int | None) -> None:
-    """The page comes last, so that it never names what is not there; then what an earlier one used goes."""
+def _write(source: Storage, target: Storage, prefix: str, version: Version, limit: int | None) -> str:
+    """Write a gallery; its folder of data. The page comes last, so that it never names what is not there.
+
+    What an earlier version used goes then, and nothing of a later one: a slower driver may be at an older version.
+    """
     spec = load_spec(version.spec)
     most = spec.output.gallery_rows if limit is None else limit
     folder = f"{version.number:06d}-{most}"
@@ -89,6 +93,7 @@ def _write(source: Storage, target: Storage, prefix: str, version: Version, limi
     page = render(version, spec, folder, written, beside_dataset=source is target)
     target.write_bytes(f"{prefix}index.html", page)
     for name in target.names(prefix.rstrip("/")):
-        found = DATA_FOLDER.fullmatch(name)
-        if found and found["folder"] != folder:
+        found = DATA_FILE.fullmatch(name)
+        if found and int(found["version"]) < version.number:
             target.delete(f"{prefix}{name}")
+    return folder

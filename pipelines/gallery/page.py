@@ -19,7 +19,7 @@ from pipelines.gallery.blocks import BLOCK_ROWS, INDEX_ROWS, Written
 from pipelines.gallery.pictures import NEAREST
 from pipelines.ledger import OUTCOMES
 from pipelines.publish import Version
-from pipelines.spec import JobSpec
+from pipelines.spec import JobSpec, PrepareSpec
 
 # In the order they run: each defines one object and uses those before it.
 PROGRAMS = ("data", "colours", "depth", "selection", "card", "grid", "panel", "compare", "points", "detail", "main")
@@ -57,13 +57,7 @@ def _settings(version: Version, spec: JobSpec, folder: str, written: Written, be
         "name": spec.name,
         "folder": folder,
         "dataset": "../" if beside_dataset else None,
-        "facts": {
-            "task": spec.task,
-            "version": _stamp(version),
-            "model": spec.model.name or f"{spec.model.base} + {spec.model.adapter}",
-            "sampling": f"{spec.model.steps} steps, guidance {spec.model.guidance:g}",
-            "seed": str(spec.seed),
-        },
+        "facts": {"task": spec.task, "version": _stamp(version)} | _making(spec),
         "outcomes": OUTCOMES,
         "counts": [version.counts.get(outcome, 0) for outcome in OUTCOMES],
         "shown": [written.shown[outcome] for outcome in OUTCOMES],
@@ -73,6 +67,16 @@ def _settings(version: Version, spec: JobSpec, folder: str, written: Written, be
         "aspect": min(2.0, max(0.5, written.aspect)),
         "nearest": NEAREST,
         "edgeThreshold": spec.output.points.edge_threshold,
+    }
+
+
+def _making(spec: JobSpec) -> dict[str, str]:
+    if isinstance(spec, PrepareSpec):
+        return {"teachers": " + ".join(spec.teachers)}
+    return {
+        "model": spec.model.name or f"{spec.model.base} + {spec.model.adapter}",
+        "sampling": f"{spec.model.steps} steps, guidance {spec.model.guidance:g}",
+        "seed": str(spec.seed),
     }
 
 

@@ -203,6 +203,15 @@ def test_a_new_version_takes_the_place_of_the_old_one_and_of_its_files(storage: 
     ]
 
 
+def test_a_slower_driver_at_an_older_version_takes_nothing_from_the_newer_one(
+    storage: Storage, version: Version
+) -> None:
+    newer = publish_tables(storage, [("three", "kept", [slope(1)])], number=2)
+    gallery.write(storage, newer)
+    gallery.write(storage, version)
+    assert "000002-2000/rows-00000.js" in storage.names("gallery")
+
+
 def test_the_same_version_gives_the_same_bytes(storage: Storage, version: Version) -> None:
     gallery.write(storage, version)
     before = {name: storage.read_bytes(f"gallery/{name}") for name in storage.names("gallery")}
@@ -236,5 +245,7 @@ def test_a_gallery_of_a_published_job_in_a_folder_of_its_own(make_job: Any, tmp_
     settings = settings_of(Path(page).read_bytes())
     assert settings["dataset"] is None, "no link leads from there to the dataset"
     assert settings["shown"] == [1, 1, 0]
-    here = gallery.build(job.context.storage.uri)
-    assert settings_of(Path(here).read_bytes())["dataset"] == "../"
+    here = Path(gallery.build(job.context.storage.uri, limit=1))
+    assert settings_of(here.read_bytes())["dataset"] == "../"
+    folders = {path.name for path in here.parent.iterdir() if path.is_dir()}
+    assert folders == {"vendor", "000001-1"}, "those of another limit are gone"
