@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
@@ -17,6 +17,8 @@ ARGUMENTS = (
 )
 # Of the software WebGL when a screenshot reads its picture back, not of the page.
 DRIVER_MESSAGE = "GL Driver Message"
+DEADLINE = 40_000  # milliseconds for one thing to come about: a busy machine draws points without a graphics card
+expect.set_options(timeout=DEADLINE)
 
 
 def find_chromium() -> str | None:
@@ -47,6 +49,10 @@ class Trouble:
         page.on("requestfailed", self._fail)
         page.on("request", lambda request: self.addresses.append(request.url))
 
+    def forget(self) -> None:
+        self.messages.clear()
+        self.addresses.clear()
+
     def _fail(self, request: Request) -> None:
         if request.failure != "net::ERR_ABORTED":  # by the test, which has gone to another page
             self.messages.append(f"failed {request.url}: {request.failure}")
@@ -61,7 +67,7 @@ def open_page(browser: Browser, address: str, **context: Any) -> Iterator[tuple[
     """A gallery, loaded, in a context of its own, and its troubles."""
     with browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **context}) as own:
         page = own.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(DEADLINE)
         trouble = Trouble(page)
         load(page, address)
         yield page, trouble

@@ -69,6 +69,7 @@ def tab(browser: Browser, address: str) -> Iterator[tuple[Page, Trouble]]:
 def opened(tab: tuple[Page, Trouble], address: str) -> Iterator[Page]:
     """The gallery; at the end of each test nothing was complained of and nothing outside was asked for."""
     page, trouble = tab
+    trouble.forget()
     load(page, address)
     yield page
     assert trouble.messages == []
