@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs import datasets
+from jobs import calibration, datasets
 from jobs.datasets import Overrides, SpecFile
 from jobs.export import export
 from jobs.interruption import INTERRUPTED, noting_interruptions
@@ -51,6 +51,7 @@ for command, example in (
     (datasets.run, "run jobs/joint.yaml --set model.steps=4"),
     (datasets.plan, "plan jobs/depth.yaml"),
     (submit, "submit infra/kuberay/job.yaml --kube --dry-run"),
+    (calibration.calibrate, "calibrate jobs/joint.yaml -n 64 --reject 0.02"),
     (datasets.status, "status s3://datasets/nightly-indoor --watch"),
     (datasets.validate, "validate runs/joint"),
     (datasets.retry, "retry s3://datasets/nightly-indoor --quarantined"),

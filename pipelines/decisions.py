@@ -148,19 +148,28 @@ def read_facts(storage: Storage, commits: Mapping[str, Commit], shards: Iterable
 
 
 def lacking(decided: Iterable[Decided], criteria: Criteria, facts: Mapping[Key, Facts]) -> dict[str, list[str]]:
-    """Score, or phash -> ids of the samples with pixels that lack what the criteria decide by."""
+    """Score, or phash -> ids of the samples for which it was not computed and the criteria need it.
+
+    A score that a few samples of a shard lack could not be computed for them, such as one of a constant map: no filter
+    keeps them (`decide`). Where all of a shard lack it, nobody tried, unless their reasons say so.
+    """
     wanted = [name for each in criteria.filters for name in each.scores]
     wanted += [criteria.keep_best.by] if criteria.keep_best else []
-    missing: dict[str, list[str]] = {}
+    shards: dict[str, list[Decided]] = {}
     for each in decided:
         if each.outcome != "quarantined":
-            known = facts[each.key]
-            for name in dict.fromkeys(wanted):
-                if known.scores.get(name) is None:
-                    missing.setdefault(name, []).append(each.counted.sample.id)
-            if criteria.max_distance is not None and known.phash is None:
-                missing.setdefault("phash", []).append(each.counted.sample.id)
-    return missing
+            shards.setdefault(each.key[1], []).append(each)
+    missing: dict[str, list[str]] = {}
+    for samples in shards.values():
+        for name in dict.fromkeys(wanted):
+            untried = [each for each in samples if facts[each.key].scores.get(name) is None]
+            tried = any(f": {name} was not computed" in reason for d in untried for reason in d.counted.sample.reasons)
+            if len(untried) == len(samples) and not tried:
+                missing.setdefault(name, []).extend(each.counted.sample.id for each in untried)
+        if criteria.max_distance is not None:
+            unhashed = [each.counted.sample.id for each in samples if facts[each.key].phash is None]
+            missing.setdefault("phash", []).extend(unhashed)
+    return {name: identifiers for name, identifiers in missing.items() if identifiers}
 
 
 def _read(storage: Storage, path: str) -> list[dict[str, Any]]:

@@ -177,7 +177,7 @@ def spec_in_force(spec: JobSpec, latest: Version | None) -> JobSpec:
     """A run's spec with the criteria that hold for its output: those that `jointdit refilter` set, if it did."""
     if latest is None or not latest.refilter:
         return spec
-    quality = {**spec.quality.model_dump(exclude_unset=True), **as_tuples(latest.criteria)}
+    quality = {**spec.quality.model_dump(exclude_unset=True, exclude={"calibrated"}), **as_tuples(latest.criteria)}
     return spec.model_copy(update={"quality": QualitySpec.model_validate(quality)})
 
 

@@ -35,6 +35,7 @@ from pipelines.spec_file import apply_overrides
 from pipelines.storage import Storage
 
 SETTABLE = ("quality.filters", "quality.keep_best", "quality.calibration")
+TAKEN = ("filters", "keep_best", "calibration", "calibrated")  # of another spec's quality
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def criteria_spec(version: Version, overrides: Sequence[str], spec_file: Path | 
     quality = dict(version.spec.get("quality", {}))
     if spec_file is not None:
         given = load_spec(spec_file).as_given().get("quality", {})
-        for name in (key.partition(".")[2] for key in SETTABLE):
+        for name in TAKEN:
             quality.pop(name, None)
             if name in given:
                 quality[name] = given[name]

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from jointdit.errors import SpecError
 from pipelines.addresses import is_inside, overlaps
 from pipelines.quality import load_filters, load_scores
+from pipelines.quantiles import resolve_quantiles
 from pipelines.spec_file import apply_overrides, first_sentence, read_yaml, refuse_credentials
 from pipelines.spec_sections import (
     BudgetSpec,
@@ -252,8 +253,10 @@ def load_spec(source: str | os.PathLike[str] | dict[str, Any], overrides: Sequen
     """
     label = "the spec" if isinstance(source, dict) else str(source)
     data = dict(source) if isinstance(source, dict) else read_yaml(Path(source))
-    data = apply_overrides(data, overrides)
+    data = dict(apply_overrides(data, overrides))
     refuse_credentials(data)
+    if "quality" in data:
+        data["quality"] = resolve_quantiles(data["quality"])
     task = data.get("task")
     if task is None:
         raise SpecError(f"task is missing in {label}: choose one of {', '.join(TASKS)}.")

@@ -223,6 +223,8 @@ class QualitySpec(Section):
     filters: tuple[dict[str, Any], ...] = ()
     scores: tuple[dict[str, Any], ...] = ()
     keep_best: KeepBest | None = None
+    calibration: str | None = None  # of `jointdit calibrate`, for thresholds that are quantiles (quantiles.py)
+    calibrated: tuple[dict[str, Any], ...] = ()  # what they came to; written when the spec is read
     regenerate: int = Field(0, ge=0, le=100)
     max_quarantined_fraction: Fraction = 0.05
 

@@ -33,6 +33,12 @@ class Caption(Filter):
 
     kind: ClassVar[str] = "caption"
     scores: ClassVar[tuple[str, ...]] = ("caption_words", "caption_characters", "caption_letter_fraction")
+    bounds: ClassVar[Mapping[str, str]] = {
+        "min_words": "caption_words",
+        "max_words": "caption_words",
+        "min_characters": "caption_characters",
+        "min_letters": "caption_letter_fraction",
+    }
 
     min_words: Annotated[int, Field(ge=0)] = 1
     max_words: Annotated[int, Field(ge=1)] = 400  # FLUX reads 512 tokens of T5

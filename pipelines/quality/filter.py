@@ -23,6 +23,9 @@ class Filter(BaseModel, ABC):
 
     kind: ClassVar[str]  # its name in the spec
     scores: ClassVar[tuple[str, ...]]  # what it measures, and decides by
+    # Threshold -> the score that it bounds, from below (min_...) or above (max_...), where these are not the filter's
+    # thresholds and scores in their order.
+    bounds: ClassVar[Mapping[str, str] | None] = None
 
     @staticmethod
     @abstractmethod

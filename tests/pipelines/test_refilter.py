@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -165,6 +167,30 @@ def test_a_score_that_was_not_computed_is_named(job: LocalJob) -> None:
     storage.write_bytes(path, sink.getvalue())
     with pytest.raises(PermanentError, match=r"2 samples lack the perceptual hash, such as prompts.txt:0/0, which was"):
         refilter(storage.uri, ["quality.filters=[{kind: near_duplicate}]"])
+
+
+def test_a_score_that_could_not_be_computed_rejects_its_sample_alone(job: LocalJob) -> None:
+    """As self-consistency of a constant map: some samples of the shard have it. Where none has it, nobody tried."""
+    uri = job.context.storage.uri
+    with pytest.raises(PermanentError, match=r"9 samples lack the score ensemble_abs_rel_spread, such as prompts"):
+        refilter(uri, ["quality.filters=[{kind: ensemble_spread}]"])
+    (commit, *_) = [job.ledger.read_commit(entry.shard.id) for entry in job.ledger.planned()]
+    for stored in commit.objects:
+        if stored.kind == "table" and stored.outcome == "kept":
+            table = pq.read_table(io.BytesIO(job.context.storage.read_bytes(stored.path)))
+            scores = [{**row, "depth_span": None} for row in table["quality"].to_pylist()[:1]]
+            scores += table["quality"].to_pylist()[1:]
+            number = table.schema.get_field_index("quality")
+            sink = io.BytesIO()
+            column = pa.array(scores, table.field("quality").type)
+            pq.write_table(table.set_column(number, table.field("quality"), column), sink)
+            job.context.storage.write_bytes(stored.path, sink.getvalue())
+    found = refilter(uri, [LAX])
+    table = read_outcomes(job.context.storage, found.version)
+    assert found.version.counts["rejected"] == 1
+    assert table.filter(pc.equal(table["outcome"], "rejected"))["reasons"].to_pylist() == [
+        ["depth_range: depth_span was not computed"]
+    ]
 
 
 def test_a_run_that_publishes_at_the_same_moment_does_not_undo_it(job: LocalJob, make_job, tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""The command calibrate: scores of a sample of a job's input as histograms, and thresholds that they suggest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+
+from jobs.datasets import Overrides, SpecFile
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from pipelines.score_sample import Calibrated, Proposal
+
+BINS = 32
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def calibrate(
+    spec: SpecFile,
+    samples: Annotated[int, typer.Option("-n", "--samples", min=2, help="Samples to make, about.")] = 64,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="URI", help="Folder of the sample.", show_default="OUTPUT-calibration"),
+    ] = None,
+    reject: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="The fraction that each proposed threshold would reject.")
+    ] = 0.05,
+    overrides: Overrides = None,
+) -> None:
+    """Make a sample of a job and propose thresholds for its filters, with histograms of the scores and as YAML."""
+    from jobs.report import log_progress
+    from pipelines.score_sample import calibrate as make
+    from pipelines.score_sample import load_to_calibrate
+
+    log_progress()
+    show_calibration(make(load_to_calibrate(spec, overrides or ()), samples, output, reject))
+
+
+def show_calibration(found: Calibrated) -> None:
+    """A histogram a threshold, what the spec's would reject and what is proposed; then the YAML."""
+    from rich.text import Text
+
+    from jobs.report import console, say
+
+    calibration = found.calibration
+    say(f"{calibration.samples} samples with scores, {calibration.quarantined} quarantined")
+    for each in found.proposals:
+        scores = calibration.scores[each.limit.score]
+        say("")
+        say(f"{each.kind}.{each.limit.field} bounds {each.limit.score}")
+        bars = Text(f"{scores[0]:>10.4g} ").append_text(histogram(each, scores)).append(f" {scores[-1]:.4g}")
+        console.print(bars, soft_wrap=True)
+        now = "its default" if each.now is None else f"{each.now:.4g}"
+        say(f"{'':>10} {now} rejects {each.rejected} of {len(scores)}; proposed {each.value:.4g}")
+    for line in ["", *found.snippet.splitlines(), ""]:
+        say(line)
+    say(f"kept in {found.uri}: calibration.json (all scores), calibration.yaml (the section above)")
+
+
+def histogram(proposal: Proposal, scores: Sequence[float]) -> Text:
+    """BINS bins from the least score to the most as blocks; red is what the proposed threshold rejects.
+
+    No sample is a blank, and one never is.
+    """
+    from rich.text import Text
+
+    counts, edges = np.histogram(scores, bins=BINS)
+    line = Text()
+    for count, start, stop in zip(counts, edges[:-1], edges[1:], strict=True):
+        rejected = stop <= proposal.value if proposal.limit.is_lower else start >= proposal.value
+        line.append(BLOCKS[-(-8 * int(count) // int(counts.max()))], "red" if rejected else "green")
+    return line
