@@ -37,11 +37,13 @@ class Saturated(Filter):
         assert result.disparity is not None
         disparity, rgb = result.disparity, result.rgb
         near = disparity >= 1
+        red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+        at_an_end = (red == green) & (green == blue) & ((blue == 0) | (blue == 255))
         return {
             "depth_nonfinite_fraction": float(np.mean(~np.isfinite(disparity))),
             "depth_saturated_fraction": float(np.mean((disparity <= 0) | near)),
             "depth_near_saturated_fraction": float(np.mean(near)),
-            "rgb_saturated_fraction": float(np.mean((rgb == 0).all(axis=2) | (rgb == 255).all(axis=2))),
+            "rgb_saturated_fraction": float(np.mean(at_an_end)),
         }
 
     def reject(self, scores: Mapping[str, Any]) -> str | None:
