@@ -13,6 +13,9 @@ Create-only, and why it is done like this (all measured):
            bytes mean we won. s3fs sends 100 MiB and more in parts, and another request ends those: the probe does not
            tell whether a store honours the condition there, and a lost answer to it comes back as a missing upload. So
            objects to be created go in one request, which S3 takes up to 5 GiB.
+  GCS      pipe_file(mode="create") sends ifGenerationMatch=0 (gcsfs), in one request below 50 MiB, which the ledger's
+           objects are; a 412 comes back as FileExistsError.
+  Azure    pipe_file(mode="create") is upload_blob(overwrite=False) (adlfs), which sends If-None-Match: *.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from fsspec.spec import AbstractFileSystem
 
 from jointdit.errors import CommitFailed, CommitUnknown, StoreError, TransientError
 from pipelines.addresses import SCHEMES, normalise
-from pipelines.store_errors import STORE_EXCEPTIONS, explain, explained, is_unreachable
+from pipelines.store_errors import CREDENTIALS_OF, explain, explained, is_unreachable, no_bucket, store_exceptions
 
 TEMPORARY = ".tmp-"  # local files being written; listings leave them out
 CREATE_ATTEMPTS = 4
@@ -92,6 +95,8 @@ def _filesystem(uri: str) -> AbstractFileSystem:
         except ImportError:
             extra = "gcs" if scheme == "gs" else "azure"
             raise StoreError(f"{scheme}:// needs a package that is not here: install jointdit[{extra}].") from None
+        except ValueError as error:  # of adlfs, without an account
+            raise StoreError(f"{uri}: {' '.join(str(error).split())}: {CREDENTIALS_OF[scheme]}.") from None
     names = sorted(name for name in os.environ if name.startswith("AWS_"))
     return _open_s3(tuple((name, os.environ[name]) for name in names))
 
@@ -261,7 +266,10 @@ class Storage:
         """
         name = f"_probe/{secrets.token_hex(8)}"
         with explained(self.uri, at_start=True):
-            self.create_bytes(name, b"first")
+            try:
+                self.create_bytes(name, b"first")
+            except FileNotFoundError:  # gcsfs has no word of its own for it
+                raise no_bucket(self.uri) from None
             try:
                 if not self.single_writer and not self._refuses_second(name):
                     raise StoreError(
@@ -302,7 +310,7 @@ class Storage:
             try:
                 self.fs.pipe_file(self.path(name), data, mode="create", **options)
                 return
-            except STORE_EXCEPTIONS as error:
+            except store_exceptions() as error:
                 doubtful = error
             told = explain(doubtful, self.uri, name)
             if not isinstance(told, TransientError):

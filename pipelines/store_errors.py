@@ -6,6 +6,7 @@ import contextlib
 import errno
 import http.client
 import os
+import sys
 from collections.abc import Iterator
 
 import aiohttp
@@ -25,6 +26,27 @@ STORE_EXCEPTIONS = (
 )
 NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
 UNREACHABLE = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
+CREDENTIALS_OF = {  # scheme -> how to give them
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an AWS profile",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or run where Google gives an account",
+    "abfs": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
+}
+
+
+def store_exceptions() -> tuple[type[BaseException], ...]:
+    """What the libraries of the stores raise; gcsfs and adlfs are optional, and raise only where they are loaded."""
+    found: tuple[type[BaseException], ...] = STORE_EXCEPTIONS
+    if gcsfs := sys.modules.get("gcsfs.retry"):
+        found += (gcsfs.HttpError, gcsfs.ChecksumError, sys.modules["google.auth.exceptions"].GoogleAuthError)
+    if azure := sys.modules.get("azure.core.exceptions"):
+        found += (azure.AzureError,)
+    return found
+
+
+def _is(error: BaseException, module: str, *names: str) -> bool:
+    """Whether it is an exception of a package that may not be here."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(error, tuple(getattr(loaded, name) for name in names))
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -35,6 +57,8 @@ def is_unreachable(error: BaseException) -> bool:
     if isinstance(error, boto.EndpointConnectionError):
         inner = error.kwargs.get("error")
         return not isinstance(inner, aiohttp.ClientOSError) or isinstance(inner, aiohttp.ClientConnectorError)
+    if isinstance(error, aiohttp.ClientConnectorError) or _is(error, "azure.core.exceptions", "ServiceRequestError"):
+        return True
     return isinstance(error, UNREACHABLE)
 
 
@@ -51,7 +75,7 @@ def explained(root: str, name: str = "", at_start: bool = False) -> Iterator[Non
         if at_start and error.__cause__ is not None:
             raise explain(error.__cause__, root, name, at_start=True) from error.__cause__
         raise
-    except STORE_EXCEPTIONS as error:
+    except store_exceptions() as error:
         told = explain(error, root, name, at_start)
         raise told from (None if isinstance(told, FileNotFoundError) else error)
 
@@ -63,21 +87,24 @@ def explain(error: BaseException, root: str, name: str = "", at_start: bool = Fa
     address = f"{root.rstrip('/')}/{name}" if name else root
     if isinstance(error, FileNotFoundError):
         if code == "NoSuchBucket":
-            return StoreError(f"{root}: the bucket {bucket} does not exist: create it or correct the address.")
+            return no_bucket(root)
         return FileNotFoundError(address)
-    if isinstance(error, NO_CREDENTIALS):
-        return StoreError(
-            f"{root}: no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an AWS profile."
-        )
+    if isinstance(error, NO_CREDENTIALS) or _is(error, "google.auth.exceptions", "DefaultCredentialsError"):
+        return StoreError(f"{root}: no credentials were found: {CREDENTIALS_OF[root.partition('://')[0]]}.")
     is_local = "://" not in root
     if isinstance(error, NotADirectoryError) or (is_local and isinstance(error, FileExistsError)):
         return StoreError(f"{root}: a file is where a folder is needed: give another place.")
-    if isinstance(error, PermissionError | IsADirectoryError):
+    if code == "ContainerNotFound":
+        return no_bucket(root)
+    forbidden = code in ("401", "403", "AuthenticationFailed", "AuthorizationFailure") or _is_forbidden(error)
+    if isinstance(error, PermissionError | IsADirectoryError) or forbidden:
         reason = f" ({code or type(error).__name__})"
         return StoreError(f"{root}: no access{reason}: check that this user may list, read and write there.")
     if is_unreachable(error):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the store's endpoint"
         sentence = f"{root}: {mask_secrets(endpoint)} cannot be reached: check AWS_ENDPOINT_URL and the network."
+        if not root.startswith("s3://"):
+            sentence = f"{root}: the store cannot be reached: check the network."
         return StoreError(sentence) if at_start else TransientError(sentence)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return StoreError(f"{root}: {os.strerror(error.errno).lower()}: make room or choose another place.")
@@ -87,8 +114,24 @@ def explain(error: BaseException, root: str, name: str = "", at_start: bool = Fa
 
 
 def store_code(error: BaseException) -> str:
-    """The store's own error code (NoSuchBucket, AccessDenied, ...), which s3fs keeps in the cause."""
+    """The store's own error code (NoSuchBucket, AccessDenied, 403, ...), which s3fs keeps in the cause."""
     for exception in (error, error.__cause__):
         if isinstance(exception, boto.ClientError):
             return str(exception.response.get("Error", {}).get("Code", ""))
+        if exception is not None and _is(exception, "gcsfs.retry", "HttpError"):
+            return str(getattr(exception, "code", None) or "")
+        if exception is not None and _is(exception, "azure.core.exceptions", "HttpResponseError"):
+            return str(getattr(exception, "error_code", None) or getattr(exception, "status_code", None) or "")
     return ""
+
+
+def no_bucket(root: str) -> StoreError:
+    """The bucket of an address does not exist."""
+    bucket = root.partition("://")[2].split("/")[0]
+    return StoreError(f"{root}: the bucket {bucket} does not exist: create it or correct the address.")
+
+
+def _is_forbidden(error: BaseException) -> bool:
+    """Whether it is gcsfs's bare OSError for status 403, or Azure's refusal of credentials."""
+    bare = type(error) is OSError and error.errno is None and str(error).startswith("Forbidden:")
+    return bare or _is(error, "azure.core.exceptions", "ClientAuthenticationError")
