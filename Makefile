@@ -43,7 +43,7 @@ chaos: setup ## a storm of faults over 2,000 rows, and the exact account; SEED=n
 	$(BIN)/python -m tests.chaos.storm --seed $(SEED) --rows 2000 --faults 300
 	$(BIN)/python -m tests.chaos.storm --seed $(SEED) --rows 60 --faults 20 --deaths 0.3 --model tiny
 
-VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CUDA ?=
 TORCH_INDEX ?=
 PYTHON_DIGEST ?=
