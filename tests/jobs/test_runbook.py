@@ -82,6 +82,4 @@ def test_a_command_of_kubectl_names_what_is_made(words: list[str]) -> None:
 
 def test_each_secret_that_pods_need_is_made() -> None:
     needed = set(re.findall(r"secretKeyRef:\n\s+name: (\S+)", MANIFESTS))
-    assert needed == {
-        words[6] for words in commands() if words[3:6] == ["create", "secret", "generic"]
-    }
+    assert needed == {words[6] for words in commands() if words[3:6] == ["create", "secret", "generic"]}
