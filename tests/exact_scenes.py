@@ -12,7 +12,7 @@ from jointdit.depth import Intrinsics, intrinsics_from_fov
 FOV = 50.0  # degrees, vertical
 WALL = 6.0  # metres: a wall behind the sphere and the box, so that they have edges
 SPHERE, RADIUS = np.array([0.3, -0.2, 3.5]), 1.0
-BOX_LOW, BOX_HIGH = np.array([-1.0, -0.6, 3.0]), np.array([0.7, 1.1, 4.5])
+BOX_LOW, BOX_HIGH = np.array([0.5, 0.3, 3.0]), np.array([1.6, 1.2, 4.5])  # front, left side and top are seen
 PLANE, OFFSET = np.array([0.3, -0.8, 0.52]) / np.linalg.norm([0.3, -0.8, 0.52]), 1.6
 
 

@@ -69,6 +69,7 @@ def render(version: Version, seen: Seen) -> bytes:
         "description": f"{WHAT[spec.task]}, by the JointDiT data engine.",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "license": spec.output.license,
+        "citeAs": "JointDiT (ICCV 2025), arXiv:2505.00482",
         "version": version_string(version),
         "datePublished": version.created,
         "distribution": [_file_set(version, outcome) for outcome in found],

@@ -181,6 +181,7 @@ def test_croissant_is_valid_and_reads_the_versions_records(storage: Storage, ver
     card.write(storage, JOB, version)
     found = mlcroissant.Dataset(f"{storage.uri}/croissant.json")
     assert not found.metadata.ctx.issues.errors
+    assert not found.metadata.ctx.issues.warnings
     assert [records.id for records in found.metadata.record_sets] == ["default", "rejected", "quarantined"]
     records = list(found.records("default"))
     assert [record["default/id"] for record in records] == [b"row-0/0", b"row-1/0", b"row-2/0"]
