@@ -249,7 +249,8 @@ def show_versions(uri: str, versions: Sequence[Version]) -> None:
         size = readable(sum(file.bytes for file in version.files))
         plans = f"plan{'s' if len(version.plans) > 1 else ''} {', '.join(map(str, version.plans))}"
         gone = f", {version.superseded} superseded" if version.superseded else ""
-        say(f"{version.number:>4}  {version.created}  {counted(version.counts)}{gone}; {plans}; {size}")
+        by = f"; filters of the refilter to version {version.refilter}" if version.refilter else ""
+        say(f"{version.number:>4}  {version.created}  {counted(version.counts)}{gone}; {plans}; {size}{by}")
 
 
 def show_difference(found: Difference) -> None:

@@ -63,6 +63,12 @@ class Criteria:
         return max((f.max_distance for f in self.filters if isinstance(f, NearDuplicate)), default=None)
 
     @property
+    def scores(self) -> tuple[str, ...]:
+        """What they decide by, each once."""
+        names = [name for each in self.filters for name in each.scores]
+        return tuple(dict.fromkeys([*names, self.keep_best.by] if self.keep_best else names))
+
+    @property
     def needs_all(self) -> bool:
         """Whether a decision needs more than the sample."""
         return self.keep_best is not None or self.max_distance is not None
@@ -131,8 +137,13 @@ def is_over_the_set(outcome: Outcome, reasons: Sequence[str]) -> bool:
     return outcome == "rejected" and all(reason.split(":")[0] in OVER_THE_SET for reason in reasons)
 
 
-def read_facts(storage: Storage, commits: Mapping[str, Commit], shards: Iterable[str]) -> dict[Key, Facts]:
-    """Scores, hashes and captions of the samples with pixels in some shards' tables; no picture is read."""
+def read_facts(
+    storage: Storage, commits: Mapping[str, Commit], shards: Iterable[str], criteria: Criteria | None = None
+) -> dict[Key, Facts]:
+    """Scores, hashes and captions of the samples with pixels in some shards' tables; no picture is read.
+
+    Of the scores, those that `criteria` decide by: a million samples with all there are would fill gigabytes.
+    """
     tables = [
         (shard, stored.path)
         for shard in shards
@@ -143,7 +154,10 @@ def read_facts(storage: Storage, commits: Mapping[str, Commit], shards: Iterable
     with ThreadPoolExecutor(READERS) as pool:
         for (shard, _), rows in zip(tables, pool.map(lambda table: _read(storage, table[1]), tables), strict=True):
             for row in rows:
-                facts[row["id"], shard] = Facts(row.get("quality") or {}, row.get("phash"), row.get("prompt"))
+                scores = row.get("quality") or {}
+                if criteria is not None:
+                    scores = {name: scores.get(name) for name in criteria.scores}
+                facts[row["id"], shard] = Facts(scores, row.get("phash"), row.get("prompt"))
     return facts
 
 
@@ -153,15 +167,13 @@ def lacking(decided: Iterable[Decided], criteria: Criteria, facts: Mapping[Key, 
     A score that a few samples of a shard lack could not be computed for them, such as one of a constant map: no filter
     keeps them (`decide`). Where all of a shard lack it, nobody tried, unless their reasons say so.
     """
-    wanted = [name for each in criteria.filters for name in each.scores]
-    wanted += [criteria.keep_best.by] if criteria.keep_best else []
     shards: dict[str, list[Decided]] = {}
     for each in decided:
         if each.outcome != "quarantined":
             shards.setdefault(each.key[1], []).append(each)
     missing: dict[str, list[str]] = {}
     for samples in shards.values():
-        for name in dict.fromkeys(wanted):
+        for name in criteria.scores:
             untried = [each for each in samples if facts[each.key].scores.get(name) is None]
             tried = any(f": {name} was not computed" in reason for d in untried for reason in d.counted.sample.reasons)
             if len(untried) == len(samples) and not tried:

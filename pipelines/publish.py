@@ -147,7 +147,7 @@ def decide_all(
     new = {each.key[1] for each in decided if each.key not in held}
     if new and (is_refiltered or criteria.needs_all):
         shards = {each.key[1] for each in decided} if criteria.max_distance is not None else new
-        facts = read_facts(storage, commits, sorted(shards))
+        facts = read_facts(storage, commits, sorted(shards), criteria)
         if is_refiltered:
             open_ = iter(by_scores((d.counted for d in decided if d.key not in held), criteria.filters, facts))
             decided = [each if each.key in held else next(open_) for each in decided]
@@ -165,7 +165,7 @@ def decide_again(
     criteria = Criteria.from_json(version.criteria)
     decided, facts = by_commits(counted), {}
     if version.refilter or criteria.needs_all:
-        facts = read_facts(storage, commits, sorted({each.key[1] for each in decided}))
+        facts = read_facts(storage, commits, sorted({each.key[1] for each in decided}), criteria)
     if version.refilter:
         decided = by_scores(counted, criteria.filters, facts)
     stand = verdicts(storage, read_version(storage, version.held)) if version.held else {}

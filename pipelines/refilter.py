@@ -71,7 +71,7 @@ def refilter(uri: str, overrides: Sequence[str] = (), spec_file: Path | None = N
     points: list[int] = []
 
     def decide(latest: Version | None, counted: Sequence[CountedSample], commits: Mapping[str, Commit]) -> Decision:
-        facts = read_facts(storage, commits, sorted({each.entry.shard.id for each in counted}))
+        facts = read_facts(storage, commits, sorted({each.entry.shard.id for each in counted}), criteria)
         decided = by_scores(counted, criteria.filters, facts)
         _refuse_lacking(storage, lacking(decided, criteria, facts))
         number, held = _earlier(storage, criteria, decided)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from pipelines.ledger import Ledger
 from pipelines.publish import Version, read_outcomes
+from pipelines.refilter import refilter
 from pipelines.run import run_job
 from pipelines.score_sample import calibrate
 from pipelines.storage import Storage
@@ -41,7 +43,7 @@ def in_round(ledger: Ledger, number: int) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_drivers_killed_in_each_round_and_two_at_once_make_the_rows_of_one_run(
-    ray_cluster: None, make_spec, s3, tmp_path: Path
+    ray_cluster: None, make_spec, s3, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = s3.make_bucket() + "/out"
     spec = make_spec(PROMPTS, output={"uri": output, "shard_rows": 1}, quality=QUALITY)
@@ -73,6 +75,15 @@ def test_drivers_killed_in_each_round_and_two_at_once_make_the_rows_of_one_run(
     whole = job_in(tmp_path, input={"uri": spec.input.uri[0]}, output={"shard_rows": 4}, quality=QUALITY)
     all_rounds(whole)
     assert pictures(ledger.storage, summary.version) == pictures(whole.context.storage, whole.publish()[0])
+
+    everything = refilter(output, ["quality.filters=[]"]).version
+    assert everything.counts == {"kept": 16, "rejected": 0, "quarantined": 0}
+    calls = read_calls(spec)
+    with caplog.at_level(logging.INFO, logger="pipelines"):
+        again = run_job(spec, worker_class=SlowWorker)
+    assert (again.version, again.is_new, read_calls(spec)) == (everything, False, calls)
+    assert any("which `jointdit refilter` set for the whole dataset" in message for message in caplog.messages)
+    assert validate(output).problems == []
 
 
 @pytest.mark.timeout(120)
