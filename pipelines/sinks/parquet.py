@@ -82,7 +82,7 @@ DESCRIPTIONS = {
     "intrinsics_source": "`assumed`, `given` or `calibrated` (a metric depth model says it)",
     "z_near": "depth of the nearest pixel in metres: z = 1 / (A + B d), A = 1/z_far, B = 1/z_near - 1/z_far",
     "z_far": "depth of the farthest pixel in metres",
-    "pointcloud": "path of the sample's PLY file in the dataset; null where there is none, as of what was rejected first",
+    "pointcloud": "path of the sample's PLY file in the dataset; null where there is none, as of what was rejected",
     "seed": "of the sample's noise",
     "round": "of regeneration; 0 is the first",
     "quality": "scores; null where a score was not computed",
