@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jointdit.errors import ModelError, SpecError
-from pipelines.calibrate import check_calibrator
+from pipelines.metres import check_calibrator
 from pipelines.quality import load_scores
 from pipelines.spec import EncodeSpec, JobSpec, ModelSpec, PrepareSpec
 
@@ -123,8 +123,8 @@ def check_scorers(spec: JobSpec) -> int:
         SpecError, ModelError: settings or files that no worker could measure with.
     """
     calibrate = spec.output.points.calibrate
-    if calibrate is None and any(each.get("kind") == "calibration" for each in spec.quality.filters):
-        raise SpecError("quality.filters names calibration, which needs output.points.calibrate: add it, or remove it.")
+    if calibrate is None and any(each.get("kind") == "metric_fit" for each in spec.quality.filters):
+        raise SpecError("quality.filters names metric_fit, which needs output.points.calibrate: add it, or remove it.")
     size = 0 if calibrate is None else check_calibrator(calibrate)
     for each in load_scores(spec.quality.filters, spec.quality.scores, spec.task):
         try:

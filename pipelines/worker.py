@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from jointdit.errors import PermanentError, TransientError
-from pipelines.calibrate import load_calibrator
 from pipelines.context import RunContext
 from pipelines.encode import encode_samples, load_encoders
+from pipelines.metres import load_calibrator
 from pipelines.model import load_pipeline
 from pipelines.quality import ScoredBatch, Scorer, load_scores
 from pipelines.read import size_of

@@ -36,7 +36,7 @@ How well each does it, on planted faults and clean samples, stands with pictures
                       critic_correlation
 
     where output.points.calibrate puts depth in metres
-    calibration       calibration_residual,                      depth that does not agree with the metric depth model
+    metric_fit        calibration_residual,                      depth that does not agree with the metric depth model
                       calibration_inlier_ratio
 
     of the whole dataset, when a version is published (decisions.py)
@@ -63,7 +63,6 @@ from pydantic import ValidationError
 
 from jointdit.errors import SpecError
 from pipelines.quality.blank_picture import BlankPicture
-from pipelines.quality.calibration import Calibration
 from pipelines.quality.caption import Caption
 from pipelines.quality.clipped_picture import ClippedPicture
 from pipelines.quality.depth_critic import DepthCritic
@@ -74,6 +73,7 @@ from pipelines.quality.filter import Filter
 from pipelines.quality.flat_depth import FlatDepth
 from pipelines.quality.flying_pixels import FlyingPixels
 from pipelines.quality.keep_best import KeepBest
+from pipelines.quality.metric_fit import MetricFit
 from pipelines.quality.model_scored import ModelScored, ScoredBatch, Scorer
 from pipelines.quality.near_duplicate import NearDuplicate
 from pipelines.quality.noisy_picture import NoisyPicture
@@ -123,7 +123,7 @@ MODEL_FILTERS: dict[str, type[ModelScored]] = {
 FILTERS: dict[str, type[Filter]] = {
     **PIXEL_FILTERS,
     **MODEL_FILTERS,
-    **{filter.kind: filter for filter in (Calibration, NearDuplicate)},
+    **{filter.kind: filter for filter in (MetricFit, NearDuplicate)},
 }
 SCORES: tuple[str, ...] = tuple(score for filter in FILTERS.values() for score in filter.scores)
 

@@ -2,7 +2,7 @@
 
 The worker runs it beside the models of scores, where the device is (quality/model_scored.py). It sees pictures at the
 model's size without padding; A and B of 1/z = A + B d hold at any size, a focal length is scaled in finish.py. How well
-the fit agrees becomes two scores (quality/calibration.py). A picture without a fit keeps the range of the spec.
+the fit agrees becomes two scores (quality/metric_fit.py). A picture without a fit keeps the range of the spec.
 """
 
 from __future__ import annotations

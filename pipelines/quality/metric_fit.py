@@ -11,14 +11,14 @@ from pipelines.quality.filter import Filter, Fraction
 from pipelines.records import SampleResult
 
 
-class Calibration(Filter):
+class MetricFit(Filter):
     """calibration_residual: median of |z / z_fit - 1|. calibration_inlier_ratio: share of pixels within 10 %.
 
     Measured by the worker where the spec has `output.points.calibrate`; a sample without a fit has ratio 0 and no
     residual, and is rejected.
     """
 
-    kind: ClassVar[str] = "calibration"
+    kind: ClassVar[str] = "metric_fit"
     scores: ClassVar[tuple[str, ...]] = ("calibration_residual", "calibration_inlier_ratio")
 
     max_residual: float = Field(0.25, ge=0)

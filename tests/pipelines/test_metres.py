@@ -15,7 +15,7 @@ import pytest
 from jointdit.calibration import Calibration, fit_inverse_depth
 from jointdit.errors import ModelError, SpecError
 from jointdit.evaluation.transformers_depth import TransformersDepth
-from pipelines.calibrate import load_calibrator
+from pipelines.metres import load_calibrator
 from pipelines.model import check_scorers
 from pipelines.quality.model_scored import ScoredBatch
 from pipelines.records import Content, Row, Sample, SampleResult
@@ -96,7 +96,7 @@ def test_a_calibrated_sample_says_so(metric: Path) -> None:
 
 def test_a_jobs_rows_carry_range_scores_and_decision(make_job: Any, metric: Path) -> None:
     """Small random weights: their map of noise agrees with nothing, which the scores say."""
-    lenient = {"kind": "calibration", "max_residual": 0.0}
+    lenient = {"kind": "metric_fit", "max_residual": 0.0}
     job = make_job(
         ["a", "b"],
         output={"points": {"format": "ply", "calibrate": {"model": str(metric)}}},
@@ -141,4 +141,4 @@ def test_what_cannot_calibrate_is_refused_before_the_run(tmp_path: Path, metric:
         load_spec(maps)
     alone = {"task": "joint", "input": {"uri": "in"}, "output": {"uri": "o"}}
     with pytest.raises(SpecError, match=r"needs output\.points\.calibrate"):
-        check_scorers(load_spec({**alone, "quality": {"filters": [{"kind": "calibration"}]}}))
+        check_scorers(load_spec({**alone, "quality": {"filters": [{"kind": "metric_fit"}]}}))
