@@ -19,8 +19,8 @@ FloatArray = NDArray[np.float32]
 
 SPECK = 0.05  # of disparity, from all four neighbours
 SLOPE = 1 / 1024  # of disparity, over 1/32 of the longer side: a quarter of a level of 8 bits
-SAMPLED = 1024  # pixels that are compared with each other
-FEWEST = 16  # with less of them there is nothing to go by
+ENOUGH = 1024  # distinct values, four times those of 8 bits; a plane repeats its own
+FEWEST = 50  # pixels on slopes; with less there is nothing to go by
 
 
 class Planarity(Filter):
@@ -28,8 +28,8 @@ class Planarity(Filter):
 
     depth_speck_fraction: the share of pixels that lie apart from all four neighbours, to one side, by 0.05.
 
-    depth_distinct_fraction: of up to 1024 pixels on surfaces that slope in both directions, the share of values that
-    differ in 16 bits; a map that went through 8 bits has at most 255 in all. 1 where hardly anything slopes both ways.
+    depth_distinct_fraction: distinct values in 16 bits on surfaces that slope in both directions, over their pixels or
+    over 1024 where those are more; a map that went through 8 bits has at most 256. 1 where hardly anything slopes so.
     """
 
     kind: ClassVar[str] = "planarity"
@@ -37,7 +37,7 @@ class Planarity(Filter):
 
     max_roughness: Fraction = 0.005
     max_specks: Fraction = 0.002
-    min_distinct: Fraction = 0.27
+    min_distinct: Fraction = 0.5
 
     @staticmethod
     def measure(result: SampleResult) -> dict[str, float]:
@@ -78,10 +78,11 @@ def _distinct(values: FloatArray) -> float:
     down = _least(values[: -2 * arm, middle], here, values[2 * arm :, middle]) > SLOPE
     across = _least(values[middle, : -2 * arm], here, values[middle, 2 * arm :]) > SLOPE
     sloped = here[down & across]
-    chosen = sloped[:: max(1, len(sloped) // SAMPLED)][:SAMPLED]
-    if len(chosen) < FEWEST:
+    if len(sloped) < FEWEST:
         return 1.0
-    return len(np.unique(np.rint(chosen * 65535))) / len(chosen)
+    levels = np.rint(np.clip(np.nan_to_num(sloped), 0, 1) * 65535).astype(np.intp)
+    distinct = np.count_nonzero(np.bincount(levels, minlength=65536))
+    return min(1.0, distinct / min(len(sloped), ENOUGH))
 
 
 def _least(before: FloatArray, here: FloatArray, after: FloatArray) -> FloatArray:
