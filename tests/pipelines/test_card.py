@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from pipelines import card
-from pipelines.card import tables
+from pipelines.card import figures, tables
 from pipelines.ledger import Job, Outcome, sha256
 from pipelines.publish import Version
 from pipelines.quality import SCORES, measure
@@ -250,6 +250,19 @@ def test_the_figures_show_the_rows(storage: Storage, version: Version) -> None:
     assert len(cloud) > 500
     across = np.sort(cloud.points[:, 0])
     assert (np.diff(across) > 0.03 * np.ptp(across)).sum() == 2  # three clouds beside each other
+
+
+def test_a_picture_that_is_not_copied_and_a_hole_are_left_out(storage: Storage, version: Version) -> None:
+    (first, *_) = tables.look(storage, version).rows
+    holes = np.ones(first.disparity.shape, bool)
+    holes[:20] = False
+    row = replace(first, rgb=None, valid=holes)
+    sheet = np.asarray(Image.open(io.BytesIO(figures.sample_sheet([row]))).convert("RGB"))
+    assert sheet[4:130, 20:110].mean() > 230  # only a few grey words
+    whole, rest = (read_ply(figures.merged_points([each], 0.5)) for each in (replace(row, valid=None), row))
+    assert 0 < len(rest) < 0.6 * len(whole)
+    np.testing.assert_array_equal(whole.colours[0], figures.colour_depth(first.disparity)[0, 0])
+    assert np.isnan(row.metres[:20]).all()
 
 
 def test_the_look_is_as_long_for_a_thousand_files(
