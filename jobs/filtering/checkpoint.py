@@ -18,7 +18,8 @@ def swapped_row(pipe: JointDiTPipeline, count: int) -> list[str]:
     """A row of the recall table: swapped maps by self-consistency, on rendered scenes with exact depth."""
     scenes = held_out_scenes(count, pipe.config.default_width, pipe.config.default_height)
     rule = SelfConsistency()
-    separation, _ = separate_pairs(rule, pipe, as_results(scenes))
+    pairs, _ = separate_pairs(rule, pipe, as_results(scenes))
+    separation = pairs.swapped
     false, recall = separation.rejected(rule)
     best = max(rule.scores, key=separation.auc)
     found = f"{recall:.1%} at {false:.1%} false alarms; ROC AUC {separation.auc(best):.3f} by {best}"
