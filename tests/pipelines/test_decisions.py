@@ -202,18 +202,23 @@ def test_near_duplicates_are_dropped_whatever_the_order_of_shards(twins: LocalJo
     assert job.complete() == version, "nothing new publishes nothing"
 
     (tmp_path / "photos" / "0.png").write_bytes((tmp_path / "photos" / "a.png").read_bytes())
-    (tmp_path / "photos" / "a.png").unlink()
+    blobs(np.random.default_rng(9), (48, 32)).save(tmp_path / "photos" / "a.png")  # it supersedes the first a
     job.complete()
-    assert {name: outcomes(job, 2)[name] for name in found} == found, "what came first stays, its file gone or not"
-    assert outcomes(job, 2)["0.png:0/0"].startswith("rejected; near_duplicate: 0 of 64 bits from a.png:0/0")
+    second = outcomes(job, 2)
+    assert {name: second[name] for name in found} == found, "c stays out although the first a is gone"
+    assert second["0.png:0/0"] == "kept", "and nothing that is kept looks like it"
     assert validate(storage.uri).problems == []
     assert plan_retry(storage.uri, ["rejected"]).counts == {"rejected": 0}, "they would lose again"
 
     everything = refilter(storage.uri, ["quality.filters=[]"])
     assert everything.version.counts == {"kept": 14, "rejected": 0, "quarantined": 0}
     back = refilter(storage.uri, ["quality.filters=[{kind: near_duplicate}]"])
-    assert outcomes(job, back.version.number) == outcomes(job, 2)
+    assert outcomes(job, back.version.number) == second, "of c and 0, which are alike, the first is not kept now either"
     assert back.version.files == read_version(storage, 2).files
+    assert validate(storage.uri).problems == []
+    far = refilter(storage.uri, ["quality.filters=[{kind: near_duplicate, max_distance: 5}]"]).version
+    assert outcomes(job, far.number)["c.png:0/0"] == "kept", "other criteria decide all anew, in the order of the plan"
+    assert outcomes(job, far.number)["0.png:0/0"].startswith("rejected; near_duplicate: ")
     assert validate(storage.uri).problems == []
 
 

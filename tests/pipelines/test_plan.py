@@ -11,12 +11,14 @@ import pytest
 from jointdit.errors import InputError, SpecError
 from pipelines.counting import Counting
 from pipelines.ledger import Ledger, parquet_bytes
+from pipelines.limits import Limits
 from pipelines.plan import cut_shards, extend_with_regeneration, make_shard, preview, propose
 from pipelines.progress import Progress
 from pipelines.records import SourceFile, Span
 from pipelines.run import generate_all, pending_shards
 from pipelines.spec import load_spec
 from pipelines.validate import validate
+from tests.local_job import IDENTITY
 
 
 def source(name: str, etag: str = "1") -> SourceFile:
@@ -139,15 +141,20 @@ def test_a_missing_column_names_those_that_exist(make_job, tmp_path: Path) -> No
         job.plan()
 
 
-def test_regeneration_is_planned_from_committed_rejects_alone(make_job) -> None:
+def test_regeneration_is_planned_from_committed_rejects_alone(make_job, monkeypatch) -> None:
+    monkeypatch.setattr("pipelines.plan.identify_job", lambda spec: IDENTITY)
     quality = {"filters": [{"kind": "depth_range"}], "regenerate": 2}
     job = make_job(["fine", "FLAT", "fine too", "FLAT again"], quality=quality, input={"samples_per_row": 2})
     spec, fingerprint = job.context.spec, job.context.fingerprint
     job.plan()
     assert extend_with_regeneration(spec, fingerprint, job.ledger) == 0  # nothing is committed
     job.run()
+    plan = preview(spec)
+    assert (plan.round, plan.regenerate, plan.regenerated_samples, plan.pending_samples) == (0, 2, 4, 4)
     assert extend_with_regeneration(spec, fingerprint, job.ledger) == 4
     assert extend_with_regeneration(spec, fingerprint, job.ledger) == 0  # planned, not committed
+    plan = preview(spec)
+    assert (plan.round, plan.regenerated_samples, plan.pending_samples) == (1, 0, 4)
     (entry,) = pending_shards(job.ledger)
     assert entry.shard.round == 1
     assert [(span.start, span.stop) for span in entry.shard.spans] == [(1, 2), (3, 4)]
@@ -196,7 +203,7 @@ def test_a_file_that_lost_all_its_rows_supersedes_them(
     (folder / name).write_text(empty)
     assert job.plan().changed == (str(folder / name),)
     progress = Progress()
-    generate_all(job.context, job.ledger, progress, None)  # starts no Ray
+    generate_all(job.context, job.ledger, progress, Limits(), None)  # starts no Ray
     version, is_new = job.publish()
     assert (is_new, version.counts["kept"], progress.shards) == (True, 1, 0)
     assert job.plan().shards == ()

@@ -37,6 +37,17 @@ def test_the_line_says_what_was_tried_again_and_why() -> None:
     assert progress.line().endswith(", retries: 1 crash, 2 store")
 
 
+def test_a_round_of_new_seeds_is_announced_once_and_in_the_line() -> None:
+    screen = io.StringIO()
+    with Progress(Console(file=screen, force_terminal=True, width=120)) as progress:
+        progress.begin_round(0, 8)
+        assert "round" not in progress.line()
+        for _ in range(2):
+            progress.begin_round(1, 3)
+    assert progress.line().startswith("round 1: 0 of 0 samples")
+    assert screen.getvalue().count("round 1: 3 samples with new seeds, in place of rejected ones.") == 1
+
+
 def test_a_terminal_gets_a_live_line_and_notes_above_it() -> None:
     screen = io.StringIO()
     with Progress(Console(file=screen, force_terminal=True, width=120)) as progress:

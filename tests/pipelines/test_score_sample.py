@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -20,8 +22,8 @@ from tests.local_job import LocalJob, job_in
 
 @pytest.fixture
 def spec_file(tmp_path: Path) -> Path:
-    """Forty prompts, every eighth of a flat map; a filter without a calibration that its quantile could come from."""
-    prompts = ["FLAT" if number % 8 == 0 else f"prompt {number}" for number in range(40)]
+    """Sixteen prompts, every fourth of a flat map; a filter without a calibration that its quantile could come from."""
+    prompts = ["FLAT" if number % 4 == 2 else f"prompt {number}" for number in range(16)]
     (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
     data = {
         "task": "joint",
@@ -46,9 +48,9 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_from_a_spec_to_a_spec_with_thresholds(spec_file: Path, tmp_path: Path, capsys) -> None:
-    assert main(["calibrate", str(spec_file), "-n", "24", "--reject", "0.25"]) == 0
+    assert main(["calibrate", str(spec_file), "-n", "12", "--reject", "0.1"]) == 0
     printed = capsys.readouterr().out
-    assert "24 samples with scores, 0 quarantined" in printed
+    assert "12 samples with scores, 0 quarantined" in printed
     assert "depth_range.min_span bounds depth_span" in printed
     assert "█" in printed
     assert "0.1 rejects " in printed, "the default, in place of a quantile that cannot be known yet"
@@ -62,11 +64,18 @@ def test_from_a_spec_to_a_spec_with_thresholds(spec_file: Path, tmp_path: Path, 
 
     found = calibrating.Calibration(**{**yaml.safe_load((folder / "calibration.json").read_text())})
     scores = found.scores["depth_span"]
-    assert (len(scores), scores[0], scores) == (24, 0.0, sorted(scores))
+    assert (len(scores), scores[0], scores) == (12, 0.0, sorted(scores))
     bound = snippet["filters"][0]["min_span"]
-    assert sum(score < bound for score in scores) == 6, "a quarter of the sample, as asked"
+    assert sum(score < bound for score in scores) == 2, "some 10 % of the sample, as asked"
     spec = load_spec(spec_file, [f"quality.calibration={folder}"])
     assert spec.quality.filters[0]["min_span"] == pytest.approx(found.quantile("depth_span", 0.2))
+
+
+def pixels(ledger: Ledger) -> dict[str, tuple]:
+    commits = (ledger.read_commit(shard) for shard in ledger.committed())
+    tables = (io.BytesIO(ledger.storage.read_bytes(each.path)) for commit in commits for each in commit.objects)
+    rows = (row for table in tables for row in pq.read_table(table).to_pylist())
+    return {row["id"]: (row["seed"], row["rgb"], row["depth"], row["quality"]) for row in rows}
 
 
 def test_the_sample_is_of_the_job_pixel_for_pixel(spec_file: Path, tmp_path: Path) -> None:
@@ -76,11 +85,11 @@ def test_the_sample_is_of_the_job_pixel_for_pixel(spec_file: Path, tmp_path: Pat
     ids = {s.id for shard in sampled.committed() for s in sampled.read_commit(shard).samples}
     assert len(ids) == 6
     assert len({identifier.rsplit("/")[0] for identifier in ids}) == 3, "both samples of each row"
-    entry = sampled.planned()[0]
-    whole = job_in(tmp_path, task="joint", input={"samples_per_row": 2}, output={"uri": str(tmp_path / "whole")})
-    assert entry.shard.spans[0].uri == whole.context.spec.input.uri[0]
-    commit = sampled.read_commit(entry.shard.id)
-    assert all(sample.id.startswith("prompts.txt:") for sample in commit.samples)
+    job = job_in(tmp_path, input={"samples_per_row": 2}, output={"uri": str(tmp_path / "whole")})
+    job.plan()
+    job.run()
+    expected = pixels(job.ledger)
+    assert {identifier: expected[identifier] for identifier in ids} == pixels(sampled)
     before = {each.path: each.etag for each in sampled.storage.list() if not each.path.startswith("calibration")}
     calibrate(spec, 6)
     after = {each.path: each.etag for each in sampled.storage.list() if not each.path.startswith("calibration")}
