@@ -40,6 +40,10 @@ def submit(
     namespace: Annotated[str, typer.Option(help="Kubernetes: where the objects go.")] = "jointdit",
     gpus: Annotated[int, typer.Option(min=0, help="Kubernetes: GPUs on demand, at most.")] = 4,
     spot_gpus: Annotated[int, typer.Option(min=0, help="Kubernetes: GPUs of the spot pool, at most.")] = 4,
+    tasks_on_head: Annotated[
+        bool,
+        typer.Option("--tasks-on-head", help="Kubernetes: read and finish tasks on the head alone, not beside GPUs."),
+    ] = False,
     schedule: Annotated[
         str | None,
         typer.Option(metavar="CRON", help='Kubernetes: again and again, such as "0 1 * * *", in UTC.'),
@@ -74,7 +78,15 @@ def submit(
     from jobs.kuberay.pods import IMAGE
 
     deployment = Deployment(
-        store, endpoint, image or IMAGE, namespace, gpus, spot_gpus, schedule, run_options=run_options
+        store=store,
+        endpoint=endpoint,
+        image=image or IMAGE,
+        namespace=namespace,
+        gpus=gpus,
+        spot_gpus=spot_gpus,
+        schedule=schedule,
+        tasks_on_head=tasks_on_head,
+        run_options=run_options,
     )
     objects = manifests(job, deployment)
     if dry_run:

@@ -122,7 +122,9 @@ class Chains:
     def __init__(self, context: RunContext, context_ref: Any, task_cpus: float) -> None:
         self.context, self.context_ref = context, context_ref
         self.run = secrets.token_hex(4)  # begins the token of each commit of these chains
-        options = {"num_cpus": task_cpus, "max_retries": 0}
+        options: dict[str, Any] = {"num_cpus": task_cpus, "max_retries": 0}
+        if labels := context.spec.resources.task_labels:
+            options["label_selector"] = dict(labels)
         self._read = ray.remote(**options)(_read)
         self._finish = ray.remote(**options)(_finish)
         self._try_read = ray.remote(**options)(_try_read)

@@ -92,10 +92,12 @@ def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
     when a second driver runs on the same cluster: its workers wait until these are gone.
 
     Raises:
-        PermanentError: more workers are asked for than its GPUs can hold, or as many as there are and there are none.
+        PermanentError: no node has the tasks' labels, more workers are asked for than its GPUs can hold, or as many as
+            there are and there are none.
     """
     import ray
 
+    _check_labels(resources)
     total = ray.cluster_resources()
     gpus = total.get("GPU", 0.0)
     if resources.device == "cuda" or (resources.device == "auto" and gpus > 0):
@@ -118,6 +120,19 @@ def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
     workers = most if resources.workers == "auto" else resources.workers
     share = _share(nodes, workers)
     return WorkerPlan(workers, 0.0, share, TASK_CPUS, max(1, int(share)), "cpu")
+
+
+def _check_labels(resources: ResourcesSpec) -> None:
+    """Tasks for which there is no node would wait for ever."""
+    import ray
+
+    wanted = resources.task_labels.items()
+    if wanted and not any(node["Alive"] and wanted <= node["Labels"].items() for node in ray.nodes()):
+        labels = ", ".join(f"{name}={value}" for name, value in wanted)
+        raise PermanentError(
+            f"resources.task_labels: no node of the cluster has {labels}: start Ray there with --labels, or leave it "
+            "out."
+        )
 
 
 def _cpus_of_nodes(nodes: Sequence[dict[str, Any]], without: Collection[str] = ()) -> list[float]:

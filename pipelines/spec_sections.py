@@ -275,6 +275,8 @@ class ResourcesSpec(Section):
     # cuda: wait for GPUs, also where the cluster has none yet because it grows when they are asked for.
     device: Literal["auto", "cuda", "cpu"] = "auto"
     gpus_per_worker: float = Field(1.0, gt=0)  # below 1 several small models share a GPU
+    # Read and finish tasks run only on nodes with these labels of Ray's, which keeps them off nodes with GPUs.
+    task_labels: dict[str, str] = Field(default_factory=dict)
     shards_in_flight: int = Field(3, ge=1, le=16)  # a worker; more hides slower storage and costs memory
     start_seconds: float = Field(1800.0, gt=0)  # to load the model: tens of gigabytes from a cold disk take minutes
     stall_seconds: float = Field(900.0, gt=0)  # a worker with work that finishes no batch for so long is taken for dead

@@ -57,6 +57,7 @@ from pipelines.spec import JobSpec
 JOB_FILE = "rayjob.yaml"
 SPOT_LABEL = "jointdit.io/pool"  # nodes of a spot pool carry this label and this taint, with the value spot
 SPOT_TOLERATION = Toleration(key=SPOT_LABEL, operator="Equal", value="spot", effect="NoSchedule")
+TASK_LABELS = {"jointdit.io/tasks": "here"}
 IDLE_SECONDS = 120  # before the autoscaler takes a GPU node away
 CLUSTERS_AFTER_A_FAILURE = 2  # committed shards are not made again
 START_DEADLINE_SECONDS = 3600  # to get a head and the image
@@ -74,6 +75,7 @@ class Deployment:
     gpus: int = 4  # workers on demand, at most
     spot_gpus: int = 4  # workers on spot nodes, at most; they come first
     schedule: str | None = None  # as in cron, UTC
+    tasks_on_head: bool = False  # read and finish tasks: no CPU of a node with GPUs for them
     run_options: tuple[str, ...] = ()  # of `jointdit run`
     head: Size = field(default=Size("4", "16Gi"))
     worker: Size = field(default=Size("4", "48Gi", gpus=1))
@@ -132,7 +134,9 @@ def ray_job(about: Metadata, deployment: Deployment, pods: Pods) -> RayJob:
         ),
         auth_options=AuthOptions(mode="token"),
         head_group_spec=HeadGroup(
-            ray_start_params={"num-gpus": "0", "dashboard-host": "0.0.0.0"}, template=pods.head(deployment.head)
+            labels=TASK_LABELS if deployment.tasks_on_head else None,
+            ray_start_params={"num-gpus": "0", "dashboard-host": "0.0.0.0"},
+            template=pods.head(deployment.head),
         ),
         worker_group_specs=tuple(groups),
     )
@@ -201,6 +205,8 @@ def spec_text(spec: JobSpec, deployment: Deployment) -> str:
     data["resources"] = {**given, "device": "cuda", "workers": given.get("workers", workers)}
     if data["resources"]["workers"] == "auto":
         data["resources"]["workers"] = workers
+    if deployment.tasks_on_head:
+        data["resources"]["task_labels"] = TASK_LABELS
     return yaml_text(data)
 
 

@@ -39,6 +39,7 @@ class HeadGroup(Model):
     """The head: Ray's own services, the driver, read and finish tasks."""
 
     service_type: Literal["ClusterIP"] = "ClusterIP"
+    labels: dict[str, str] | None = None  # of the Ray node
     ray_start_params: dict[str, str]
     template: PodTemplate
 

@@ -25,6 +25,13 @@ def test_workers_follow_the_cpus_where_there_is_no_gpu(ray_cluster: None) -> Non
         assert plan.threads >= 1
 
 
+def test_labels_for_tasks_that_no_node_has_are_one_sentence(ray_cluster: None) -> None:
+    (node,) = ray.nodes()
+    assert plan_workers(ResourcesSpec(task_labels={"ray.io/node-id": node["NodeID"]})).workers >= 1
+    with pytest.raises(PermanentError, match="no node of the cluster has pool=tasks: start Ray there with --labels"):
+        plan_workers(ResourcesSpec(task_labels={"pool": "tasks"}))
+
+
 def test_workers_wait_for_gpus_that_a_cluster_may_grow(ray_cluster: None) -> None:
     plan = plan_workers(ResourcesSpec(workers=8, device="cuda", gpus_per_worker=0.5))
     assert (plan.workers, plan.num_gpus, plan.device) == (8, 0.5, "cuda")

@@ -208,6 +208,16 @@ def test_the_pods_run_the_spec_of_the_config_map() -> None:
     assert spec.resources.device == "cuda", "it waits for GPUs that are not there yet"
 
 
+def test_tasks_can_be_kept_off_nodes_with_gpus() -> None:
+    objects = [each.manifest() for each in manifests(load_spec(SPEC), Deployment("s3", tasks_on_head=True))]
+    (map_,) = [each for each in objects if each["kind"] == "ConfigMap"]
+    labels = load_spec(yaml.safe_load(map_["data"][SPEC_FILE])).resources.task_labels
+    cluster = objects[-1]["spec"]["rayClusterSpec"]
+    assert labels
+    assert cluster["headGroupSpec"]["labels"] == labels
+    assert not any("labels" in group for group in cluster["workerGroupSpecs"])
+
+
 def test_a_schedule_may_make_rayjobs_and_nothing_else() -> None:
     objects = objects_of("nightly.yaml")
     (role,) = [each for each in objects if each["kind"] == "Role"]
