@@ -37,7 +37,7 @@ class Planarity(Filter):
 
     max_roughness: Fraction = 0.005
     max_specks: Fraction = 0.002
-    min_distinct: Fraction = 0.5
+    min_distinct: Fraction = 0.4
 
     @staticmethod
     def measure(result: SampleResult) -> dict[str, float]:
