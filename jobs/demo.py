@@ -76,11 +76,12 @@ def render(folder: Path) -> None:
 
 
 def specs() -> list[JobSpec]:
-    """The three jobs: demo.yaml, and what differs from it."""
+    """The three jobs: demo.yaml, and what differs from it. Depth has no generated depth to be consistent with."""
     joint = [f"input.uri={FOLDER / 'demo_prompts.txt'}"]
     depth = [
         *("task=depth", "name=demo-depth", f"output.uri={OUTPUT / 'depth'}", "model.steps=8"),
         *(f"input.uri={OUTPUT / 'scenes' / 'metadata.jsonl'}", "input.columns={id: id, image: rgb}"),
+        *("quality.filters=[{kind: depth_range}, {kind: near_duplicate}]", "quality.regenerate=0"),
     ]
     depth_to_image = [
         *("task=depth-to-image", "name=demo-depth-to-image", f"output.uri={OUTPUT / 'depth-to-image'}"),
