@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from jobs.datasets import Overrides, SpecFile
@@ -66,6 +65,7 @@ def histogram(proposal: Proposal, scores: Sequence[float]) -> Text:
 
     No sample is a blank, and one never is.
     """
+    import numpy as np
     from rich.text import Text
 
     counts, edges = np.histogram(scores, bins=BINS)

@@ -29,6 +29,8 @@ from jointdit.joint_attention import JOINT_WEIGHT_SHARPNESS, add_joint_connectio
 ADAPTER_ADVICE = "give the adapter that was trained for this base network"
 BASE_ADVICE = "give the base network that `config` describes"
 
+ADAPTER_SETTINGS = ("lora_ranks", "joint_weight_sharpness")  # what a config has beside FLUX's own
+
 
 class JointDiTTransformer2DModel(FluxTransformer2DModel):
     """Predicts the velocity of RGB and depth latents together, each half at its own noise level.

@@ -250,7 +250,9 @@ def base_of(network: Any) -> Any:
     """A JointDiT network's base as diffusers' FLUX, in memory of its own."""
     from diffusers import FluxTransformer2DModel
 
-    config = {name: value for name, value in network.config.items() if name != "lora_ranks" and name[0] != "_"}
+    from jointdit.transformer import ADAPTER_SETTINGS
+
+    config = {name: value for name, value in network.config.items() if name not in ADAPTER_SETTINGS and name[0] != "_"}
     flux = FluxTransformer2DModel(**config).to(network.dtype)
     state = {
         name.replace(".base_layer.", "."): tensor

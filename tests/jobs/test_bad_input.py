@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import gzip
+import importlib
 import io
 import json
 import os
 import shlex
+import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +162,6 @@ BAD: dict[str, Refused | SetAside] = {
     "no such kind of store": refused(PLAN, "ftp:// is not a store this can use", input__uri="ftp://host/x"),
     "a store in memory": refused(RUN, "memory:// lives in one process", "s3://bucket/prefix", output__uri="memory://x"),
     "no bucket": refused(PLAN, "output.uri: 's3://' names no folder or bucket", output__uri="s3://"),
-    "a package that is not here": refused(RUN, "gs://", "install jointdit[gcs]", output__uri="gs://bucket/out"),
     "a credential in a field": refused(RUN, "input.secret_key looks like a credential", input__secret_key="hush"),
     "a credential in an address": refused(
         f"{PLAN} --set output.uri=s3://key:hush@bucket/out", "output.uri holds what looks like a credential"
@@ -432,6 +433,15 @@ def test_no_access(s3, workspace, monkeypatch, capsys):
         assert_refused(["run", "spec.yaml"], (bucket, "no access"), capsys)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     assert Storage(bucket).list("") == [], "nothing is written"
+
+
+def test_a_package_that_is_not_here(workspace, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for name in ("gs", "gcs"):
+        monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, name, raising=False)
+    monkeypatch.chdir(workspace)
+    Path("spec.yaml").write_text(yaml.safe_dump({**JOINT, "output": {"uri": "gs://bucket/out"}}))
+    assert_refused(shlex.split(RUN), ("gs://", "install jointdit[gcs]"), capsys)
 
 
 @pytest.mark.parametrize("command", [RUN, PLAN, "status s3://bucket/out"])

@@ -10,9 +10,8 @@ from jobs import demo
 from jobs.cli import main
 from jobs.recolour import recolour
 from jointdit.evaluation.colours import named_colours
-from jointdit.scenes import COLOURS
+from jointdit.scenes import COLOURS, sample_layout
 from jointdit.scenes.caption import describe
-from jointdit.scenes.layout import sample_layout
 
 ROOT = Path(__file__).parents[2]
 
