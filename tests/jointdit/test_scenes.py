@@ -63,7 +63,7 @@ def test_depth_puts_spheres_on_their_surface(scenes: list[Scene]) -> None:
     assert seen >= 3
 
 
-def test_a_wall_is_no_nearer_than_what_stands_before_it(scenes: list[Scene]) -> None:
+def test_every_thing_is_seen(scenes: list[Scene]) -> None:
     for scene in scenes:
         for number in range(len(scene.objects)):
             assert (scene.label == 2 + number).any(), (scene.seed, scene.caption)
@@ -80,7 +80,8 @@ def test_a_shape_stands_on_the_floor_inside_its_cube(shape: str) -> None:
     local = (here - [thing.x, thing.y, thing.z]) / thing.half_extent
     assert -1.001 <= local[:, 1].min() < -0.8, "it stands on the floor"
     assert np.abs(local[:, 1]).max() <= 1.001
-    assert np.hypot(local[:, 0], local[:, 2]).max() <= np.sqrt(2) * 0.86 if shape in ("cube", "pyramid") else 1.1
+    reach = np.sqrt(2) * 0.86 if shape in ("cube", "pyramid") else 1.1
+    assert 0.5 < np.hypot(local[:, 0], local[:, 2]).max() <= reach
 
 
 def test_scenes_are_of_every_kind() -> None:
