@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 from jobs import calibration, datasets
+from jobs.bench.command import bench
 from jobs.datasets import Overrides, SpecFile
 from jobs.export import export
 from jobs.interruption import INTERRUPTED, noting_interruptions
@@ -262,6 +263,9 @@ def evaluate(
         parts=part or (),
     )
     say(run_evaluation(settings))
+
+
+app.command(rich_help_panel=MODEL, epilog="Example: jointdit bench pipeline --json")(bench)
 
 
 @app.command(rich_help_panel=MODEL, epilog="Example: jointdit scenes -n 24 -o runs/scenes")
