@@ -164,7 +164,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_flux() -> FluxTransformer2DModel:
-    """A FLUX of width 192: 2 double and 4 single blocks, 6 heads of 32, no guidance embedding (as FLUX.1-schnell)."""
+    """A FLUX of width 192: 2 double and 4 single blocks, 6 heads of 32; guidance is added in its own stage."""
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=64,

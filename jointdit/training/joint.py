@@ -1,4 +1,4 @@
-"""Stage 3: JointDiT. Base and text encoders are frozen; LoRA on the depth half and the joint connections learn."""
+"""Stage 4: JointDiT. Base and text encoders are frozen; LoRA on the depth half and the joint connections learn."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from jointdit.training.spec import StageSpec
 LossFunction = Callable[[torch.Generator], torch.Tensor]  # draws its batch from the generator, returns a scalar
 Report = Callable[[str], None]
 
-STAGE_SEEDS = {"vae": 1, "base": 2, "joint": 3, "decoder": 4}
+STAGE_SEEDS = {"vae": 1, "base": 2, "joint": 3, "decoder": 4, "guidance": 5}
 EMBEDDING = re.compile(r"(token_embedding|position_embedding|shared|relative_attention_bias)\.weight$")
 
 

@@ -1,6 +1,6 @@
 """The recipe of the tiny checkpoint, from nothing to a folder that JointDiTPipeline.from_pretrained reads.
 
-    scenes -> autoencoder -> decoder alone -> latents -> text-to-image base -> JointDiT adapter -> <output>/pipeline
+    scenes -> autoencoder -> decoder alone -> latents -> text-to-image base -> guidance -> JointDiT adapter -> pipeline
 
 Each stage resumes from its checkpoint, and a finished stage is only read.
 """
@@ -22,6 +22,7 @@ from jointdit.training.autoencoder import decoder_loss, standardise_latents, vae
 from jointdit.training.base import base_loss
 from jointdit.training.checkpoint import NamedParameters, replacing
 from jointdit.training.data import RenderedScenes, load_cache, render_cache
+from jointdit.training.guidance import guidance_loss, with_guidance_embedding
 from jointdit.training.joint import joint_loss
 from jointdit.training.latent_cache import cached_latents
 from jointdit.training.loop import fit
@@ -48,7 +49,8 @@ def train(spec: TrainSpec, report: Report = print, every: int = 50) -> Path:
     rgb = cached_latents(vae, scenes, "rgb", spec.output / "latents-rgb.npy", report)
     train_base(spec, flux, text, rgb, report, every)
     disparity = cached_latents(vae, scenes, "disparity", spec.output / "latents-disparity.npy", report)
-    transformer = JointDiTTransformer2DModel.from_flux(flux, lora_ranks=architecture.LORA_RANKS)
+    guided = train_guidance(spec, flux, text, rgb, report, every)
+    transformer = JointDiTTransformer2DModel.from_flux(guided, lora_ranks=architecture.LORA_RANKS)
     train_joint(spec, transformer, text, rgb, disparity, report, every)
 
     return save_pipeline(spec, transformer, vae, text, clip_tokenizer, t5_tokenizer, report)
@@ -148,6 +150,28 @@ def train_base(
         module.requires_grad_(False).eval()
 
 
+def train_guidance(
+    spec: TrainSpec,
+    flux: FluxTransformer2DModel,
+    text: CaptionEncoder,
+    rgb: torch.Tensor,
+    report: Report,
+    every: int = 50,
+) -> FluxTransformer2DModel:
+    """Stage 3: a copy of the base that takes guidance as a number, as FLUX.1-dev; frozen afterwards."""
+    finished = spec.output / "guidance-finished.safetensors"
+    guided = with_guidance_embedding(flux).requires_grad_(True)
+    named = list(guided.named_parameters())
+    if not read_finished(finished, named):
+
+        def loss(generator: torch.Generator) -> torch.Tensor:
+            return guidance_loss(guided, flux, rgb, text, spec.guidance.batch_size, spec.text_drop, generator)
+
+        fit("guidance", spec.guidance, named, loss, spec.output, spec.seed, report, every)
+        write_finished(finished, named)
+    return guided.requires_grad_(False).eval()
+
+
 def train_joint(
     spec: TrainSpec,
     transformer: JointDiTTransformer2DModel,
@@ -157,7 +181,7 @@ def train_joint(
     report: Report,
     every: int = 50,
 ) -> None:
-    """Stage 3: the adapter's parameters only."""
+    """Stage 4: the adapter's parameters only."""
     finished = spec.output / "joint-finished.safetensors"
     named = list(transformer.adapter_named_parameters())
     if not read_finished(finished, named):

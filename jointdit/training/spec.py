@@ -38,7 +38,7 @@ class StageSpec(Frozen):
 
 
 class TrainSpec(Frozen):
-    """Scenes -> autoencoder -> its decoder alone -> text-to-image base -> JointDiT adapter -> one diffusers folder."""
+    """Scenes -> autoencoder -> decoder alone -> text-to-image base -> guidance -> JointDiT adapter -> one folder."""
 
     recipe: Literal["tiny"] = "tiny"
     seed: int = Field(0, ge=0)
@@ -49,6 +49,7 @@ class TrainSpec(Frozen):
     vae: StageSpec
     decoder: StageSpec
     base: StageSpec
+    guidance: StageSpec
     joint: StageSpec
 
 

@@ -27,6 +27,7 @@ from jointdit.training.autoencoder import (
 )
 from jointdit.training.base import base_loss
 from jointdit.training.data import RenderedScenes, load_cache, render_cache
+from jointdit.training.guidance import guidance_loss, with_guidance_embedding
 from jointdit.training.joint import joint_loss
 from jointdit.training.loop import fit, schedule
 from jointdit.training.run import train
@@ -145,7 +146,27 @@ def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: 
     )
     assert losses_of(lines)[-1] < 0.8 * losses_of(lines)[0]
 
-    model = JointDiTTransformer2DModel.from_flux(flux, lora_ranks=architecture.LORA_RANKS)
+    for module in (flux, clip, t5):
+        module.requires_grad_(False)
+    guided = with_guidance_embedding(flux)
+
+    def distance() -> float:
+        with torch.no_grad():
+            return float(guidance_loss(guided, flux, rgb, text, 16, 0.1, torch.Generator().manual_seed(1)))
+
+    before = distance()
+    fit(
+        "guidance",
+        stage(24, batch_size=4),
+        list(guided.named_parameters()),
+        lambda g: guidance_loss(guided, flux, rgb, text, 4, 0.1, g),
+        tmp_path,
+        0,
+        lambda line: None,
+    )
+    assert distance() < 0.8 * before
+
+    model = JointDiTTransformer2DModel.from_flux(guided.requires_grad_(False), lora_ranks=architecture.LORA_RANKS)
     adapter = list(model.adapter_named_parameters())
     names = {name for name, _ in adapter}
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if name not in names}
@@ -192,7 +213,7 @@ def test_the_recipe_from_nothing_to_a_checkpoint(scenes_folder: Path, tmp_path: 
     """Every stage of jobs/train_tiny.yaml, shortened: losses fall, a second call only reads, the pipeline works."""
     shutil.copytree(scenes_folder, tmp_path / "scenes")
     short = [f"output={tmp_path}", "scenes.count=256", "scenes.size=32", "scenes.processes=1", "threads=1"]
-    for stage_name, steps in {"vae": 16, "decoder": 2, "base": 12, "joint": 4}.items():
+    for stage_name, steps in {"vae": 16, "decoder": 2, "base": 12, "guidance": 2, "joint": 4}.items():
         settings = {"steps": steps, "batch_size": 4, "warmup": 2, "autocast": "none", "learning_rate": 2e-3}
         short += [f"{stage_name}.{key}={value}" for key, value in settings.items()]
     spec = load_train_spec(Path(__file__).parents[2] / "jobs/train_tiny.yaml", short)
@@ -253,3 +274,21 @@ def test_what_the_ablation_switches_off() -> None:
     levels = [sample_timesteps(20_000, torch.Generator().manual_seed(0), unbalanced) for unbalanced in (True, False)]
     assert [round(float((rgb == depth).float().mean()), 1) for rgb, depth in levels] == [0.5, 0.5]
     assert [float((depth < 0.2).float().mean()) > 0.1 for _, depth in levels] == [True, False]
+
+
+def test_guidance_starts_as_the_base_and_means_nothing_without_a_prompt() -> None:
+    """The teacher at guidance 1 and the teacher at an empty prompt are what the copy already computes."""
+    torch.manual_seed(0)
+    clip_tokenizer, t5_tokenizer = architecture.clip_tokenizer(), architecture.t5_tokenizer()
+    clip, t5 = architecture.build_clip(clip_tokenizer), architecture.build_t5(t5_tokenizer)
+    text = CaptionEncoder(["a red sphere"] * 4, clip_tokenizer, clip, t5_tokenizer, t5)
+    flux, latents = architecture.build_flux(), torch.randn(4, 4, 64)
+    guided = with_guidance_embedding(flux)
+    assert guided.config.guidance_embeds
+
+    def distance(drop: float) -> float:
+        with torch.no_grad():
+            return float(guidance_loss(guided, flux, latents, text, 4, drop, torch.Generator().manual_seed(1)))
+
+    assert distance(drop=1.0) < 1e-10
+    assert distance(drop=0.0) > 1e-6
