@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-slow chaos bench image manifests clean
+.PHONY: help setup demo check format test test-quantization test-slow chaos bench image manifests clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -38,6 +38,15 @@ test: setup ## every test but the slow ones, in two processes: most of them wait
 
 test-slow: setup ## the slow ones
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+QUANTIZATION := $(VENV)/quantization
+
+$(QUANTIZATION)/.installed: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --target $(QUANTIZATION) --upgrade torchao bitsandbytes
+	@touch $@
+
+test-quantization: $(QUANTIZATION)/.installed ## the tests of quantised weights, with their libraries beside the environment
+	PYTHONPATH=$(QUANTIZATION) $(BIN)/python -m pytest tests/jointdit/test_quantization.py
 
 chaos: setup ## a storm of faults over 2,000 rows, and the exact account; SEED=n for another one
 	$(BIN)/python -m tests.chaos.storm --seed $(SEED) --rows 2000 --faults 300

@@ -116,11 +116,16 @@ def _shards(index: Path) -> list[str]:
     return sorted(names)
 
 
-def load_component(kind: Any, folder: FilePath, dtype: torch.dtype) -> Any:
-    """Load a diffusers or transformers model class from its folder, refusing tensors that are missing or misshapen."""
+def load_component(kind: Any, folder: FilePath, dtype: torch.dtype, **options: Any) -> Any:
+    """Load a diffusers or transformers model class from its folder, refusing tensors that are missing or misshapen.
+
+    options: of its from_pretrained, such as quantization_config.
+    """
     folder_tensor_shapes(folder)
     with told_as_model_error(f"{folder}: can not be loaded as {kind.__name__}"):
-        model, info = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        model, info = kind.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(

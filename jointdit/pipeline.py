@@ -39,6 +39,7 @@ from jointdit.pixels import (
     vae_to_disparity,
     vae_to_image,
 )
+from jointdit.quantization import Quantization
 from jointdit.transformer import JointDiTTransformer2DModel
 
 TINY_CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
@@ -126,13 +127,15 @@ class JointDiTPipeline(DiffusionPipeline):
         base: FilePath | None = None,
         adapter: FilePath | None = None,
         torch_dtype: torch.dtype | None = None,
+        quantization: Quantization | None = None,
         **kwargs: Any,
     ) -> JointDiTPipeline:
         """Load a checkpoint: "tiny", a folder written by save_pretrained, or its name on the Hugging Face hub.
 
         base: instead, a FLUX.1 pipeline (dev, schnell, Krea or any fine-tune of the same architecture), folder or hub
         name, to which the published `adapter` (a local safetensors file) is added. torch_dtype: of transformer and
-        text encoders, default float32; the VAE always runs in float32, which far depth needs. kwargs: components that
+        text encoders, default float32; the VAE always runs in float32, which far depth needs.
+        quantization: of the transformer's and text encoders' weights, as they are loaded. kwargs: components that
         replace the checkpoint's, as in diffusers, and options of its hub download. Raises ModelError for what is not
         there, is not safetensors, or does not fit.
         """
@@ -145,10 +148,17 @@ class JointDiTPipeline(DiffusionPipeline):
         with told_as_model_error(f"{folder / cls.config_name} is not valid JSON"):
             index = dict(json.loads((folder / cls.config_name).read_text()))
         parts = {**{name: index[name] for name in _SETTINGS if name in index}, **kwargs}
+
+        def quantized(name: Any) -> dict[str, Any]:
+            config = quantization.config(name, dtype) if quantization is not None else None
+            return {} if config is None else {"quantization_config": config}
+
         if "transformer" not in parts and base is None:
-            parts["transformer"] = JointDiTTransformer2DModel.from_pretrained(folder / "transformer", dtype=dtype)
+            parts["transformer"] = JointDiTTransformer2DModel.from_pretrained(
+                folder / "transformer", dtype=dtype, **quantized("transformer")
+            )
         elif "transformer" not in parts:
-            flux = load_component(FluxTransformer2DModel, folder / "transformer", dtype)
+            flux = load_component(FluxTransformer2DModel, folder / "transformer", dtype, **quantized("transformer"))
             parts["transformer"] = JointDiTTransformer2DModel.from_flux(flux, adapter)
         for name, kind, part_dtype in (
             ("vae", AutoencoderKL, torch.float32),
@@ -156,7 +166,7 @@ class JointDiTPipeline(DiffusionPipeline):
             ("text_encoder_2", T5EncoderModel, dtype),
         ):
             if name not in parts:
-                parts[name] = load_component(kind, folder / name, part_dtype)
+                parts[name] = load_component(kind, folder / name, part_dtype, **quantized(name))
         for name in ("tokenizer", "tokenizer_2"):
             if name not in parts:
                 parts[name] = load_tokenizer(folder / name)

@@ -21,6 +21,10 @@ def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
         extra["buckets"] = [list(bucket) for bucket in spec.buckets]
     if isinstance(spec, PrepareSpec):
         extra |= {"caption_length": spec.caption_length, "captioner": spec.captioner is not None}
+    if spec.model.quantization is not None:
+        extra["model.quantization"] = spec.model.quantization.model_dump(mode="json")
+    if spec.model.vae_tiling:
+        extra["model.vae_tiling"] = True
     return {
         "task": spec.task,
         "seed": spec.seed,

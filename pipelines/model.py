@@ -137,19 +137,29 @@ def check_scorers(spec: JobSpec) -> int:
 
 
 def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
-    """Load the model on a device ("cpu", "cuda"). Raises ModelError for a checkpoint that does not fit."""
+    """Load the model on a device ("cpu", "cuda"), or beside it where the spec offloads it.
+
+    Raises ModelError for a checkpoint that does not fit.
+    """
     import torch
 
     from jointdit import JointDiTPipeline
+    from jointdit.offload import place
 
+    options: dict[str, Any] = {"torch_dtype": getattr(torch, model.dtype)}
+    if model.quantization is not None:
+        options["quantization"] = model.quantization.wanted()
     if model.name is not None:
-        pipe = JointDiTPipeline.from_pretrained(model.name, torch_dtype=getattr(torch, model.dtype))
+        pipe = JointDiTPipeline.from_pretrained(model.name, **options)
     else:
-        pipe = JointDiTPipeline.from_pretrained(
-            base=model.base, adapter=model.adapter, torch_dtype=getattr(torch, model.dtype)
-        )
+        pipe = JointDiTPipeline.from_pretrained(base=model.base, adapter=model.adapter, **options)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    if model.vae_tiling:
+        pipe.vae.enable_tiling()
+    if model.vae_slicing:
+        pipe.vae.enable_slicing()
+    place(pipe, device, model.offload)
+    return pipe
 
 
 def checkpoint_folder(name: str) -> Path:

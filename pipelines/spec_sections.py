@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from jointdit.quantization import Backend, Component, Quantization
 from pipelines.addresses import normalise
 from pipelines.quality import MODEL_FILTERS, SCORES, KeepBest
 
@@ -48,6 +49,26 @@ def absolute_folder(value: str | None) -> str | None:
     return str(path.absolute()) if looks_like_a_path or path.exists() else value
 
 
+class QuantizationSpec(Section):
+    """Quantised weights, by the names of diffusers' PipelineQuantizationConfig (jointdit/quantization.py).
+
+    `quant_kwargs` of torchao: {quant_type: Int8WeightOnlyConfig}; of bitsandbytes_4bit: {bnb_4bit_quant_type: nf4}.
+    """
+
+    quant_backend: Backend
+    quant_kwargs: dict[str, str | bool] = Field(default_factory=dict)
+    components_to_quantize: tuple[Component, ...] = ("transformer", "text_encoder_2")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        self.wanted()
+        return self
+
+    def wanted(self) -> Quantization:
+        """As the model takes it. Raises ModelError for settings that the backend does not have."""
+        return Quantization(self.quant_backend, self.quant_kwargs, self.components_to_quantize)
+
+
 class ModelSpec(Section):
     """Which weights, and how they are sampled.
 
@@ -66,6 +87,12 @@ class ModelSpec(Section):
     width: Pixels | None = None
     resize: Literal["fit", "crop", "stretch"] = "fit"
     batch_size: int = Field(8, ge=1, le=1024)
+    quantization: QuantizationSpec | None = None
+    offload: Literal["model", "group", "sequential"] | None = (
+        None  # what waits in the host's memory (jointdit/offload.py)
+    )
+    vae_tiling: bool = False  # pictures larger than the VAE's own size in overlapping tiles
+    vae_slicing: bool = False  # the VAE takes a batch one by one
 
     @model_validator(mode="before")
     @classmethod
@@ -91,6 +118,18 @@ class ModelSpec(Section):
         if (self.height is None) != (self.width is None):
             missing = "height" if self.height is None else "width"
             raise ValueError(f"height and width belong together, and {missing} is missing")
+        return self
+
+    @model_validator(mode="after")
+    def _quantised_stay_whole(self) -> Self:
+        if self.quantization is not None and self.offload == "sequential":
+            raise ValueError(
+                "offload: sequential cannot move quantised weights: use model or group, or no quantization"
+            )
+        if self.quantization is not None and self.offload == "group" and self.quantization.quant_backend != "torchao":
+            raise ValueError(
+                f"offload: group does not move weights of {self.quantization.quant_backend}: use model, or torchao"
+            )
         return self
 
     _paths = field_validator("name", "base", "adapter")(absolute_folder)

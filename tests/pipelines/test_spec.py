@@ -361,3 +361,21 @@ def test_other_weights_are_refused() -> None:
     spec = load_spec(MINIMAL)
     with pytest.raises(SpecError, match=r"differs in model.weights \(0000.*, model.height \(128 there, 64 here\)"):
         check_same(fingerprint_of(spec, IDENTITY), fingerprint_of(spec, other), "out")
+
+
+def test_quantised_and_offloaded_weights_are_checked_with_the_spec():
+    quantised = {"quant_backend": "bitsandbytes_4bit", "quant_kwargs": {"bnb_4bit_quant_type": "nf4"}}
+    spec = load_spec(changed(MINIMAL, "model.quantization", quantised))
+    wanted = spec.model.quantization.wanted()
+    assert (wanted.backend, wanted.components) == ("bitsandbytes_4bit", ("transformer", "text_encoder_2"))
+    assert fingerprint_of(spec, IDENTITY) != fingerprint_of(load_spec(MINIMAL), IDENTITY)
+    offloaded = load_spec(changed(MINIMAL, "model.offload", "model"))
+    assert fingerprint_of(offloaded, IDENTITY) == fingerprint_of(load_spec(MINIMAL), IDENTITY)
+    for model, sentence in (
+        ({"quantization": {**quantised, "quant_kwargs": {"quant_type": "nf4"}}}, "has no 'quant_type'"),
+        ({"quantization": quantised, "offload": "sequential"}, "sequential cannot move quantised weights"),
+        ({"quantization": quantised, "offload": "group"}, "group does not move weights of bitsandbytes_4bit"),
+        ({"offload": "disk"}, "model.offload"),
+    ):
+        with pytest.raises(SpecError, match=sentence):
+            load_spec({**MINIMAL, "model": model})
