@@ -29,6 +29,7 @@ def statistics(version: Version, seen: Seen) -> dict[str, Any]:
         "files": len(version.files),
         "bytes": sum(file.bytes for file in version.files),
         "scored_samples": seen.scored,
+        "scored_files": seen.scored_tables[0],
         "scores": {name: summary(values) for name, values in seen.scores.items() if len(values)},
     }
     if seen.depth_pictures:

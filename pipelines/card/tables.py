@@ -1,4 +1,7 @@
-"""What the card looks at: some of a version's tables, the same number however large the version is."""
+"""What the card looks at: all of a version's tables up to a number, and from there on evenly spread ones.
+
+Of scores one column of a table is read, a few requests; of pictures and depth, the first rows of few tables.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,11 @@ from pipelines.storage import Storage
 
 T = TypeVar("T")
 FILE_OUTCOMES: tuple[Outcome, ...] = ("kept", "rejected")  # that have pixels and scores
-SCORED_TABLES = 64  # whose scores and columns are read
+SCORED_TABLES = 2048  # whose scores and columns are read, at most
+SCORED_SAMPLES = 500_000  # about as many scores of a kind are held in memory, at most
 DEPTH_TABLES, DEPTH_ROWS = 16, 128  # tables, and pictures in all of them, whose depth is read
 SHOWN_TABLES, SHOWN_ROWS = 4, 12  # tables, and rows in all of them, that are shown
-READERS = 8  # tables at once
+READERS = 16  # tables at once
 DEPTH_PIXELS = 1024  # of each picture, at most
 SHOWN_COLUMNS = ["id", "prompt", "rgb", "depth", "fx", "fy", "cx", "cy", "z_near", "z_far", "params"]
 
@@ -58,8 +62,9 @@ class Seen:
     """What was found in the tables that were looked at."""
 
     schemas: Mapping[Outcome, pa.Schema]  # all columns that occur
-    scores: Mapping[str, Sequence[float]]  # finite ones of kept and rejected samples, by name
+    scores: Mapping[str, NDArray[np.float32]]  # finite ones of kept and rejected samples, by name
     scored: int  # samples whose scores were read
+    scored_tables: tuple[int, int] = (0, 0)  # tables whose scores were read, and tables that there are
     rows: Sequence[SeenRow] = ()
     disparity: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # of some pixels
     metres: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
@@ -75,19 +80,21 @@ def look(storage: Storage, version: Version) -> Seen:
     """Read what the card needs of a version's tables."""
     spec = spec_of(version)
     schemas: dict[Outcome, pa.Schema] = {outcome: data_schema(spec, outcome) for outcome in FILE_OUTCOMES}
-    scores: dict[str, list[float]] = {}
+    chunks: dict[str, list[NDArray[np.float32]]] = {}
     scored = 0
     tables = [(outcome, path) for outcome in FILE_OUTCOMES for path in version.files_of(outcome)]
     with ThreadPoolExecutor(READERS) as pool:
-        chosen = spread(tables, SCORED_TABLES)
+        chosen = spread(tables, scored_tables(len(tables), sum(version.counts.get(each, 0) for each in FILE_OUTCOMES)))
         for (outcome, _), scan in zip(chosen, pool.map(lambda each: _scan(storage, each[1]), chosen), strict=True):
             schemas[outcome] = _joined(schemas[outcome], scan.schema)
             scored += scan.rows
             for name, values in scan.scores.items():
-                scores.setdefault(name, []).extend(values)
+                chunks.setdefault(name, []).extend(values)
+        scores = {name: np.concatenate(values) for name, values in chunks.items()}
+        looked_into = len(chosen), len(tables)
         schemas["quarantined"] = data_schema(spec, "quarantined")
         if spec.task == "encode":
-            return Seen(schemas, scores, scored)
+            return Seen(schemas, scores, scored, looked_into)
         kept = version.files_of("kept")
         shown, looked_at = spread(kept, SHOWN_TABLES), spread(kept, DEPTH_TABLES)
         count, depth_count = (math.ceil(n / max(1, len(t))) for n, t in ((SHOWN_ROWS, shown), (DEPTH_ROWS, looked_at)))
@@ -98,12 +105,17 @@ def look(storage: Storage, version: Version) -> Seen:
         )
         pixels = [pair for found in tables_of_pixels for pair in found][:DEPTH_ROWS]
     disparity, metres = (np.concatenate([pair[i] for pair in pixels] or [np.empty(0, np.float32)]) for i in (0, 1))
-    return Seen(schemas, scores, scored, rows, disparity, metres, len(pixels))
+    return Seen(schemas, scores, scored, looked_into, rows, disparity, metres, len(pixels))
+
+
+def scored_tables(tables: int, samples: int) -> int:
+    """How many of a version's tables have their scores read: all, until tables or samples are too many."""
+    return min(tables, SCORED_TABLES, max(1, SCORED_SAMPLES * tables // max(1, samples)))
 
 
 def spread(items: Sequence[T], count: int) -> Sequence[T]:
-    """At most `count` of the items, evenly spread, the first among them."""
-    return items[:: max(1, math.ceil(len(items) / count))]
+    """`count` of the items, or all where there are no more, evenly spread, the first among them."""
+    return items if len(items) <= count else [items[number * len(items) // count] for number in range(count)]
 
 
 def _joined(wanted: pa.Schema, found: pa.Schema) -> pa.Schema:
@@ -125,11 +137,11 @@ class Scan:
 
     schema: pa.Schema
     rows: int
-    scores: Mapping[str, Sequence[float]]  # finite ones
+    scores: Mapping[str, Sequence[NDArray[np.float32]]]  # finite ones, in pieces
 
 
 def _scan(storage: Storage, path: str) -> Scan:
-    scores: dict[str, list[float]] = {}
+    scores: dict[str, list[NDArray[np.float32]]] = {}
     with storage.open(path) as file:
         table = pq.ParquetFile(file)
         has_scores = "quality" in table.schema_arrow.names
@@ -137,7 +149,7 @@ def _scan(storage: Storage, path: str) -> Scan:
             quality = batch.column(0)
             for number, score in enumerate(quality.type):
                 values = quality.flatten()[number].drop_null().to_numpy(zero_copy_only=False)
-                scores.setdefault(score.name, []).extend(values[np.isfinite(values)].tolist())
+                scores.setdefault(score.name, []).append(values[np.isfinite(values)].astype(np.float32))
         return Scan(table.schema_arrow, table.metadata.num_rows, scores)
 
 

@@ -105,7 +105,8 @@ def _scores(version: Version, seen: Seen, shown: Mapping[str, str]) -> str:
         lines.append(f"| `{_cell(name)}` | {cells} | `{bars(each['histogram']['counts'])}` |")
     everything = version.counts.get("kept", 0) + version.counts.get("rejected", 0)
     if seen.scored < everything:
-        lines += ["", f"Of {seen.scored:,} of {everything:,} samples, in files spread over the dataset."]
+        read, tables = seen.scored_tables
+        lines += ["", f"Of {seen.scored:,} of {everything:,} samples: {read:,} of {tables:,} files, evenly spread."]
     return "\n".join(lines)
 
 

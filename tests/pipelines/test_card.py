@@ -277,12 +277,24 @@ def test_the_look_is_as_long_for_a_thousand_files(
         return real(self, name)
 
     monkeypatch.setattr(Storage, "open", counted)
-    seen = tables.look(storage, replace(version, files=thousand))
-    assert len(opened) <= tables.SCORED_TABLES + tables.DEPTH_TABLES + tables.SHOWN_TABLES
-    assert seen.scored <= 2 * tables.SCORED_TABLES
-    counts = {"kept": 2000, "rejected": 0, "quarantined": 0}
-    card.write(storage, JOB, replace(version, files=thousand, counts=counts))
-    assert f"Of {seen.scored:,} of 2,000 samples" in readme(storage)
+    monkeypatch.setattr(tables, "SCORED_TABLES", 24)
+    many = replace(version, files=thousand, counts={"kept": 2000, "rejected": 0, "quarantined": 0})
+    seen = tables.look(storage, many)
+    assert len(opened) <= 24 + tables.DEPTH_TABLES + tables.SHOWN_TABLES
+    assert seen.scored == 2 * 24
+    card.write(storage, JOB, many)
+    assert "Of 48 of 2,000 samples: 24 of 1,000 files, evenly spread." in readme(storage)
+
+
+def test_all_scores_are_read_until_tables_or_samples_are_too_many() -> None:
+    most, samples = tables.SCORED_TABLES, tables.SCORED_SAMPLES
+    assert tables.scored_tables(0, 0) == 0
+    assert tables.scored_tables(1, 10**9) == 1
+    assert tables.scored_tables(most, most * 200) == most
+    assert tables.scored_tables(10 * most, 10 * most) == most
+    assert tables.scored_tables(1000, 2 * samples) == 500
+    assert list(tables.spread(range(10), 10)) == list(range(10))
+    assert list(tables.spread(range(10), 4)) == [0, 2, 5, 7]
 
 
 def test_whose_card_it_is(storage: Storage, version: Version) -> None:
