@@ -30,7 +30,8 @@ How well each does it, on planted faults and clean samples, stands with pictures
     self_consistency  self_consistency_abs_rel,                  depth that is not what the joint model sees in the
                       self_consistency_delta1,                   picture
                       self_consistency_correlation
-    ensemble_spread   ensemble_abs_rel_spread                    pictures whose depth differs from seed to seed
+    ensemble_spread   ensemble_abs_rel_spread,                   pictures whose depth differs from seed to seed
+                      ensemble_correlation
     text_agreement    text_agreement                             pictures that do not show their text, by CLIP
     depth_critic      critic_abs_rel, critic_delta1,             depth that an independent depth model does not see
                       critic_correlation

@@ -19,7 +19,7 @@ class DepthAgreement(ModelScored):
     """Three scores, <what>_abs_rel, <what>_delta1 and <what>_correlation.
 
     AbsRel, and the share of pixels within 25 %, of depth from 1 to 10 m, after a least-squares fit whose scale is not
-    negative; and the correlation of the two maps once each has lost its best quadratic surface. The last tells pairs
+    negative; and the correlation of the two maps once each has lost its best smooth surface. The last tells pairs
     apart by far the best: floors and walls are alike everywhere (`pair_agreement` of jointdit/evaluation/agreement.py).
     """
 
@@ -27,7 +27,7 @@ class DepthAgreement(ModelScored):
 
     max_abs_rel: float = Field(0.35, ge=0)
     min_delta1: Fraction = 0.4
-    min_correlation: float = Field(0.4, ge=-1, le=1)
+    min_correlation: float = Field(0.35, ge=-1, le=1)
 
     def compare(
         self, estimates: Maps, disparities: Maps, alignment: Literal["depth", "disparity"] = "disparity"

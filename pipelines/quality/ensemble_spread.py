@@ -12,18 +12,21 @@ from pipelines.quality.model_scored import JOINT_TASKS, ModelScored, ScoredBatch
 
 
 class EnsembleSpread(ModelScored):
-    """Depth is estimated from the picture with several seeds; the estimates are brought onto each other and merged.
+    """Depth is estimated from the picture with several seeds; the estimates are compared with each other.
 
-    ensemble_abs_rel_spread: mean over pixels of the median relative distance to the merged depth, read from 1 to 10 m
-    (`ensemble_spread` of jointdit/evaluation/agreement.py). It says how sure the model is of the picture's depth, not
-    how good the sample's own is. For task depth the sample's own depth is one estimate of the same kind.
+    ensemble_abs_rel_spread: brought onto each other and merged, mean over pixels of the median relative distance to the
+    merged depth, read from 1 to 10 m. ensemble_correlation: mean over pairs of estimates of the correlation of their
+    details, which leaves out the floor and walls that a model gives to any picture: it tells pictures that the model
+    cannot read by far the best (both in jointdit/evaluation/agreement.py). They say how sure the model is of the
+    picture's depth, not how good the sample's own is. For task depth the sample's own depth is one such estimate.
     """
 
     kind: ClassVar[str] = "ensemble_spread"
-    scores: ClassVar[tuple[str, ...]] = ("ensemble_abs_rel_spread",)
+    scores: ClassVar[tuple[str, ...]] = ("ensemble_abs_rel_spread", "ensemble_correlation")
     measured_with: ClassVar[tuple[str, ...]] = ("estimates", "steps")
 
     max_spread: float = Field(0.15, ge=0)
+    min_correlation: float = Field(0.45, ge=-1, le=1)
     estimates: int = Field(4, ge=2, le=100)
     steps: int = Field(4, ge=1, le=1000)
 
@@ -35,17 +38,23 @@ class EnsembleSpread(ModelScored):
         return f"depth estimated from the picture {self.estimates} times, {self.steps} steps each"
 
     def load(self, device: str) -> Scorer:
-        from jointdit.evaluation.agreement import ensemble_spread
+        from jointdit.evaluation.agreement import ensemble_correlation, ensemble_spread
+
+        def compare(maps: np.ndarray) -> dict[str, float]:
+            spread = ensemble_spread(maps)
+            return {} if spread is None else dict(zip(self.scores, (spread, ensemble_correlation(maps)), strict=True))
 
         def score(batch: ScoredBatch) -> list[dict[str, float]]:
             members = zip(*(batch.estimate(number, self.steps) for number in range(self.estimates)), strict=True)
-            spreads = [ensemble_spread(np.stack(maps)) for maps in members]
-            return [{} if spread is None else {self.scores[0]: spread} for spread in spreads]
+            return [compare(np.stack(maps)) for maps in members]
 
         return score
 
     def reject(self, scores: Mapping[str, Any]) -> str | None:
-        spread = scores[self.scores[0]]
-        if spread <= self.max_spread:
-            return None
-        return f"{self.estimates} estimates of its depth differ by {spread:.3f}, more than {self.max_spread:g}"
+        spread, correlation = (scores[name] for name in self.scores)
+        if not spread <= self.max_spread:
+            return f"{self.estimates} estimates of its depth differ by {spread:.3f}, more than {self.max_spread:g}"
+        if not correlation >= self.min_correlation:
+            found = f"details of {self.estimates} estimates of its depth correlate by {correlation:.2f}"
+            return f"{found}, less than {self.min_correlation:g}"
+        return None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jointdit.depth import disparity_from_depth, metric_depth
-from jointdit.evaluation.agreement import ASSUMED_RANGE, ensemble_spread, pair_agreement
+from jointdit.evaluation.agreement import ASSUMED_RANGE, ensemble_correlation, ensemble_spread, pair_agreement
 from jointdit.evaluation.metrics import depth_metrics
 from jointdit.scenes import render_scene
 
@@ -50,8 +50,10 @@ def test_what_two_smooth_surfaces_share_is_no_correlation():
     other = pair_agreement(floor + elsewhere, floor + box)
     assert other.delta1 > 0.7
     assert other.correlation < 0.1 < other.delta1
-    # By hand, with numpy's own fit: least squares over 1, x, y, x^2, xy, y^2.
-    surface = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1).reshape(-1, 6)
+    # By hand, with numpy's own fit: least squares over 1, x, y, x^2, xy, ... y^6.
+    surface = (
+        np.stack([x**i * y**j for i in range(7) for j in range(7 - i)], axis=-1).reshape(-1, 28).astype(np.float64)
+    )
     maps = [np.clip(each, 0, 1).ravel() for each in (floor + elsewhere, floor + box)]
     left = [values - surface @ np.linalg.lstsq(surface, values, rcond=None)[0] for values in maps]
     assert other.correlation == pytest.approx(np.corrcoef(*left)[0, 1], abs=0.06)  # DETAIL, and the scale of the fit
@@ -83,3 +85,14 @@ def test_the_spread_of_an_ensemble_grows_with_what_its_members_disagree_about():
     middle = np.median(depths, axis=0)
     in_metres = float(np.mean(np.median(np.abs(depths - middle), axis=0) / middle))
     assert ensemble_spread(np.stack(members).astype(np.float32)) == pytest.approx(in_metres, rel=0.1)
+
+
+def test_estimates_that_share_the_room_and_not_the_objects_do_not_agree():
+    y, x = np.mgrid[0:48, 0:48].astype(np.float32) / 47
+    room = np.maximum(0.8 * y, 0.3)
+    places = [((x - 0.2 - 0.2 * n) ** 2 + (y - 0.5) ** 2 < 0.01) * np.float32(0.3) for n in range(4)]
+    same = np.stack([room + places[0] + 0.001 * n for n in range(4)])
+    assert ensemble_correlation(same) == pytest.approx(1, abs=1e-3)
+    elsewhere = np.stack([room + place for place in places])
+    assert ensemble_correlation(elsewhere) < 0.3
+    assert ensemble_spread(elsewhere) < 0.05  # in the median: most of the room is the same
