@@ -8,12 +8,16 @@ from pipelines.quality.depth_agreement import DepthAgreement
 from pipelines.quality.foreign_model import ForeignModel
 from pipelines.quality.model_scored import ScoredBatch, Scorer
 
+CLOSEST = 0.1  # metres: what a model puts nearer weighs as much
+
 
 class DepthCritic(ForeignModel, DepthAgreement):
     """Any depth model of transformers estimates depth from the sample's picture, and it is compared.
 
-    A model of disparity is fitted in disparity, one of depth in depth; the model's processor decides the size it works
-    at. Unlike self-consistency it does not share the joint model's errors, and it judges task depth as well.
+    A model of disparity is fitted in disparity, one of relative depth in depth. Metres are read as 1 / z first: that is
+    affine in relative disparity whatever the true range is, where z itself is not affine in depth over an assumed one.
+    The model's processor decides the size it works at. Unlike self-consistency it does not share the joint model's
+    errors, and it judges task depth as well.
     """
 
     kind: ClassVar[str] = "depth_critic"
@@ -37,12 +41,13 @@ class DepthCritic(ForeignModel, DepthAgreement):
 
         def estimate(picture: np.ndarray) -> np.ndarray:
             try:
-                return critic.estimate(picture)
+                found = critic.estimate(picture)
+                return 1 / np.maximum(found, CLOSEST) if critic.is_metric else found
             except InputError:  # not finite: there is no score, and the filter says so
                 return np.full(picture.shape[:2], np.nan, np.float32)
 
         def score(batch: ScoredBatch) -> list[dict[str, float]]:
             estimates = [estimate(picture) for picture in batch.pictures()]  # one by one, as for text_agreement
-            return self.compare(estimates, batch.disparities(), critic.space)
+            return self.compare(estimates, batch.disparities(), "disparity" if critic.is_metric else critic.space)
 
         return score

@@ -21,6 +21,7 @@ from jointdit.scenes import render_scene
 from pipelines.model import load_pipeline
 from pipelines.plan import preview
 from pipelines.quality import load_scores
+from pipelines.quality.ensemble_spread import EnsembleSpread
 from pipelines.quality.model_scored import ScoredBatch, estimate_seed
 from pipelines.quality.self_consistency import SelfConsistency
 from pipelines.records import Content, Row, Sample, SampleResult
@@ -66,7 +67,7 @@ def test_scores_leave_the_pixels_alone_and_do_not_depend_on_the_batch(make_job: 
         np.testing.assert_array_equal(with_scores.rgb, without.rgb)
         np.testing.assert_array_equal(with_scores.disparity, without.disparity)
         assert without.scores == {}
-        assert set(with_scores.scores) == {*SelfConsistency.scores, "ensemble_abs_rel_spread"}
+        assert set(with_scores.scores) == {*SelfConsistency.scores, *EnsembleSpread.scores}
         assert 0 < with_scores.scores["ensemble_abs_rel_spread"] < 1
     (alone,), _ = worker.generate(part[1:])
     assert alone.scores == pytest.approx(scored[1].scores, rel=1e-3)
@@ -159,19 +160,31 @@ def test_text_agreement_is_the_clip_score_of_one_pair(clip: Path) -> None:
         assert max(found[number]["text_agreement"], 0) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_critic_is_compared_in_its_own_space_without_padding(critic: Path, tmp_path: Path) -> None:
+def test_a_critic_is_compared_in_disparity_without_padding(critic: Path, tmp_path: Path) -> None:
     from jointdit.evaluation.agreement import pair_agreement
 
     save_depth_anything(tmp_path, depth_estimation_type="metric", max_depth=20)
     inside = Content(8, 0, 32, 48)
-    for folder, space in ((critic, "disparity"), (tmp_path, "depth")):
+    for folder, is_metric in ((critic, False), (tmp_path, True)):
         (scores,) = load_scores((), [{"kind": "depth_critic", "model": str(folder)}], "depth")
         (found,) = scores.load("cpu")(given := batch(None, content=inside))
         (result,) = given.results
         estimate = TransformersDepth(str(folder)).estimate(result.rgb[8:40])
-        expected = pair_agreement(estimate, result.disparity[8:40], space)
+        expected = pair_agreement(1 / np.maximum(estimate, 0.1) if is_metric else estimate, result.disparity[8:40])
         assert tuple(found[name] for name in scores.scores) == pytest.approx(expected)
         assert 0 < found["critic_abs_rel"] < 5
+
+
+def test_a_metric_critic_that_is_right_agrees_whatever_the_range_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_depth_anything(tmp_path, depth_estimation_type="metric", max_depth=20)
+    (scores,) = load_scores((), [{"kind": "depth_critic", "model": str(tmp_path)}], "depth")
+    score = scores.load("cpu")
+    monkeypatch.setattr(TransformersDepth, "estimate", lambda critic, picture: render_scene(0, 48, 48).depth)
+    (found,) = score(batch(None))
+    assert found["critic_abs_rel"] == pytest.approx(0, abs=1e-4)
+    assert found["critic_correlation"] == pytest.approx(1, abs=1e-4)
 
 
 def test_what_a_model_cannot_score_has_no_score(critic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
