@@ -3,17 +3,11 @@
 import numpy as np
 import pytest
 
-from jobs.measure_scores import (
-    Separation,
-    as_results,
-    make_joint_samples,
-    roc_auc,
-    separate_pairs,
-    separation_table,
-    write_section,
-)
+from jobs.measure_scores import as_results, make_joint_samples, separate_pairs, separation_table
+from jobs.scoring.separation import Separation, calibrated, columns, rates_table, rejected_share, roc_auc, write_section
 from jointdit.evaluation.scenes import held_out_scenes
 from pipelines.model import load_pipeline
+from pipelines.quality.metric_fit import MetricFit
 from pipelines.quality.self_consistency import SelfConsistency
 from pipelines.spec import ModelSpec
 
@@ -41,14 +35,28 @@ def test_the_table_says_what_the_filter_rejects_at_its_defaults_and_is_written_b
     names = SelfConsistency.scores
     right = dict(zip(names, (np.array([0.1, 0.2]), np.array([0.9, 0.8]), np.array([0.9, 0.8])), strict=True))
     wrong = dict(zip(names, (np.array([0.15, 9.0]), np.array([0.85, 0.1]), np.array([0.7, 0.85])), strict=True))
-    table = separation_table([("s", "right", "wrong", Separation(right, wrong))], {"s": SelfConsistency()})
-    assert "| self_consistency_abs_rel | right | wrong | 0.750 | 0% | 50% |" in table
-    assert "| self_consistency_correlation | right | wrong | 0.750 | 0% | 50% |" in table
+    table = separation_table(SelfConsistency(), [("wrong", Separation(right, wrong))])
+    assert "| self_consistency_abs_rel | wrong | 0.750 | 0.0 % | 50.0 % |" in table
+    assert "| self_consistency_correlation | wrong | 0.750 | 0.0 % | 50.0 % |" in table
     path = tmp_path / "README.md"
     path.write_text("# Filters\n\nbefore\n")
-    write_section(path, table)
-    write_section(path, "again")
-    assert path.read_text() == (
-        "# Filters\n\nbefore\n\n## Scores that cost a model\n\n"
-        "<!-- scores: begin -->\n\nagain\n\n<!-- scores: end -->\n"
+    write_section(path, "scores", table)
+    write_section(path, "scores", "again")
+    assert path.read_text() == "# Filters\n\nbefore\n\n<!-- scores: begin -->\n\nagain\n\n<!-- scores: end -->\n"
+
+
+def test_a_sample_without_a_score_is_the_worst_and_rejected_and_calibration_rejects_its_fraction():
+    rule = MetricFit()
+    right = columns(
+        [{"calibration_residual": n / 1000, "calibration_inlier_ratio": 1.0} for n in range(101)], rule.scores
     )
+    wrong = columns([{"calibration_inlier_ratio": 0.0}] * 3, rule.scores)
+    assert Separation(right, wrong).auc("calibration_residual") == 1
+    assert Separation(right, wrong).rejected(rule) == (0, 1)
+    tuned = calibrated(rule, right, 0.1)
+    assert tuned.max_residual == pytest.approx(0.09)
+    assert rejected_share(tuned, right) == pytest.approx(10 / 101)
+    table = rates_table(rule, {"as rendered": right}, {"swapped depth": wrong}, tuned)
+    assert "| *clean, as rendered* | 101 |  | 0.0 % | 9.9 % |" in table
+    assert "| swapped depth | 3 | 1.000, calibration_residual | 100.0 % | 100.0 % |" in table
+    assert "Calibrated: max_residual 0.09, min_inlier_ratio 1." in table
