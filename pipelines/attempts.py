@@ -236,7 +236,11 @@ def at_work(attempts: Sequence[Attempt]) -> tuple[Attempt, list[str]] | None:
 
 
 def take_what_is_not_begun(queue: Queue) -> list[PlannedShard]:
-    """Take attempts out of a worker's queue, all but the one it is at and those that only have to be finished."""
+    """Take attempts out of a worker's queue, all but the one it is at and those that only have to be finished.
+
+    Their finish is cancelled. Their calls are not, because an actor waits in vain for a call that was cancelled before
+    another one (Ray 2.60); a worker may go on with them until it is ended, a second later.
+    """
     taken = []
     guilty = at_work(queue.attempts)
     for attempt in list(queue.attempts):
@@ -244,6 +248,8 @@ def take_what_is_not_begun(queue: Queue) -> list[PlannedShard]:
         if not attempt.is_generated and not attempt.superseded and not (guilty and attempt is guilty[0]):
             queue.attempts.remove(attempt)
             taken.append(attempt.entry)
+            if attempt.receipt is not None:
+                ray.cancel(attempt.receipt)
     return taken
 
 

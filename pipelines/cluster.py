@@ -35,6 +35,7 @@ class WorkerPlan:
     task_cpus: float  # each read and finish task
     threads: int  # torch's, on CPU
     device: str
+    follows: bool = False  # the GPUs there are, also beyond `workers`; else those without a place wait for one
 
 
 @contextlib.contextmanager
@@ -88,6 +89,9 @@ def _check_reachable(address: str) -> None:
 def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
     """Follow the cluster: all its GPUs, or its CPUs where it has none.
 
+    `auto` takes GPUs as nodes with them come and go, and asks for none. A number on `cuda` is asked for at once:
+    workers without a place wait, which is what makes an autoscaler start nodes.
+
     On CPUs the workers of each node reserve all but the tasks' share. So read and finish tasks always find room, also
     when a second driver runs on the same cluster: its workers wait until these are gone.
 
@@ -99,14 +103,14 @@ def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
 
     _check_labels(resources)
     total = ray.cluster_resources()
-    gpus = total.get("GPU", 0.0)
+    nodes, gpus = ray.nodes(), total.get("GPU", 0.0)
     if resources.device == "cuda" or (resources.device == "auto" and gpus > 0):
-        room = int(gpus / resources.gpus_per_worker)
+        room = _gpu_room(nodes, resources.gpus_per_worker)
         workers = room if resources.workers == "auto" else resources.workers
         if workers < 1 and resources.device == "cuda":
             raise PermanentError(
-                "resources.workers: auto takes the GPUs there are, and the cluster has none yet: give the number that "
-                "it may grow to."
+                "resources.workers: auto takes the GPUs there are and those that join, but asks for none, and the "
+                "cluster has none yet: give the number that it may grow to."
             )
         if resources.device == "auto" and not 1 <= workers <= room:
             raise PermanentError(
@@ -114,11 +118,12 @@ def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
                 f"with {gpus:g}: ask for fewer, or set resources.device to cuda for one that grows."
             )
         spare = total.get("CPU", 0.0) - workers  # for tasks of one CPU each
-        return WorkerPlan(workers, resources.gpus_per_worker, 1.0 if spare >= 2 else 0.0, 1.0, 1, "cuda")
-    nodes = _cpus_of_nodes(ray.nodes()) or [1.0]
-    most = max(1, min(int(sum(nodes)), int(total.get("memory", 0.0) / CPU_WORKER_BYTES)))
+        cpus, follows = 1.0 if spare >= 2 else 0.0, resources.workers == "auto"
+        return WorkerPlan(workers, resources.gpus_per_worker, cpus, 1.0, 1, "cuda", follows)
+    cpus_of_nodes = _cpus_of_nodes(nodes) or [1.0]
+    most = max(1, min(int(sum(cpus_of_nodes)), int(total.get("memory", 0.0) / CPU_WORKER_BYTES)))
     workers = most if resources.workers == "auto" else resources.workers
-    share = _share(nodes, workers)
+    share = _share(cpus_of_nodes, workers)
     return WorkerPlan(workers, 0.0, share, TASK_CPUS, max(1, int(share)), "cpu")
 
 
@@ -138,6 +143,12 @@ def _check_labels(resources: ResourcesSpec) -> None:
 def _cpus_of_nodes(nodes: Sequence[dict[str, Any]], without: Collection[str] = ()) -> list[float]:
     found = [n["Resources"].get("CPU", 0.0) for n in nodes if n["Alive"] and n["NodeID"] not in without]
     return [cpus for cpus in found if cpus > 0]
+
+
+def _gpu_room(nodes: Sequence[dict[str, Any]], share: float, without: Collection[str] = ()) -> int:
+    """Workers with `share` of a GPU each that fit; a share is of one GPU, so what is left over of two holds nobody."""
+    staying = [node for node in nodes if node["Alive"] and node["NodeID"] not in without]
+    return sum(int(node["Resources"].get("GPU", 0.0)) for node in staying) * math.floor(1 / share + 1e-6)
 
 
 def _room(cpus: float) -> float:
@@ -160,7 +171,7 @@ def _fitting(nodes: Sequence[float], share: float) -> int:
 class ClusterState:
     """The cluster as it is now."""
 
-    room: int  # workers that fit beside the tasks, on nodes that stay
+    room: int  # workers that fit beside the tasks, on nodes that stay; with GPUs also those that may wait for one
     draining: frozenset[str]  # ids of nodes that are about to go: no new work there
 
 
@@ -196,6 +207,8 @@ class ClusterWatch:
                 "`ray status`, and run again; what is committed stays."
             ) from error
         draining = frozenset(ray._private.state.state.get_draining_nodes())
+        if self.plan.follows:
+            return ClusterState(_gpu_room(ray.nodes(), self.plan.num_gpus, draining), draining)
         if self.plan.num_gpus > 0:
             return ClusterState(self.plan.workers, draining)  # who waits for a GPU takes no room from anybody
         return ClusterState(_fitting(_cpus_of_nodes(ray.nodes(), draining), self.plan.num_cpus), draining)

@@ -77,6 +77,7 @@ class Dispatcher:
             self.planned += entry.samples
             self.excused += entry.samples if entry.retry else entry.samples - counting.current_samples(entry)
             self.progress.plan(entry.samples)
+        self.oversight.staff()
         while self.flow.waiting or any(self.flow.live()):
             self._welcome()
             self._submit()

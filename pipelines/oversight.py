@@ -75,8 +75,14 @@ class Oversight:
                 self._move_from(worker)
         if self.flow.is_stopping:
             return  # nobody takes the place of workers that leave
-        for worker in self.pool.fill(self.room):
-            logger.warning("worker %d goes: it leaves no room for read and finish tasks", worker.number)
+        self.staff()
+
+    def staff(self) -> None:
+        """Have as many workers as there is room for."""
+        for worker in self.pool.fill(self.room, self.flow.shards_left):
+            has_gpu = self.pool.plan.num_gpus > 0
+            why = "it need not wait for a GPU any more" if has_gpu else "it leaves no room for read and finish tasks"
+            logger.warning("worker %d goes: %s", worker.number, why)
             self.flow.retire(worker)
             self.pool.retire(worker)
         for worker in self.pool.workers:
@@ -84,7 +90,9 @@ class Oversight:
 
     def _move_from(self, worker: Worker) -> None:
         """The node is about to go: the worker finishes what it is at, the rest moves."""
-        for entry in take_what_is_not_begun(self.flow.queues[worker]):
+        moving = take_what_is_not_begun(self.flow.queues[worker])
+        logger.warning("worker %d leaves: its node is being drained; shards that move: %d", worker.number, len(moving))
+        for entry in moving:
             self.progress.retried("node")
             self.flow.again(entry)
 

@@ -308,10 +308,14 @@ class RetriesSpec(Section):
 
 
 class ResourcesSpec(Section):
-    """How much of the cluster: `auto` takes all its GPUs, or its CPUs where it has none."""
+    """How much of the cluster: `auto` takes all its GPUs as they come and go, or its CPUs where it has none.
+
+    With GPUs there are never more workers than shards to make.
+    """
 
     workers: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)] = "auto"
-    # cuda: wait for GPUs, also where the cluster has none yet because it grows when they are asked for.
+    # cuda: wait for GPUs, also where the cluster has none yet because it grows when they are asked for: `workers` then
+    # is the number that it may grow to.
     device: Literal["auto", "cuda", "cpu"] = "auto"
     gpus_per_worker: float = Field(1.0, gt=0)  # below 1 several small models share a GPU
     # Read and finish tasks run only on nodes with these labels of Ray's, which keeps them off nodes with GPUs.

@@ -48,20 +48,23 @@ class WorkerPool:
         self._held_seconds = self._busy_seconds = 0.0  # of workers that are gone; of samples that were finished
         self._deaths_in_a_row = {"start": 0, "first batch": 0}
         self.workers: list[Worker] = []
-        self.fill(plan.workers)
 
-    def fill(self, room: int) -> list[Worker]:
-        """Start what is missing, as far as there is room; returns those that are too many for it.
+    def fill(self, room: int, shards: int) -> list[Worker]:
+        """Start what is missing, as far as there is room and need; returns those that are too many.
 
-        Room can shrink with the nodes. Workers must leave some for read and finish tasks, or nothing goes on.
+        Room can shrink with the nodes. Workers must leave some for read and finish tasks, or nothing goes on; those
+        with a GPU leave enough, and end with their nodes alone. But of them there are no more than shards to make, and
+        none goes on waiting for a GPU that is not needed any more: a cluster may start nodes for it.
         """
         staying = [worker for worker in self.workers if not worker.is_leaving]
-        wanted = max(1, min(self.plan.workers, room))
+        wanted = max(1, room if self.plan.follows else min(self.plan.workers, room))
+        if self.plan.num_gpus > 0:
+            wanted = min(wanted, max(1, shards))
         for _ in range(wanted - len(staying)):
             self._started += 1
             self.workers.append(Worker(self._started, self._start_actor()))
-        by_use = sorted(staying, key=lambda worker: worker.is_up, reverse=True)
-        return by_use[wanted:]
+        by_use = sorted(staying, key=lambda worker: (worker.is_up, worker.node is not None), reverse=True)
+        return [worker for worker in by_use[wanted:] if self.plan.num_gpus == 0 or worker.node is None]
 
     def check_start(self, worker: Worker) -> BaseException | None:
         """Note that a worker is up; the error if it failed to start, None if it is up or still loading."""
@@ -139,7 +142,6 @@ class WorkerPool:
         found = [w for w in self.workers if w.node in state.draining and not w.is_leaving]
         for worker in found:
             worker.is_leaving = True
-            logger.warning("worker %d leaves: its node is being drained", worker.number)
         return found
 
     def close(self) -> None:

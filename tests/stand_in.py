@@ -6,6 +6,7 @@ It takes the place of the weights only: reading, the worker's handling of batche
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
 import threading
 from types import SimpleNamespace
@@ -89,6 +90,29 @@ class SlowWorker(RecordingWorker):
     """Slow enough to be caught at work."""
 
     seconds = 0.05
+
+
+class GatedWorker(RecordingWorker):
+    """Begins only as many samples as a file beside the first input allows each process; see `open_gate`."""
+
+    begun = 0
+
+    def generate(self, part):
+        while self.begun >= int(pathlib.Path(gate_file(self.context.spec)).read_text()):
+            threading.Event().wait(0.05)
+        self.begun += len(part)
+        return super().generate(part)
+
+
+def gate_file(spec) -> str:
+    return spec.input.uri[0] + ".gate"
+
+
+def open_gate(spec, samples: int) -> None:
+    """Let each GatedWorker begin parts until it has begun so many samples."""
+    new = pathlib.Path(gate_file(spec) + ".new")
+    new.write_text(str(samples))
+    new.replace(gate_file(spec))
 
 
 def calls_file(spec) -> str:

@@ -77,9 +77,10 @@ with connect():
         pass
     print(ray.is_initialized())
 print(ray.is_initialized())
-ray.init(num_gpus=4, num_cpus=8, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_gpus=4, num_cpus=8, include_dashboard=False, log_to_driver=False)
 print(plan_workers(ResourcesSpec()))
 print(plan_workers(ResourcesSpec(workers=3, gpus_per_worker=0.5)))
+print(plan_workers(ResourcesSpec(gpus_per_worker=0.4)))
 try:
     plan_workers(ResourcesSpec(workers=5))
 except PermanentError as error:
@@ -95,9 +96,13 @@ def test_a_local_ray_of_our_own_and_a_cluster_with_gpus() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stdout.splitlines() if not line.startswith("\x1b")]
     assert lines[:3] == ["token True True", "True", "False"]
-    assert lines[3] == "WorkerPlan(workers=4, num_gpus=1.0, num_cpus=1.0, task_cpus=1.0, threads=1, device='cuda')"
+    assert lines[3] == (
+        "WorkerPlan(workers=4, num_gpus=1.0, num_cpus=1.0, task_cpus=1.0, threads=1, device='cuda', follows=True)"
+    )
     assert lines[4].startswith("WorkerPlan(workers=3, num_gpus=0.5")
-    assert lines[5].startswith("resources: 5 workers of 1 GPUs do not fit into a cluster with 4: ask for fewer, or set")
+    assert lines[4].endswith("follows=False)")
+    assert lines[5].startswith("WorkerPlan(workers=8, num_gpus=0.4"), "two a GPU: no model has parts of two"
+    assert lines[6].startswith("resources: 5 workers of 1 GPUs do not fit into a cluster with 4: ask for fewer, or set")
 
 
 @pytest.mark.timeout(120)

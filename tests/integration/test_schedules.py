@@ -98,7 +98,7 @@ def test_at_its_time_a_run_finishes_what_is_begun_and_leaves_the_rest(ray_cluste
     assert 2 <= stopped.samples_now < 40
     assert stopped.stopped.samples == 40 - stopped.samples_now
     made = len(read_calls(spec))
-    assert made - stopped.samples_now <= 2, "of what was queued, no more than a call that was under way"
+    assert made - stopped.samples_now <= 4, "no more than what was queued"
     rest = run_job(spec, worker_class=SlowWorker)
     assert (rest.version.counts["kept"], rest.committed_before) == (40, stopped.committed_now)
     assert validate(spec.output.uri).problems == []

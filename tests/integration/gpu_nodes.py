@@ -1,0 +1,168 @@
+"""Jobs on nodes with two logical GPUs each, in a process of its own: python -m tests.integration.gpu_nodes FOLDER.
+
+The cluster begins with a head alone. A job asks it for GPUs, three nodes join, its driver is killed and another one
+goes on. Then a job takes all GPUs there are; a fourth node joins while it runs, and one of the first is drained. Prints
+what became of them as JSON, in the last line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.cluster_utils import Cluster
+
+from jobs.drain import drain_node, wait_until_empty
+from pipelines.ledger import Ledger
+from pipelines.run import RunSummary, run_job
+from pipelines.spec import JobSpec, load_spec
+from pipelines.storage import Storage
+from tests import stand_in
+from tests.integration.driver_process import kill, start_driver
+
+NODES, GPUS = 3, 2
+NODE = {"num_cpus": GPUS, "num_gpus": GPUS, "object_store_memory": 80_000_000}
+BATCH = 2
+SHARD = 2 * BATCH  # samples
+ASKED_FOR = {"shards": 16, "workers": 50}
+GROWING_SHARDS = 30
+WITHOUT_END = 10**6
+SECONDS = 250.0  # for anything to happen on a machine that others use too
+
+
+def make_spec(folder: Path, name: str, shards: int, **resources: Any) -> JobSpec:
+    (folder / name).mkdir()
+    (folder / name / "prompts.txt").write_text("".join(f"prompt {n}\n" for n in range(shards * SHARD)))
+    return load_spec(
+        {
+            "task": "joint",
+            "model": {"name": "tiny", "steps": 1, "height": 32, "width": 32, "batch_size": BATCH},
+            "input": {"uri": str(folder / name / "prompts.txt")},
+            "output": {"uri": str(folder / name / "out"), "shard_rows": SHARD},
+            "resources": {"stall_seconds": SECONDS, "straggler_factor": None, **resources},
+        }
+    )
+
+
+def wait(condition: Callable[[], object], what: str) -> None:
+    until = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < until, f"waited in vain until {what}"
+        time.sleep(0.05)
+
+
+def gpus_asked_for(address: str) -> int:
+    """GPUs that Ray's autoscaler is asked for."""
+    demand = get_cluster_status(address).resource_demands.ray_task_actor_demand
+    return sum(each.count for one in demand for each in one.bundles_by_count if each.bundle.get("GPU", 0) >= 1)
+
+
+class Listener(logging.Handler):
+    """Counts what a logger says."""
+
+    def __init__(self, logger: str, words: str) -> None:
+        super().__init__()
+        self.words, self.heard = words, 0
+        logging.getLogger(logger).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard += self.words in record.getMessage()
+
+
+def lose_driver(folder: Path, cluster: Cluster) -> dict[str, Any]:
+    """A job that asks for more GPUs than there are, and whose driver is killed in the middle."""
+    spec = make_spec(folder, "killed", ASKED_FOR["shards"], device="cuda", workers=ASKED_FOR["workers"])
+    ledger = Ledger(Storage(spec.output.uri))
+    stand_in.open_gate(spec, SHARD)  # a shard each, so most are left
+    driver = start_driver(spec, folder, stand_in.GatedWorker.__name__)
+    try:
+        wait(lambda: gpus_asked_for(cluster.address) or driver.poll() is not None, "the cluster is asked for GPUs")
+        wait(lambda: gpus_asked_for(cluster.address) >= ASKED_FOR["shards"], "it is asked for all of them")
+        asked_for = gpus_asked_for(cluster.address)
+        for _ in range(NODES):
+            cluster.add_node(**NODE)
+        wait(lambda: len(ledger.committed()) >= NODES * GPUS, "each worker has committed a shard")
+    finally:
+        kill(driver)
+    committed = {sample.id for shard in ledger.committed() for sample in ledger.read_commit(shard).samples}
+    calls = len(stand_in.read_calls(spec))
+    stand_in.open_gate(spec, WITHOUT_END)
+    summary = run_job(spec, worker_class=stand_in.GatedWorker)
+    again = [sample for _, _, sample in stand_in.read_calls(spec)[calls:]]
+    assert summary.version is not None
+    return {
+        "output": spec.output.uri,
+        "asked_for": asked_for,
+        "committed_before": len(committed),
+        "made_again": len(committed.intersection(again)),
+        "calls": len(stand_in.read_calls(spec)),
+        "counts": summary.version.counts,
+    }
+
+
+def grow_and_drain(folder: Path, cluster: Cluster) -> dict[str, Any]:
+    """A job that takes the GPUs there are.
+
+    Each worker waits in its first shard until the driver knows of the drain, and after it until the node is empty.
+    """
+    spec = make_spec(folder, "growing", GROWING_SHARDS)
+    leaving = Listener("pipelines.oversight", "its node is being drained")
+
+    def workers() -> int:
+        return len({pid for pid, _, _ in stand_in.read_calls(spec)})
+
+    stand_in.open_gate(spec, BATCH)
+    summaries: list[RunSummary] = []
+    # Ray starts nodes from the main thread alone, so the job has another one.
+    job = threading.Thread(target=lambda: summaries.append(run_job(spec, worker_class=stand_in.GatedWorker)))
+    job.start()
+    first = [node.node_id for node in cluster.worker_nodes]
+    wait(lambda: workers() == NODES * GPUS or not job.is_alive(), "there is a worker a GPU")
+    joined = cluster.add_node(**NODE).node_id
+    wait(lambda: workers() == (NODES + 1) * GPUS or not job.is_alive(), "the node that joined is used")
+    notice = len(stand_in.read_calls(spec))
+    drain_node(cluster.address, first[0], 3600.0)
+    wait(lambda: leaving.heard == GPUS or not job.is_alive(), "the driver knows that a node goes")
+    stand_in.open_gate(spec, SHARD)
+    is_empty = wait_until_empty(first[0], time.monotonic() + SECONDS)
+    stand_in.open_gate(spec, WITHOUT_END)
+    job.join()
+    calls = stand_in.read_calls(spec)
+    (version,) = [summary.version for summary in summaries]
+    assert version is not None
+    return {
+        "output": spec.output.uri,
+        "first": first,
+        "joined": joined,
+        "places": {pid: node for pid, node, _ in calls},
+        "calls": len(calls),
+        "calls_on_drained_after_notice": sum(node == first[0] for _, node, _ in calls[notice:]),
+        "drained_is_empty": is_empty,
+        "counts": version.counts,
+    }
+
+
+def main() -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[stand_in.__name__])
+    logging.basicConfig(level=logging.INFO)
+    folder = Path(sys.argv[1])
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False)
+    results = {"killed": lose_driver(folder, cluster), "growing": grow_and_drain(folder, cluster)}
+    for node in [*cluster.worker_nodes, cluster.head_node]:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    print(json.dumps(results), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
