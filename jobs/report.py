@@ -220,7 +220,7 @@ def show_refilter(found: Refiltered) -> None:
     if version.reasons:
         say(f"rejected by: {', '.join(f'{kind} {number}' for kind, number in version.reasons.items())}")
     if found.without_points:
-        say(f"{several(found.without_points, 'kept sample')} without a point cloud: rejected ones got none when made.")
+        say(f"{several(found.without_points, 'kept sample')} without a point cloud: their pictures are not stored.")
     say(f"version {version.number} published: {counted(version.counts)}")
     say("These filters hold for later runs too, until the next refilter.")
 

@@ -63,7 +63,7 @@ def collect_garbage(uri: str, older_than_seconds: float = 0.0, dry_run: bool = F
     commits = ledger.read_commits(ledger.committed())
     versions = {number: read_version(storage, number) for number in version_numbers(storage)}
     named = {stored.path for commit in commits.values() for stored in commit.objects}
-    named |= {file.path for version in versions.values() for file in version.files}
+    named |= {path for version in versions.values() for path in version.paths}
     orphans = [each for each in listed if each.path not in named]
     published = set(version_numbers(storage, with_pruned=True))
     final = [each for each in orphans if is_decided(each.path, commits, published)]

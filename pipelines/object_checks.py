@@ -38,7 +38,7 @@ class Checked:
 
 
 def check_object(storage: Storage, spec: JobSpec, stored: StoredObject, pointclouds: Collection[str]) -> Checked:
-    """Read and check one object. `pointclouds`: paths of the point clouds that commits name."""
+    """Read and check one object. `pointclouds`: paths of the point clouds that commits and versions name."""
     try:
         data = storage.read_bytes(stored.path)
     except FileNotFoundError:
@@ -107,7 +107,7 @@ def _check_row(
         elif column == "depth" or spec.task not in MAY_REFER:
             yield f"{stored.path}: {column} of sample {row['id']} is missing."
     if row["pointcloud"] is not None and row["pointcloud"] not in pointclouds:
-        yield f"{name} names {row['pointcloud']}, which no commit names."
+        yield f"{name} names {row['pointcloud']}, which no commit and no version names."
     if row.get("points") is not None and len(row["points"]) != len(row["colors"] or ()):
         yield f"{name} has {len(row['points'])} points and {len(row['colors'] or ())} colours."
 

@@ -37,6 +37,7 @@ from pipelines.ledger import (
     Commit,
     Ledger,
     Outcome,
+    StoredObject,
     new_token,
     now,
     parquet_bytes,
@@ -83,6 +84,11 @@ class Version:
     criteria: dict[str, Any] = field(default_factory=dict)  # what its samples are kept by, with all thresholds
     refilter: int = 0  # the version in which `jointdit refilter` set them; 0: each run's own decided at its commits
     held: int = 0  # the version whose decisions stand in this one; 0: none
+
+    @property
+    def paths(self) -> set[str]:
+        """Of its tables, and of the point clouds that only they name."""
+        return {path for file in self.files for path in (file.path, *(cloud.path for cloud in file.clouds))}
 
     def files_of(self, outcome: Outcome) -> list[str]:
         """Paths of the tables of one outcome, in the order of the plan."""
@@ -203,7 +209,8 @@ def publish_decision(
         while number in taken:
             number += 1
         before = _before(storage, latest, table, every=decision.refilter is None)
-        files = write_tables(storage, number, decision.samples, commits, before)
+        points = load_spec(dict(decision.spec)).output.points
+        files = write_tables(storage, number, decision.samples, commits, before, points)
         outcomes = parquet_bytes(_outcomes_table(decision.samples, files))
         version = Version(
             number=number,
@@ -240,7 +247,9 @@ def _before(storage: Storage, latest: Version | None, table: pa.Table, every: bo
     for row in table.select(["shard", "outcome", "id"]).to_pylist():
         shards.setdefault(row["shard"], []).append((row["outcome"], row["id"]))
     versions = [read_version(storage, number) for number in version_numbers(storage)] if every else [latest]
-    known = {file.sha256: file.path for version in versions for file in version.files}
+    files = [file for version in versions for file in version.files]
+    known = {file.sha256: file.path for file in files}
+    known |= {cloud.sha256: cloud.path for file in files for cloud in file.clouds}
     return Before({shard: ends_of(samples) for shard, samples in shards.items()}, latest.files, known)
 
 
@@ -272,7 +281,10 @@ def read_version(storage: Storage, number: int) -> Version:
     """A published version. Raises FileNotFoundError where there is none of that number."""
     name = f"_versions/{number:06d}/version.json"
     fields = parse(storage.read_bytes(name), storage.uri_of(name))
-    files = tuple(VersionFile(**file) for file in fields.pop("files"))
+    files = tuple(
+        VersionFile(**{**file, "clouds": tuple(StoredObject(**cloud) for cloud in file.get("clouds", ()))})
+        for file in fields.pop("files")
+    )
     plans = tuple(fields.pop("plans"))
     del fields["token"], fields["format"]
     return Version(files=files, plans=plans, **fields)

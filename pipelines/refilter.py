@@ -3,7 +3,8 @@
 The criteria that it sets hold from then on: what later runs make is decided by them too, whatever their specs say
 (`publish.spec_in_force`), until the next refilter. Commits stay what they are, so going back to earlier criteria gives
 the earlier decisions and the earlier files; and nothing is planned: a sample that is rejected now gets no new seed, and
-one that was rejected when it was made has had its own.
+one that was rejected when it was made has had its own. It had no point cloud, so where it is kept now and clouds are
+files, one is made from its stored depth.
 
 Where a version of these criteria is there already, its decisions stand. Else all samples are decided in the order of
 the plan, without regard to who won before.
@@ -47,7 +48,7 @@ class Refiltered:
     version: Version  # the same one where nothing changed
     moved: dict[str, int]  # "kept -> rejected" -> samples
     rewritten: tuple[str, ...]  # shards of which the version has tables that the one before had not
-    without_points: int  # samples that are kept now and had no point cloud made, because they were rejected then
+    without_points: int  # samples that are kept now, were rejected when made, and have no picture to make a cloud from
 
     @property
     def is_new(self) -> bool:
@@ -68,7 +69,7 @@ def refilter(uri: str, overrides: Sequence[str] = (), spec_file: Path | None = N
     before = _latest(storage)
     spec = criteria_spec(before, overrides, spec_file)
     criteria = Criteria.of(spec.quality)
-    points: list[int] = []
+    came_back: list[int] = []
 
     def decide(latest: Version | None, counted: Sequence[CountedSample], commits: Mapping[str, Commit]) -> Decision:
         facts = read_facts(storage, commits, sorted({each.entry.shard.id for each in counted}), criteria)
@@ -76,7 +77,7 @@ def refilter(uri: str, overrides: Sequence[str] = (), spec_file: Path | None = N
         _refuse_lacking(storage, lacking(decided, criteria, facts))
         number, held = _earlier(storage, criteria, decided)
         settled = settle(decided, criteria, facts, held, spec.task)
-        points[:] = [sum(d.outcome == "kept" and d.counted.sample.outcome == "rejected" for d in settled)]
+        came_back[:] = [sum(d.outcome == "kept" and d.counted.sample.outcome == "rejected" for d in settled)]
         return Decision(settled, spec.as_given(), criteria, None, number)
 
     version, is_new = publish_decision(storage, ledger, decide)
@@ -91,7 +92,7 @@ def refilter(uri: str, overrides: Sequence[str] = (), spec_file: Path | None = N
         version=version,
         moved=_moved(storage, before, version),
         rewritten=tuple(dict.fromkeys(f.shard for f in version.files if f not in set(before.files))),
-        without_points=points[0] if spec.output.points.as_files else 0,
+        without_points=came_back[0] - sum(len(f.clouds) for f in version.files) if spec.output.points.as_files else 0,
     )
 
 

@@ -294,12 +294,13 @@ def _check_objects(
     """Each object that a commit or any version names, read whole."""
     spec = load_spec(job.spec)
     objects = {stored.path: stored for commit in commits.values() for stored in commit.objects}
-    pointclouds = {stored.path for stored in objects.values() if stored.kind == "points"}
     for version in versions:
         for file in version.files:
             stored = StoredObject(file.path, file.bytes, file.sha256, file.rows, file.outcome)
-            if objects.setdefault(file.path, stored) != stored:
-                found.problems.append(f"version {version.number} and a commit say different things of {file.path}.")
+            for each in (stored, *file.clouds):
+                if objects.setdefault(each.path, each) != each:
+                    found.problems.append(f"version {version.number} and a commit say different things of {each.path}.")
+    pointclouds = {stored.path for stored in objects.values() if stored.kind == "points"}
     with ThreadPoolExecutor(READERS) as pool:
         checks = pool.map(lambda stored: check_object(storage, spec, stored, pointclouds), objects.values())
         for stored, checked in zip(objects.values(), checks, strict=True):
@@ -315,7 +316,7 @@ def _note_orphans(
 ) -> None:
     """Objects of attempts that lost or died: untidy, and no harm to anybody who reads the version's files."""
     named = {stored.path for commit in commits.values() for stored in commit.objects}
-    named |= {file.path for version in versions for file in version.files}
+    named |= {path for version in versions for path in version.paths}
     for folder in (*FOLDERS.values(), "pointclouds"):
         orphans = [each for each in storage.list(folder) if each.path not in named]
         if orphans:

@@ -3,6 +3,9 @@
 A table is written anew where some of its rows count no more (superseded, counting.py) or end elsewhere than their
 commit says (decisions.py). Rows are moved as they are stored: no picture is decoded, and the point clouds they name
 stay where they are. A shard of which nothing changed since the last version has the files that it had then.
+
+A sample that was rejected when it was made got no point cloud. If it is kept now and the job has them as files, its own
+is made here from the stored picture and depth (sinks/stored_points.py): the one case in which they are decoded.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,9 +25,14 @@ from pipelines.decisions import Decided
 from pipelines.finish import FOLDERS
 from pipelines.ledger import OUTCOMES, Commit, Outcome, StoredObject, sha256
 from pipelines.sinks.parquet import table_bytes
+from pipelines.sinks.stored_points import STORED, stored_points
 from pipelines.storage import Storage
 
+if TYPE_CHECKING:
+    from pipelines.spec import PointsSpec
+
 WRITERS = 4  # shards at once; the tables of each are held in memory whole
+CLOUD = "pointcloud"
 REASONS = pa.field("reasons", pa.list_(pa.string()))
 Ends = dict[Outcome, list[str]]  # where the samples of a shard end: outcome -> ids
 
@@ -38,6 +47,7 @@ class VersionFile:
     bytes: int
     sha256: str
     shard: str
+    clouds: tuple[StoredObject, ...] = ()  # point clouds that its rows name and no commit does
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,16 @@ class Before:
 
     ends: Mapping[str, Ends]  # of the last version, by shard
     files: Sequence[VersionFile]  # of the last version
-    known: Mapping[str, str]  # SHA-256 -> path, of this and maybe of older ones
+    known: Mapping[str, str]  # SHA-256 -> path of tables and their own clouds, of this and maybe of older ones
 
 
 def write_tables(
-    storage: Storage, number: int, decided: Sequence[Decided], commits: Mapping[str, Commit], before: Before
+    storage: Storage,
+    number: int,
+    decided: Sequence[Decided],
+    commits: Mapping[str, Commit],
+    before: Before,
+    points: PointsSpec,
 ) -> list[VersionFile]:
     """The files of version `number`, in the order of the plan; those that are not there yet are written."""
     shards: dict[str, list[Decided]] = {}
@@ -64,7 +79,7 @@ def write_tables(
         ends = ends_of((each.outcome, each.counted.sample.id) for each in shards[shard])
         if before.ends.get(shard) == ends:
             return had[shard]
-        return _Shard(storage, number, commits[shard], shards[shard], before.known).files(ends)
+        return _Shard(storage, number, commits[shard], shards[shard], before.known, points).files(ends)
 
     with ThreadPoolExecutor(WRITERS) as pool:
         return [file for files in pool.map(files_of, shards) for file in files]
@@ -88,8 +103,9 @@ class _Shard:
         commit: Commit,
         decided: Sequence[Decided],
         known: Mapping[str, str],
+        points: PointsSpec,
     ) -> None:
-        self.storage, self.number, self.commit, self.known = storage, number, commit, known
+        self.storage, self.number, self.commit, self.known, self.points = storage, number, commit, known, points
         self.reasons = {each.counted.sample.id: list(each.reasons) for each in decided}
         self.stored = {each.outcome: each for each in commit.objects if each.kind == "table"}
         self.committed = ends_of((sample.outcome, sample.id) for sample in commit.samples)
@@ -99,19 +115,44 @@ class _Shard:
         files = []
         for outcome in OUTCOMES:
             if ids := ends.get(outcome):
-                stored = self.stored[outcome] if ids == self.committed.get(outcome) else self._write(outcome, ids)
-                shard = self.commit.shard
-                files.append(VersionFile(stored.path, outcome, stored.rows, stored.bytes, stored.sha256, shard))
+                clouds: list[StoredObject] = []
+                is_whole = ids == self.committed.get(outcome)
+                stored = self.stored[outcome] if is_whole else self._write_table(outcome, ids, clouds)
+                of_shard = (stored.rows, stored.bytes, stored.sha256, self.commit.shard)
+                files.append(VersionFile(stored.path, outcome, *of_shard, tuple(clouds)))
         return files
 
-    def _write(self, outcome: Outcome, ids: Sequence[str]) -> StoredObject:
-        data = table_bytes(self._rows(outcome, ids))
+    def _write_table(self, outcome: Outcome, ids: Sequence[str], clouds: list[StoredObject]) -> StoredObject:
+        """Write the table of some samples, and the point clouds that it needs, which join `clouds`."""
+        rows = self._rows(outcome, ids)
+        if outcome == "kept" and self.points.as_files and CLOUD in rows.column_names:
+            rows = self._with_clouds(rows, clouds)
+        return self._write(FOLDERS[outcome], ".parquet", table_bytes(rows), len(ids), outcome, "table")
+
+    def _with_clouds(self, rows: pa.Table, clouds: list[StoredObject]) -> pa.Table:
+        """Rows with the point clouds of samples that had none because they were rejected when they were made."""
+        paths = rows[CLOUD].to_pylist()
+        rejected, stored = set(self.committed.get("rejected", ())), rows.select(STORED)
+        for place, identifier in enumerate(rows["id"].to_pylist()):
+            if identifier in rejected and (made := stored_points(stored.slice(place, 1).to_pylist()[0], self.points)):
+                count, data = made
+                clouds.append(self._write("pointclouds", ".ply", data, count, "kept", "points"))
+                paths[place] = clouds[-1].path
+        if not clouds:
+            return rows
+        number = rows.schema.get_field_index(CLOUD)
+        return rows.set_column(number, rows.schema.field(number), pa.array(paths, pa.string()))
+
+    def _write(
+        self, folder: str, suffix: str, data: bytes, rows: int, outcome: Outcome, kind: Literal["table", "points"]
+    ) -> StoredObject:
+        """Write an object, unless an earlier version has the same."""
         digest = sha256(data)
         path = self.known.get(digest)
         if path is None:
-            path = f"{FOLDERS[outcome]}/{self.commit.shard}-v{self.number:06d}-{digest[:16]}.parquet"
+            path = f"{folder}/{self.commit.shard}-v{self.number:06d}-{digest[:16]}{suffix}"
             self.storage.write_bytes(path, data)
-        return StoredObject(path, len(data), digest, len(ids), outcome)
+        return StoredObject(path, len(data), digest, rows, outcome, kind)
 
     def _rows(self, outcome: Outcome, ids: Sequence[str]) -> pa.Table:
         """The rows of some samples from wherever their commit put them, in the order of `ids`."""

@@ -78,17 +78,27 @@ def valid_pixels(result: SampleResult) -> NDArray[np.bool_] | None:
 
 
 def point_cloud(result: SampleResult, geometry: Geometry, points: PointsSpec) -> PointCloud:
-    """The sample's points in metres, x right, y down, z forward, as `output.points` asks for them.
+    """The sample's points in metres, x right, y down, z forward, as `output.points` asks for them."""
+    assert result.rgb is not None
+    assert result.disparity is not None
+    return cloud_from(result.rgb, result.disparity, valid_pixels(result), geometry, points)
+
+
+def cloud_from(
+    rgb: NDArray[np.uint8],
+    disparity: NDArray[np.float32],
+    valid: NDArray[np.bool_] | None,
+    geometry: Geometry,
+    points: PointsSpec,
+) -> PointCloud:
+    """The points of a picture (H, W, 3) and its relative disparity (H, W), where that is `valid` (H, W).
 
     Holes and depth edges are left out; then thinned, then cleaned of outliers, where that is asked for.
     """
-    assert result.rgb is not None
-    assert result.disparity is not None
-    depth = metric_depth(result.disparity, geometry.z_near, geometry.z_far)
-    valid = valid_pixels(result)
+    depth = metric_depth(disparity, geometry.z_near, geometry.z_far)
     if valid is not None:
         depth = np.where(valid, depth, np.float32(np.nan))
-    cloud = cloud_of(depth, result.rgb, geometry.intrinsics, points.edge_threshold, points.normals, points.confidence)
+    cloud = cloud_of(depth, rgb, geometry.intrinsics, points.edge_threshold, points.normals, points.confidence)
     if points.voxel is not None:
         cloud = thinned(cloud, points.voxel)
     if points.outliers is not None:

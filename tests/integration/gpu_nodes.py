@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,11 +158,16 @@ def main() -> None:
     folder = Path(sys.argv[1])
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False)
-    results = {"killed": lose_driver(folder, cluster), "growing": grow_and_drain(folder, cluster)}
-    for node in [*cluster.worker_nodes, cluster.head_node]:
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
-    print(json.dumps(results), flush=True)
-    os._exit(0)
+    results: dict[str, Any] | None = None
+    try:
+        results = {"killed": lose_driver(folder, cluster), "growing": grow_and_drain(folder, cluster)}
+    finally:
+        if results is None:
+            traceback.print_exc()
+        for node in [*cluster.worker_nodes, cluster.head_node]:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        print(json.dumps(results), flush=True)
+        os._exit(results is None)  # not waiting for the job's thread
 
 
 if __name__ == "__main__":

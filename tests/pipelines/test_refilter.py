@@ -8,15 +8,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from jointdit.errors import PermanentError, SpecError
 from pipelines.garbage import collect_garbage
+from pipelines.prune import prune_versions
 from pipelines.publish import Version, read_latest, read_outcomes, read_version, version_numbers
 from pipelines.refilter import refilter
+from pipelines.sinks.ply import read_ply
 from pipelines.status import read_status
 from pipelines.validate import validate
 from tests.local_job import LocalJob
@@ -71,17 +75,20 @@ def test_only_shards_whose_rows_change_are_written_and_their_pictures_are_copied
     before, written = rows(job, first) | rows(job, first, "rejected"), objects(job, "data", "rejected", "pointclouds")
     found = refilter(storage.uri, [LAX])
     assert (found.is_new, found.moved, found.rewritten) == (True, {"rejected -> kept": 3}, (mixed, flat))
-    assert found.without_points == 3
+    assert found.without_points == 0
     second = found.version
     assert second.counts == {"kept": 9, "rejected": 0, "quarantined": 1}
     assert paths_of(second, [untouched]) == paths_of(first, [untouched])
     kept = rows(job, second)
     assert list(kept) == [f"prompts.txt:{n}/0" for n in (0, 1, 3, 4, 5, 6, 7, 8, 9)], "in the order of the plan"
     for identifier, row in kept.items():
-        assert row == {name: value for name, value in before[identifier].items() if name != "reasons"}
+        was = {name: value for name, value in before[identifier].items() if name != "reasons"}
+        assert row == {**was, "pointcloud": was["pointcloud"] or row["pointcloud"]}
+        assert storage.exists(row["pointcloud"])
     new = objects(job, "data", "rejected", "pointclouds")
     assert {path: new[path] for path in written} == written
-    assert len(new) == len(written) + 2
+    assert len(new) == len(written) + 2 + 3, "two tables, three point clouds"
+    assert collect_garbage(storage.uri).objects == ()
     assert validate(storage.uri).problems == []
 
     back = refilter(storage.uri, ["quality.filters.0.min_span=0.2"]).version
@@ -91,6 +98,49 @@ def test_only_shards_whose_rows_change_are_written_and_their_pictures_are_copied
     assert (again.number, again.files) == (4, second.files), "a table that was written once is not written again"
     assert objects(job, "data", "rejected", "pointclouds") == new
     assert validate(storage.uri).problems == []
+    refilter(storage.uri, ["quality.filters.0.min_span=0.2"])
+    assert prune_versions(storage, retain=1) == [1, 2, 4]
+    assert objects(job, "data", "rejected", "pointclouds") == written, "what only the others named is gone"
+
+
+def test_what_is_kept_now_has_the_point_cloud_that_a_run_would_have_made(make_job, tmp_path: Path) -> None:
+    """But for the steps of the stored depth."""
+    points = {"format": "ply", "normals": True, "confidence": True, "edge_threshold": 0.5}
+
+    def quality(least: float) -> dict:
+        return {**QUALITY, "filters": [{"kind": "depth_range", "min_span": least}]}
+
+    strict = make_job(["a", "FLAT", "b"], quality=quality(1.0), output={"points": points})
+    assert strict.complete().counts["rejected"] == 3
+    lax = make_job(quality=quality(0.0), output={"points": points, "uri": str(tmp_path / "lax")})
+    wanted = rows(lax, lax.complete())
+    for identifier, row in rows(strict, refilter(strict.context.storage.uri, [LAX]).version).items():
+        of_run = lax.context.storage.read_bytes(wanted[identifier]["pointcloud"])
+        made = strict.context.storage.read_bytes(row["pointcloud"])
+        comments, more = (data.partition(b"element")[0].decode().splitlines() for data in (of_run, made))
+        assert more == [*comments, "comment from the stored depth, 16 bits of relative disparity"]
+        ours, theirs = read_ply(made), read_ply(of_run)
+        assert len(ours) > 900
+        # dz / z = z (1 / z_near - 1 / z_far) dd, with dd half a step and z to 10 m
+        np.testing.assert_allclose(ours.points, theirs.points, rtol=10 * 0.9 * 0.5 / 65535 + 1e-6)
+        np.testing.assert_array_equal(ours.colours, theirs.colours)
+        np.testing.assert_allclose(ours.normals, theirs.normals, atol=0.05)
+        np.testing.assert_allclose(ours.confidence, theirs.confidence, atol=5e-3)
+    assert validate(strict.context.storage.uri).problems == []
+
+
+def test_without_a_stored_picture_there_is_no_point_cloud_and_refilter_says_so(make_job, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(tmp_path / "in" / f"{number}.png")
+    strict = {**QUALITY, "filters": [{"kind": "depth_range", "min_span": 1.0}]}
+    given = {"task": "depth", "quality": strict, "input": {"uri": str(tmp_path / "in")}}
+    job = make_job(**given, output={"points": "ply", "rgb": "reference"})
+    assert job.complete().counts["rejected"] == 2
+    found = refilter(job.context.storage.uri, [LAX])
+    assert (found.version.counts["kept"], found.without_points) == (2, 2)
+    assert [row["pointcloud"] for row in rows(job, found.version).values()] == [None, None]
+    assert validate(job.context.storage.uri).problems == []
 
 
 def test_kept_rows_move_to_the_rejected_and_their_point_clouds_stay(job: LocalJob) -> None:

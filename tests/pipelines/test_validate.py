@@ -252,7 +252,7 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
     ),
     "a point cloud that nobody committed": (
         lambda job: rewrite(job, "data", with_value(job, "pointcloud", "pointclouds/x.ply")),
-        "names pointclouds/x.ply, which no commit names",
+        "names pointclouds/x.ply, which no commit and no version names",
     ),
     "a reject without a reason": (
         lambda job: rewrite(job, "rejected", with_value(job, "reasons", [], "rejected")),
