@@ -76,6 +76,15 @@ def job_in(folder: Path, prompts: list[str] | None = None, **sections: Any) -> L
     return LocalJob(context, Ledger(storage))
 
 
+def input_folder(parent: Path, **texts: str) -> Path:
+    """A folder of text files, one a keyword: a="a0\\na1\\n" is two prompts in a.txt."""
+    folder = parent / "in"
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., LocalJob]:
     """make_job(prompts, **sections of the spec) -> LocalJob in the test's folder."""

@@ -15,7 +15,7 @@ from pipelines.garbage import collect_garbage, is_decided
 from pipelines.publish import read_latest, read_version, version_numbers
 from pipelines.run import pending_shards
 from pipelines.validate import validate
-from tests.local_job import LocalJob
+from tests.local_job import LocalJob, input_folder
 
 LOSER = "0123456789abcdef"
 
@@ -104,10 +104,7 @@ def test_a_half_written_file_goes_when_its_shard_is_decided_and_its_writer_long_
 
 
 def test_a_retained_version_keeps_its_files(make_job, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.txt").write_text("a0\na1\n")
-    (folder / "b.txt").write_text("b0\n")
+    folder = input_folder(tmp_path, a="a0\na1\n", b="b0\n")
     job = make_job(input={"uri": str(folder)})
     job.complete()
     (folder / "a.txt").write_text("a0 changed\n")

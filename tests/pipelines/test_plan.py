@@ -18,7 +18,7 @@ from pipelines.records import SourceFile, Span
 from pipelines.run import generate_all, pending_shards
 from pipelines.spec import load_spec
 from pipelines.validate import validate
-from tests.local_job import IDENTITY
+from tests.local_job import IDENTITY, input_folder
 
 
 def source(name: str, etag: str = "1") -> SourceFile:
@@ -72,9 +72,7 @@ def test_nothing_new_plans_nothing(make_job) -> None:
 
 
 def test_new_files_are_appended_and_changed_ones_supersede(make_job, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.txt").write_text("a\nb\n")
+    folder = input_folder(tmp_path, a="a\nb\n")
     job = make_job(input={"uri": str(folder)})
     job.plan()
     (folder / "b.txt").write_text("c\n")
@@ -88,10 +86,7 @@ def test_new_files_are_appended_and_changed_ones_supersede(make_job, tmp_path: P
 
 
 def test_removed_inputs_are_reported_and_stay(make_job, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.txt").write_text("a\n")
-    (folder / "b.txt").write_text("b\n")
+    folder = input_folder(tmp_path, a="a\n", b="b\n")
     job = make_job(input={"uri": str(folder)})
     job.plan()
     (folder / "b.txt").unlink()
@@ -100,9 +95,7 @@ def test_removed_inputs_are_reported_and_stay(make_job, tmp_path: Path) -> None:
 
 
 def test_who_loses_the_race_for_a_plan_file_subtracts_the_winners(make_job, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.txt").write_text("a\n")
+    folder = input_folder(tmp_path, a="a\n")
     job = make_job(input={"uri": str(folder)})
     job.ledger.open_job(job.context.spec, job.context.fingerprint)
     (folder / "b.txt").write_text("b\n")
@@ -194,10 +187,8 @@ def test_a_file_that_changes_back_is_planned_again(make_job, tmp_path: Path) -> 
 def test_a_file_that_lost_all_its_rows_supersedes_them(
     make_job, tmp_path: Path, name: str, whole: str, empty: str
 ) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
+    folder = input_folder(tmp_path, b="b\n")
     (folder / name).write_text(whole)
-    (folder / "b.txt").write_text("b\n")
     job = make_job(input={"uri": [str(folder / name), str(folder / "b.txt")]})
     job.complete()
     (folder / name).write_text(empty)

@@ -12,13 +12,11 @@ from pipelines.publish import read_latest, read_version, version_numbers
 from pipelines.storage import AlreadyExists
 from pipelines.validate import validate
 from pipelines.versions import compare
+from tests.local_job import input_folder
 
 
 def test_only_the_latest_versions_stay(make_job, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.txt").write_text("a0\na1\n")
-    (folder / "b.txt").write_text("b0\n")
+    folder = input_folder(tmp_path, a="a0\na1\n", b="b0\n")
     job = make_job(input={"uri": str(folder)})
     job.complete()
     for name, text in (("a.txt", "a0 changed"), ("b.txt", "b0 changed"), ("a.txt", "a0 changed again")):

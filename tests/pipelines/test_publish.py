@@ -14,7 +14,7 @@ from pipelines.publish import Version, publish, read_latest, read_outcomes, read
 from pipelines.run import generate_and_publish, pending_shards
 from pipelines.storage import Storage
 from pipelines.validate import validate
-from tests.local_job import LocalJob
+from tests.local_job import LocalJob, input_folder
 
 
 def ids_in_files(storage: Storage, version: Version, outcome: str = "kept") -> list[str]:
@@ -58,11 +58,7 @@ def test_a_shard_without_a_commit_stops_publishing(make_job) -> None:
 @pytest.fixture
 def folder_job(make_job, tmp_path: Path) -> LocalJob:
     """Three files of prompts that share one shard, and one with a shard of its own; published once."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.txt").write_text("a0\na1\n")
-    (folder / "b.txt").write_text("b0\n")
-    (folder / "c.txt").write_text("c0\nc1\nc2\nc3\n")
+    folder = input_folder(tmp_path, a="a0\na1\n", b="b0\n", c="c0\nc1\nc2\nc3\n")
     job = make_job(input={"uri": str(folder)})
     job.complete()
     return job

@@ -12,6 +12,7 @@ from pipelines.quantiles import Calibration, limits_of, value_of, without_quanti
 from pipelines.refilter import refilter
 from pipelines.spec import JobSpec, load_spec
 from pipelines.storage import Storage
+from tests.local_job import input_folder
 
 SCORES = {"depth_span": [0.0, 0.1, 0.2, 0.3, 0.4], "rgb_saturated_fraction": [0.1, 0.2]}
 
@@ -121,14 +122,13 @@ def test_whole_numbers_are_rounded_to_the_side_that_rejects_less() -> None:
 def test_a_calibration_that_is_made_anew_changes_no_decision_that_was_published(make_job, tmp_path: Path) -> None:
     quality = {"filters": [{"kind": "depth_range", "min_span": {"quantile": 0.5}}], "max_quarantined_fraction": 1.0}
     quality["calibration"] = calibrated(tmp_path / "calibration")
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.txt").write_text("a\nb\n")
-    sections = {"quality": quality, "input": {"uri": str(tmp_path / "in")}}
+    folder = input_folder(tmp_path, a="a\nb\n")
+    sections = {"quality": quality, "input": {"uri": str(folder)}}
     first = make_job(**sections).complete()
     assert first.criteria["filters"] == [{"kind": "depth_range", "min_span": 0.2}]
     assert first.counts["kept"] == 2
     calibrated(tmp_path / "calibration", {"depth_span": [0.9999, 0.9999]})
-    (tmp_path / "in" / "b.txt").write_text("c\n")
+    (folder / "b.txt").write_text("c\n")
     job = make_job(**sections)
     second = job.complete()
     assert second.counts == {"kept": 2, "rejected": 1, "quarantined": 0}
