@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from jointdit.errors import PermanentError
-from pipelines.cluster import TASK_CPUS, _fitting, _share, plan_workers
+from pipelines.cluster import TASK_CPUS, _fitting, _gpu_room, _share, plan_workers
 from pipelines.spec import ResourcesSpec
 
 
@@ -63,6 +63,13 @@ def test_workers_fit_their_nodes_with_room_for_tasks_beside(nodes: list[float], 
 def test_a_node_less_has_room_for_fewer_workers() -> None:
     share = _share([1.0, 1.0, 1.0], 3)
     assert [_fitting([1.0] * nodes, share) for nodes in range(4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("share", "room"), [(1.0, 5), (0.5, 10), (0.4, 10), (0.3, 15), (0.1, 50)])
+def test_a_share_of_a_gpu_is_of_one_gpu_on_a_node_that_stays(share: float, room: int) -> None:
+    gpus = {"a": 4.0, "b": 1.0, "going": 4.0, "gone": 4.0, "cpus": 0.0}
+    nodes = [{"NodeID": name, "Alive": name != "gone", "Resources": {"GPU": count}} for name, count in gpus.items()]
+    assert _gpu_room(nodes, share, without={"going"}) == room
 
 
 SCRIPT = """
