@@ -9,6 +9,7 @@ Read the files in this order:
     official.py          published checkpoints <-> ours; official_vae.py: FLUX's autoencoder
     latents.py           pictures <-> latents <-> tokens; noise by seed
     denoising.py         the one sampling loop of all three tasks
+    condition_cache.py   the given half of the network, kept over sampling steps
     pipeline.py          JointDiTPipeline: prompts, pictures and depth in, RGB and depth out
     pixels.py            what a caller gives it, checked, and its way into and out of the VAE
     checkpoint_files.py  safetensors only, checked by name and shape

@@ -11,7 +11,8 @@ optimiser and a saver see it exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from peft import LoraConfig
 from peft.tuners import lora
 from torch import nn
 
+from jointdit.condition_cache import Half
 from jointdit.errors import ModelError
 
 ADAPTER_NAME = "depth"
@@ -39,20 +41,27 @@ class DepthHalfLora(lora.Linear):
     the base weights, which the RGB half shares.
     """
 
+    only_half: Half | None = None  # the batch is this half alone: set by `only_half_in_batch`
+
     def __init__(self, base_layer: nn.Module, rank: int) -> None:
         config = LoraConfig(r=rank, lora_alpha=rank * LORA_SCALE)
         super().__init__(base_layer, ADAPTER_NAME, config, r=rank, lora_alpha=rank * LORA_SCALE)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """x (2B, ..., in_features) -> (2B, ..., out_features)."""
+        """x (2B, ..., in_features) -> (2B, ..., out_features); B rows where the batch is one half."""
         result: torch.Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
+        if self.disable_adapters or self.only_half == "rgb":
             return result
         lora_a, lora_b = self.lora_A[ADAPTER_NAME], self.lora_B[ADAPTER_NAME]
-        half = x.shape[0] // 2
-        update = lora_b(lora_a(self._cast_input_dtype(x[half:], lora_a.weight.dtype)))
+        half = 0 if self.only_half == "depth" else x.shape[0] // 2
+        low_rank = lora_a(self._cast_input_dtype(x[half:], lora_a.weight.dtype))
         # In place on the depth rows: a concatenation would copy the RGB rows of every layer.
-        result[half:].add_(update, alpha=self.scaling[ADAPTER_NAME])
+        adapted, scale = result[half:], self.scaling[ADAPTER_NAME]
+        if low_rank.dtype == lora_b.weight.dtype == result.dtype and result.is_contiguous():
+            # One product that adds to what is there, without a tensor for the update.
+            adapted.view(-1, adapted.shape[-1]).addmm_(low_rank.flatten(0, -2), lora_b.weight.t(), alpha=scale)
+        else:  # an adapter in higher precision than the base, as in training; autocast
+            adapted.add_(lora_b(low_rank), alpha=scale)
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -82,6 +91,19 @@ def add_depth_lora(model: nn.Module, groups: Mapping[str, Sequence[str]], ranks:
             model.set_submodule(name, layer)
             layers.append(layer)
         share_lora_a(layers)
+
+
+@contextlib.contextmanager
+def only_half_in_batch(model: nn.Module, half: Half) -> Iterator[None]:
+    """Within it a batch of `model` is one half, (B, ...), instead of both."""
+    layers = [layer for layer in model.modules() if isinstance(layer, DepthHalfLora)]
+    for layer in layers:
+        layer.only_half = half
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.only_half = None
 
 
 def expand_lora_ranks(lora_ranks: int | Mapping[str, int] | None, names: Iterable[str]) -> dict[str, int]:

@@ -22,7 +22,8 @@ from torch import nn
 
 from jointdit import official
 from jointdit.checkpoint_files import FilePath, check_tensors, folder_tensor_shapes, tensor_shapes, told_as_model_error
-from jointdit.depth_lora import add_depth_lora, compact_lora_ranks, expand_lora_ranks
+from jointdit.condition_cache import HALVES, ConditionCache
+from jointdit.depth_lora import add_depth_lora, compact_lora_ranks, expand_lora_ranks, only_half_in_batch
 from jointdit.errors import ModelError
 from jointdit.joint_attention import JOINT_WEIGHT_SHARPNESS, add_joint_connection, joint_weights
 
@@ -103,6 +104,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         guidance: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         return_dict: bool = True,
+        condition_cache: ConditionCache | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict eps - x for both halves.
 
@@ -110,13 +112,65 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         encoder_hidden_states (2B, T, joint_attention_dim), pooled_projections (2B, pooled_projection_dim) and
         guidance (2B,) are the same in both halves; guidance is None for a network without guidance_embeds. img_ids
         (N, 3) and txt_ids (T, 3), or with a leading batch dimension of which the first entry counts.
-        encoder_attention_mask: (2B, T), 0 where a text token is padding. Returns `.sample` of hidden_states' shape.
-        Raises ValueError for a batch that is not made of pairs or guidance that does not fit the network.
+        encoder_attention_mask: (2B, T), 0 where a text token is padding. condition_cache: filled, or, where its
+        `reuse` is set, taken in place of the given half, whose velocity is then that of the last refresh. Returns
+        `.sample` of hidden_states' shape. Raises ValueError for a batch that is not made of pairs or guidance that
+        does not fit the network.
         """
         self._check_inputs(hidden_states, timestep, guidance)
-        rows = hidden_states.shape[0]
+        mask: torch.Tensor | None = None
+        if encoder_attention_mask is not None:
+            image_mask = encoder_attention_mask.new_ones(hidden_states.shape[:2])
+            mask = torch.cat([encoder_attention_mask, image_mask], dim=1).bool()[:, None, None, :]
         weights = joint_weights(timestep, self.config.joint_weight_sharpness)
+        text_ids = txt_ids[0] if txt_ids.ndim == 3 else txt_ids
+        image_ids = img_ids[0] if img_ids.ndim == 3 else img_ids
+        rotary = self.pos_embed(torch.cat((text_ids, image_ids)))
 
+        if condition_cache is not None and condition_cache.reuse:
+            half = condition_cache.generated_of
+            with only_half_in_batch(self, HALVES[condition_cache.generated]):
+                velocity = self._velocity(
+                    half(hidden_states),
+                    half(encoder_hidden_states),
+                    half(pooled_projections),
+                    half(timestep),
+                    None if guidance is None else half(guidance),
+                    half(weights),
+                    None if mask is None else half(mask),
+                    rotary,
+                    condition_cache,
+                )
+            sample = condition_cache.with_given(velocity)
+        else:
+            sample = self._velocity(
+                hidden_states,
+                encoder_hidden_states,
+                pooled_projections,
+                timestep,
+                guidance,
+                weights,
+                mask,
+                rotary,
+                condition_cache,
+            )
+            if condition_cache is not None:
+                condition_cache.velocity = sample.chunk(2)[condition_cache.given]
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _velocity(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        pooled_projections: torch.Tensor,
+        timestep: torch.Tensor,
+        guidance: torch.Tensor | None,
+        weights: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        condition_cache: ConditionCache | None,
+    ) -> torch.Tensor:
+        """The network itself, of both halves, or of one with what the cache has of the other."""
         hidden_states = self.x_embedder(hidden_states)
         encoder_hidden_states = self.context_embedder(encoder_hidden_states)
         timestep = timestep.to(hidden_states.dtype) * 1000
@@ -125,17 +179,15 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         else:
             temb = self.time_text_embed(timestep, guidance.to(hidden_states.dtype) * 1000, pooled_projections)
 
-        text_ids = txt_ids[0] if txt_ids.ndim == 3 else txt_ids
-        image_ids = img_ids[0] if img_ids.ndim == 3 else img_ids
-        rotary = self.pos_embed(torch.cat((text_ids, image_ids)))
-
         attention: dict[str, Any] = {"joint_weights": weights}
-        if encoder_attention_mask is not None:
-            image_mask = encoder_attention_mask.new_ones(rows, hidden_states.shape[1])
-            mask = torch.cat([encoder_attention_mask, image_mask], dim=1).bool()
-            attention["attention_mask"] = mask[:, None, None, :]
+        if attention_mask is not None:
+            attention["attention_mask"] = attention_mask
+        blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
+        kept = condition_cache.layers(len(blocks)) if condition_cache is not None else itertools.repeat(None)
 
-        for block in itertools.chain(self.transformer_blocks, self.single_transformer_blocks):
+        for block, condition in zip(blocks, kept, strict=False):
+            if condition is not None:
+                attention = {**attention, "condition": condition}
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 encoder_hidden_states, hidden_states = self._gradient_checkpointing_func(
                     block, hidden_states, encoder_hidden_states, temb, rotary, attention
@@ -146,8 +198,8 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
                 )
 
         hidden_states = self.norm_out(hidden_states, temb)
-        sample = self.proj_out(hidden_states)
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+        sample: torch.Tensor = self.proj_out(hidden_states)
+        return sample
 
     def _check_inputs(self, hidden_states: torch.Tensor, timestep: torch.Tensor, guidance: torch.Tensor | None) -> None:
         rows = hidden_states.shape[0]
