@@ -16,7 +16,9 @@ Fingerprint = dict[str, Any]
 
 def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
     """Field name -> value, for every field that a sample's pixels, ids or seeds depend on."""
-    extra: Fingerprint = {}  # of tasks that have fields of their own
+    extra: Fingerprint = {}  # of tasks that have fields of their own, and what outputs may not have heard of
+    if spec.model.rgb_refresh != 1:
+        extra["model.rgb_refresh"] = spec.model.rgb_refresh
     if isinstance(spec, EncodeSpec):
         extra["buckets"] = [list(bucket) for bucket in spec.buckets]
     if isinstance(spec, PrepareSpec):

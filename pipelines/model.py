@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FLUX_SIZE = 512  # pixels: what the published adapter was trained at (DESIGN: 512 x 512)
 CHUNK_BYTES = 1 << 22
+TEXTS_KEPT = 16  # of a worker: a row's samples lie together; 64 MB of T5-XXL's states
 ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 SOURCE_FIELDS = ("name", "base", "adapter")
 
@@ -139,7 +140,8 @@ def check_scorers(spec: JobSpec) -> int:
 def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
     """Load the model on a device ("cpu", "cuda"), or beside it where the spec offloads it.
 
-    Raises ModelError for a checkpoint that does not fit.
+    Raises:
+        ModelError: a checkpoint that does not fit, or a machine that can not compile its blocks.
     """
     import torch
 
@@ -159,7 +161,26 @@ def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
     if model.vae_slicing:
         pipe.vae.enable_slicing()
     place(pipe, device, model.offload)
+    pipe.keep_texts(TEXTS_KEPT)
+    if model.compile:
+        _check_compiler(device)
+        # Blocks alone: two kinds, each compiled once, in place of a program for the whole network.
+        pipe.transformer.compile_repeated_blocks()
     return pipe
+
+
+def _check_compiler(device: str) -> None:
+    """Compile one addition: a missing compiler would otherwise come up with the first batch, as the rows' fault."""
+    import torch
+
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"model.compile is true, and torch.compile does not work on {device} here ({reason}): install a C++ "
+            "compiler (and Triton for a GPU), or set it to false."
+        ) from error
 
 
 def checkpoint_folder(name: str) -> Path:

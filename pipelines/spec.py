@@ -124,6 +124,8 @@ class JointSpec(Spec):
     def _no_maps(self) -> Self:
         _refuse_depth_maps(self)
         _refuse_reference(self)
+        if self.model.rgb_refresh != 1:
+            raise ValueError("model.rgb_refresh is for tasks with a picture or a map as input, not joint: remove it")
         return self
 
 

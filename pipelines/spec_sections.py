@@ -74,7 +74,8 @@ class ModelSpec(Section):
 
     `name` is "tiny", a checkpoint folder or a hub name; `base` and `adapter` instead of it load FLUX and a published
     adapter. Height and width are the generated size in pixels (tasks depth and depth-to-image: the size pictures are
-    brought to); left out, the checkpoint's own.
+    brought to); left out, the checkpoint's own. `rgb_refresh`: the half that is the task's input (the picture of depth,
+    the map of depth-to-image) is computed in every so many steps; 1 is exact. `compile`: blocks by torch.compile.
     """
 
     name: str | None = None
@@ -83,6 +84,8 @@ class ModelSpec(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     steps: int = Field(20, ge=1, le=1000)
     guidance: float = Field(3.5, ge=0)
+    rgb_refresh: int = Field(1, ge=1, le=1000)
+    compile: bool = False
     height: Pixels | None = None
     width: Pixels | None = None
     resize: Literal["fit", "crop", "stretch"] = "fit"
@@ -122,6 +125,8 @@ class ModelSpec(Section):
 
     @model_validator(mode="after")
     def _quantised_stay_whole(self) -> Self:
+        if self.compile and self.offload is not None:
+            raise ValueError("compile: true is for weights that stay on the device: leave out offload, or compile")
         if self.quantization is not None and self.offload == "sequential":
             raise ValueError(
                 "offload: sequential cannot move quantised weights: use model or group, or no quantization"

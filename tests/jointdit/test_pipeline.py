@@ -119,6 +119,39 @@ def test_overflow_in_the_network_is_flagged(small_pipeline):
     assert np.isnan(out.disparity).all()
 
 
+def test_refresh_is_for_given_halves_and_one_is_exact(small_pipeline):
+    def run(**options: object) -> np.ndarray:
+        return small_pipeline(image=picture(0), task="depth", seeds=[1], num_inference_steps=3, **options).disparity
+
+    exact, kept = run(rgb_refresh=1), run(rgb_refresh=3)
+    assert np.array_equal(exact, run())
+    assert np.abs(kept - exact).max() > 1e-3
+    with pytest.raises(InputError, match="task 'joint' has no clean half"):
+        small_pipeline("a box", seeds=[1], rgb_refresh=2)
+
+
+def test_kept_texts_are_encoded_once(small_pipeline):
+    pipe = copy.deepcopy(small_pipeline)
+    texts: list[int] = []
+    pipe.text_encoder_2.register_forward_pre_hook(lambda _module, given: texts.append(len(given[0])))
+    expected = small_pipeline.encode_prompt(["a box", None, "a box"])
+    pipe.encode_prompt(["a box"])
+    pipe.encode_prompt(["a box"])
+    assert texts == [1, 1], "nothing is kept unless it is asked for"
+    pipe.keep_texts(2)
+    for prompts in (["a box", None, "a box"], ["", " ", "a box"], ["a ball", "a box"], ["a cat"], ["a box", None]):
+        states, pooled = pipe.encode_prompt(prompts)
+        alone = [small_pipeline.encode_prompt([prompt]) for prompt in prompts]
+        torch.testing.assert_close(states, torch.cat([each[0] for each in alone]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(pooled, torch.cat([each[1] for each in alone]), atol=1e-5, rtol=0)
+    # Two texts at first; none; the ball; the cat, for which the box stays as the later one used; none.
+    assert texts == [1, 1, 2, 1, 1]
+    torch.testing.assert_close(pipe.encode_prompt(["a box", None, "a box"])[0], expected[0], atol=1e-5, rtol=0)
+    pipe.keep_texts(0)
+    pipe.encode_prompt([None])
+    assert texts == [1, 1, 2, 1, 1, 1]
+
+
 def test_under_inference_mode(small_pipeline):
     with torch.inference_mode():
         inside = small_pipeline(image=picture(0), task="depth", seeds=[1], num_inference_steps=1)

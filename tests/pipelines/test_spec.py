@@ -332,6 +332,7 @@ DECIDES_PIXELS = {
 MAY_CHANGE = {
     "name": "other",
     "model.batch_size": 3,
+    "model.compile": True,
     "output.shard_rows": 7,
     "output.points": "ply",
     "quality.filters": [{"kind": "depth_range"}],
@@ -354,6 +355,17 @@ def test_what_decides_pixels_is_refused_by_name(path: str, value: Any) -> None:
 def test_what_does_not_decide_pixels_may_change(path: str, value: Any) -> None:
     first = fingerprint_of(load_spec(MINIMAL), IDENTITY)
     assert first == fingerprint_of(load_spec(changed(MINIMAL, path, value)), IDENTITY)
+
+
+def test_a_refresh_decides_pixels_and_outputs_of_before_go_on() -> None:
+    depth = {**MINIMAL, "task": "depth", "input": {"uri": "pictures"}}
+    exact, kept = (load_spec(changed(depth, "model.rgb_refresh", every)) for every in (1, 4))
+    assert fingerprint_of(exact, IDENTITY) == fingerprint_of(load_spec(depth), IDENTITY)
+    assert "model.rgb_refresh" not in fingerprint_of(exact, IDENTITY), "its shards keep their ids"
+    with pytest.raises(SpecError, match=r"differs in model.rgb_refresh \(null there, 4 here\)"):
+        check_same(fingerprint_of(exact, IDENTITY), fingerprint_of(kept, IDENTITY), "out")
+    with pytest.raises(SpecError, match="rgb_refresh is for tasks with a picture or a map as input, not joint"):
+        load_spec(changed(MINIMAL, "model.rgb_refresh", 4))
 
 
 def test_other_weights_are_refused() -> None:
