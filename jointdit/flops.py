@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from jointdit.depth_lora import expand_lora_ranks
 from jointdit.official import lora_groups
 
@@ -62,6 +65,15 @@ def forward_flops(config: Mapping[str, Any], pairs: int, image_tokens: int, text
         joint_linears=2 * pairs * blocks * tokens * (2 * width) ** 2,
         depth_lora=2 * pairs * lora,
     )
+
+
+def operation_counter() -> FlopCounterMode:
+    """PyTorch's own counter, which does not know the product in place by which the LoRA adds to the depth rows."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product_in_place})
+
+
+def _product_in_place(_: torch.Size, left: torch.Size, right: torch.Size, **options: Any) -> int:
+    return 2 * left[0] * left[1] * right[1]
 
 
 def _base_linears(config: Mapping[str, Any], image_tokens: int, text_tokens: int) -> int:

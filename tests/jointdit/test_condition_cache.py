@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from jointdit import denoise
 from jointdit.condition_cache import ConditionCache, Half
 from jointdit.errors import InputError
+from jointdit.flops import operation_counter
 from jointdit.latents import image_position_ids
 
 TASKS: dict[str, Half] = {"depth": "rgb", "depth-to-image": "depth"}
@@ -62,10 +62,10 @@ def test_half_a_forward_is_the_whole_one_where_nothing_changed(golden, given, ma
     cache = ConditionCache(given)
     assert torch.equal(model(**inputs, condition_cache=cache).sample, plain)
     cache.reuse = True
-    with FlopCounterMode(display=False) as half:
+    with operation_counter() as half:
         again = model(**inputs, condition_cache=cache).sample
     torch.testing.assert_close(again, plain, atol=1e-5, rtol=0)
-    with FlopCounterMode(display=False) as whole:
+    with operation_counter() as whole:
         model(**inputs)
     assert half.get_total_flops() < 0.55 * whole.get_total_flops()
     # What it runs between refreshes is the generated half: the given half's latents no longer count.

@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from torch.utils.flop_counter import FlopCounterMode
 
-from jointdit.flops import forward_flops
+from jointdit.flops import forward_flops, operation_counter
 from jointdit.transformer import JointDiTTransformer2DModel
 
 SMALL = {
@@ -24,7 +23,7 @@ SMALL = {
 def counted(model, rows, image_tokens, text_tokens):
     """What PyTorch counts of one pass on the meta device, which computes shapes alone."""
     config = model.config
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with torch.device("meta"), operation_counter() as counter, torch.no_grad():
         model(
             torch.empty(rows, image_tokens, config.in_channels),
             timestep=torch.empty(rows),
