@@ -28,4 +28,25 @@ class Bench:
 
 BENCHES = {
     "startup": Bench("startup", "seconds until `jointdit --help` and `plan` have answered", "python -c pass", 40),
+    "forward": Bench(
+        "forward",
+        "the network's forward pass, time over operations, at 256, 1,024 and 4,096 image tokens",
+        "FLUX of diffusers on the doubled batch",
+        150,
+    ),
+    "attention": Bench(
+        "attention", "the joint connection alone, time and memory", "two attention calls, split and concatenated", 60
+    ),
+    "lora": Bench("lora", "a Linear with the depth half's LoRA, time and memory", "split and concatenate", 60),
+    "train-step": Bench(
+        "train_step",
+        "forward and backward, time over operations",
+        "FLUX on the doubled batch with as many trained parameters",
+        80,
+    ),
+    "steps": Bench(
+        "steps", "error and time of depth by steps and rgb_refresh, tiny checkpoint, held-out scenes", "20 steps", 180
+    ),
+    "text": Bench("text", "depth with the empty prompt encoded once", "encoding it for every batch", 20),
+    "compile": Bench("compiled", "blocks by torch.compile, `model.compile: true`", "the same network without", 60),
 }

@@ -10,8 +10,10 @@ from jointdit.errors import ModelError
 from pipelines.model import load_pipeline
 from pipelines.spec import ModelSpec
 
+# torch's own modules warn of torch.jit where they import each other.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")]
 
-@pytest.mark.slow
+
 @pytest.mark.timeout(900)
 def test_compiled_blocks_give_the_same_depth() -> None:
     plain, compiled = (load_pipeline(ModelSpec(compile=compile_), "cpu") for compile_ in (False, True))
@@ -27,7 +29,6 @@ def test_compiled_blocks_give_the_same_depth() -> None:
     assert not torch._dynamo.utils.counters["graph_break"], "blocks are compiled whole"
 
 
-@pytest.mark.slow
 def test_a_machine_without_a_compiler_is_told_before_any_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     torch._dynamo.reset()
