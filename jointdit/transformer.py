@@ -263,7 +263,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         config = {name: value for name, value in flux.config.items() if name in _config_names()}
         layers = (config["num_layers"], config["num_single_layers"])
         if adapter is not None:
-            lora_ranks = _ranks_in_file(adapter, official.lora_groups(*layers))
+            lora_ranks = ranks_in_file(adapter, config)
         with torch.device("meta"):
             model = cls(**config, lora_ranks=lora_ranks)
         for name, child in flux.named_children():
@@ -334,7 +334,7 @@ def check_adapter(path: FilePath, config: Mapping[str, Any]) -> None:
     layers = (config["num_layers"], config["num_single_layers"])
     given = {name: value for name, value in config.items() if name in _config_names()}
     with torch.device("meta"):
-        model = JointDiTTransformer2DModel(**given, lora_ranks=_ranks_in_file(path, official.lora_groups(*layers)))
+        model = JointDiTTransformer2DModel(**given, lora_ranks=ranks_in_file(path, config))
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     official.check_official(path, official.adapter_tensors(*layers), shapes, ADAPTER_ADVICE)
 
@@ -343,7 +343,9 @@ def _config_names() -> set[str]:
     return set(inspect.signature(FluxTransformer2DModel.__init__).parameters) - {"self"}
 
 
-def _ranks_in_file(path: FilePath, groups: official.TensorMap) -> dict[str, int]:
+def ranks_in_file(path: FilePath, config: Mapping[str, Any]) -> dict[str, int]:
+    """The LoRA ranks of a published adapter for a network of this config, by its header. Raises ModelError."""
+    groups = official.lora_groups(config["num_layers"], config["num_single_layers"])
     shapes = tensor_shapes(path)
     for name in groups:
         if f"{name}.lora_A.weight" not in shapes:
