@@ -17,6 +17,7 @@ from pipelines.safe_text import mask_secrets, printable
 
 if TYPE_CHECKING:
     from pipelines.garbage import Garbage
+    from pipelines.memory import MemoryNeed
     from pipelines.plan import PlanPreview
     from pipelines.publish import Version
     from pipelines.refilter import Refiltered
@@ -139,9 +140,24 @@ def show_plan(plan: PlanPreview) -> None:
         ("weights", f"{readable(plan.weights_bytes)} a worker"),
         ("in flight", f"up to {readable(plan.in_flight_bytes)} a worker in Ray's object store"),
     ]
+    if plan.memory is not None:
+        rows += [("GPU memory", line) for line in memory_lines(plan.memory)]
     rows += [("also a sample", f"{kind}: {cost}") for kind, cost in plan.scores]
     rows += [("changed input", uri) for uri in plan.changed] + [("input gone", uri) for uri in plan.removed]
     show_pairs(rows)
+
+
+def memory_lines(need: MemoryNeed) -> list[str]:
+    """What a worker's GPU must hold: in all, the weights by component, and what a batch takes by stage."""
+    found = need.estimate
+    whose = " (FLUX.1-dev's architecture: the checkpoint is not on this machine)" if need.is_assumed else ""
+    parts = ", ".join(f"{name} {readable(size)}" for name, size in found.weights.items() if size)
+    stages = ", ".join(f"{name} {readable(size)}" for name, size in found.activations.items())
+    return [
+        f"{readable(need.bytes)} a worker, most of it in {found.peak_stage}{whose}",
+        f"weights: {parts}{f', models of scores {readable(need.scorers)}' if need.scorers else ''}",
+        f"a batch of {need.batch_size} at {need.height} x {need.width}: {stages}",
+    ]
 
 
 def show_status(status: Status) -> None:

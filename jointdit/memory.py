@@ -36,7 +36,9 @@ STAGES = {
 RESERVED_BYTES = 1 << 30  # an assumption: no GPU was at hand to measure it on
 PREFETCHED = 2  # groups on the device at once: the one at work, and the next one, which is copied meanwhile
 NOT_LINEAR = re.compile(r"embed|shared\.|relative_attention_bias")  # two-dimensional weights that are tables
-KEPT_BY_T5 = ".wo."  # T5's output projection of the MLP: never quantised, and float32 where the rest is float16
+# T5's output projection of the MLP: float32 where the rest is float16; in transformers 5.23 bitsandbytes leaves it
+# as it is and torchao does not.
+KEPT_BY_T5 = ".wo."
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,11 @@ def estimate_memory(
     weights["adapter"] = sum(size for name, size in sizes["transformer"].items() if is_adapter(name))
     weights["transformer"] -= weights["adapter"]
     activations = activation_bytes(model.architecture, call)
-    for name in quantization.components if quantization is not None else ():
-        stage = "denoise" if name == "transformer" else "text"
-        largest = max((math.prod(s) for n, s in model.tensors[name].items() if _is_quantised(name, n, s)), default=0)
-        activations[stage] += largest * call.dtype.itemsize  # one weight at a time is unpacked
+    if quantization is not None:
+        for name in quantization.components:
+            linears = [s for n, s in model.tensors[name].items() if _is_quantised(name, n, s, quantization)]
+            unpacked = max((math.prod(shape) for shape in linears), default=0) * call.dtype.itemsize
+            activations["denoise" if name == "transformer" else "text"] += unpacked  # one weight at a time
     together = {stage: _on_device(stage, sizes, offload) + size for stage, size in activations.items()}
     worst = max(together, key=lambda stage: together[stage])
     return MemoryEstimate(weights, activations, together[worst], worst)
@@ -159,13 +162,11 @@ def _tensor_bytes(
     component: str, shapes: Shapes, dtype: torch.dtype, quantization: Quantization | None
 ) -> dict[str, int]:
     """Tensor -> bytes as the loaded component keeps it."""
-    quantised = quantization is not None and component in quantization.components
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         if name.endswith("embed_tokens.weight") and "shared.weight" in shapes:
             continue  # T5's table of tokens by its other name
-        if quantised and _is_quantised(component, name, shape):
-            assert quantization is not None
+        if quantization is not None and _is_quantised(component, name, shape, quantization):
             sizes[name] = quantization.linear_bytes(*shape)
         else:
             wide = component == "vae" or (KEPT_BY_T5 in name and dtype == torch.float16)
@@ -173,13 +174,14 @@ def _tensor_bytes(
     return sizes
 
 
-def _is_quantised(component: str, name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is the weight of a Linear that quantisation takes."""
-    if len(shape) != 2 or not name.endswith("weight"):
+def _is_quantised(component: str, name: str, shape: tuple[int, ...], quantization: Quantization) -> bool:
+    """Whether a tensor is the weight of a Linear that is quantised."""
+    if component not in quantization.components or len(shape) != 2 or not name.endswith("weight"):
         return False
     if component == "transformer":
         return not is_adapter(name)
-    return not NOT_LINEAR.search(name) and KEPT_BY_T5 not in name
+    is_kept = KEPT_BY_T5 in name and quantization.backend != "torchao"
+    return not is_kept and not NOT_LINEAR.search(name)
 
 
 def _on_device(stage: str, sizes: Mapping[str, Mapping[str, int]], offload: Offload | None) -> int:

@@ -20,6 +20,7 @@ from jointdit.errors import InputError
 from pipelines.counting import CountedSample, Counting
 from pipelines.fingerprint import Fingerprint, digest, fingerprint_of
 from pipelines.ledger import Ledger, PlannedShard
+from pipelines.memory import MemoryNeed, check_memory
 from pipelines.model import ModelIdentity, check_scorers, identify_job
 from pipelines.publish import read_latest, spec_in_force
 from pipelines.quality import load_scores
@@ -224,6 +225,7 @@ class PlanPreview:
     output_bytes: int  # for the pending samples
     weights_bytes: int  # a worker, in the spec's dtype
     in_flight_bytes: int  # a worker's shards between read and finish, in Ray's object store
+    memory: MemoryNeed | None = None  # of a worker's GPU; None for a task without the whole model
     scores: tuple[tuple[str, str], ...] = ()  # kinds of scores that cost a model, and what a sample of them costs
 
 
@@ -244,6 +246,7 @@ def preview(spec: JobSpec) -> PlanPreview:
     if ledger.check_job(fingerprint):
         spec = spec_in_force(spec, read_latest(ledger.storage))
     scorers = check_scorers(spec)
+    memory = check_memory(spec, model, scorers)
     wanted = load_scores(spec.quality.filters, spec.quality.scores, spec.task)
     proposal = propose(spec, fingerprint, ledger)
     planned, committed = ledger.planned(), ledger.committed()
@@ -272,6 +275,7 @@ def preview(spec: JobSpec) -> PlanPreview:
         output_bytes=round(pending * _sample_bytes(spec, model)),
         weights_bytes=model.bytes * (2 if spec.model.dtype == "float32" else 1) + scorers,  # 16 bits on disk
         in_flight_bytes=spec.resources.shards_in_flight * _shard_bytes(spec, model),
+        memory=memory,
         scores=tuple((score.kind, score.cost()) for score in wanted),
     )
 

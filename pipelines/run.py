@@ -25,6 +25,7 @@ from pipelines.fingerprint import code_version, fingerprint_of
 from pipelines.lease import Heartbeat
 from pipelines.ledger import Commit, Ledger, PlannedShard, new_token, now
 from pipelines.limits import Limits
+from pipelines.memory import check_memory
 from pipelines.model import check_job_weights, check_scorers, identify_job
 from pipelines.notify import message_of, notify
 from pipelines.patience import patiently
@@ -92,7 +93,9 @@ def run_job(
     proposal = propose(spec, fingerprint, ledger)  # bad input is found before anything is written
     if not known:
         check_job_weights(spec)  # and so is a checkpoint that does not fit
-    check_scorers(spec)
+    scorers = check_scorers(spec)
+    if spec.resources.gpu_memory_gb is not None:
+        check_memory(spec, model, scorers)
     storage.probe()
     ledger.open_job(spec, fingerprint)
     patience = spec.retries.infrastructure

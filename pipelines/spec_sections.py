@@ -91,9 +91,7 @@ class ModelSpec(Section):
     resize: Literal["fit", "crop", "stretch"] = "fit"
     batch_size: int = Field(8, ge=1, le=1024)
     quantization: QuantizationSpec | None = None
-    offload: Literal["model", "group", "sequential"] | None = (
-        None  # what waits in the host's memory (jointdit/offload.py)
-    )
+    offload: Literal["model", "group", "sequential"] | None = None  # to the host's memory (jointdit/offload.py)
     vae_tiling: bool = False  # pictures larger than the VAE's own size in overlapping tiles
     vae_slicing: bool = False  # the VAE takes a batch one by one
 
@@ -323,6 +321,9 @@ class ResourcesSpec(Section):
     # is the number that it may grow to.
     device: Literal["auto", "cuda", "cpu"] = "auto"
     gpus_per_worker: float = Field(1.0, gt=0)  # below 1 several small models share a GPU
+    gpu_memory_gb: float | None = Field(
+        None, gt=0
+    )  # of one GPU, 1e9 bytes: what cannot fit is refused before it starts
     # Read and finish tasks run only on nodes with these labels of Ray's, which keeps them off nodes with GPUs.
     task_labels: dict[str, str] = Field(default_factory=dict)
     shards_in_flight: int = Field(3, ge=1, le=16)  # a worker; more hides slower storage and costs memory

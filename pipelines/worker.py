@@ -21,6 +21,7 @@ import numpy as np
 from jointdit.errors import PermanentError, TransientError
 from pipelines.context import RunContext
 from pipelines.encode import encode_samples, load_encoders
+from pipelines.memory import check_device
 from pipelines.metres import load_calibrator
 from pipelines.model import load_pipeline
 from pipelines.quality import ScoredBatch, Scorer, load_scores
@@ -86,6 +87,7 @@ class GenerationWorker:
             return Preparer(spec, self.device)
         if isinstance(spec, EncodeSpec):
             return load_encoders(spec.model.name or "", getattr(torch, spec.model.dtype), self.device)
+        check_device(spec, self.context.height, self.context.width, self.device)
         return load_pipeline(spec.model, self.device)
 
     def generate(self, part: Sequence[Sample]) -> tuple[list[SampleResult], PartSummary]:

@@ -13,7 +13,9 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+from jointdit.activations import Call
 from jointdit.errors import ModelError
+from jointdit.memory import estimate_memory, read_model
 from jointdit.pipeline import TINY_CHECKPOINT, JointDiTPipeline
 from jointdit.quantization import Quantization
 from jointdit.transformer import JointDiTTransformer2DModel
@@ -169,3 +171,38 @@ def test_a_missing_library_is_named_with_the_extra_that_has_it():
 def test_settings_that_a_backend_does_not_have_are_refused(backend, settings, components, sentence):
     with pytest.raises(ModelError, match=sentence):
         Quantization(backend, settings, components)
+
+
+@needs_torchao
+@pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
+def test_the_memory_estimate_knows_the_weights_of_torchao(kind):
+    quantization = Quantization("torchao", {"quant_type": kind}, ("transformer", "text_encoder", "text_encoder_2"))
+    call = Call("joint", 1, 32, 32, torch.bfloat16)
+    found = estimate_memory(read_model(TINY_CHECKPOINT), call, quantization).weights
+    pipe = JointDiTPipeline.from_pretrained("tiny", torch_dtype=torch.bfloat16, quantization=quantization)
+    real = {name: sum(kept_bytes(p) for p in getattr(pipe, name).parameters()) for name in quantization.components}
+    assert found["transformer"] + found["adapter"] == pytest.approx(real["transformer"], rel=0.05)
+    assert found["text_encoder"] == pytest.approx(real["text_encoder"], rel=0.05)
+    assert found["text_encoder_2"] == pytest.approx(real["text_encoder_2"], rel=0.05)
+
+
+def kept_bytes(parameter):
+    """Of a plain tensor, or of what one of torchao's is made of."""
+    names = getattr(parameter, "tensor_data_names", None)
+    tensors = [getattr(parameter, name) for name in names] if names else [parameter]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("double", [False, True])
+def test_the_memory_estimate_knows_the_weights_of_bitsandbytes(double):
+    import bitsandbytes
+
+    weight = bitsandbytes.nn.Params4bit(
+        torch.randn(512, 320), requires_grad=False, quant_type="nf4", compress_statistics=double
+    ).to("cpu")
+    state = weight.quant_state
+    maxima = [state.absmax, *([state.state2.absmax] if double else [])]
+    real = sum(tensor.numel() * tensor.element_size() for tensor in (weight, *maxima))
+    settings = {"bnb_4bit_use_double_quant": double}
+    assert Quantization("bitsandbytes_4bit", settings).linear_bytes(512, 320) == pytest.approx(real, rel=0.005)

@@ -12,6 +12,7 @@ from jointdit.errors import InputError, SpecError
 from pipelines.counting import Counting
 from pipelines.ledger import Ledger, parquet_bytes
 from pipelines.limits import Limits
+from pipelines.memory import memory_need
 from pipelines.plan import cut_shards, extend_with_regeneration, make_shard, preview, propose
 from pipelines.progress import Progress
 from pipelines.records import SourceFile, Span
@@ -222,13 +223,9 @@ def test_a_plan_of_an_earlier_version_is_read(make_job) -> None:
 @pytest.fixture
 def folder_spec(tmp_path: Path):
     (tmp_path / "prompts.txt").write_text("a\nb\nc\nd\ne\n")
-    checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
-    (checkpoint / "weights.safetensors").write_bytes(b"0" * 1000)
-    (checkpoint / "model_index.json").write_text('{"default_height": 32, "default_width": 48}')
     return {
         "task": "joint",
-        "model": {"name": str(checkpoint), "dtype": "float32"},
+        "model": {"name": "tiny", "height": 32, "width": 48},
         "input": {"uri": str(tmp_path / "prompts.txt"), "samples_per_row": 2},
         "output": {"uri": str(tmp_path / "out"), "shard_rows": 2},
     }
@@ -242,6 +239,31 @@ def test_a_preview_writes_nothing(folder_spec, tmp_path: Path) -> None:
     assert found.weights_bytes > 1000
     assert found.in_flight_bytes > 0
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_plan_tells_the_memory_of_a_worker_and_refuses_what_cannot_fit(folder_spec):
+    need = preview(load_spec(folder_spec)).memory
+    assert (need.batch_size, need.height, need.width, need.is_assumed) == (8, 32, 48, False)
+    assert 34_000_000 < sum(need.estimate.weights.values()) < 36_000_000
+    room = need.bytes / 1e9
+    assert preview(load_spec({**folder_spec, "resources": {"gpu_memory_gb": room}})).memory == need
+    small = {**folder_spec, "resources": {"gpu_memory_gb": room - 0.001}}
+    numbers = rf"gives a worker [\d.]+ GB, and a batch of 8 at 32 x 48 needs {room:.1f} GB \(weights 0.0 GB; denoise"
+    with pytest.raises(SpecError, match=numbers + r".*; model\.batch_size: 4 fits\."):
+        preview(load_spec(small))
+    shared = {**folder_spec, "resources": {"gpu_memory_gb": 2 * room - 0.1, "gpus_per_worker": 0.5}}
+    with pytest.raises(SpecError, match=r"not even batch_size 1 fits: model\.vae_slicing"):
+        preview(load_spec(shared))
+
+
+def test_a_hub_name_that_is_not_here_is_taken_for_flux():
+    model = {"base": "owner/flux", "adapter": "owner/adapter", "height": 1024, "width": 1024, "batch_size": 8}
+    spec = load_spec({"task": "joint", "model": model, "input": {"uri": "prompts.txt"}, "output": {"uri": "out"}})
+    need = memory_need(spec, 1024, 1024, 8)
+    assert need.is_assumed
+    assert need.estimate.weights["transformer"] == pytest.approx(2 * 11.90e9, rel=0.001)
+    assert need.estimate.weights["adapter"] == pytest.approx(2 * 2.354e9, rel=0.001)
+    assert need.estimate.peak_stage == "decode"
 
 
 def test_a_preview_refuses_what_the_run_would(folder_spec, make_job, tmp_path: Path) -> None:

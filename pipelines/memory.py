@@ -1,0 +1,118 @@
+"""The GPU memory that a job's workers need, held against what is known of the GPUs: by the spec, and on a worker.
+
+`jointdit.memory` has the estimate itself. Torch is imported only where it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from jointdit.errors import ModelError, SpecError
+from pipelines.model import ModelIdentity, checkpoint_folder
+from pipelines.spec import EncodeSpec, JobSpec, PrepareSpec
+
+if TYPE_CHECKING:
+    from jointdit.memory import MemoryEstimate, Model
+
+ADVICE = "model.vae_slicing, model.offload or model.quantization"
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What a worker takes of its GPU. height, width: pixels."""
+
+    estimate: MemoryEstimate
+    scorers: int  # bytes of the models that scores need beside it
+    batch_size: int
+    height: int
+    width: int
+    is_assumed: bool  # the checkpoint is not on this machine: FLUX.1-dev's architecture
+
+    @property
+    def bytes(self) -> int:
+        """All of it, with the allowance for what is no tensor."""
+        return self.estimate.needed + self.scorers
+
+
+def memory_need(spec: JobSpec, height: int, width: int, batch_size: int, scorers: int = 0) -> MemoryNeed | None:
+    """The need of one worker at a size and batch; None for tasks that do not run the whole model.
+
+    Raises:
+        ModelError: a local checkpoint whose configurations or headers cannot be read.
+    """
+    if isinstance(spec, EncodeSpec | PrepareSpec):
+        return None
+    import torch
+
+    from jointdit.activations import Call
+    from jointdit.memory import estimate_memory
+
+    model, is_assumed = _known(spec.model.base or spec.model.name or "", spec.model.adapter)
+    call = Call(
+        spec.task,
+        batch_size,
+        height,
+        width,
+        getattr(torch, spec.model.dtype),
+        rgb_refresh=spec.model.rgb_refresh,
+        vae_tiling=spec.model.vae_tiling,
+        vae_slicing=spec.model.vae_slicing,
+    )
+    quantization = spec.model.quantization.wanted() if spec.model.quantization is not None else None
+    estimate = estimate_memory(model, call, quantization, spec.model.offload)
+    return MemoryNeed(estimate, scorers, batch_size, height, width, is_assumed)
+
+
+def check_memory(spec: JobSpec, model: ModelIdentity, scorers: int = 0) -> MemoryNeed | None:
+    """The need of one worker. Raises SpecError with the numbers where `resources.gpu_memory_gb` is less."""
+    need = memory_need(spec, model.height, model.width, spec.model.batch_size, scorers)
+    if need is None or spec.resources.gpu_memory_gb is None:
+        return need
+    room = spec.resources.gpu_memory_gb * spec.resources.gpus_per_worker
+    if need.bytes <= room * 1e9:
+        return need
+    batch, fits = need.batch_size, need
+    while batch > 1 and fits.bytes > room * 1e9:
+        batch //= 2
+        fits = memory_need(spec, model.height, model.width, batch, scorers) or fits
+    advice = f"model.batch_size: {batch} fits" if fits.bytes <= room * 1e9 else f"not even batch_size 1 fits: {ADVICE}"
+    raise SpecError(f"resources.gpu_memory_gb gives a worker {room:g} GB, and {_numbers(need)}; {advice}.")
+
+
+def check_device(spec: JobSpec, height: int, width: int, device: str) -> None:
+    """On a worker: refuse a GPU that cannot hold the model and one sample. More than fits at once is halved later.
+
+    Raises:
+        ModelError: with the numbers.
+    """
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    room = torch.cuda.get_device_properties(device).total_memory * spec.resources.gpus_per_worker / 1e9
+    need = memory_need(spec, height, width, 1)
+    if need is not None and need.bytes > room * 1e9:
+        raise ModelError(f"the worker's GPU has {room:.1f} GB for it, and {_numbers(need)}: use {ADVICE}.")
+
+
+def _numbers(need: MemoryNeed) -> str:
+    found = need.estimate
+    weights = sum(found.weights.values()) + need.scorers
+    return (
+        f"a batch of {need.batch_size} at {need.height} x {need.width} needs {need.bytes / 1e9:.1f} GB (weights "
+        f"{weights / 1e9:.1f} GB; {found.peak_stage}, the worst stage, takes "
+        f"{found.activations[found.peak_stage] / 1e9:.1f} GB beside them)"
+    )
+
+
+@lru_cache(maxsize=4)
+def _known(name: str, adapter: str | None) -> tuple[Model, bool]:
+    """The model of a local checkpoint, or FLUX.1-dev's in its place."""
+    from jointdit.memory import flux_model, read_model
+
+    folder = checkpoint_folder(name)
+    if not folder.is_dir():
+        return flux_model(), True
+    return read_model(folder, adapter), False
