@@ -42,6 +42,9 @@ def run(
             metavar="TIME", help="Stop at this time, 06:00, when workers have finished the shard they are at."
         ),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="End with a table of where the time went; the run's report has it too.")
+    ] = False,
 ) -> None:
     """Run a job, or go on with one that was interrupted; a finished job does nothing."""
     from jobs.report import log_progress, say, show_run
@@ -58,7 +61,7 @@ def run(
         say(f"{job.output.uri} is being worked on by {lease}: left to it.")
         return
     try:
-        show_run(run_job(job, single_writer=single_writer, until=end), job.price)
+        show_run(run_job(job, single_writer=single_writer, until=end, profile=profile), job.price)
     except KeyboardInterrupt:
         print("Interrupted: what is committed stays, and the same command goes on from there.", file=sys.stderr)
         raise

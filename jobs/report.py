@@ -107,6 +107,8 @@ def show_run(summary: RunSummary, price: PriceSpec) -> None:
     if summary.stopped is not None:
         left = f"{several(summary.stopped.shards, 'shard')}, {several(summary.stopped.samples, 'sample')} are left"
         say(f"stopped, {summary.stopped.reason}: {left}; the same command goes on from there")
+    if summary.profile is not None:
+        show_profile(summary.profile)
     version = summary.version
     if version is not None:
         if version.reasons:
@@ -114,6 +116,19 @@ def show_run(summary: RunSummary, price: PriceSpec) -> None:
         state = "published" if summary.is_new else "is the latest"
         say(f"version {version.number} {state}: {counted(version.counts)}")
         say(f"dataset {summary.output}, gallery {summary.output}/gallery/index.html")
+
+
+def show_profile(profile: Mapping[str, float]) -> None:
+    """Where the time of a run went."""
+    from rich.table import Table
+
+    from pipelines.profile import WORKERS, shares_of
+
+    table, shares = Table("step", "seconds", "share", "of"), shares_of(profile)
+    for name, seconds in profile.items():
+        of = "workers" if name in WORKERS else "read and finish tasks"
+        table.add_row(name, f"{seconds:,.2f}", f"{shares[name]:.1%}", of, end_section=name == WORKERS[-1])
+    console.print(table)
 
 
 def taken(usage: Usage, price: PriceSpec) -> str:

@@ -29,6 +29,8 @@ from jointdit.errors import InputError, RowError
 ResizeMode = Literal["fit", "crop", "stretch"]
 DepthKind = Literal["metric", "disparity"]
 
+# Of zlib. At 512 x 512 with a model's noise the default, 6, takes 119 ms for 281 kB, this 14 ms for 290 kB.
+DEPTH_PNG_LEVEL = 2
 NEAREST_16BIT = 65535
 MODEL_MULTIPLE = 16  # VAE factor 8 times the 2x2 packing of the transformer
 
@@ -234,7 +236,7 @@ def encode_depth_png(disparity: NDArray[np.float32], valid: NDArray[np.bool_] | 
     if valid is not None:
         levels = np.where(valid, np.maximum(levels, 1), 0).astype(np.uint16)
     buffer = io.BytesIO()
-    Image.fromarray(levels).save(buffer, format="PNG")
+    Image.fromarray(levels).save(buffer, format="PNG", compress_level=DEPTH_PNG_LEVEL)
     return buffer.getvalue()
 
 

@@ -40,6 +40,7 @@ from jointdit.pixels import (
     vae_to_image,
 )
 from jointdit.quantization import Quantization
+from jointdit.stopwatch import Stopwatch, step_of
 from jointdit.transformer import JointDiTTransformer2DModel
 
 TINY_CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
@@ -71,6 +72,7 @@ class JointDiTPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
+    stopwatch: Stopwatch | None = None  # times the steps of calls, where one is set
 
     def __init__(
         self,
@@ -205,34 +207,38 @@ class JointDiTPipeline(DiffusionPipeline):
         maps = check_disparities(disparity, seeds, task)
         height, width = self._size(height, width, pictures if pictures is not None else maps)
 
-        prompt_embeds, pooled_prompt_embeds = self.encode_prompt(prompts)
+        with step_of(self.stopwatch, "text"):
+            prompt_embeds, pooled_prompt_embeds = self.encode_prompt(prompts)
         noise = self.prepare_noise(seeds, height, width)
         condition = None
-        if pictures is not None:
-            condition = self.encode_pixels(image_to_vae(pictures))
-        elif maps is not None:
-            condition = self.encode_pixels(disparity_to_vae(maps))
+        with step_of(self.stopwatch, "encode"):
+            if pictures is not None:
+                condition = self.encode_pixels(image_to_vae(pictures))
+            elif maps is not None:
+                condition = self.encode_pixels(disparity_to_vae(maps))
 
-        rgb, depth = denoise(
-            self.transformer,
-            task,
-            noise,
-            condition,
-            prompt_embeds=prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
-            img_ids=image_position_ids(height // self.size_multiple, width // self.size_multiple).to(noise[0]),
-            txt_ids=text_position_ids(prompt_embeds.shape[1]).to(noise[0]),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            rgb_refresh=rgb_refresh,
-            on_step=on_step,
-        )
+        with step_of(self.stopwatch, "denoise"):
+            rgb, depth = denoise(
+                self.transformer,
+                task,
+                noise,
+                condition,
+                prompt_embeds=prompt_embeds,
+                pooled_prompt_embeds=pooled_prompt_embeds,
+                img_ids=image_position_ids(height // self.size_multiple, width // self.size_multiple).to(noise[0]),
+                txt_ids=text_position_ids(prompt_embeds.shape[1]).to(noise[0]),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                rgb_refresh=rgb_refresh,
+                on_step=on_step,
+            )
 
         finite = np.ones(len(seeds), dtype=bool)
-        if pictures is None:
-            pictures, finite = vae_to_image(self.decode_pixels(rgb, height, width))
-        if maps is None:
-            maps = vae_to_disparity(self.decode_pixels(depth, height, width))
+        with step_of(self.stopwatch, "decode"):
+            if pictures is None:
+                pictures, finite = vae_to_image(self.decode_pixels(rgb, height, width))
+            if maps is None:
+                maps = vae_to_disparity(self.decode_pixels(depth, height, width))
         finite &= np.isfinite(maps).all(axis=(1, 2))
         self.maybe_free_model_hooks()
         return JointDiTOutput(

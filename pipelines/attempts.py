@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -191,10 +192,13 @@ def parts_of(attempt: Attempt) -> list[list[str]]:
 
 
 def seconds_of(attempt: Attempt, receipt: Receipt) -> dict[str, float]:
-    """What each step of a finished chain took, in its own process."""
+    """What each step of a finished chain took, in its own process; "finish" and "write" overlap (profile.py)."""
     read: ReadSummary = ray.get(attempt.read, timeout=GET_SECONDS)
-    generate = sum(summary.seconds for summary in summaries_of(attempt))
-    return {"read": read.seconds, "generate": generate, "finish": receipt.seconds}
+    found: Counter[str] = Counter()
+    for summary in summaries_of(attempt):
+        found.update({"generate": summary.seconds, **summary.steps})
+    finish = {"finish": receipt.seconds + receipt.commit_seconds}
+    return {"read": read.seconds, **found, **finish, "write": receipt.write_seconds + receipt.commit_seconds}
 
 
 def summaries_of(attempt: Attempt) -> list[PartSummary]:

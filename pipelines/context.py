@@ -20,3 +20,4 @@ class RunContext:
     weights: str  # hash of the weights
     fingerprint: Fingerprint
     code: str
+    profile: bool = False  # whether workers time the steps of their calls

@@ -38,21 +38,11 @@ class CountedSample:
         return row_id(self.sample)
 
 
-class Counting:
-    """Which samples of a plan count; `planned` is in (plan, position) order."""
+class InputVersions:
+    """Which input versions count; `versions` is uri -> its etag that was planned last, and in which plan file."""
 
-    def __init__(self, planned: Sequence[PlannedShard]) -> None:
-        self.planned = planned
-        self.versions: dict[str, tuple[str, int]] = {}  # uri -> its etag that was planned last, and in which plan file
-        self.retries: dict[Identity, tuple[int, int]] = {}  # -> (plan, position) of the last retry that makes it
-        for entry in planned:
-            if entry.is_first:
-                self.versions.update({span.uri: (span.etag, entry.plan) for span in entry.shard.spans})
-            elif entry.retry:
-                self.retries.update(dict.fromkeys(identities(entry), (entry.plan, entry.position)))
-        self._retried: dict[str, list[int]] = {}  # uri -> row positions that retries name, sorted
-        for uri, position in sorted({(uri, position) for uri, _, position, _ in self.retries}):
-            self._retried.setdefault(uri, []).append(position)
+    def __init__(self, versions: dict[str, tuple[str, int]]) -> None:
+        self.versions = versions
 
     def is_current(self, entry: PlannedShard, span: Span) -> bool:
         """Whether a span of an entry holds rows of the input version that counts.
@@ -70,6 +60,23 @@ class Counting:
         """How many samples of a shard are of input versions that count."""
         rows = sum(span.rows for span in entry.shard.spans if self.is_current(entry, span))
         return rows * entry.samples_per_row
+
+
+class Counting(InputVersions):
+    """Which samples of a plan count; `planned` is in (plan, position) order."""
+
+    def __init__(self, planned: Sequence[PlannedShard]) -> None:
+        super().__init__({})
+        self.planned = planned
+        self.retries: dict[Identity, tuple[int, int]] = {}  # -> (plan, position) of the last retry that makes it
+        for entry in planned:
+            if entry.is_first:
+                self.versions.update({span.uri: (span.etag, entry.plan) for span in entry.shard.spans})
+            elif entry.retry:
+                self.retries.update(dict.fromkeys(identities(entry), (entry.plan, entry.position)))
+        self._retried: dict[str, list[int]] = {}  # uri -> row positions that retries name, sorted
+        for uri, position in sorted({(uri, position) for uri, _, position, _ in self.retries}):
+            self._retried.setdefault(uri, []).append(position)
 
     def is_whole(self, entry: PlannedShard) -> bool:
         """Whether all samples of a shard count for sure: its files are current, and no retry names its rows."""

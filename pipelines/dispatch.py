@@ -28,7 +28,7 @@ from ray.exceptions import RayError
 from jointdit.errors import JointDiTError, PermanentError, TransientError
 from pipelines.attempts import Attempt, Queue, Waiting, seconds_of, summaries_of
 from pipelines.context import RunContext
-from pipelines.counting import Counting
+from pipelines.counting import InputVersions
 from pipelines.faults import GET_SECONDS, classify, first_failure, is_done, is_node_loss
 from pipelines.finish import Receipt
 from pipelines.flow import Flow
@@ -36,6 +36,7 @@ from pipelines.ledger import Ledger, PlannedShard
 from pipelines.limits import Limits
 from pipelines.oversight import ABANDONED_AFTER, Oversight
 from pipelines.patience import patiently
+from pipelines.plan_tables import versions_of
 from pipelines.progress import Progress
 from pipelines.searches import SearchOutcome, step_search
 from pipelines.workers import Worker, WorkerPool
@@ -71,11 +72,12 @@ class Dispatcher:
         Raises:
             PermanentError: a permanent fault, a spent budget, or too many quarantined. What is committed stays.
         """
-        counting = Counting(patiently(self.ledger.planned, self.context.spec.retries.infrastructure))
+        tables = patiently(self.ledger.plan_tables, self.context.spec.retries.infrastructure)
+        versions = InputVersions(versions_of(tables))
         for order, entry in enumerate(entries):
             heapq.heappush(self.flow.waiting, Waiting(0.0, order, entry))
             self.planned += entry.samples
-            self.excused += entry.samples if entry.retry else entry.samples - counting.current_samples(entry)
+            self.excused += entry.samples if entry.retry else entry.samples - versions.current_samples(entry)
             self.progress.plan(entry.samples)
         self.oversight.staff()
         while self.flow.waiting or any(self.flow.live()):

@@ -56,6 +56,8 @@ class Receipt:
     bytes: int
     example: str = ""  # one quarantined sample and why
     seconds: float = 0.0  # of the winner's finish
+    write_seconds: float = 0.0  # of this attempt's, in writing objects
+    commit_seconds: float = 0.0  # of this attempt's, after that
 
 
 def finish_shard(
@@ -80,7 +82,8 @@ def finish_shard(
         if result.sample.id in unfinishable:
             result.error = result.error or "the process died each time this sample was scored and encoded."
     complete(context, rows, results)
-    objects = write_objects(context, entry.shard.id, token, results)
+    writes: list[float] = []
+    objects = write_objects(context, entry.shard.id, token, results, writes)
     commit = Commit(
         shard=entry.shard.id,
         token=token,
@@ -91,7 +94,9 @@ def finish_shard(
         finished=now(),
         seconds=round(time.monotonic() - started, 3),
     )
+    written = time.monotonic()
     winner = Ledger(context.storage).commit(commit)
+    committed = time.monotonic()
     if winner.token != token:
         _throw_away(context.storage, objects)
     bad = next((result for result in results if result.error is not None), None)
@@ -104,6 +109,8 @@ def finish_shard(
         bytes=sum(stored.bytes for stored in winner.objects),
         example=f"{bad.sample.id}: {bad.error}" if bad else "",
         seconds=winner.seconds,
+        write_seconds=sum(writes),
+        commit_seconds=committed - written,
     )
 
 
@@ -186,8 +193,15 @@ def _fail(result: SampleResult, error: Exception, what: str) -> None:
     result.error, result.traceback = explain_row_failure(error, what)
 
 
-def write_objects(context: RunContext, shard: str, token: str, results: Sequence[SampleResult]) -> list[StoredObject]:
-    """Write an attempt's point clouds and tables under names of its own."""
+def write_objects(
+    context: RunContext,
+    shard: str,
+    token: str,
+    results: Sequence[SampleResult],
+    writes: list[float] | None = None,
+) -> list[StoredObject]:
+    """Write an attempt's point clouds and tables under names of its own; `writes` gets the seconds that it took."""
+    writes = [] if writes is None else writes
     attempt = f"{shard}-{token}"
     names: dict[str, str] = {}
     if context.spec.output.points.as_files:
@@ -196,12 +210,17 @@ def write_objects(context: RunContext, shard: str, token: str, results: Sequence
     tables = _encode_all(context, results, names)  # before any point cloud: who cannot be encoded must not have one
     with ThreadPoolExecutor(WRITERS) as pool:
         kept = [result for result in results if names and outcome_of(result) == "kept"]
+        started = time.monotonic()
         made = list(pool.map(lambda result: _write_points(context, names[result.sample.id], result), kept))
+        if kept:
+            writes.append(time.monotonic() - started)  # they are made and written at once, by several threads
     objects = [stored for stored in made if stored is not None]
     if len(objects) < len(kept):
         tables = _encode_all(context, results, names)
+    started = time.monotonic()
     for outcome, (rows, data) in tables.items():
         objects.append(store(context.storage, f"{FOLDERS[outcome]}/{attempt}.parquet", data, rows, outcome))
+    writes.append(time.monotonic() - started)
     return objects
 
 

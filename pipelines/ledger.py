@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 
 from jointdit.errors import PermanentError, StoreError
 from pipelines.fingerprint import Fingerprint, check_same, code_version
-from pipelines.records import Shard, Span
+from pipelines.plan_tables import PLAN_SCHEMA, is_first, rows_of, table_of
+from pipelines.records import Shard
 from pipelines.spec import JobSpec
 from pipelines.storage import AlreadyExists, Storage
 from pipelines.store_errors import explained
@@ -38,27 +39,6 @@ READERS = 16  # small objects read at once
 Outcome = Literal["kept", "rejected", "quarantined"]
 OUTCOMES: tuple[Outcome, ...] = ("kept", "rejected", "quarantined")
 LETTERS = dict(zip("krq", OUTCOMES, strict=True))
-
-SPAN_TYPE = pa.struct(
-    [
-        ("uri", pa.string()),
-        ("etag", pa.string()),
-        ("relative_path", pa.string()),
-        ("start", pa.int64()),
-        ("stop", pa.int64()),
-    ]
-)
-PLAN_SCHEMA = pa.schema(
-    [
-        ("shard", pa.string()),
-        ("round", pa.int32()),
-        ("samples_per_row", pa.int32()),
-        ("rows", pa.int64()),
-        ("spans", pa.list_(SPAN_TYPE)),
-        ("indices", pa.list_(pa.int32())),  # of each row's samples; missing in plans of earlier versions
-        ("retry", pa.int32()),  # 0, or the number of the retry that makes these samples again
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -74,7 +54,7 @@ class Job:
     format: int = FORMAT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedShard:
     """A shard and its place in the plan; (plan, position) is the order of decisions over the whole set."""
 
@@ -183,7 +163,8 @@ class Ledger:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self._plans: dict[int, list[PlannedShard]] = {}  # they never change
+        self._tables: dict[int, pa.Table] = {}  # of plan files, by their numbers: they never change
+        self._plans: dict[int, list[PlannedShard]] = {}
 
     def open_job(self, spec: JobSpec, fingerprint: Fingerprint) -> Job:
         """Freeze the spec into `_job.json`, or agree with the one that is there.
@@ -224,52 +205,52 @@ class Ledger:
 
     def append_plan(self, number: int, shards: Sequence[PlannedShard]) -> None:
         """Write a plan file. Raises AlreadyExists where another driver was first with other shards."""
-        records = [
-            {
-                "shard": entry.shard.id,
-                "round": entry.shard.round,
-                "samples_per_row": entry.samples_per_row,
-                "rows": entry.shard.rows,
-                "spans": [asdict(span) for span in entry.shard.spans],
-                "indices": list(entry.indices),
-                "retry": entry.retry,
-            }
-            for entry in shards
-        ]
-        table = pa.Table.from_pylist(records, schema=PLAN_SCHEMA)
-        self.storage.create_bytes(f"_plan/{number:06d}.parquet", parquet_bytes(table))
+        self.storage.create_bytes(f"_plan/{number:06d}.parquet", parquet_bytes(table_of(shards)))
 
     def planned(self) -> list[PlannedShard]:
         """All planned shards in (plan, position) order. Raises StoreError where a plan file is damaged."""
-        for number in self.plan_numbers():
+        for number in self.plan_tables():
             if number not in self._plans:
-                self._plans[number] = self._read_plan(number)
+                self._plans[number] = self.entries(number)
         return [entry for number in sorted(self._plans) for entry in self._plans[number]]
 
-    def _read_plan(self, number: int) -> list[PlannedShard]:
+    def plan_tables(self) -> dict[int, pa.Table]:
+        """The plan files by their numbers, in order. Raises StoreError where one is damaged."""
+        for number in self.plan_numbers():
+            if number not in self._tables:
+                self._tables[number] = self._read_plan(number)
+        return {number: self._tables[number] for number in sorted(self._tables)}
+
+    def _read_plan(self, number: int) -> pa.Table:
         name = f"_plan/{number:06d}.parquet"
         data = self.storage.read_bytes(name)
         try:
-            records = pq.read_table(io.BytesIO(data), schema=PLAN_SCHEMA).to_pylist()
+            return pq.read_table(io.BytesIO(data), schema=PLAN_SCHEMA)
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{self.storage.uri_of(name)} is damaged: restore it from a backup.") from error
-        entries: list[PlannedShard] = []
-        for position, record in enumerate(records):
-            shard = Shard(record["shard"], tuple(Span(**span) for span in record["spans"]), record["round"])
-            count = record["samples_per_row"]
-            first = shard.round and shard.round * self._samples_per_row(entries)
-            indices = record["indices"] or range(first, first + count)
-            entries.append(PlannedShard(shard, count, number, position, tuple(indices), record["retry"] or 0))
+
+    def entries(self, number: int, positions: Sequence[int] | None = None) -> list[PlannedShard]:
+        """The shards of a plan file that `plan_tables` has read, all or those at some positions."""
+        entries = []
+        for row in rows_of(self._tables[number], positions):
+            first = 0 if row.round == 0 or row.indices else row.round * self._samples_per_row()
+            indices = row.indices or tuple(range(first, first + row.samples_per_row))
+            shard = Shard(row.shard, row.spans, row.round)
+            entries.append(PlannedShard(shard, row.samples_per_row, number, row.position, indices, row.retry))
         return entries
 
-    def _samples_per_row(self, entries: Iterable[PlannedShard]) -> int:
+    def _samples_per_row(self) -> int:
         """What the job makes of a row: one number an output, as the fingerprint holds it."""
-        known = [*entries, *(self._plans[number][0] for number in sorted(self._plans))]
-        return next(entry.samples_per_row for entry in known if entry.is_first)
+        firsts = (self._tables[number].filter(is_first(self._tables[number])) for number in sorted(self._tables))
+        return next(int(table["samples_per_row"][0].as_py()) for table in firsts if len(table))
 
     def committed(self) -> set[str]:
         """Ids of the shards that have a commit; one listing."""
         return {name.removesuffix(".json") for name in self.storage.names("_commits", ".json")}
+
+    def is_committed(self, shard: str) -> bool:
+        """Whether a shard has a commit."""
+        return self.storage.exists(f"_commits/{shard}.json")
 
     def read_commit(self, shard: str) -> Commit | None:
         """The commit of a shard, or None."""

@@ -22,9 +22,11 @@ from pipelines.fingerprint import Fingerprint, digest, fingerprint_of
 from pipelines.ledger import Ledger, PlannedShard
 from pipelines.memory import MemoryNeed, check_memory
 from pipelines.model import ModelIdentity, check_scorers, identify_job
+from pipelines.plan_tables import versions_of
 from pipelines.publish import read_latest, spec_in_force
 from pipelines.quality import load_scores
-from pipelines.readers import check_columns, count_rows, find_duplicate_ids, list_files
+from pipelines.readers import check_columns, count_rows, list_files
+from pipelines.readers.duplicates import find_duplicate_ids
 from pipelines.records import Shard, SourceFile, Span
 from pipelines.spec import JobSpec
 from pipelines.storage import AlreadyExists, Storage
@@ -63,9 +65,9 @@ def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposa
 
 def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
     """Shards for the input versions that are not planned yet."""
-    planned = ledger.planned()  # before the input is listed: whoever extends it in between makes this proposal fail
-    number = next_number(planned)
-    current = {uri: etag for uri, (etag, _) in Counting(planned).versions.items()}
+    planned = ledger.plan_tables()  # before the input is listed: whoever extends it in between makes this proposal fail
+    number = max(planned, default=0) + 1
+    current = {uri: etag for uri, (etag, _) in versions_of(planned).items()}
     listed = list_files(spec.input, spec.reading)
     removed = tuple(sorted(current.keys() - {file.uri for file in listed}))
     new = [file for file in listed if current.get(file.uri) != file.etag]
@@ -75,7 +77,7 @@ def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal
     counts = [(file, count_rows(file, spec.input)) for file in new]
     if not planned and not any(rows for _, rows in counts):
         raise InputError(f"input.uri {', '.join(spec.input.uri)} has no rows: give at least one.")
-    if duplicates := find_duplicate_ids(listed, spec.input, spec.reading):
+    if duplicates := find_duplicate_ids(listed, spec.input):
         examples = ", ".join(repr(identifier) for identifier in duplicates[:3])
         raise InputError(f"the input has rows with the same id, such as {examples}: give each row an id of its own.")
     emptied = [Span(f.uri, f.etag, f.relative_path, 0, 0) for f, rows in counts if not rows and f.uri in current]

@@ -29,7 +29,7 @@ class SourceFile:
     relative_path: str  # to the non-glob prefix of the spec's uri; the default row id is "<relative_path>:<row number>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """Rows [start, stop) of one input version."""
 
@@ -44,7 +44,7 @@ class Span:
         return self.stop - self.start
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """The unit of work, commit and retry: some spans of rows, in one round of regeneration."""
 

@@ -19,7 +19,6 @@ from rich.console import Console
 from jointdit.errors import Unfinished
 from pipelines import about
 from pipelines.context import RunContext
-from pipelines.counting import Counting
 from pipelines.decisions import Criteria
 from pipelines.fingerprint import code_version, fingerprint_of
 from pipelines.lease import Heartbeat
@@ -30,9 +29,11 @@ from pipelines.model import check_job_weights, check_scorers, identify_job
 from pipelines.notify import message_of, notify
 from pipelines.patience import patiently
 from pipelines.plan import extend_plan, extend_with_regeneration, propose
+from pipelines.profile import profile_of
 from pipelines.progress import Progress
 from pipelines.prune import prune_versions
 from pipelines.publish import PUBLISH_ATTEMPTS, Version, publish, read_latest, spec_in_force
+from pipelines.resume import drop_roll_up, look
 from pipelines.run_report import keep_report, report_of
 from pipelines.spec import JobSpec
 from pipelines.storage import Storage
@@ -66,6 +67,7 @@ class RunSummary:
     usage: Usage
     stopped: Stopped | None
     report: str  # address of what is kept of it; empty where no worker was needed
+    profile: dict[str, float] | None = None  # seconds by step, where it was asked for (profile.py)
 
 
 def run_job(
@@ -75,10 +77,12 @@ def run_job(
     until: datetime | None = None,
     worker_class: type | None = None,
     console: Console | None = None,
+    profile: bool = False,
 ) -> RunSummary:
     """Bring a job to its next published version, or as far as its limits let it: the spec's budget, and `until`.
 
-    `worker_class` replaces pipelines.worker.GenerationWorker, for another model behind the same methods.
+    `worker_class` replaces pipelines.worker.GenerationWorker, for another model behind the same methods. `profile`:
+    workers time the steps of their calls, and summary and report say where the time went.
 
     Raises:
         PermanentError and its kinds: one sentence; what is committed stays, and running again goes on from there.
@@ -99,13 +103,13 @@ def run_job(
     storage.probe()
     ledger.open_job(spec, fingerprint)
     patience = spec.retries.infrastructure
-    context = RunContext(spec, storage, model.height, model.width, model.weights, fingerprint, code_version())
+    context = RunContext(spec, storage, model.height, model.width, model.weights, fingerprint, code_version(), profile)
     progress = Progress(console)
     limits = Limits(spec.budget, spec.price, until)
     with Heartbeat(storage, note=progress.note):
         first = proposal
         proposal = patiently(lambda: extend_plan(spec, fingerprint, ledger, first), patience)
-        committed_before = len(patiently(ledger.committed, patience))
+        committed_before = patiently(lambda: look(ledger), patience).committed
         with progress:
             if latest is not None and Criteria.of(asked.quality) != Criteria.of(spec.quality):
                 progress.note(
@@ -117,10 +121,10 @@ def run_job(
             try:
                 version, is_new = generate_and_publish(context, ledger, progress, limits, worker_class)
             except BaseException as error:
-                keep_report(storage, report_of(spec, progress, None, f"{type(error).__name__}: {error}"))
+                keep_report(storage, report_of(spec, progress, None, f"{type(error).__name__}: {error}", profile))
                 raise
         number = version.number if version is not None else None
-        report = keep_report(storage, report_of(spec, progress, number, limits.stopped))
+        report = keep_report(storage, report_of(spec, progress, number, limits.stopped, profile))
         patiently(lambda: about.refresh(storage, ledger), patience)
         if version is not None and spec.output.retain_versions is not None:
             retain = spec.output.retain_versions
@@ -141,6 +145,7 @@ def run_job(
         usage=progress.usage,
         stopped=stopped,
         report=report,
+        profile=profile_of(progress.seconds_of, progress.usage) if profile and progress.usage.held_seconds else None,
     )
 
 
@@ -162,6 +167,7 @@ def generate_and_publish(
         with contextlib.suppress(Unfinished):
             return patiently(lambda: publish(context.storage, ledger, spec.as_given()), spec.retries.infrastructure)
         logger.info("the plan has grown since the last of its shards was committed")
+        patiently(lambda: drop_roll_up(context.storage), spec.retries.infrastructure)
     raise Unfinished(f"other drivers keep extending the plan of {context.storage.uri}: run again when they are done.")
 
 
@@ -233,7 +239,5 @@ def shards_to_make(ledger: Ledger) -> list[PlannedShard]:
 
 
 def pending_shards(ledger: Ledger) -> list[PlannedShard]:
-    """Plan minus commits, minus what newer input supersedes."""
-    planned, committed = ledger.planned(), ledger.committed()
-    counting = Counting(planned)
-    return [entry for entry in planned if entry.shard.id not in committed and not counting.is_superseded(entry)]
+    """Plan minus commits, minus what newer input supersedes (resume.py)."""
+    return look(ledger).pending

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from jointdit.errors import JointDiTError
 from pipelines.fingerprint import code_version
 from pipelines.ledger import FORMAT, OUTCOMES, new_token, now, parse
+from pipelines.profile import profile_of, shares_of
 from pipelines.progress import Progress
 from pipelines.safe_text import mask_secrets
 from pipelines.spec import JobSpec
@@ -49,6 +50,7 @@ class RunReport:
     rows_per_gpu_hour: float | None  # None without GPUs
     cost: float  # by the price in the spec: of GPUs, or of CPUs where there were none
     currency: str
+    profile: dict[str, float] | None = None  # seconds by step, of a run with --profile (profile.py)
 
     def markdown(self) -> str:
         """The report for people."""
@@ -68,12 +70,15 @@ class RunReport:
             ("written", f"{self.bytes:,} bytes"),
             ("code", self.code),
         ]
+        if self.profile is not None:
+            shares = shares_of(self.profile)
+            rows += [(f"time in {name}", f"{self.profile[name]:,.1f} s, {shares[name]:.1%}") for name in self.profile]
         lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
         return "\n".join([f"# Run of {_cell(self.name)}", "", _cell(self.output), "", "| | |", "|---|---|", *lines, ""])
 
 
-def report_of(spec: JobSpec, progress: Progress, version: int | None, stopped: str) -> RunReport:
-    """The report of a run that has ended."""
+def report_of(spec: JobSpec, progress: Progress, version: int | None, stopped: str, profile: bool = False) -> RunReport:
+    """The report of a run that has ended; with its `profile`, where that was asked for."""
     usage = progress.usage
     return RunReport(
         name=spec.name,
@@ -96,6 +101,7 @@ def report_of(spec: JobSpec, progress: Progress, version: int | None, stopped: s
         rows_per_gpu_hour=progress.rows / usage.gpu_hours if usage.gpu_hours else None,
         cost=usage.cost(spec.price),
         currency=spec.price.currency,
+        profile=profile_of(progress.seconds_of, usage) if profile else None,
     )
 
 
@@ -124,8 +130,8 @@ def read_report(storage: Storage, name: str) -> RunReport | None:
     """A report; None where it cannot be read: another version wrote it."""
     try:
         fields = parse(storage.read_bytes(name), storage.uri_of(name))
-        return RunReport(**{key: fields[key] for key in RunReport.__dataclass_fields__})
-    except (FileNotFoundError, KeyError, JointDiTError):
+        return RunReport(**{key: fields[key] for key in RunReport.__dataclass_fields__ if key in fields})
+    except (FileNotFoundError, TypeError, JointDiTError):
         return None
 
 

@@ -188,6 +188,11 @@ class Storage:
 
     def names(self, folder: str, suffix: str = "") -> list[str]:
         """Names of the objects directly or deeper in a folder, relative to it, sorted."""
+        if self.is_local:
+            begin = len(self.path(folder).rstrip("/")) + 1
+            with explained(self.uri, folder):
+                found = self._walk_names(folder, temporary=False)
+                return sorted(path[begin:] for path in found if path.endswith(suffix))
         prefix = f"{folder}/" if folder else ""
         return [f.path.removeprefix(prefix) for f in self.list(folder) if f.path.endswith(suffix)]
 
@@ -212,14 +217,16 @@ class Storage:
     def _walk(self, prefix: str, temporary: bool = False) -> Iterator[ObjectInfo]:
         """Local files under a folder. fsspec's own listing fails as a whole where a file vanishes while it looks."""
         root = self.path("")
+        for path in self._walk_names(prefix, temporary):
+            with contextlib.suppress(FileNotFoundError):
+                found = os.stat(path)
+                etag = f"{found.st_size}-{found.st_mtime_ns}"
+                yield ObjectInfo(os.path.relpath(path, root), found.st_size, etag, found.st_mtime)
+
+    def _walk_names(self, prefix: str, temporary: bool) -> Iterator[str]:
+        """Paths of local files under a folder."""
         for folder, _, names in os.walk(self.path(prefix), onerror=_raise_unless_gone):
-            for name in names:
-                path = os.path.join(folder, name)
-                with contextlib.suppress(FileNotFoundError):
-                    if name.startswith(TEMPORARY) == temporary:
-                        found = os.stat(path)
-                        etag = f"{found.st_size}-{found.st_mtime_ns}"
-                        yield ObjectInfo(os.path.relpath(path, root), found.st_size, etag, found.st_mtime)
+            yield from (os.path.join(folder, name) for name in names if name.startswith(TEMPORARY) == temporary)
 
     def delete(self, name: str) -> None:
         """Remove an object, and the local folder that it leaves empty; one that is gone already is no error."""

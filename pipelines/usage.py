@@ -17,11 +17,13 @@ class Usage:
     busy_seconds: float = 0.0  # in the model, for samples that were finished
     gpus: float = 0.0  # a worker
     cpus: float = 0.0  # a worker
+    starting_seconds: float = 0.0  # of those held, until the model was loaded
 
     def __add__(self, other: Usage) -> Usage:
         """Both; workers of one run are all alike."""
         held, busy = self.held_seconds + other.held_seconds, self.busy_seconds + other.busy_seconds
-        return Usage(held, busy, max(self.gpus, other.gpus), max(self.cpus, other.cpus))
+        starting = self.starting_seconds + other.starting_seconds
+        return Usage(held, busy, max(self.gpus, other.gpus), max(self.cpus, other.cpus), starting)
 
     @property
     def gpu_hours(self) -> float:

@@ -11,8 +11,9 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -39,6 +40,7 @@ class PartSummary:
     samples: int
     seconds: float
     batch_size: int  # after halvings for want of memory
+    steps: Mapping[str, float] = field(default_factory=dict)  # seconds by step of the calls, where they are timed
 
 
 class DeviceFault(TransientError):
@@ -59,6 +61,7 @@ class GenerationWorker:
         self.batch_size = context.spec.model.batch_size
         self.pipe: Any = None  # JointDiTPipeline, or what the task runs in its place
         self.scorers: list[Scorer] = []  # of the scores that cost a model and were asked for
+        self.stopwatch: Any = None  # where the run is profiled
 
     def node(self) -> str:
         """Ray's id of the node this runs on."""
@@ -75,6 +78,12 @@ class GenerationWorker:
         self.scorers = [each.load(self.device) for each in wanted]
         if spec.output.points.calibrate is not None:
             self.scorers.append(load_calibrator(spec.output.points.calibrate, self.device))
+        if self.context.profile:
+            from jointdit.stopwatch import Stopwatch
+
+            self.stopwatch = Stopwatch(self.device)
+            if hasattr(self.pipe, "stopwatch"):  # teachers and encoders have no steps
+                self.pipe.stopwatch = self.stopwatch
         return socket.gethostname()
 
     def load(self) -> Any:
@@ -114,7 +123,8 @@ class GenerationWorker:
                         continue
                     results.append(_failed(batch[0], "one sample alone does not fit into the worker's memory."))
                 batch, tried_alone = batch[size:], False
-        return results, PartSummary(len(part), time.monotonic() - started, self.batch_size)
+        steps = self.stopwatch.take() if self.stopwatch is not None else {}
+        return results, PartSummary(len(part), time.monotonic() - started, self.batch_size, steps)
 
     def destroy(self) -> None:
         """Let go of the model and the GPU."""
@@ -124,7 +134,8 @@ class GenerationWorker:
     def _batch(self, batch: list[Sample]) -> list[SampleResult]:
         try:
             results = self._run(batch)
-            self._score(results)
+            with self.stopwatch.step("score") if self.stopwatch is not None else nullcontext():
+                self._score(results)
             return results
         except PermanentError:
             raise

@@ -46,6 +46,7 @@ class WorkerPool:
         self._start_actor: Callable[[], Any] = lambda: actor_class.remote(context_ref, plan.device, plan.threads)
         self._started = 0
         self._held_seconds = self._busy_seconds = 0.0  # of workers that are gone; of samples that were finished
+        self._starting_seconds = 0.0  # of workers that came up
         self._deaths_in_a_row = {"start": 0, "first batch": 0}
         self.workers: list[Worker] = []
 
@@ -86,6 +87,7 @@ class WorkerPool:
         error = failure_of(worker.ready)
         if error is None:
             worker.is_up, self._deaths_in_a_row["start"] = True, 0
+            self._starting_seconds += time.monotonic() - worker.started
         return error
 
     def generated(self, worker: Worker, batch_size: int, planned: int) -> None:
@@ -109,7 +111,8 @@ class WorkerPool:
         """What the workers of this pool have taken of the cluster until now."""
         now = time.monotonic()
         held = sum(now - worker.started for worker in self.workers if worker.node is not None)
-        return Usage(self._held_seconds + held, self._busy_seconds, self.plan.num_gpus, self.plan.num_cpus)
+        gpus, cpus = self.plan.num_gpus, self.plan.num_cpus
+        return Usage(self._held_seconds + held, self._busy_seconds, gpus, cpus, self._starting_seconds)
 
     def take_out(self, worker: Worker, error: BaseException, is_its_own: bool) -> None:
         """Take a dead or broken worker out; `is_its_own`: it never did anything, and no shard or node is to blame.

@@ -1,6 +1,6 @@
 """Readers: input files of any kind -> rows, each of them exactly once, good or bad.
 
-    list_files -> check_columns -> count_rows, find_duplicate_ids      the plan's view: no pixel is read
+    list_files -> check_columns -> count_rows, duplicates.py           the plan's view: no pixel is read
     read_rows(file, start, stop)                                       a shard's view: arrays
 
 What is read, by task; names of columns come from `input.columns`, and everything goes through fsspec:
@@ -34,8 +34,6 @@ in FORMATS here and in listing.py, and add it to the table-driven tests.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -43,14 +41,14 @@ from jointdit.errors import InputError, RowError
 from pipelines.readers import csv_records, json_lines, parquet_rows, single_files, text_lines, webdataset
 from pipelines.readers.listing import list_files, suffix_of
 from pipelines.readers.opening import check_unchanged
-from pipelines.readers.rows import Format, build_row, default_id, read_id, wanted_columns
+from pipelines.readers.rows import Format, build_row, default_id, wanted_columns
 from pipelines.records import BadRow, Row, SourceFile, Span
 from pipelines.safe_text import printable
 
 if TYPE_CHECKING:
     from pipelines.spec import InputSpec
 
-__all__ = ["check_columns", "count_rows", "find_duplicate_ids", "list_files", "read_rows"]
+__all__ = ["check_columns", "count_rows", "list_files", "read_rows"]
 
 SHOWN_COLUMNS = 20
 FORMATS: dict[str, Format] = {
@@ -75,7 +73,7 @@ def count_rows(file: SourceFile, spec_input: InputSpec) -> int:
     try:
         return format_of(file).count(file)
     except (RowError, FileNotFoundError) as error:
-        raise _as_input_error(error, file) from error
+        raise as_input_error(error, file) from error
 
 
 def check_columns(files: Sequence[SourceFile], spec_input: InputSpec, task: str) -> None:
@@ -93,7 +91,7 @@ def check_columns(files: Sequence[SourceFile], spec_input: InputSpec, task: str)
         try:
             lacking, names = format_of(file).lacking(file, wanted)
         except (RowError, FileNotFoundError) as error:
-            raise _as_input_error(error, file) from error
+            raise as_input_error(error, file) from error
         if lacking:
             shown = ", ".join(printable(name) for name in names[:SHOWN_COLUMNS])
             more = f" and {len(names) - SHOWN_COLUMNS} more" if len(names) > SHOWN_COLUMNS else ""
@@ -102,50 +100,6 @@ def check_columns(files: Sequence[SourceFile], spec_input: InputSpec, task: str)
                 f"{file.uri} has no column {wanted[lacking[0]]!r} for input.columns.{lacking[0]}: {has}; correct "
                 "input.columns."
             )
-
-
-def find_duplicate_ids(files: Sequence[SourceFile], spec_input: InputSpec, task: str, limit: int = 5) -> list[str]:
-    """Up to `limit` row ids that occur twice, in reading order. Reads the id column of tables, and no more.
-
-    Keeps 12 bytes of hash an id. Rows whose id cannot be read count by their default ids, under which they are
-    quarantined.
-    """
-    column = spec_input.columns.id
-    seen: set[bytes] = set()
-    nameless: set[bytes] = set()  # files without ids, whose rows all have default ids
-    duplicates: list[str] = []
-
-    def note(text: str) -> bool:
-        path, _, number = text.rpartition(":")
-        if _hash(text) in seen or (number.isdecimal() and _hash(path) in nameless):
-            duplicates.append(text)
-        seen.add(_hash(text))
-        return len(duplicates) >= limit
-
-    with_ids = []
-    for file in files:
-        try:
-            if not format_of(file).lacking(file, {"id": column})[0]:
-                with_ids.append(file)
-                continue
-        except (RowError, FileNotFoundError) as error:
-            raise _as_input_error(error, file) from error
-        if note(default_id(file, 0)):  # the default ids of two files are all equal or all different
-            return duplicates
-        nameless.add(_hash(file.relative_path))
-    for file in with_ids:
-        source = format_of(file)
-        try:
-            for raw in source.rows(file, 0, source.count(file), {"id": column}):
-                text = default_id(file, raw.position)
-                if "id" in raw.values and not raw.error:
-                    with contextlib.suppress(RowError):
-                        text = read_id(raw.values["id"])
-                if note(text):
-                    return duplicates
-        except (RowError, FileNotFoundError) as error:
-            raise _as_input_error(error, file) from error
-    return duplicates
 
 
 def read_rows(
@@ -167,11 +121,7 @@ def read_rows(
         yield BadRow(default_id(file, missing), file.uri, missing, reason)
 
 
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
-
-
-def _as_input_error(error: Exception, file: SourceFile) -> InputError:
+def as_input_error(error: Exception, file: SourceFile) -> InputError:
     if isinstance(error, FileNotFoundError):
         return InputError(f"{file.uri} does not exist any more: it was listed a moment ago.")
     return InputError(f"{str(error).rstrip('.')}: repair the file or take it out of input.uri.")

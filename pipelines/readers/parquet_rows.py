@@ -47,6 +47,21 @@ def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, st
             first = end
 
 
+def texts(file: SourceFile | Span, column: str, at_once: int) -> Iterator[pa.LargeStringArray]:
+    """A column of texts or whole numbers as texts, in order. Ends early where that is not what it holds, or damaged."""
+    with _opened(file.uri) as (parquet, _):
+        kind = parquet.schema_arrow.field(column).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+            return
+        try:
+            for batch in parquet.iter_batches(at_once, columns=[column], use_threads=False):
+                found = batch.column(0).cast(pa.large_string())
+                found.validate(full=True)  # UTF-8
+                yield found
+        except ARROW_ERRORS:
+            return
+
+
 @contextlib.contextmanager
 def _opened(uri: str) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
     """The file and the names of its columns."""

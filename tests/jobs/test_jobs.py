@@ -1,6 +1,7 @@
 """run, plan, status and validate on a small job through Ray, from the command line; and what the demo is made of."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ import yaml
 from jobs import demo
 from jobs.cli import main
 from jobs.recolour import recolour
+from jobs.report import show_profile
 from jointdit.evaluation.colours import named_colours
 from jointdit.scenes import COLOURS, sample_layout
 from jointdit.scenes.caption import describe
+from pipelines.cluster import _share
+from pipelines.profile import WORKERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +34,7 @@ def dataset(ray_cluster, tmp_path_factory):
         "resources": {"workers": 1},
     }
     (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
-    assert main(["run", str(folder / "spec.yaml")]) == 0
+    assert main(["run", str(folder / "spec.yaml"), "--profile"]) == 0
     return folder / "spec.yaml", folder / "out"
 
 
@@ -43,6 +47,20 @@ def test_run_again_finds_nothing_to_do(dataset, capsys):
     assert "version 1 is the latest: 5 kept, 0 rejected, 1 quarantined" in printed
     assert f"{output}/gallery/index.html" in printed
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_profile_says_where_the_time_went(dataset, capsys):
+    _, output = dataset
+    (path,) = (output / "_reports").glob("*.json")
+    report = json.loads(path.read_text())
+    profile = report["profile"]
+    assert all(profile[name] > 0 for name in ("start", "text", "denoise", "decode", "read", "finish", "write"))
+    (cpus,) = {3600 * report["cpu_hours"] / sum(profile[name] for name in WORKERS)}
+    assert cpus == pytest.approx(_share([float(os.cpu_count())], 1), rel=0.02), "the steps add up to the time held"
+    show_profile(profile)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in profile)
+    assert "time in denoise" in path.with_suffix(".md").read_text()
 
 
 def test_plan_says_what_is_done_and_what_a_longer_input_adds(dataset, tmp_path, capsys):

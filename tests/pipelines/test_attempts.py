@@ -21,7 +21,7 @@ WAIT_SECONDS = 30.0
 
 @pytest.fixture
 def proxy(s3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    with FaultProxy(s3.endpoint, seed=3, latency_seconds=WAIT_SECONDS) as proxy:
+    with FaultProxy(s3.endpoint, seed=4, latency_seconds=WAIT_SECONDS) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
 

@@ -127,12 +127,12 @@ class Overtaken(Ledger):
         super().__init__(storage)
         self.overtake, self.left = overtake, reading
 
-    def planned(self):
-        planned = super().planned()
+    def plan_tables(self):
+        tables = super().plan_tables()
         self.left -= 1
         if self.left == 0:
             self.overtake()
-        return planned
+        return tables
 
 
 def test_no_version_is_older_than_the_one_before_it(folder_job: LocalJob, tmp_path: Path) -> None:

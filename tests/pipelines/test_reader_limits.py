@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from jointdit.errors import InputError
-from pipelines.readers import count_rows, find_duplicate_ids, list_files, opening, parquet_rows, read_rows, text_lines
+from pipelines.readers import count_rows, list_files, opening, parquet_rows, read_rows, text_lines
+from pipelines.readers.duplicates import find_duplicate_ids
 from pipelines.readers.opening import MAX_FILE_BYTES
 from pipelines.readers.rows import MAX_ID_CHARACTERS, MAX_PROMPT_CHARACTERS
 from pipelines.records import BadRow, Row
@@ -204,7 +205,7 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
 
 def duplicates(*paths: Path) -> list[str]:
     spec_input = InputSpec(uri=[str(path) for path in paths])
-    return find_duplicate_ids(list_files(spec_input, "joint"), spec_input, "joint")
+    return find_duplicate_ids(list_files(spec_input, "joint"), spec_input)
 
 
 def test_an_id_that_is_another_rows_default_id_is_a_duplicate(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from jointdit.errors import InputError
-from pipelines.readers import check_columns, count_rows, find_duplicate_ids, list_files, listing, read_rows
+from pipelines.readers import check_columns, count_rows, list_files, listing, read_rows
+from pipelines.readers.duplicates import find_duplicate_ids
 from pipelines.records import BadRow, Row
 from pipelines.spec import Columns, DepthMaps, InputSpec
 
@@ -241,7 +242,7 @@ def test_ids_are_relative_to_the_prefix_before_the_glob(tmp_path: Path) -> None:
     both = spec([tmp_path / "x/2/a.txt", tmp_path / "x/1/a.txt"])
     files = list_files(both, "joint")
     assert [file.uri for file in files] == sorted(file.uri for file in files)
-    assert find_duplicate_ids(files, both, "joint") == ["a.txt:0"]
+    assert find_duplicate_ids(files, both) == ["a.txt:0"]
 
 
 def test_a_file_named_twice_is_listed_once(tmp_path: Path) -> None:
@@ -283,9 +284,9 @@ def test_duplicate_ids_are_found_across_files(tmp_path: Path) -> None:
         pq.write_table(pa.table({"key": ["1", "2", f"{name}3"], "prompt": ["p"] * 3}), tmp_path / f"{name}.parquet")
     spec_input = spec(tmp_path, columns=Columns(id="key"))
     files = list_files(spec_input, "joint")
-    assert find_duplicate_ids(files, spec_input, "joint") == ["1", "2"]
-    assert find_duplicate_ids(files, spec_input, "joint", limit=1) == ["1"]
-    assert find_duplicate_ids(files[:1], spec_input, "joint") == []
+    assert find_duplicate_ids(files, spec_input) == ["1", "2"]
+    assert find_duplicate_ids(files, spec_input, limit=1) == ["1"]
+    assert find_duplicate_ids(files[:1], spec_input) == []
 
 
 def test_the_key_of_an_archive_can_be_the_id(tmp_path: Path) -> None:

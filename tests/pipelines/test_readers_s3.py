@@ -15,7 +15,8 @@ import s3fs
 from PIL import Image
 
 from jointdit.errors import InputError, TransientError
-from pipelines.readers import check_columns, count_rows, find_duplicate_ids, list_files, opening, read_rows
+from pipelines.readers import check_columns, count_rows, list_files, opening, read_rows
+from pipelines.readers.duplicates import find_duplicate_ids
 from pipelines.readers.text_lines import index_lines
 from pipelines.records import BadRow, Row
 from pipelines.spec import InputSpec
@@ -59,7 +60,7 @@ def read(uri: str, task: str, start: int = 0, stop: int | None = None) -> list[R
     spec_input = InputSpec(uri=uri)
     files = list_files(spec_input, task)
     check_columns(files, spec_input, task)
-    assert find_duplicate_ids(files, spec_input, task) == []
+    assert find_duplicate_ids(files, spec_input) == []
     rows: list[Row | BadRow] = []
     for file in files:
         rows += read_rows(file, start, count_rows(file, spec_input) if stop is None else stop, spec_input, task)
