@@ -26,8 +26,18 @@ class Bench:
     in_all: bool = True  # part of `make bench`
 
 
+_LOOP = "the bare loop of the same model on the same batches"
+
 BENCHES = {
-    "startup": Bench("startup", "seconds until `jointdit --help` and `plan` have answered", "python -c pass", 40),
+    "pipeline": Bench("pipeline", "rows/s of a whole job, warm, tiny model, one worker", _LOOP, 170),
+    "gpu-like": Bench("gpu_like", "the same with a model that waits as a GPU would, 512 x 512", "waiting alone", 220),
+    "raydata": Bench("raydata", "rows/s of the same job", "the same job on Ray Data", 130),
+    "finish": Bench("finish", "rows/s that one core scores, encodes and writes at 512 x 512", "a GPU's 0.3 rows/s", 30),
+    "plan": Bench("plan", "rows/s and memory of a plan of 100 million rows", "-", 60),
+    "resume": Bench("resume", "seconds until a driver knows what is left of 100 k shards", "with a roll-up", 150),
+    "resume-million": Bench("resume_million", "the same of a million shards", "with a roll-up", 240, False),
+    "driver": Bench("driver", "CPU time and memory that the driver takes a shard", "-", 60),
+    "startup": Bench("startup", "seconds until `jointdit --help` and `plan` have answered", "python -c pass", 30),
     "forward": Bench(
         "forward",
         "the network's forward pass, time over operations, at 256, 1,024 and 4,096 image tokens",

@@ -1,0 +1,90 @@
+"""CPU time and memory that the driver takes a shard: real runs with a model without weights, extrapolated to 10,000.
+
+Each number of shards is a process of its own that runs the whole job: plan, dispatch, publish, card. Its CPU time is
+that of all its threads, Ray's own among them; workers and tasks are other processes. The slope is what a shard adds.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from jobs.bench.frame import Line, Reach, Settings, Spread, slope
+from jobs.bench.local_runs import in_environment, spec_of, write_prompts
+from jobs.bench.tiny_job import THREADS
+
+GOAL = 10_000  # shards
+SIZES = (200, 400, 800)
+SIDE = 16  # pixels
+
+
+def stand_in(*, seeds: list[int], **_: Any) -> SimpleNamespace:
+    """Small pictures and maps without a model."""
+    ramp = np.linspace(0, 1, SIDE * SIDE, dtype=np.float32).reshape(SIDE, SIDE)
+    pictures = [np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for seed in seeds]
+    maps = np.stack([ramp] * len(seeds))
+    return SimpleNamespace(rgb=np.stack(pictures), disparity=maps, finite=np.ones(len(seeds), bool))
+
+
+def measure(settings: Settings) -> Iterator[Line]:
+    """Milliseconds of CPU a shard, and memory at the goal."""
+    seconds: dict[float, float] = {}
+    memory: dict[float, float] = {}
+    sizes = (4, 8) if settings.quick else SIZES
+    for shards in sizes:
+        folder = settings.folder / str(shards)
+        write_prompts(folder / "prompts.txt", shards)
+        with in_environment(**THREADS):
+            command = [sys.executable, "-m", "jobs.bench.driver", str(folder)]
+            told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        assert told["shards"] == shards, f"{told['shards']} of {shards} shards were committed"
+        seconds[shards], memory[shards] = told["seconds"], told["bytes"] / 1e6
+    a_shard, start = slope(seconds)
+    growth, bottom = slope(memory)
+    work = {"shards": sizes[-1], "rows": sizes[-1]}
+    took = ", ".join(f"{shards:,} {each:.2f} s" for shards, each in seconds.items())
+    all_of_it = f"{GOAL:,} shards take {start + a_shard * GOAL:.0f} s"
+    note = f"CPU {took}: {1000 * a_shard:.2f} ms a shard after {start:.2f} s; {all_of_it}"
+    each = Spread.of([1000 * a_shard])
+    yield Line("CPU time a shard", "ms", each, each, None, Reach("at most", 10), work, (note,))
+    needed = ", ".join(f"{shards:,} {size:.0f} MB" for shards, size in memory.items())
+    note = f"peak {needed}: {1e6 * growth:.0f} bytes a shard: its plan, its commit and its outcome for the version"
+    at_goal = Spread.of([bottom + growth * GOAL])
+    yield Line(f"memory at {GOAL:,} shards", "MB", at_goal, at_goal, None, Reach("at most", 1000), work, (note,))
+
+
+def run_here(folder: Path) -> dict[str, float]:
+    """The job in this process: CPU seconds of the process, its peak memory, and how many shards were committed."""
+    from pipelines.run import run_job
+    from pipelines.worker import GenerationWorker
+
+    class StandInWorker(GenerationWorker):
+        def load(self) -> Any:
+            return stand_in
+
+    spec = spec_of(
+        folder,
+        "joint",
+        folder / "prompts.txt",
+        model={"height": SIDE, "width": SIDE, "steps": 1},
+        output={"shard_rows": 1},
+        resources={"workers": 1, "device": "cpu"},
+    )
+    started = time.process_time()
+    summary = run_job(spec, worker_class=StandInWorker)
+    seconds = time.process_time() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"shards": summary.committed_now, "seconds": seconds, "bytes": peak}
+
+
+if __name__ == "__main__":
+    print(json.dumps(run_here(Path(sys.argv[1]))))
