@@ -128,14 +128,21 @@ def flux_model(guidance_embeds: bool = True) -> Model:
 
 
 def estimate_memory(
-    model: Model, call: Call, quantization: Quantization | None = None, offload: Offload | None = None
+    model: Model,
+    call: Call,
+    quantization: Quantization | None = None,
+    offload: Offload | None = None,
+    activations: Mapping[str, int] | None = None,
 ) -> MemoryEstimate:
-    """Weights as they are kept, activations of one call, and the most that is on the device at once."""
+    """Weights as they are kept, activations of one call, and the most that is on the device at once.
+
+    activations: `activation_bytes` of the same call, for who asks for several estimates of it.
+    """
     sizes = {name: _tensor_bytes(name, shapes, call.dtype, quantization) for name, shapes in model.tensors.items()}
     weights = {name: sum(each.values()) for name, each in sizes.items()}
     weights["adapter"] = sum(size for name, size in sizes["transformer"].items() if is_adapter(name))
     weights["transformer"] -= weights["adapter"]
-    activations = activation_bytes(model.architecture, call)
+    activations = dict(activation_bytes(model.architecture, call) if activations is None else activations)
     if quantization is not None:
         for name in quantization.components:
             linears = [s for n, s in model.tensors[name].items() if _is_quantised(name, n, s, quantization)]
