@@ -19,6 +19,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners import lora
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from jointdit.condition_cache import Half
 from jointdit.errors import ModelError
@@ -55,19 +56,48 @@ class DepthHalfLora(lora.Linear):
         lora_a, lora_b = self.lora_A[ADAPTER_NAME], self.lora_B[ADAPTER_NAME]
         half = 0 if self.only_half == "depth" else x.shape[0] // 2
         low_rank = lora_a(self._cast_input_dtype(x[half:], lora_a.weight.dtype))
+        scale = self.scaling[ADAPTER_NAME]
         # In place on the depth rows: a concatenation would copy the RGB rows of every layer.
-        adapted, scale = result[half:], self.scaling[ADAPTER_NAME]
         if low_rank.dtype == lora_b.weight.dtype == result.dtype and result.is_contiguous():
-            # One product that adds to what is there, without a tensor for the update.
-            adapted.view(-1, adapted.shape[-1]).addmm_(low_rank.flatten(0, -2), lora_b.weight.t(), alpha=scale)
+            if torch.is_grad_enabled():
+                updated: torch.Tensor = _AddToLastRows.apply(result, low_rank, lora_b.weight, scale)
+                return updated
+            _add_to_last_rows(result, low_rank, lora_b.weight, scale)
         else:  # an adapter in higher precision than the base, as in training; autocast
-            adapted.add_(lora_b(low_rank), alpha=scale)
+            result[half:].add_(lora_b(low_rank), alpha=scale)
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise ModelError(
             "The depth LoRA can not be merged: its base weights also serve the RGB half, keep it as an adapter."
         )
+
+
+def _add_to_last_rows(result: torch.Tensor, low_rank: torch.Tensor, b: torch.Tensor, scale: float) -> None:
+    """result (n, ..., O) += scale * low_rank (m, ..., r) @ b (O, r)^T in its last m rows; one product, no temporary."""
+    rows = result[result.shape[0] - low_rank.shape[0] :]
+    rows.view(-1, rows.shape[-1]).addmm_(low_rank.flatten(0, -2), b.t(), alpha=scale)
+
+
+class _AddToLastRows(torch.autograd.Function):
+    """The same where gradients are wanted. Autograd's own way back through rows changed in place copies them twice."""
+
+    @staticmethod
+    def forward(ctx: Any, result: torch.Tensor, low_rank: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+        ctx.mark_dirty(result)
+        ctx.save_for_backward(low_rank, b)
+        ctx.scale = scale
+        _add_to_last_rows(result, low_rank, b, scale)
+        return result
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+        low_rank, b = ctx.saved_tensors
+        rows = gradient[gradient.shape[0] - low_rank.shape[0] :].flatten(0, -2)
+        to_low_rank = torch.mm(rows, b).mul_(ctx.scale).view_as(low_rank)
+        to_b = torch.mm(rows.t(), low_rank.flatten(0, -2)).mul_(ctx.scale)
+        return gradient, to_low_rank, to_b, None
 
 
 def share_lora_a(layers: Sequence[DepthHalfLora]) -> None:

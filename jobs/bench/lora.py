@@ -57,13 +57,15 @@ def _obvious(layer: DepthHalfLora) -> Way:
 def _side(way: Way, x: torch.Tensor, layer: DepthHalfLora, backward: bool) -> Side:
     trained = [layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight]
 
+    gradient = torch.randn(*x.shape[:2], layer.out_features, generator=torch.Generator().manual_seed(4))
+
     def run() -> torch.Tensor:
         if not backward:
             with torch.no_grad():
                 return way(x)
         given = x.clone().requires_grad_(True)
         output = way(given)
-        torch.autograd.grad(output.sum(), [given, *trained])
+        torch.autograd.grad(output, [given, *trained], gradient)
         return output
 
     def side() -> Turn:
