@@ -54,6 +54,7 @@ chaos: setup ## a storm of faults over 2,000 rows, and the exact account; SEED=n
 
 bench: setup ## every bench, beside what it is compared with; the table goes to jobs/BENCH.md
 	$(BIN)/jointdit bench --all --write
+	$(BIN)/python -m jobs.throughput --write
 
 VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CUDA ?=

@@ -50,12 +50,17 @@ class DepthHalfLora(lora.Linear):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """x (2B, ..., in_features) -> (2B, ..., out_features); B rows where the batch is one half."""
-        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.only_half == "rgb":
-            return result
+            plain: torch.Tensor = self.base_layer(x, *args, **kwargs)
+            return plain
         lora_a, lora_b = self.lora_A[ADAPTER_NAME], self.lora_B[ADAPTER_NAME]
         half = 0 if self.only_half == "depth" else x.shape[0] // 2
-        low_rank = lora_a(self._cast_input_dtype(x[half:], lora_a.weight.dtype))
+        if torch.is_grad_enabled() and x.requires_grad:
+            x, adapted = _AllAndLastRows.apply(x, half)
+        else:
+            adapted = x[half:]
+        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
+        low_rank = lora_a(self._cast_input_dtype(adapted, lora_a.weight.dtype))
         scale = self.scaling[ADAPTER_NAME]
         # In place on the depth rows: a concatenation would copy the RGB rows of every layer.
         if low_rank.dtype == lora_b.weight.dtype == result.dtype and result.is_contiguous():
@@ -71,6 +76,24 @@ class DepthHalfLora(lora.Linear):
         raise ModelError(
             "The depth LoRA can not be merged: its base weights also serve the RGB half, keep it as an adapter."
         )
+
+
+class _AllAndLastRows(torch.autograd.Function):
+    """x and x[first:]; the gradient of the rows is added to that of x in place, in autograd's own way they are padded.
+
+    The gradient of x is the base layer's product alone, which nobody else holds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.first = first
+        return x.view_as(x), x[first:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor, of_rows: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient[ctx.first :].add_(of_rows)
+        return gradient, None
 
 
 def _add_to_last_rows(result: torch.Tensor, low_rank: torch.Tensor, b: torch.Tensor, scale: float) -> None:
@@ -91,12 +114,12 @@ class _AddToLastRows(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         low_rank, b = ctx.saved_tensors
         rows = gradient[gradient.shape[0] - low_rank.shape[0] :].flatten(0, -2)
         to_low_rank = torch.mm(rows, b).mul_(ctx.scale).view_as(low_rank)
-        to_b = torch.mm(rows.t(), low_rank.flatten(0, -2)).mul_(ctx.scale)
+        to_b = torch.mm(low_rank.flatten(0, -2).t(), rows).mul_(ctx.scale).t()
         return gradient, to_low_rank, to_b, None
 
 
