@@ -155,6 +155,8 @@ def show_plan(plan: PlanPreview) -> None:
         ("weights", f"{readable(plan.weights_bytes)} a worker"),
         ("in flight", f"up to {readable(plan.in_flight_bytes)} a worker in Ray's object store"),
     ]
+    for field, source, terms in plan.sources:
+        rows += [(field, source), ("- its licence", terms)]
     if plan.memory is not None:
         rows += [("GPU memory", line) for line in memory_lines(plan.memory)]
     rows += [("also a sample", f"{kind}: {cost}") for kind, cost in plan.scores]

@@ -12,6 +12,7 @@ Read the files in this order:
     condition_cache.py   the given half of the network, kept over sampling steps
     pipeline.py          JointDiTPipeline: prompts, pictures and depth in, RGB and depth out
     pixels.py            what a caller gives it, checked, and its way into and out of the VAE
+    base_network.py      the FLUX that an adapter is put on: folder or single file
     checkpoint_files.py  safetensors only, checked by name and shape
     errors.py            what can go wrong
 

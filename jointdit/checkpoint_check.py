@@ -12,27 +12,35 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, T5Config
 
+from jointdit.base_network import COMPONENTS_ADVICE, is_single_file, single_file_network, transformer_folder
 from jointdit.checkpoint_files import FilePath, folder_tensor_shapes, load_tokenizer, told_as_model_error
 from jointdit.errors import ModelError
 from jointdit.transformer import JointDiTTransformer2DModel, check_adapter
 
 
-def check_checkpoint(folder: FilePath, adapter: FilePath | None = None) -> None:
+def check_checkpoint(folder: FilePath, adapter: FilePath | None = None, components: FilePath | None = None) -> None:
     """Check a pipeline folder: the network and the VAE tensor by tensor, of the other parts that they are there.
 
-    adapter: a published adapter that is to be put on the folder's FLUX network.
+    adapter: a published adapter that is to be put on the folder's FLUX network. The folder may then be a single file in
+    Black Forest Labs' layout, or hold a transformer alone; components: the folder of all other parts.
 
     Raises:
         ModelError: what is missing, misshapen, or not safetensors, with its file.
     """
-    folder = Path(folder)
-    if not (folder / "model_index.json").is_file():
-        raise ModelError(f"{folder}: model_index.json is missing, give the folder of a whole pipeline.")
-    network = _check_tensors(
-        JointDiTTransformer2DModel if adapter is None else FluxTransformer2DModel, folder / "transformer"
-    )
-    if adapter is not None:
+    whole = Path(folder if components is None else components)
+    if adapter is not None and is_single_file(folder) and components is None:
+        raise ModelError(f"{folder}: a single file holds the transformer alone, {COMPONENTS_ADVICE}.")
+    if not (whole / "model_index.json").is_file():
+        raise ModelError(f"{whole}: model_index.json is missing, give the folder of a whole pipeline.")
+    if adapter is None:
+        _check_tensors(JointDiTTransformer2DModel, Path(folder) / "transformer")
+    else:
+        if is_single_file(folder):
+            network = single_file_network(folder, components)
+        else:
+            network = _check_tensors(FluxTransformer2DModel, transformer_folder(folder))
         check_adapter(adapter, network.config)
+    folder = whole
     _check_tensors(AutoencoderKL, folder / "vae")
     for name, kind in (("text_encoder", CLIPTextConfig), ("text_encoder_2", T5Config)):
         folder_tensor_shapes(folder / name)

@@ -116,15 +116,18 @@ def _shards(index: Path) -> list[str]:
     return sorted(names)
 
 
-def load_component(kind: Any, folder: FilePath, dtype: torch.dtype, **options: Any) -> Any:
+def load_component(
+    kind: Any, folder: FilePath, dtype: torch.dtype, device: torch.device | str | None = None, **options: Any
+) -> Any:
     """Load a diffusers or transformers model class from its folder, refusing tensors that are missing or misshapen.
 
-    options: of its from_pretrained, such as quantization_config.
+    The network is built without memory and filled tensor by tensor from the mapped files, on the device (default: the
+    CPU, where tensors that keep their type stay mapped). options: of its from_pretrained, such as quantization_config.
     """
     folder_tensor_shapes(folder)
     with told_as_model_error(f"{folder}: can not be loaded as {kind.__name__}"):
         model, info = kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **placed(device), **options
         )
     missing = sorted(info["missing_keys"])
     if missing:
@@ -132,6 +135,11 @@ def load_component(kind: Any, folder: FilePath, dtype: torch.dtype, **options: A
             f"{folder}: tensor {missing[0]} ({len(missing)} in all) is missing, download or save it again."
         )
     return model.eval()
+
+
+def placed(device: torch.device | str | None) -> dict[str, Any]:
+    """The loaders' own arguments for a device that tensors are read to; None leaves it to them, which is the CPU."""
+    return {} if device is None else {"device_map": {"": torch.device(device)}}
 
 
 def check_foreign_model(name: FilePath) -> None:

@@ -10,6 +10,7 @@ diffusers has a converter for the base, but it is one-way, hard-codes 3072 chann
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,6 +23,9 @@ TensorMap = dict[str, tuple[str, ...]]
 
 # BFL splits the last modulation into (shift, scale), diffusers into (scale, shift).
 SWAPPED_MODULE = "final_layer.adaLN_modulation.1"
+
+# Other programs put the network of a checkpoint under this name, beside text encoders that are not read here.
+NETWORK_PREFIX = "model.diffusion_model."
 
 _LORA_INPUT_LAYERS = ("vector_in.in_layer", "vector_in.out_layer", "txt_in")
 _LORA_BLOCK_LAYERS = ("_mod.lin", "_attn.qkv", "_attn.proj", ".linear1", ".modulation.lin")
@@ -111,10 +115,32 @@ def adapter_tensors(num_layers: int, num_single_layers: int) -> TensorMap:
     return tensors
 
 
-def check_official(path: FilePath, tensors: TensorMap, shapes: Mapping[str, tuple[int, ...]], advice: str) -> None:
-    """Check an official file by its header against our tensors' shapes. Raises ModelError where it does not fit."""
+def official_shapes(path: FilePath) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """The prefix of the official names in a file, and the shapes of its tensors without it. Raises ModelError."""
+    found = tensor_shapes(path)
+    if not any(name.startswith(NETWORK_PREFIX) for name in found):
+        return "", found
+    inside = {name: shape for name, shape in found.items() if name.startswith(NETWORK_PREFIX)}
+    return NETWORK_PREFIX, {name.removeprefix(NETWORK_PREFIX): shape for name, shape in inside.items()}
+
+
+def official_settings(path: FilePath, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of diffusers' FluxTransformer2DModel for a base file: FLUX.1's, with or without guidance as the file is.
+
+    What config gives goes first. Raises ModelError for a file that is no safetensors file.
+    """
+    return {"guidance_embeds": "guidance_in.in_layer.weight" in official_shapes(path)[1], **config}
+
+
+def check_official(path: FilePath, tensors: TensorMap, shapes: Mapping[str, tuple[int, ...]], advice: str) -> str:
+    """Check an official file by its header against our tensors' shapes; returns the prefix of its names.
+
+    Raises ModelError where it does not fit.
+    """
     fused = {name: _fused_shape([shapes[part] for part in ours]) for name, ours in tensors.items()}
-    check_tensors(path, tensor_shapes(path), fused, advice)
+    prefix, found = official_shapes(path)
+    check_tensors(path, found, fused, advice)
+    return prefix
 
 
 def read_official(
@@ -123,22 +149,24 @@ def read_official(
     shapes: Mapping[str, tuple[int, ...]],
     advice: str,
     dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Read an official file into our names, each tensor with storage of its own.
+    """Read an official file into our names, one tensor at a time.
 
-    shapes: of our tensors, against which the file is checked first. dtype: None keeps the file's.
+    shapes: of our tensors, against which the file is checked first. dtype: None keeps the file's. device: None is the
+    CPU, where a tensor that keeps its type stays mapped from the file: it takes no memory of its own.
     Raises ModelError for a file that is no safetensors file or does not fit.
     """
-    check_official(path, tensors, shapes, advice)
+    prefix = check_official(path, tensors, shapes, advice)
     state: dict[str, torch.Tensor] = {}
     with safe_open(path, framework="pt") as file:
         for official, ours in tensors.items():
-            rows = file.get_slice(official)
+            rows = file.get_slice(prefix + official)
             start = 0
             for name in ours:
                 stop = start + shapes[name][0]
-                tensor = rows[start:stop]
-                state[name] = _swap_if_needed(official, tensor if dtype is None else tensor.to(dtype))
+                tensor = rows[start:stop].to(device=device, dtype=dtype)
+                state[name] = _swap_if_needed(official, tensor)
                 start = stop
     return state
 

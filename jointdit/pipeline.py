@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FluxTransformer2DModel
+from diffusers import AutoencoderKL, DiffusionPipeline
 from numpy.typing import ArrayLike, NDArray
 from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 
-from jointdit.checkpoint_files import FilePath, load_component, load_tokenizer, told_as_model_error
+from jointdit.base_network import COMPONENTS_ADVICE, is_single_file, load_base
+from jointdit.checkpoint_files import FilePath, load_component, load_tokenizer, placed, told_as_model_error
 from jointdit.denoising import StepCallback, Task, check_task, denoise
 from jointdit.errors import InputError, ModelError
 from jointdit.latents import (
@@ -130,24 +131,33 @@ class JointDiTPipeline(DiffusionPipeline):
         *,
         base: FilePath | None = None,
         adapter: FilePath | None = None,
+        components: FilePath | None = None,
         torch_dtype: torch.dtype | None = None,
         quantization: Quantization | None = None,
+        device: torch.device | str | None = None,
         **kwargs: Any,
     ) -> JointDiTPipeline:
         """Load a checkpoint: "tiny", a folder written by save_pretrained, or its name on the Hugging Face hub.
 
         base: instead, a FLUX.1 pipeline (dev, schnell, Krea or any fine-tune of the same architecture), folder or hub
-        name, to which the published `adapter` (a local safetensors file) is added. torch_dtype: of transformer and
-        text encoders, default float32; the VAE always runs in float32, which far depth needs.
-        quantization: of the transformer's and text encoders' weights, as they are loaded. kwargs: components that
-        replace the checkpoint's, as in diffusers, and options of its hub download. Raises ModelError for what is not
-        there, is not safetensors, or does not fit.
+        name, to which the published `adapter` (a local safetensors file) is added. It may also be a single file in
+        Black Forest Labs' layout or the folder of a transformer: `components` is then a FLUX pipeline whose other parts
+        are used. torch_dtype: of transformer and text encoders, default float32; the VAE always runs in float32, which
+        far depth needs. quantization: of the transformer's and text encoders' weights, as they are loaded. device:
+        where tensors are read to, one by one; default the CPU. kwargs: parts that replace the checkpoint's, as in
+        diffusers, and options of its hub download. Raises ModelError for what is not there, is not safetensors, or does
+        not fit.
         """
         if (pretrained_model_name_or_path is None) == (base is None) or (base is None) != (adapter is None):
             raise ModelError(
                 "Give either the name of a JointDiT checkpoint, or both base= (a FLUX pipeline) and adapter=."
             )
-        folder = _checkpoint_folder(pretrained_model_name_or_path if base is None else base, kwargs)
+        if base is None and components is not None:
+            raise ModelError("components= belong to base=, and a JointDiT checkpoint is whole: remove one of them.")
+        if base is not None and is_single_file(base) and components is None:
+            raise ModelError(f"{base}: a single file holds the transformer alone, {COMPONENTS_ADVICE}.")
+        whole = base if components is None else components
+        folder = _checkpoint_folder(pretrained_model_name_or_path if whole is None else whole, kwargs)
         dtype = torch_dtype or torch.float32
         with told_as_model_error(f"{folder / cls.config_name} is not valid JSON"):
             index = dict(json.loads((folder / cls.config_name).read_text()))
@@ -159,18 +169,18 @@ class JointDiTPipeline(DiffusionPipeline):
 
         if "transformer" not in parts and base is None:
             parts["transformer"] = JointDiTTransformer2DModel.from_pretrained(
-                folder / "transformer", dtype=dtype, **quantized("transformer")
+                folder / "transformer", dtype=dtype, **placed(device), **quantized("transformer")
             )
         elif "transformer" not in parts:
-            flux = load_component(FluxTransformer2DModel, folder / "transformer", dtype, **quantized("transformer"))
-            parts["transformer"] = JointDiTTransformer2DModel.from_flux(flux, adapter)
+            network = folder if components is None or base is None else base
+            parts["transformer"] = load_base(network, adapter, folder, dtype, device, **quantized("transformer"))
         for name, kind, part_dtype in (
             ("vae", AutoencoderKL, torch.float32),
             ("text_encoder", CLIPTextModel, dtype),
             ("text_encoder_2", T5EncoderModel, dtype),
         ):
             if name not in parts:
-                parts[name] = load_component(kind, folder / name, part_dtype, **quantized(name))
+                parts[name] = load_component(kind, folder / name, part_dtype, device, **quantized(name))
         for name in ("tokenizer", "tokenizer_2"):
             if name not in parts:
                 parts[name] = load_tokenizer(folder / name)

@@ -260,7 +260,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         lora_ranks: int | Mapping[str, int] | None,
         dtype: torch.dtype | None,
     ) -> JointDiTTransformer2DModel:
-        config = {name: value for name, value in flux.config.items() if name in _config_names()}
+        config = {name: value for name, value in flux.config.items() if name in config_names()}
         layers = (config["num_layers"], config["num_single_layers"])
         if adapter is not None:
             lora_ranks = ranks_in_file(adapter, config)
@@ -276,8 +276,8 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
                 parameter.data = parameter.data.to(dtype or flux.dtype)
         else:
             shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-            state = official.read_official(adapter, official.adapter_tensors(*layers), shapes, ADAPTER_ADVICE, dtype)
-            state = {name: tensor.to(flux.device) for name, tensor in state.items()}
+            tensors = official.adapter_tensors(*layers)
+            state = official.read_official(adapter, tensors, shapes, ADAPTER_ADVICE, dtype, flux.device)
             model.load_state_dict(state, strict=False, assign=True)
         return model.train(flux.training)
 
@@ -289,16 +289,16 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         config: Mapping[str, Any] | None = None,
         torch_dtype: torch.dtype | None = torch.bfloat16,
         lora_ranks: int | Mapping[str, int] | None = None,
+        device: torch.device | str | None = None,
     ) -> JointDiTTransformer2DModel:
-        """Load published safetensors files in BFL's layout.
+        """Load published safetensors files in BFL's layout, each tensor straight to the device.
 
         base: FLUX.1 as released. adapter: JointDiT's; None starts a fresh one with `lora_ranks`. config: keys of
         diffusers' FluxTransformer2DModel, default FLUX.1-dev (without the guidance embedding where the file has none,
         as in schnell). torch_dtype: None keeps the files'. Raises ModelError for files that do not fit.
         """
-        guidance_embeds = "guidance_in.in_layer.weight" in tensor_shapes(base)
-        given = {name: value for name, value in (config or {}).items() if name in _config_names()}
-        settings = {"guidance_embeds": guidance_embeds, **given}  # diffusers' other defaults are FLUX.1-dev's
+        given = {name: value for name, value in (config or {}).items() if name in config_names()}
+        settings = official.official_settings(base, given)  # diffusers' other defaults are FLUX.1-dev's
         with torch.device("meta"):
             flux = FluxTransformer2DModel(**settings)
         tensors = official.base_tensors(
@@ -310,6 +310,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             {name: tuple(parameter.shape) for name, parameter in flux.named_parameters()},
             BASE_ADVICE,
             torch_dtype,
+            device,
         )
         flux.load_state_dict(state, assign=True)
         return cls._around(flux.eval(), adapter, lora_ranks, torch_dtype)
@@ -332,14 +333,15 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
 def check_adapter(path: FilePath, config: Mapping[str, Any]) -> None:
     """Check a published adapter by its header against a FLUX config. Raises ModelError where it does not fit."""
     layers = (config["num_layers"], config["num_single_layers"])
-    given = {name: value for name, value in config.items() if name in _config_names()}
+    given = {name: value for name, value in config.items() if name in config_names()}
     with torch.device("meta"):
         model = JointDiTTransformer2DModel(**given, lora_ranks=ranks_in_file(path, config))
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     official.check_official(path, official.adapter_tensors(*layers), shapes, ADAPTER_ADVICE)
 
 
-def _config_names() -> set[str]:
+def config_names() -> set[str]:
+    """The arguments of diffusers' FluxTransformer2DModel."""
     return set(inspect.signature(FluxTransformer2DModel.__init__).parameters) - {"self"}
 
 

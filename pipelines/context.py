@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipelines.fingerprint import Fingerprint
 from pipelines.spec import JobSpec
 from pipelines.storage import Storage
+from pipelines.weights.pins import Pin
 
 
 @dataclass(frozen=True)
@@ -21,3 +22,4 @@ class RunContext:
     fingerprint: Fingerprint
     code: str
     profile: bool = False  # whether workers time the steps of their calls
+    pins: tuple[Pin, ...] = ()  # the files that the weights are

@@ -51,6 +51,7 @@ class Job:
     created: str
     single_writer: bool = False
     resolved: dict[str, Any] = field(default_factory=dict)  # with the defaults of that code
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)  # field -> where its weights came from, and terms
     format: int = FORMAT
 
 
@@ -166,14 +167,20 @@ class Ledger:
         self._tables: dict[int, pa.Table] = {}  # of plan files, by their numbers: they never change
         self._plans: dict[int, list[PlannedShard]] = {}
 
-    def open_job(self, spec: JobSpec, fingerprint: Fingerprint) -> Job:
+    def open_job(
+        self, spec: JobSpec, fingerprint: Fingerprint, sources: dict[str, dict[str, Any]] | None = None
+    ) -> Job:
         """Freeze the spec into `_job.json`, or agree with the one that is there.
+
+        sources: of the weights, as `ModelIdentity.recorded` gives them.
 
         Raises:
             SpecError: the output holds a job with another fingerprint; names the fields.
         """
         resolved = spec.model_dump(mode="json")
-        job = Job(spec.as_given(), fingerprint, code_version(), now(), self.storage.single_writer, resolved)
+        job = Job(
+            spec.as_given(), fingerprint, code_version(), now(), self.storage.single_writer, resolved, sources or {}
+        )
         try:
             self.storage.create_bytes("_job.json", _json({**asdict(job), "token": new_token()}))
         except AlreadyExists:
@@ -197,7 +204,14 @@ class Ledger:
             fields = parse(data, self.storage.uri_of("_job.json"))
         except FileNotFoundError:
             raise StoreError(f"{self.storage.uri} holds no job: there is no _job.json; check the address.") from None
+        fields.setdefault("sources", {})  # jobs of earlier versions have none
         return Job(**{name: fields[name] for name in Job.__dataclass_fields__})
+
+    def recorded_sources(self) -> dict[str, dict[str, Any]]:
+        """Where the weights of this output's job came from; empty where there is no job yet."""
+        with explained(self.storage.uri, at_start=True):
+            exists = self.storage.exists("_job.json")
+        return self.read_job().sources if exists else {}
 
     def plan_numbers(self) -> list[int]:
         """Numbers of the plan files, in order."""

@@ -1,12 +1,15 @@
-"""From `spec.model` to weights: what identifies them (driver, without torch), and the loaded pipeline (a worker)."""
+"""From `spec.model` to weights: what identifies them (driver, without torch), and the loaded pipeline (a worker).
+
+The driver pins the weights (pipelines/weights/pins.py), and the pins go to every worker, which loads those files and no
+others.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +17,20 @@ from jointdit.errors import ModelError, SpecError
 from pipelines.metres import check_calibrator
 from pipelines.quality import load_scores
 from pipelines.spec import EncodeSpec, JobSpec, ModelSpec, PrepareSpec
+from pipelines.weights.addresses import parse_address
+from pipelines.weights.headers import looked_at, read_file
+from pipelines.weights.local import checkpoint_folder as checkpoint_folder
+from pipelines.weights.node_cache import local_path
+from pipelines.weights.pins import Pin, identity_of, pin
+from pipelines.weights.selection import ENCODERS, Role
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
 
 FLUX_SIZE = 512  # pixels: what the published adapter was trained at (DESIGN: 512 x 512)
-CHUNK_BYTES = 1 << 22
 TEXTS_KEPT = 16  # of a worker: a row's samples lie together; 64 MB of T5-XXL's states
-ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-SOURCE_FIELDS = ("name", "base", "adapter")
+SOURCE_FIELDS = ("name", "base", "adapter", "components")
+Recorded = Mapping[str, Mapping[str, Any]]  # field of the spec -> what an earlier pin kept with the job
 
 
 @dataclass(frozen=True)
@@ -30,89 +38,139 @@ class ModelIdentity:
     """What the driver must know about a model without loading it."""
 
     weights: str  # SHA-256 over all its files, or the hub's commit
-    bytes: int  # of the files; 0 for a hub name that is not downloaded yet
+    bytes: int  # of the files
     height: int  # pixels, from the spec or the checkpoint's own
     width: int
+    pins: tuple[Pin, ...] = ()  # what a worker loads
+
+    def recorded(self) -> dict[str, dict[str, Any]]:
+        """What of the pins is kept with the job, by field."""
+        return {each.field: each.recorded() for each in self.pins}
 
 
-def identify(model: ModelSpec) -> ModelIdentity:
-    """Hash the weights and read the checkpoint's own size.
+def identify(model: ModelSpec, recorded: Recorded | None = None) -> ModelIdentity:
+    """Pin the weights and read the checkpoint's own size.
 
     Raises:
-        ModelError: a path that does not exist or holds no checkpoint.
+        ModelError: a path that does not exist or holds no checkpoint, a hub name that cannot be read.
     """
-    parts = [
-        _identify_source(f"model.{field}", value)
-        for field in SOURCE_FIELDS
-        if (value := getattr(model, field)) is not None
-    ]
-    digest = hashlib.sha256("\n".join(weights for weights, _ in parts).encode()).hexdigest()
-    index = _index(model)
+    pins = pin_model(model, recorded or {})
+    index = _index(next((each for each in pins if each.field == "model.name"), None))
     return ModelIdentity(
-        weights=digest if len(parts) > 1 else parts[0][0],
-        bytes=sum(size for _, size in parts),
+        weights=_joined(pins),
+        bytes=sum(each.bytes for each in pins),
         height=model.height or index.get("default_height") or FLUX_SIZE,
         width=model.width or index.get("default_width") or FLUX_SIZE,
+        pins=pins,
     )
 
 
-def identify_job(spec: JobSpec) -> ModelIdentity:
-    """As `identify`, of the models that the spec's task runs. Raises ModelError."""
+def identify_job(spec: JobSpec, recorded: Recorded | None = None) -> ModelIdentity:
+    """As `identify`, of the models that the spec's task runs.
+
+    recorded: of the output's job, so that a hub name without a revision stays at the commit that the job began with.
+    Raises ModelError.
+    """
+    recorded = recorded or {}
     if isinstance(spec, EncodeSpec):
         assert spec.model.name is not None, "the spec says so"
-        identity = identify(spec.model)
-        return replace(identity, weights=encoders_hash(spec.model.name))
+        one = pin(
+            "model.name",
+            spec.model.name,
+            "components",
+            revision=spec.model.revision,
+            recorded=recorded.get("model.name"),
+        )
+        index = _index(one)
+        height, width = (index.get(f"default_{side}") or FLUX_SIZE for side in ("height", "width"))
+        size = spec.model.height or height, spec.model.width or width
+        return ModelIdentity(_encoders_weights(one), one.bytes, *size, pins=(one,))
     if isinstance(spec, PrepareSpec):
         from pipelines.teachers import check_teacher
 
-        names = {f"teachers.{number}": name for number, name in enumerate(spec.teachers)}
-        if spec.captioner is not None:
-            names["captioner"] = spec.captioner
+        names = _names_of(spec)
         for name in names.values():
             check_teacher(name)
-        parts = [_identify_source(field, name) for field, name in names.items()]
-        digest = hashlib.sha256("\n".join(weights for weights, _ in parts).encode()).hexdigest()
+        pins = tuple(pin(field, name, "model", recorded=recorded.get(field)) for field, name in names.items())
         size = FLUX_SIZE, FLUX_SIZE  # for the plan's estimates: pictures keep their own size
-        return ModelIdentity(digest, sum(size for _, size in parts), *size)
-    return identify(spec.model)
+        digest = hashlib.sha256("\n".join(each.weights for each in pins).encode()).hexdigest()
+        return ModelIdentity(digest, sum(each.bytes for each in pins), *size, pins=pins)
+    return identify(spec.model, recorded)
+
+
+def pin_model(model: ModelSpec, recorded: Recorded, *, remote_only: bool = False) -> tuple[Pin, ...]:
+    """A pin for each source of the model; remote_only: only for those that are to be downloaded. Raises ModelError."""
+    roles: dict[str, Role] = {"name": "pipeline", "base": "pipeline", "adapter": "adapter", "components": "components"}
+    if model.components is not None:
+        roles["base"] = "transformer"
+    pins = []
+    for field in SOURCE_FIELDS:
+        value = getattr(model, field)
+        if value is None or (remote_only and parse_address(value).kind == "local"):
+            continue
+        revision = model.revision if field in ("name", "base") else None
+        known = recorded.get(f"model.{field}")
+        found = pin(f"model.{field}", value, roles[field], revision=revision, recorded=known)
+        if model.license is not None and field in ("name", "base"):
+            found = replace(found, terms=replace(found.terms, license=model.license, told_by="model.license"))
+        pins.append(found)
+    return tuple(pins)
 
 
 def encoders_hash(name: str) -> str:
     """SHA-256 over the files of VAE, text encoders and tokenizers; of a hub name, the hub's commit."""
-    folder = checkpoint_folder(name)
-    if not folder.is_dir():
-        return _identify_source("model.name", name)[0]
-    files_of_parts = [path for part in ENCODERS for path in (folder / part).rglob("*") if path.is_file()]
-    found = sorted(path for path in files_of_parts if _decides_pixels(path.relative_to(folder)))
-    return _hash_files(folder, found)[0]
+    return _encoders_weights(pin("model.name", name, "components"))
 
 
-def check_job_weights(spec: JobSpec) -> None:
+def check_job_weights(spec: JobSpec, pins: Sequence[Pin]) -> None:
     """As `check_weights`, of the models that the spec's task runs. Raises ModelError."""
     if isinstance(spec, EncodeSpec):
         from jointdit.checkpoint_files import folder_tensor_shapes
 
-        folder = checkpoint_folder(spec.model.name or "")
-        if folder.is_dir():
+        with looked_at(pins) as (folder,):
             for part in ("vae", "text_encoder", "text_encoder_2"):
                 folder_tensor_shapes(folder / part)
     elif not isinstance(spec, PrepareSpec):  # teachers were checked as they were identified
-        check_weights(spec.model)
+        check_weights(spec.model, pins)
 
 
-def check_weights(model: ModelSpec) -> None:
-    """Check a local checkpoint by the headers of its files, without loading it; a hub name is left to the workers.
+def check_weights(model: ModelSpec, pins: Sequence[Pin] | None = None) -> None:
+    """Check a checkpoint by the headers of its files, wherever it is, without loading or downloading it.
 
     Raises:
         ModelError: what is missing, misshapen, or not safetensors, with its file.
     """
     from jointdit.checkpoint_check import check_checkpoint
 
-    name = model.base or model.name
-    assert name is not None, "the spec has one of the two"
-    folder = checkpoint_folder(name)
-    if folder.is_dir():
-        check_checkpoint(folder, model.adapter)
+    pins = pin_model(model, {}) if pins is None else pins
+    with looked_at(pins) as places:
+        found = {each.field.removeprefix("model."): place for each, place in zip(pins, places, strict=True)}
+        whole = found.get("base") or found["name"]
+        check_checkpoint(whole, found.get("adapter"), found.get("components"))
+
+
+def local_spec(spec: JobSpec, pins: Sequence[Pin]) -> JobSpec:
+    """The spec with its weights' places on this node, where what is missing is downloaded and checked.
+
+    Raises:
+        ModelError: what is here is not what was pinned. TransientError, StoreError: it cannot be had now.
+    """
+    if isinstance(spec, PrepareSpec):
+        places = {each.field: str(local_path(each)) for each in pins}
+        names = {field: places.get(field, name) for field, name in _names_of(spec).items()}
+        captioner = names.pop("captioner", None)
+        return spec.model_copy(update={"teachers": tuple(names.values()), "captioner": captioner})
+    return spec.model_copy(update={"model": local_model(spec.model, pins)})
+
+
+def local_model(model: ModelSpec, pins: Sequence[Pin]) -> ModelSpec:
+    """As `local_spec`, of the section `model` alone."""
+    places: dict[str, Any] = {}
+    for each in pins:
+        path = local_path(each)
+        if each.value != "tiny":
+            places[each.field.removeprefix("model.")] = str(path)
+    return model.model_copy(update={**places, "revision": None} if places else {})
 
 
 def check_scorers(spec: JobSpec) -> int:
@@ -138,7 +196,7 @@ def check_scorers(spec: JobSpec) -> int:
 
 
 def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
-    """Load the model on a device ("cpu", "cuda"), or beside it where the spec offloads it.
+    """Load the model on a device ("cpu", "cuda"), or beside it where the spec offloads it; downloaded if need be.
 
     Raises:
         ModelError: a checkpoint that does not fit, or a machine that can not compile its blocks.
@@ -148,13 +206,15 @@ def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
     from jointdit import JointDiTPipeline
     from jointdit.offload import place
 
+    model = local_model(model, pin_model(model, {}, remote_only=True))
     options: dict[str, Any] = {"torch_dtype": getattr(torch, model.dtype)}
     if model.quantization is not None:
         options["quantization"] = model.quantization.wanted()
-    if model.name is not None:
-        pipe = JointDiTPipeline.from_pretrained(model.name, **options)
-    else:
-        pipe = JointDiTPipeline.from_pretrained(base=model.base, adapter=model.adapter, **options)
+    if model.offload is None and device != "cpu":
+        options["device"] = device  # a CPU's stay mapped from their files
+    pipe = JointDiTPipeline.from_pretrained(
+        model.name, base=model.base, adapter=model.adapter, components=model.components, **options
+    )
     pipe.set_progress_bar_config(disable=True)
     if model.vae_tiling:
         pipe.vae.enable_tiling()
@@ -183,81 +243,34 @@ def _check_compiler(device: str) -> None:
         ) from error
 
 
-def checkpoint_folder(name: str) -> Path:
-    """The folder of a model name: the packaged checkpoint for "tiny"."""
-    return Path(str(files("jointdit"))) / "tiny" / "checkpoint" if name == "tiny" else Path(name)
+def _joined(pins: Sequence[Pin]) -> str:
+    digest = hashlib.sha256("\n".join(each.weights for each in pins).encode()).hexdigest()
+    return digest if len(pins) > 1 else pins[0].weights
 
 
-def _index(model: ModelSpec) -> dict[str, Any]:
-    if model.name is None:
+def _encoders_weights(one: Pin) -> str:
+    if one.address.kind == "hub":
+        return one.weights
+    return identity_of(tuple(file for file in one.files if file.name.split("/")[0] in ENCODERS))
+
+
+def _names_of(spec: PrepareSpec) -> dict[str, str]:
+    names = {f"teachers.{number}": name for number, name in enumerate(spec.teachers)}
+    return names if spec.captioner is None else {**names, "captioner": spec.captioner}
+
+
+def _index(one: Pin | None) -> dict[str, Any]:
+    """model_index.json of a pin of model.name; empty where there is none."""
+    data = read_file(one, "model_index.json") if one is not None else None
+    if one is None or data is None:
         return {}
-    path = checkpoint_folder(model.name) / "model_index.json"
     try:
-        index: Any = json.loads(path.read_text()) if path.exists() else {}
+        index: Any = json.loads(data)
     except ValueError:  # no JSON, or no text
         index = None
     if not isinstance(index, dict):
-        raise ModelError(f"model.name {model.name}: {path.name} is not a JSON object: save the pipeline again.")
+        raise ModelError(f"{one.field} {one.value}: model_index.json is not a JSON object: save the pipeline again.")
     for name in ("default_height", "default_width"):
         if name in index and not (type(index[name]) is int and index[name] > 0):
-            raise ModelError(f"model.name {model.name}: {name} in {path.name} is {index[name]!r}: give pixels.")
+            raise ModelError(f"{one.field} {one.value}: {name} in model_index.json is {index[name]!r}: give pixels.")
     return index
-
-
-def _identify_source(field: str, value: str) -> tuple[str, int]:
-    """(SHA-256 or hub commit, bytes) of one folder, file or hub name."""
-    path = checkpoint_folder(value)
-    if path.is_file():
-        return _hash_files(path.parent, [path])
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and _decides_pixels(p.relative_to(path)))
-        if not any(p.suffix == ".safetensors" for p in found):
-            raise ModelError(
-                f"{field} {value} is a folder without weights: give one with model_index.json and .safetensors."
-            )
-        return _hash_files(path, found)
-    if path.is_absolute():
-        advice = (
-            "the adapter's safetensors file" if field == "model.adapter" else "a checkpoint folder, a hub name, or tiny"
-        )
-        raise ModelError(f"{field} {value} does not exist: give {advice}.")
-    return _hub_commit(field, value), 0
-
-
-def _decides_pixels(relative: Path) -> bool:
-    """Weights, configurations and tokenizers; not the model card, pictures, or hidden files."""
-    hidden = any(part.startswith(".") for part in relative.parts)
-    return not hidden and relative.suffix in (".safetensors", ".json", ".txt", ".model")
-
-
-def _hash_files(root: Path, paths: list[Path]) -> tuple[str, int]:
-    with ThreadPoolExecutor(8) as pool:  # hashlib lets go of the interpreter lock
-        digests = list(pool.map(_hash_file, paths))
-    lines = [f"{path.relative_to(root)} {digest}" for path, digest in zip(paths, digests, strict=True)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest(), sum(path.stat().st_size for path in paths)
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _hub_commit(field: str, name: str) -> str:
-    """The commit a hub name stands for: asked from the hub, or from its local cache where the hub cannot be reached."""
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    try:
-        sha = HfApi().model_info(name, timeout=10).sha
-        assert sha is not None, "the hub names a commit for every model"
-        return sha
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
-        cached = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
-        if cached.is_file():
-            return cached.read_text().strip()
-        raise ModelError(
-            f"{field} {name} is no folder here, and no model of the hub that can be reached: correct the name."
-        ) from None

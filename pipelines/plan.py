@@ -228,6 +228,7 @@ class PlanPreview:
     weights_bytes: int  # a worker, in the spec's dtype
     in_flight_bytes: int  # a worker's shards between read and finish, in Ray's object store
     memory: MemoryNeed | None = None  # of a worker's GPU; None for a task without the whole model
+    sources: tuple[tuple[str, str, str], ...] = ()  # field of the spec, where its weights are, their licence
     scores: tuple[tuple[str, str], ...] = ()  # kinds of scores that cost a model, and what a sample of them costs
 
 
@@ -242,9 +243,9 @@ def preview(spec: JobSpec) -> PlanPreview:
     Raises:
         SpecError, InputError, ModelError, StoreError: what the run itself would raise before its first shard.
     """
-    model = identify_job(spec)
-    fingerprint = fingerprint_of(spec, model)
     ledger = Ledger(Storage(spec.output.uri))
+    model = identify_job(spec, ledger.recorded_sources())
+    fingerprint = fingerprint_of(spec, model)
     if ledger.check_job(fingerprint):
         spec = spec_in_force(spec, read_latest(ledger.storage))
     scorers = check_scorers(spec)
@@ -278,6 +279,7 @@ def preview(spec: JobSpec) -> PlanPreview:
         weights_bytes=model.bytes * (2 if spec.model.dtype == "float32" else 1) + scorers,  # 16 bits on disk
         in_flight_bytes=spec.resources.shards_in_flight * _shard_bytes(spec, model),
         memory=memory,
+        sources=tuple((each.field, str(each), str(each.terms)) for each in model.pins),
         scores=tuple((score.kind, score.cost()) for score in wanted),
     )
 

@@ -89,21 +89,23 @@ def run_job(
     """
     storage = Storage(spec.output.uri, single_writer)
     ledger = Ledger(storage)
-    model = identify_job(spec)
+    model = identify_job(spec, ledger.recorded_sources())
     fingerprint = fingerprint_of(spec, model)
     known = ledger.check_job(fingerprint)
     latest = read_latest(storage) if known else None
     asked, spec = spec, spec_in_force(spec, latest)
     proposal = propose(spec, fingerprint, ledger)  # bad input is found before anything is written
     if not known:
-        check_job_weights(spec)  # and so is a checkpoint that does not fit
+        check_job_weights(spec, model.pins)  # and so is a checkpoint that does not fit
     scorers = check_scorers(spec)
     if spec.resources.gpu_memory_gb is not None:
         check_memory(spec, model, scorers)
     storage.probe()
-    ledger.open_job(spec, fingerprint)
+    ledger.open_job(spec, fingerprint, model.recorded())
     patience = spec.retries.infrastructure
-    context = RunContext(spec, storage, model.height, model.width, model.weights, fingerprint, code_version(), profile)
+    context = RunContext(
+        *(spec, storage, model.height, model.width, model.weights, fingerprint, code_version()), profile, model.pins
+    )
     progress = Progress(console)
     limits = Limits(spec.budget, spec.price, until)
     with Heartbeat(storage, note=progress.note):

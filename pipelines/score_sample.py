@@ -90,16 +90,18 @@ def calibrate(
     sample = _sample_job(spec, uri or f"{spec.output.uri}-calibration")
     storage = Storage(sample.output.uri)
     ledger = Ledger(storage)
-    model = identify_job(sample)
+    model = identify_job(sample, ledger.recorded_sources())
     fingerprint = fingerprint_of(sample, model)
     if not ledger.check_job(fingerprint):
-        check_job_weights(sample)
+        check_job_weights(sample, model.pins)
     check_scorers(sample)
     shards = _plan(sample, samples, digest(fingerprint))
     storage.probe()
-    ledger.open_job(sample, fingerprint)
+    ledger.open_job(sample, fingerprint, model.recorded())
     _append(ledger, shards)
-    context = RunContext(sample, storage, model.height, model.width, model.weights, fingerprint, code_version())
+    context = RunContext(
+        sample, storage, model.height, model.width, model.weights, fingerprint, code_version(), model.pins
+    )
     with (progress := Progress(console)):
         generate_all(context, ledger, progress, Limits(), worker_class)
     calibration = _measure(storage, ledger, shards, fingerprint)

@@ -36,6 +36,7 @@ from pipelines.spec_sections import (
     Section,
     absolute_folder,
 )
+from pipelines.weights.addresses import spelled
 
 __all__ = [
     "TASKS",
@@ -207,9 +208,9 @@ class PrepareSpec(Spec):
     @field_validator("teachers")
     @classmethod
     def _teacher_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(absolute_folder(name) or name for name in value)
+        return tuple(spelled(name) or name for name in value)
 
-    _captioner_path = field_validator("captioner")(absolute_folder)
+    _captioner_path = field_validator("captioner")(spelled)
 
 
 def _refuse_sampling(spec: Spec) -> None:

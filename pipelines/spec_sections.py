@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from jointdit.quantization import Backend, Component, Quantization
 from pipelines.addresses import normalise
 from pipelines.quality import MODEL_FILTERS, SCORES, KeepBest
+from pipelines.weights.addresses import parse_address, spelled
 
 MULTIPLE = 16  # pixels: 8 of the VAE times 2 of the patches
 
@@ -72,15 +73,20 @@ class QuantizationSpec(Section):
 class ModelSpec(Section):
     """Which weights, and how they are sampled.
 
-    `name` is "tiny", a checkpoint folder or a hub name; `base` and `adapter` instead of it load FLUX and a published
-    adapter. Height and width are the generated size in pixels (tasks depth and depth-to-image: the size pictures are
-    brought to); left out, the checkpoint's own. `rgb_refresh`: the half that is the task's input (the picture of depth,
-    the map of depth-to-image) is computed in every so many steps; 1 is exact. `compile`: blocks by torch.compile.
+    `name` is "tiny" or a checkpoint; `base` and `adapter` instead of it load FLUX and a published adapter, and
+    `components` says whose VAE, text encoders and tokenizers, where the base brings none. Each is a folder, a file, a
+    hub name, or lies in an object store (pipelines/weights/addresses.py). Height and width are the generated size in
+    pixels (tasks depth and depth-to-image: the size pictures are brought to); left out, the checkpoint's own.
+    `rgb_refresh`: the half that is the task's input (the picture of depth, the map of depth-to-image) is computed in
+    every so many steps; 1 is exact. `compile`: blocks by torch.compile.
     """
 
     name: str | None = None
     base: str | None = None
     adapter: str | None = None
+    components: str | None = None
+    revision: str | None = Field(None, min_length=1)  # of name or base on the hub; the same as name@revision
+    license: str | None = Field(None, min_length=1, max_length=200)  # of the weights, where nothing else tells it
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     steps: int = Field(20, ge=1, le=1000)
     guidance: float = Field(3.5, ge=0)
@@ -135,7 +141,22 @@ class ModelSpec(Section):
             )
         return self
 
-    _paths = field_validator("name", "base", "adapter")(absolute_folder)
+    @model_validator(mode="after")
+    def _whole_and_pinned(self) -> Self:
+        source = "name" if self.name is not None else "base"
+        address = parse_address(self.name or self.base or "")
+        if self.components is not None and self.base is None:
+            raise ValueError("components belong to base, and name is a whole checkpoint: remove one of them")
+        if address.is_file and (self.base is None or self.components is None):
+            raise ValueError(
+                f"{source} is a single file, which holds the transformer alone: give base, adapter and components, "
+                "a FLUX pipeline whose VAE, text encoders and tokenizers are used"
+            )
+        if self.revision is not None and (address.kind != "hub" or address.revision not in (None, self.revision)):
+            raise ValueError(f"revision pins a {source} on the hub, once, and {source} is {self.name or self.base}")
+        return self
+
+    _paths = field_validator("name", "base", "adapter", "components")(spelled)
 
 
 class Columns(Section):

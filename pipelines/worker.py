@@ -24,7 +24,7 @@ from pipelines.context import RunContext
 from pipelines.encode import encode_samples, load_encoders
 from pipelines.memory import check_device
 from pipelines.metres import load_calibrator
-from pipelines.model import load_pipeline
+from pipelines.model import load_pipeline, local_spec
 from pipelines.quality import ScoredBatch, Scorer, load_scores
 from pipelines.read import size_of
 from pipelines.records import Sample, SampleResult
@@ -91,7 +91,7 @@ class GenerationWorker:
         import torch
 
         torch.set_num_threads(self.threads)
-        spec = self.context.spec
+        spec = local_spec(self.context.spec, self.context.pins)
         if isinstance(spec, PrepareSpec):
             return Preparer(spec, self.device)
         if isinstance(spec, EncodeSpec):

@@ -6,6 +6,8 @@ fewer scores than others load together and a missing file is noticed.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -25,17 +27,19 @@ CATEGORIES = {
     "prepare": ["depth-estimation"],
 }
 GENERATED = ("joint", "depth-to-image")  # tasks whose pictures show nothing that exists
+WITH_TERMS = ("model.base", "model.name")  # whose terms go first
 TYPES = {"double": "float64", "float": "float32"}
 
 
-def metadata(version: Version, seen: Seen) -> dict[str, Any]:
-    """The fields of the head, ready for YAML."""
+def metadata(version: Version, seen: Seen, sources: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """The fields of the head, ready for YAML. sources: of the job's weights."""
     spec, kept = spec_of(version), version.counts.get("kept", 0)
     found = [outcome for outcome in OUTCOMES if version.files_of(outcome)]
     tags = ["rgb-d", "depth", *(["synthetic"] if spec.task in GENERATED else []), "jointdit", "croissant"]
     return {
         "pretty_name": " ".join(spec.name.split()),
         "license": spec.output.license,
+        **(_license_of_weights(sources or {}) if spec.output.license == "other" else {}),
         "task_categories": CATEGORIES[spec.task],
         "tags": tags + (["point-cloud"] if spec.output.points.format != "none" else []),
         "size_categories": [next((name for limit, name in SIZES if kept < limit), "n>10M")],
@@ -49,6 +53,16 @@ def metadata(version: Version, seen: Seen) -> dict[str, Any]:
         ],
         "dataset_info": [_info(version, seen, outcome) for outcome in found],
     }
+
+
+def _license_of_weights(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What the head says beside `license: other`: the name, and a link, of the base's own terms."""
+    terms: Mapping[str, Any] = next((sources[each].get("terms", {}) for each in WITH_TERMS if each in sources), {})
+    if not terms.get("license"):
+        return {}
+    name = re.sub(r"[^a-z0-9.+-]+", "-", str(terms["license"]).lower()).strip("-")
+    link = str(terms.get("link", ""))
+    return {"license_name": name, **({"license_link": link} if link.startswith(("http://", "https://")) else {})}
 
 
 def _info(version: Version, seen: Seen, outcome: Outcome) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 
@@ -22,15 +23,17 @@ from pipelines.publish import Version
 from pipelines.safe_text import mask_secrets, printable
 from pipelines.sinks.parquet import DESCRIPTIONS, IMAGE
 from pipelines.spec import JobSpec
+from pipelines.weights.terms import Terms
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "ray", "pyarrow", "numpy")
+TERM_FIELDS = tuple(each.name for each in fields(Terms))
 LONGEST = 160  # characters of a prompt
 
 
 def render(job: Job, version: Version, seen: Seen, figures: Sequence[str] = (), has_gallery: bool = True) -> str:
     """The README.md of the dataset. `figures`: paths of those that there are."""
     spec = spec_of(version)
-    head = yaml.safe_dump(metadata(version, seen), sort_keys=False, allow_unicode=True, width=1000)
+    head = yaml.safe_dump(metadata(version, seen, job.sources), sort_keys=False, allow_unicode=True, width=1000)
     shown = {path.rsplit("/", 1)[-1]: path for path in figures}
     sections = [
         f"---\n{head}---",
@@ -43,6 +46,7 @@ def render(job: Job, version: Version, seen: Seen, figures: Sequence[str] = (), 
         _scores(version, seen, shown),
         _columns(version, seen),
         _making(spec, job, version),
+        _weights(job),
         _limits(spec),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -157,6 +161,23 @@ def _installed(name: str) -> str:
         return installed(name)
     except PackageNotFoundError:
         return ""
+
+
+def _weights(job: Job) -> str:
+    """Whose weights made it, and under what terms those are."""
+    if not job.sources:
+        return ""
+    lines = ["## Weights", "", "| weights | from | licence |", "|---|---|---|"]
+    for field, source in job.sources.items():
+        terms = Terms(**{key: value for key, value in source.get("terms", {}).items() if key in TERM_FIELDS})
+        at = f" at {source['commit']}" if source.get("commit") else ""
+        where = printable(mask_secrets(str(source["value"]).partition("@")[0] if at else str(source["value"])))
+        licence = f"{terms.license}{', gated on the hub' if terms.gated else ''}" if terms.license else "not known"
+        link = f" ({inline(terms.link)})" if terms.link else ""
+        lines.append(f"| `{field}` | {_cell(inline(where + at))} | {_cell(inline(licence))}{_cell(link)} |")
+    if any("non-commercial" in str(source.get("terms", {}).get("license", "")) for source in job.sources.values()):
+        lines += ["", "**A non-commercial licence is among them: read it before this dataset is used or passed on.**"]
+    return "\n".join([*lines, "", "Their terms may bind what is made with them, and so may those of the input."])
 
 
 def _limits(spec: JobSpec) -> str:

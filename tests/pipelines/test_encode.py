@@ -44,9 +44,11 @@ from tests.pipelines.test_training_tables import png, ramp, row, table
 def run_here(spec: JobSpec) -> Any:
     """The chain of a run in this process, with the real worker; returns the published version."""
     identity, storage = identify_job(spec), Storage(spec.output.uri)
-    check_job_weights(spec)
+    check_job_weights(spec, identity.pins)
     fingerprint, ledger = fingerprint_of(spec, identity), Ledger(storage)
-    context = RunContext(spec, storage, identity.height, identity.width, identity.weights, fingerprint, "test")
+    context = RunContext(
+        spec, storage, identity.height, identity.width, identity.weights, fingerprint, "test", identity.pins
+    )
     proposal = propose(spec, fingerprint, ledger)
     ledger.open_job(spec, fingerprint)
     extend_plan(spec, fingerprint, ledger, proposal)

@@ -51,24 +51,33 @@ def test_the_specs_size_wins(checkpoint: Path) -> None:
     assert (found.height, found.width) == (32, 48)
 
 
-def test_base_and_adapter_are_both_part_of_it(tmp_path: Path) -> None:
+def test_base_and_adapter_and_components_are_all_part_of_it(tmp_path: Path) -> None:
     base, adapter = tmp_path / "base.safetensors", tmp_path / "adapter.safetensors"
     base.write_bytes(b"base")
     adapter.write_bytes(b"adapter")
-    spec = ModelSpec(base=str(base), adapter=str(adapter))
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "vae.safetensors").write_bytes(b"vae")
+    spec = ModelSpec(base=str(base), adapter=str(adapter), components=str(tmp_path / "parts"))
     first = identify(spec)
-    assert (first.bytes, first.height, first.width) == (11, 512, 512)
+    assert (first.bytes, first.height, first.width) == (14, 512, 512)
     adapter.write_bytes(b"ADAPTER")
-    assert identify(spec).weights != first.weights
+    second = identify(spec)
+    assert second.weights != first.weights
+    (tmp_path / "parts" / "vae.safetensors").write_bytes(b"VAE")
+    assert identify(spec).weights not in (first.weights, second.weights)
 
 
 def test_a_hub_name_is_known_by_the_commit_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refs = tmp_path / "models--some--model" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text("c0ffee")
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "c0ffee" / "vae"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"weights")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert identify(ModelSpec(name="some/model")).weights == "c0ffee"
+    found = identify(ModelSpec(name="some/model"))
+    assert (found.weights, found.bytes) == ("c0ffee", 7)
     with pytest.raises(ModelError, match=r"model.name other/model is no folder here, and no model of the hub that can"):
         identify(ModelSpec(name="other/model"))
 

@@ -1,0 +1,68 @@
+"""Which files of a checkpoint are wanted: safetensors, configurations and tokenizers, never a pickle.
+
+A repository of FLUX holds the same weights several times, in layouts for several programs: only one is taken.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Literal
+
+from jointdit.errors import ModelError
+
+Role = Literal["pipeline", "transformer", "components", "adapter", "model"]
+
+ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+TRANSFORMER = "transformer"
+CARD = "README.md"  # tells the licence
+SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
+LISTED = 5  # names in a message
+
+
+def wanted_files(names: Iterable[str], role: Role, what: str) -> list[str]:
+    """The names, of all those in a repository or folder, that loading it in this role takes; sorted.
+
+    what: the field and its value, for the messages.
+
+    Raises:
+        ModelError: no safetensors among them, several adapters, or a name that leads out of the folder.
+    """
+    found = sorted(name for name in names if not name.endswith("/"))
+    for name in found:
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise ModelError(f"{what}: the file name {name!r} leads out of its folder: give another source.")
+    if role == "adapter":
+        return [_only_adapter(found, what), *(name for name in found if name == CARD)]
+    chosen = [name for name in found if name == CARD or _is_wanted(name, role, found)]
+    if not any(name.endswith(".safetensors") for name in chosen):
+        pickled = [name for name in found if any(fnmatch.fnmatch(name, pattern) for pattern in PICKLES)]
+        other = f"only {pickled[0]}, and pickled files can run code" if pickled else "no weights at all"
+        raise ModelError(f"{what}: no .safetensors file for its {role} ({other}): give one saved as safetensors.")
+    return chosen
+
+
+def _is_wanted(name: str, role: Role, found: list[str]) -> bool:
+    path = PurePosixPath(name)
+    if path.suffix not in SUFFIXES or any(part.startswith(".") for part in path.parts):
+        return False
+    folder = path.parts[0] if len(path.parts) == 2 else None
+    if role == "model":
+        return len(path.parts) == 1
+    if role == "transformer":
+        has_folder = any(other.startswith(f"{TRANSFORMER}/") for other in found)
+        return folder == TRANSFORMER if has_folder else len(path.parts) == 1
+    parts = ENCODERS if role == "components" else (TRANSFORMER, *ENCODERS)
+    is_config = name == f"{TRANSFORMER}/config.json"  # tells an unusual network's shape
+    return name == "model_index.json" or folder in parts or is_config
+
+
+def _only_adapter(found: list[str], what: str) -> str:
+    files = [name for name in found if name.endswith(".safetensors") and "/" not in name]
+    if len(files) == 1:
+        return files[0]
+    others = ", ".join((files or found)[:LISTED]) or "nothing"
+    number = "no .safetensors file" if not files else f"{len(files)} .safetensors files"
+    raise ModelError(f"{what}: {number} at its top, where one adapter should be ({others}): name the file itself.")

@@ -1,0 +1,85 @@
+"""A file against the size and hash that its pin gives.
+
+sha256:<hex>                     of the bytes: local files, and large files of the hub
+git:<hex>                        git's own hash, as the hub gives it for small files
+md5:<hex>                        an object's ETag, where it was uploaded in one piece
+md5-parts:<bytes>:<hex>-<n>      an ETag of n parts of so many bytes: the MD5 of the parts' MD5s
+etag:<text>                      an ETag that is no hash (encrypted by a key of the owner's, other stores): size only
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class PinnedFile:
+    """One file of a pin."""
+
+    name: str
+    size: int  # bytes
+    digest: str
+
+    @property
+    def decides_pixels(self) -> bool:
+        """Everything but the model card."""
+        return not self.name.endswith(".md")
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether its content can be checked, and not only its size."""
+        return not self.digest.startswith("etag:")
+
+
+def mismatch(path: Path, file: PinnedFile) -> str | None:
+    """What differs between a file and its pin, or None."""
+    size = path.stat().st_size
+    if size != file.size:
+        return f"{size} bytes instead of {file.size}"
+    found = digest_of(path, file.digest)
+    return None if found == file.digest else f"its hash is {found} instead of {file.digest}"
+
+
+def digest_of(path: Path, like: str) -> str:
+    """The hash of a file in the form of another one."""
+    kind, _, rest = like.partition(":")
+    if kind == "sha256":
+        return f"sha256:{_hex(hashlib.sha256(), path)}"
+    if kind == "git":
+        header = f"blob {path.stat().st_size}\0".encode()
+        return f"git:{_hex(hashlib.sha1(header, usedforsecurity=False), path)}"
+    if kind == "md5":
+        return f"md5:{_hex(hashlib.md5(usedforsecurity=False), path)}"
+    if kind == "md5-parts":
+        part = int(rest.partition(":")[0])
+        parts = [hashlib.md5(chunk, usedforsecurity=False).digest() for chunk in _chunks(path, part)]
+        whole = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
+        return f"md5-parts:{part}:{whole}-{len(parts)}"
+    return like
+
+
+def digest_of_etag(etag: str, first_part_bytes: int | None) -> str:
+    """What an ETag of S3 says about the bytes. first_part_bytes: of an object uploaded in parts, where it is known."""
+    if re.fullmatch(r"[0-9a-f]{32}", etag):
+        return f"md5:{etag}"
+    if first_part_bytes and re.fullmatch(r"[0-9a-f]{32}-\d+", etag):
+        return f"md5-parts:{first_part_bytes}:{etag}"
+    return f"etag:{etag}"
+
+
+def _hex(digest: hashlib._Hash, path: Path) -> str:
+    for chunk in _chunks(path, CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(path: Path, size: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(size):
+            yield chunk
