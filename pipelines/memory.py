@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jointdit.errors import ModelError, SpecError
@@ -49,7 +50,7 @@ def memory_need(spec: JobSpec, height: int, width: int, batch_size: int, scorers
     from jointdit.activations import Call
     from jointdit.memory import estimate_memory
 
-    model, is_assumed = _known(spec.model.base or spec.model.name or "", spec.model.adapter)
+    model, is_assumed = _known(spec.model.base or spec.model.name or "", spec.model.adapter, spec.model.components)
     call = Call(
         spec.task,
         batch_size,
@@ -108,11 +109,12 @@ def _numbers(need: MemoryNeed) -> str:
 
 
 @lru_cache(maxsize=4)
-def _known(name: str, adapter: str | None) -> tuple[Model, bool]:
-    """The model of a local checkpoint, or FLUX.1-dev's in its place."""
+def _known(name: str, adapter: str | None, components: str | None) -> tuple[Model, bool]:
+    """The model of a local checkpoint that is whole in one folder, or FLUX.1-dev's in its place."""
     from jointdit.memory import flux_model, read_model
 
     folder = checkpoint_folder(name)
-    if not folder.is_dir():
+    is_here = folder.is_dir() and (adapter is None or Path(adapter).is_file())
+    if not is_here or components is not None:
         return flux_model(), True
     return read_model(folder, adapter), False

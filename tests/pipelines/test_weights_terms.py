@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from pipelines.model import identify
 from pipelines.plan import preview
 from pipelines.spec import ModelSpec, load_spec
 from pipelines.weights.addresses import parse_address, spelled
+from pipelines.weights.local import checkpoint_folder
 from pipelines.weights.selection import wanted_files
 from pipelines.weights.terms import terms_of_card
 from tests.local_job import LocalJob
@@ -91,41 +92,42 @@ def test_names_that_do_not_go_together(model: dict[str, str], sentence: str) -> 
         load_spec({"task": "joint", "model": model, "input": {"uri": "/in"}, "output": {"uri": "/out"}})
 
 
-def checkpoint(folder: Path, card: dict[str, str] | None) -> Path:
-    (folder / "vae").mkdir(parents=True)
-    (folder / "vae" / "model.safetensors").write_bytes(b"weights")
-    (folder / "model_index.json").write_text(json.dumps({"default_height": 32, "default_width": 32}))
-    if card is not None:
-        head = "".join(f"{key}: {value}\n" for key, value in card.items())
-        (folder / "README.md").write_text(f"---\n{head}---\n# A model\n")
-    return folder
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint of a folder, without a model card."""
+    return Path(shutil.copytree(checkpoint_folder("tiny"), tmp_path / "checkpoint"))
 
 
-def test_plan_tells_the_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def write_card(folder: Path, card: dict[str, str] | None) -> None:
+    head = "".join(f"{key}: {value}\n" for key, value in (card or {}).items())
+    (folder / "README.md").write_text(f"---\n{head}---\n# A model\n" if card else "# A model\n")
+
+
+def test_plan_tells_the_licence(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompts.txt").write_text("a red cube\n")
     data = {"task": "joint", "input": {"uri": str(tmp_path / "prompts.txt")}, "output": {"uri": str(tmp_path / "out")}}
-    for name, card, given, told in (
+    for card, given, told in (
         (
-            "dev",
             NON_COMMERCIAL,
             None,
             "flux-1-dev-non-commercial-license (by README.md, https://example.org/LICENSE.md)",
         ),
-        ("schnell", {"license": "apache-2.0"}, None, "apache-2.0 (by README.md)"),
-        ("none", None, None, "not known: give model.license"),
-        ("given", None, "cc-by-nc-4.0", "cc-by-nc-4.0 (by model.license)"),
+        ({"license": "apache-2.0"}, None, "apache-2.0 (by README.md)"),
+        (None, None, "not known: give model.license"),
+        (None, "cc-by-nc-4.0", "cc-by-nc-4.0 (by model.license)"),
     ):
-        folder = checkpoint(tmp_path / name, card)
-        show_plan(preview(load_spec({**data, "model": {"name": str(folder), "license": given}})))
-        lines = capsys.readouterr().out.splitlines()
-        (line,) = (line for line in lines if line.startswith("- its licence"))
-        assert line.removeprefix("- its licence").strip() == told
+        write_card(checkpoint, card)
+        (pin,) = identify(ModelSpec(name=str(checkpoint), license=given)).pins
+        assert str(pin.terms) == told
+    show_plan(preview(load_spec({**data, "model": {"name": str(checkpoint), "license": "cc-by-nc-4.0"}})))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("- its licence"))
+    assert line.removeprefix("- its licence").strip() == "cc-by-nc-4.0 (by model.license)"
 
 
-def test_the_card_has_the_weights_licence(make_job: Callable[..., LocalJob], tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "dev", NON_COMMERCIAL)
+def test_the_card_has_the_weights_licence(make_job: Callable[..., LocalJob], checkpoint: Path) -> None:
+    write_card(checkpoint, NON_COMMERCIAL)
     job = make_job(["a red cube", "a blue ball"])
-    sources = identify(ModelSpec(name=str(folder))).recorded()
+    sources = identify(ModelSpec(name=str(checkpoint))).recorded()
     job.ledger.open_job(job.context.spec, job.context.fingerprint, sources)
     job.complete()
     assert job.ledger.recorded_sources() == sources
