@@ -100,7 +100,7 @@ def calibrate(
     ledger.open_job(sample, fingerprint, model.recorded())
     _append(ledger, shards)
     context = RunContext(
-        sample, storage, model.height, model.width, model.weights, fingerprint, code_version(), model.pins
+        sample, storage, model.height, model.width, model.weights, fingerprint, code_version(), pins=model.pins
     )
     with (progress := Progress(console)):
         generate_all(context, ledger, progress, Limits(), worker_class)
