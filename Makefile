@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-quantization test-slow chaos bench image manifests clean
+.PHONY: help setup demo check format test test-quantization test-slow chaos bench bench-million image manifests clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -55,6 +55,9 @@ chaos: setup ## a storm of faults over 2,000 rows, and the exact account; SEED=n
 bench: setup ## every bench, beside what it is compared with; the table goes to jobs/BENCH.md
 	$(BIN)/jointdit bench --all --write
 	$(BIN)/python -m jobs.throughput --write
+
+bench-million: setup ## how long a driver looks at a million committed shards: 10 GB of small files for some minutes
+	$(BIN)/jointdit bench resume-million --write
 
 VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CUDA ?=

@@ -24,7 +24,7 @@ from jobs.report import console, say
 from jointdit.errors import PermanentError
 from pipelines.ledger import now
 
-PATIENCE = 6  # times a bench's own seconds: after that it hangs
+PATIENCE = 12  # times a bench's own seconds: after that it hangs, also on a machine with much else to do
 
 
 def measure_each(names: Sequence[str], *, quick: bool, as_json: bool, write: bool, apart: bool) -> bool:

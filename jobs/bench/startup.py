@@ -20,7 +20,7 @@ def measure(settings: Settings) -> Iterator[Line]:
     prompts.write_text("".join(f"prompt {number}\n" for number in range(ROWS)))
     spec = settings.folder / "job.yaml"
     spec.write_text(f"task: joint\ninput: {{uri: {prompts}}}\noutput: {{uri: {settings.folder / 'out'}}}\n")
-    pairs = 1 if settings.quick else 15
+    pairs = 1 if settings.quick else 9
     commands = {"--help": (0.5, ("--help",), "Usage:"), "plan": (2.0, ("plan", str(spec)), f"{ROWS} samples")}
     for name, (limit, arguments, answer) in commands.items():
         ours = _process([sys.executable, *CLI[:2], *arguments], answer, settings.folder)
