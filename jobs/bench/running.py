@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from rich.table import Table
 
@@ -34,17 +35,33 @@ def measure_each(names: Sequence[str], *, quick: bool, as_json: bool, write: boo
         PermanentError: of a bench alone, why it failed.
     """
     results = []
-    for name in names:
-        result = in_a_process(name, quick) if apart else run(name, quick)
-        results.append(result)
-        if not as_json:
-            show(result)
-    if as_json:
-        content = [result.to_json() for result in results]
-        print(json.dumps(content[0] if len(content) == 1 else content, indent=1))
-    if write:
-        say(f"written: {write_results(results, 'jointdit bench --all --write')}")
+    with json_alone() if as_json else contextlib.nullcontext(sys.stdout) as answer:
+        for name in names:
+            result = in_a_process(name, quick) if apart else run(name, quick)
+            results.append(result)
+            if not as_json:
+                show(result)
+            if write:  # each at once: what one found is kept whatever becomes of the next
+                written = write_results([result], "jointdit bench --all --write")
+                say(f"written: {written}")
+        if as_json:
+            content = [result.to_json() for result in results]
+            print(json.dumps(content[0] if len(content) == 1 else content, indent=1), file=answer)
     return not any(result.error for result in results)
+
+
+@contextlib.contextmanager
+def json_alone() -> Iterator[TextIO]:
+    """The standard output for an answer; what else is printed, as by Ray's workers, goes to the errors."""
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w") as answer:
+        os.dup2(2, 1)
+        try:
+            yield answer
+        finally:
+            sys.stdout.flush()
+            answer.flush()
+            os.dup2(answer.fileno(), 1)
 
 
 def run(name: str, quick: bool = False) -> Result:
