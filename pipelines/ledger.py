@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from jointdit.errors import PermanentError, StoreError
 from pipelines.fingerprint import Fingerprint, check_same, code_version
+from pipelines.parquet_bytes import read_parquet
 from pipelines.plan_tables import PLAN_SCHEMA, is_first, rows_of, table_of
 from pipelines.records import Shard
 from pipelines.spec import JobSpec
@@ -239,7 +240,7 @@ class Ledger:
         name = f"_plan/{number:06d}.parquet"
         data = self.storage.read_bytes(name)
         try:
-            return pq.read_table(io.BytesIO(data), schema=PLAN_SCHEMA)
+            return read_parquet(data, PLAN_SCHEMA)
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{self.storage.uri_of(name)} is damaged: restore it from a backup.") from error
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from jointdit.errors import JointDiTError
 from pipelines.ledger import StoredObject, sha256
+from pipelines.parquet_bytes import read_parquet
 from pipelines.read import sample_seed
 from pipelines.sinks.latents import ARRAYS
 from pipelines.sinks.parquet import DEPTH_KIND, data_schema
@@ -56,7 +56,7 @@ def check_object(storage: Storage, spec: JobSpec, stored: StoredObject, pointclo
 
 def _check_table(spec: JobSpec, stored: StoredObject, data: bytes, pointclouds: Collection[str]) -> Checked:
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = read_parquet(data)
     except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError
         return Checked([f"{stored.path} is not a readable Parquet file ({' '.join(str(error).split())})."])
     found = Checked()

@@ -17,7 +17,6 @@ for the whole dataset: from then on they hold for what is made later too, and sp
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jointdit.errors import PermanentError
 from pipelines.counting import CountedSample, Counting
@@ -44,6 +42,7 @@ from pipelines.ledger import (
     parse,
     sha256,
 )
+from pipelines.parquet_bytes import read_parquet
 from pipelines.spec import JobSpec, QualitySpec, as_tuples, load_spec
 from pipelines.storage import AlreadyExists, Storage
 from pipelines.version_files import Before, VersionFile, ends_of, write_tables
@@ -293,7 +292,7 @@ def read_version(storage: Storage, number: int) -> Version:
 def read_outcomes(storage: Storage, version: Version) -> pa.Table:
     """One row a sample of a version, in (plan, position) order."""
     data = storage.read_bytes(f"_versions/{version.number:06d}/outcomes.parquet")
-    return pq.read_table(io.BytesIO(data), schema=OUTCOMES_SCHEMA)
+    return read_parquet(data, OUTCOMES_SCHEMA)
 
 
 def verdicts(storage: Storage, version: Version) -> dict[Key, Verdict]:

@@ -12,7 +12,6 @@ which reads every commit.
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +19,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jointdit.errors import JointDiTError
 from pipelines.counting import InputVersions
 from pipelines.ledger import READERS, Ledger, PlannedShard, parquet_bytes
+from pipelines.parquet_bytes import read_parquet
 from pipelines.plan_tables import versions_of
 from pipelines.storage import Storage
 
@@ -69,7 +68,7 @@ def look(ledger: Ledger) -> Left:
 def read_roll_up(storage: Storage) -> pa.Array:
     """Ids of shards that have a commit, (n) strings; none where there is no roll-up that can be read."""
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(ROLL_UP)))
+        table = read_parquet(storage.read_bytes(ROLL_UP))
         if table.schema.equals(ROLL_UP_SCHEMA, check_metadata=True):
             return pa.concat_arrays(table["shard"].chunks) if len(table) else pa.array([], pa.string())
         reason = "it is of another version"

@@ -10,7 +10,6 @@ is made here from the stored picture and depth (sinks/stored_points.py): the one
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +18,11 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.decisions import Decided
 from pipelines.finish import FOLDERS
 from pipelines.ledger import OUTCOMES, Commit, Outcome, StoredObject, sha256
+from pipelines.parquet_bytes import read_parquet
 from pipelines.sinks.parquet import table_bytes
 from pipelines.sinks.stored_points import STORED, stored_points
 from pipelines.storage import Storage
@@ -172,7 +171,7 @@ class _Shard:
     def _table(self, outcome: Outcome) -> pa.Table:
         if outcome not in self._tables:
             data = self.storage.read_bytes(self.stored[outcome].path)
-            self._tables[outcome] = pq.read_table(io.BytesIO(data))
+            self._tables[outcome] = read_parquet(data)
         return self._tables[outcome]
 
 
