@@ -57,7 +57,8 @@ def json_alone() -> Iterator[TextIO]:
     with os.fdopen(os.dup(1), "w") as answer:
         os.dup2(2, 1)
         try:
-            yield answer
+            with contextlib.redirect_stdout(sys.stderr):
+                yield answer
         finally:
             sys.stdout.flush()
             answer.flush()

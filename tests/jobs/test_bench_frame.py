@@ -1,6 +1,7 @@
 """The frame of the benches: turns, ratios, what it refuses, and what becomes of results."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from jobs.bench import BENCHES
 from jobs.bench.frame import Line, Reach, Spread, Turn, alternate, check_same_work, repeat, slope
 from jobs.bench.record import Result, cells, markdown, number, read_results, write_results
+from jobs.bench.running import json_alone
 from jobs.cli import main
 from jointdit.errors import PermanentError
 
@@ -114,9 +116,20 @@ def test_what_the_command_refuses(arguments, sentence, capsys):
     assert sentence in " ".join(capsys.readouterr().err.split())
 
 
-def test_startup_answers_in_json(capsys):
+def test_what_others_print_does_not_come_between_the_json(capfd):
+    with json_alone() as answer:
+        print("of Python")
+        os.system("echo of another process")
+        print("{}", file=answer)
+    print("afterwards")
+    printed = capfd.readouterr()
+    assert printed.out == "{}\nafterwards\n"
+    assert "of another process" in printed.err
+
+
+def test_startup_answers_in_json_and_nothing_else(capfd):
     assert main(["bench", "startup", "--quick", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capfd.readouterr().out)
     assert [line["what"] for line in found["lines"]] == ["jointdit --help", "jointdit plan"]
     assert all(line["ours"]["median"] > line["theirs"]["median"] > 0 for line in found["lines"])
     assert found["machine"]["cores"] >= 1
