@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 from jointdit.errors import InputError
 from pipelines.counting import CountedSample, Counting
 from pipelines.fingerprint import Fingerprint, digest, fingerprint_of
-from pipelines.ledger import Ledger, PlannedShard
+from pipelines.ledger import Ledger, PlannedShard, SampleOutcome
 from pipelines.memory import MemoryNeed, check_memory
 from pipelines.model import ModelIdentity, check_scorers, identify_job
 from pipelines.plan_tables import versions_of
 from pipelines.publish import read_latest, spec_in_force
-from pipelines.quality import load_scores
+from pipelines.quality import load_scores, rejects_input
 from pipelines.readers import check_columns, count_rows, list_files
 from pipelines.readers.duplicates import find_duplicate_ids
 from pipelines.records import Shard, SourceFile, Span
@@ -154,7 +154,8 @@ def extend_with_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Le
     """Plan new samples for what committed shards rejected; returns how many.
 
     A rejected sample of round r < quality.regenerate gets one new sample in round r + 1, with an index and so a seed of
-    its own. It is planned from commits alone, so it resumes like everything else.
+    its own; not where a filter rejected what the input gave, which no seed changes. It is planned from commits alone,
+    so it resumes like everything else.
     """
     if spec.quality.regenerate == 0:
         return 0
@@ -173,7 +174,7 @@ def _regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> li
     lost: Counter[tuple[Span, int]] = Counter()  # (a row, round) -> samples it lost in the round before
     commits = ledger.read_commits({entry.shard.id for entry in planned})
     for each in Counting(planned).counted(commits, unfinished=True):
-        if each.sample.outcome == "rejected" and each.entry.shard.round < spec.quality.regenerate:
+        if each.entry.shard.round < spec.quality.regenerate and is_worth_a_seed(each.sample, spec.task):
             lost[row_of(each), each.entry.shard.round + 1] += 1
     rows: dict[tuple[int, tuple[int, ...]], list[Span]] = {}  # (round, indices) -> rows
     for (row, round_), count in lost.items():
@@ -188,6 +189,12 @@ def _regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> li
             entry = PlannedShard(shard, len(indices_), number, len(shards), indices_)
             shards.append(with_id(entry, digest(fingerprint), per_row))
     return shards
+
+
+def is_worth_a_seed(sample: SampleOutcome, task: str) -> bool:
+    """Whether a sample was rejected for something that another seed may change."""
+    kinds = {reason.split(":")[0] for reason in sample.reasons}
+    return sample.outcome == "rejected" and not any(rejects_input(kind, task) for kind in kinds)
 
 
 def with_id(entry: PlannedShard, fingerprint_digest: str, samples_per_row: int) -> PlannedShard:

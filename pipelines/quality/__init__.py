@@ -100,7 +100,13 @@ __all__ = [
     "load_filters",
     "load_scores",
     "measure",
+    "rejects_input",
 ]
+
+GIVEN: dict[str, frozenset[str]] = {  # what of a sample is the row's own, whatever the seed
+    "joint": frozenset({"prompt"}),
+    "depth-to-image": frozenset({"prompt", "depth"}),
+}
 
 PIXEL_FILTERS: dict[str, type[Filter]] = {
     filter.kind: filter
@@ -162,6 +168,11 @@ def load_scores(
                     "measured in one way, so give one value."
                 )
     return tuple(MODEL_FILTERS[kind].model_validate(settings) for kind, settings in wanted.items())
+
+
+def rejects_input(kind: str, task: str) -> bool:
+    """Whether a filter looks at nothing but what the row gave, so that another seed would end the same."""
+    return kind in FILTERS and FILTERS[kind].looks_at <= GIVEN.get(task, frozenset())
 
 
 def measure(result: SampleResult) -> dict[str, float]:

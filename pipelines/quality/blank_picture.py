@@ -19,6 +19,7 @@ class BlankPicture(Filter):
 
     kind: ClassVar[str] = "blank_picture"
     scores: ClassVar[tuple[str, ...]] = ("rgb_span",)
+    looks_at: ClassVar[frozenset[str]] = frozenset({"rgb"})
 
     min_span: Fraction = 0.08
 

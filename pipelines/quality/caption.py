@@ -33,6 +33,7 @@ class Caption(Filter):
 
     kind: ClassVar[str] = "caption"
     scores: ClassVar[tuple[str, ...]] = ("caption_words", "caption_characters", "caption_letter_fraction")
+    looks_at: ClassVar[frozenset[str]] = frozenset({"prompt"})
     bounds: ClassVar[Mapping[str, str]] = {
         "min_words": "caption_words",
         "max_words": "caption_words",

@@ -19,6 +19,7 @@ class ClippedPicture(Filter):
 
     kind: ClassVar[str] = "clipped_picture"
     scores: ClassVar[tuple[str, ...]] = ("rgb_clipped_fraction",)
+    looks_at: ClassVar[frozenset[str]] = frozenset({"rgb"})
 
     max_clipped: Fraction = 0.3
 

@@ -16,6 +16,7 @@ class DepthRange(Filter):
 
     kind: ClassVar[str] = "depth_range"
     scores: ClassVar[tuple[str, ...]] = ("depth_span",)
+    looks_at: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     min_span: Fraction = 0.1
 

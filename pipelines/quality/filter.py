@@ -26,6 +26,7 @@ class Filter(BaseModel, ABC):
     # Threshold -> the score that it bounds, from below (min_...) or above (max_...), where these are not the filter's
     # thresholds and scores in their order.
     bounds: ClassVar[Mapping[str, str] | None] = None
+    looks_at: ClassVar[frozenset[str]] = frozenset({"prompt", "rgb", "depth"})  # of a sample, for its scores
 
     @staticmethod
     @abstractmethod

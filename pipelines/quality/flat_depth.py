@@ -21,6 +21,7 @@ class FlatDepth(Filter):
 
     kind: ClassVar[str] = "flat_depth"
     scores: ClassVar[tuple[str, ...]] = ("depth_flat_fraction",)
+    looks_at: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     max_flat: Fraction = 0.8
 

@@ -30,6 +30,7 @@ class FlyingPixels(Filter):
 
     kind: ClassVar[str] = "flying_pixels"
     scores: ClassVar[tuple[str, ...]] = ("flying_pixel_fraction",)
+    looks_at: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     max_flying: Fraction = 0.6
 

@@ -22,6 +22,7 @@ class NoisyPicture(Filter):
 
     kind: ClassVar[str] = "noisy_picture"
     scores: ClassVar[tuple[str, ...]] = ("rgb_noise",)
+    looks_at: ClassVar[frozenset[str]] = frozenset({"rgb"})
 
     max_noise: Levels = 6.0
 

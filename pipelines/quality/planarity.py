@@ -34,6 +34,7 @@ class Planarity(Filter):
 
     kind: ClassVar[str] = "planarity"
     scores: ClassVar[tuple[str, ...]] = ("depth_roughness", "depth_speck_fraction", "depth_distinct_fraction")
+    looks_at: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     max_roughness: Fraction = 0.005
     max_specks: Fraction = 0.002

@@ -26,6 +26,7 @@ class Upright(Filter):
 
     kind: ClassVar[str] = "upright"
     scores: ClassVar[tuple[str, ...]] = ("depth_ground_correlation",)
+    looks_at: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     min_correlation: Correlation = -0.35
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pipelines.counting import Counting
 from pipelines.fingerprint import digest
 from pipelines.ledger import Commit, Ledger, PlannedShard, SampleOutcome
-from pipelines.plan import extend_with_regeneration, make_shard
+from pipelines.plan import extend_with_regeneration, is_worth_a_seed, make_shard
 from pipelines.publish import Version, read_outcomes
 from pipelines.records import Span
 from pipelines.run import pending_shards
@@ -178,3 +178,33 @@ def test_drivers_that_overtake_each_other_plan_and_end_each_sample_once(
     assert max(Counter(counted).values()) == 1
     assert {(row, index): outcome for row, index, outcome in counted} == account(rows, 2, 2)
     assert pending_shards(Ledger(storage)) == []
+
+
+def test_what_no_seed_changes_gets_none(tmp_path: Path) -> None:
+    """A banned caption stays banned; its flat depth alone would have got another seed."""
+    filters = [{"kind": "depth_range"}, {"kind": "caption", "banned": ["flat"]}]
+    prompts = ["FLAT", "FLAT", "FLATTER"]
+    job = job_in(tmp_path, prompts, quality={"filters": filters, "regenerate": 1}, output={"shard_rows": 1})
+    all_rounds(job)
+    version, _ = job.publish()
+    outcomes = read_outcomes(job.context.storage, version).to_pylist()
+    assert {row["id"] for row in outcomes if row["round"]} == {"prompts.txt:2/1"}
+    assert all(row["outcome"] == "rejected" for row in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("task", "kinds", "expected"),
+    [
+        ("joint", ["depth_range"], True),
+        ("joint", ["depth_range", "caption"], False),
+        ("depth-to-image", ["depth_range"], False),
+        ("depth-to-image", ["blank_picture"], True),
+        ("depth-to-image", ["edge_alignment", "saturated"], True),  # of picture and depth
+        ("joint", ["a filter of another version"], True),
+        ("joint", [], False),  # it was kept
+    ],
+)
+def test_a_seed_is_for_what_it_may_change(task: str, kinds: list[str], expected: bool) -> None:
+    outcome = "rejected" if kinds else "kept"
+    sample = SampleOutcome("a:0/0", 0, 0, 0, outcome, tuple(f"{kind}: found" for kind in kinds))
+    assert is_worth_a_seed(sample, task) is expected
