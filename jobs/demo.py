@@ -1,15 +1,20 @@
 """`make demo`: scenes, then three small jobs through the whole engine, then what came of it.
 
     scenes           24 held-out scenes with exact depth           demo-output/scenes
-    joint            24 prompts -> pictures with depth             demo-output/joint
-    depth            the scenes' pictures -> their depth           demo-output/depth
+    calibration      8 of the joint samples, for a threshold       demo-output/joint-calibration
+    joint            26 prompts -> pictures with depth             demo-output/joint
+    depth            28 pictures -> their depth                    demo-output/depth
     depth-to-image   the scenes' depth, other prompts -> pictures  demo-output/depth-to-image
 
-A run starts clean: it removes what the last one left in these four folders.
+As in any corpus a few rows are unfit: a prompt is empty and one asks for a watermark; of the pictures one is a copy,
+one blank, one noise, one cut short. The worst quarter of the joint samples, by self-consistency, gets another seed.
+
+A run starts clean: it removes what the last one left in these five folders.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -19,11 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
+from PIL import Image
 from rich.table import Table
 
 from jobs.recolour import recolour
-from jobs.report import console, counted, log_progress, say, show_progress, show_validation
+from jobs.report import console, counted, log_progress, say, several, show_progress, show_validation
 from jobs.scenes import write_scenes
 from jointdit.depth import decode_depth_png
 from jointdit.errors import JointDiTError
@@ -32,63 +39,95 @@ from jointdit.evaluation.colours import check_colours
 from jointdit.evaluation.scenes import DepthScore, held_out_scenes, score_depth
 from jointdit.training.data import HELD_OUT_SEED
 from pipelines.cluster import connect
-from pipelines.publish import read_latest
+from pipelines.ledger import Outcome
+from pipelines.publish import Version, read_latest, read_outcomes
 from pipelines.readers.pictures import decode_picture
 from pipelines.run import RunSummary, run_job
+from pipelines.score_sample import calibrate, load_to_calibrate
 from pipelines.spec import JobSpec, load_spec
 from pipelines.storage import Storage
 from pipelines.validate import validate
 
 OUTPUT = Path("demo-output")
 SCENES = 24
+CALIBRATED = 8  # samples: a batch
+COPIED = 3  # the scene whose picture is in the corpus a second time
+SPEC = "demo.yaml"
 FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One of the three jobs after it ran, with what its pictures or depth maps are worth."""
+    """One of the three jobs after it ran, with what its pictures or depth maps are worth and what was not kept."""
 
     spec: JobSpec
     summary: RunSummary
     is_whole: bool
     worth: str
+    lost: list[str]
 
 
 def main() -> int:
     """Run the demo in ./demo-output; returns the exit code."""
     started = time.monotonic()
     log_progress()
-    for name in ("scenes", "joint", "depth", "depth-to-image"):
+    for name in ("scenes", "joint-calibration", "joint", "depth", "depth-to-image"):
         shutil.rmtree(OUTPUT / name, ignore_errors=True)
     render(OUTPUT / "scenes")
     with connect():
-        finished = [run(spec) for spec in specs()]
+        say(f"joint: {CALIBRATED} of its samples first, for a threshold")
+        found = calibrate(load_to_calibrate(FOLDER / SPEC, joint_inputs()), CALIBRATED)
+        jobs = specs()
+        for each in jobs[0].quality.calibrated:
+            threshold = f"{each['kind']}.{each['threshold']} is {each['value']:.3f}"
+            say(f"{threshold}: {each['quantile']:.0%} of them lie below; all their scores are in {found.uri}")
+        finished = [run(spec) for spec in jobs]
     show(finished, time.monotonic() - started)
     return 0 if all(job.is_whole for job in finished) else 1
 
 
 def render(folder: Path) -> None:
-    """The scenes, and their captions in other colours beside them."""
+    """The scenes; beside them their captions in other colours, and their pictures with what is unfit among them."""
     show_progress(write_scenes(folder, SCENES, HELD_OUT_SEED), SCENES, f"scenes in {folder}")
     lines = (folder / "metadata.jsonl").read_text().splitlines()
     recoloured = [row | {"caption": recolour(row["caption"])} for row in map(json.loads, lines)]
     (folder / "recoloured.jsonl").write_text("".join(json.dumps(row) + "\n" for row in recoloured))
+    unfit = [json.dumps({"id": path.stem, "rgb": f"rgb/{path.name}"}) for path in write_unfit(folder / "rgb")]
+    (folder / "corpus.jsonl").write_text("".join(f"{line}\n" for line in [*lines, *unfit]))
+
+
+def write_unfit(folder: Path) -> list[Path]:
+    """Four pictures that no corpus should keep, beside the scenes' pictures."""
+    source = folder / f"{COPIED:06d}.png"
+    paths = [folder / name for name in ("copy.jpg", "blank.png", "noise.png", "cut.png")]
+    with Image.open(source) as scene:
+        scene.save(paths[0], quality=60)
+        shape = (scene.height, scene.width, 3)
+    Image.fromarray(np.full(shape, 250, np.uint8)).save(paths[1])
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8)).save(paths[2])
+    paths[3].write_bytes(source.read_bytes()[:2000])
+    return paths
+
+
+def joint_inputs() -> list[str]:
+    """The joint job's prompts, whatever folder the demo runs in."""
+    return [f"input.uri={json.dumps([str(FOLDER / name) for name in ('demo_prompts.txt', 'demo_unfit.txt')])}"]
 
 
 def specs() -> list[JobSpec]:
     """The three jobs: demo.yaml, and what differs from it. Depth has no generated depth to be consistent with."""
-    joint = [f"input.uri={FOLDER / 'demo_prompts.txt'}"]
     depth = [
         *("task=depth", "name=demo-depth", f"output.uri={OUTPUT / 'depth'}", "model.steps=8"),
-        *(f"input.uri={OUTPUT / 'scenes' / 'metadata.jsonl'}", "input.columns={id: id, image: rgb}"),
-        *("quality.filters=[{kind: depth_range}, {kind: near_duplicate}]", "quality.regenerate=0"),
+        *(f"input.uri={OUTPUT / 'scenes' / 'corpus.jsonl'}", "input.columns={id: id, image: rgb}"),
+        "quality={filters: [{kind: blank_picture}, {kind: noisy_picture}, {kind: near_duplicate}]}",
     ]
     depth_to_image = [
         *("task=depth-to-image", "name=demo-depth-to-image", f"output.uri={OUTPUT / 'depth-to-image'}"),
         f"input.uri={OUTPUT / 'scenes' / 'recoloured.jsonl'}",
         *("input.columns={id: id, depth: depth, prompt: caption}", "input.depth={kind: metric}"),
+        "quality={filters: [{kind: blank_picture}, {kind: self_consistency}, {kind: near_duplicate}], regenerate: 1}",
     ]
-    return [load_spec(FOLDER / "demo.yaml", overrides) for overrides in (joint, depth, depth_to_image)]
+    return [load_spec(FOLDER / SPEC, overrides) for overrides in (joint_inputs(), depth, depth_to_image)]
 
 
 def run(spec: JobSpec) -> Finished:
@@ -96,25 +135,42 @@ def run(spec: JobSpec) -> Finished:
     say(f"{spec.task}: running")
     summary = run_job(spec)
     is_whole = show_validation(validate(spec.output.uri))
-    rows = read_kept(spec.output.uri)
-    return Finished(spec, summary, is_whole, judge_depth(rows) if spec.task == "depth" else judge_pictures(rows))
-
-
-def read_kept(uri: str) -> list[dict[str, Any]]:
-    """Source, prompt, rgb and depth of the kept samples of the latest version, sorted by source."""
-    storage = Storage(uri)
+    storage = Storage(spec.output.uri)
     version = read_latest(storage)
     assert version is not None, "the job has just published one"
-    rows: list[dict[str, Any]] = []
-    for path in version.files_of("kept"):
-        with storage.open(path) as file:
-            rows += pq.read_table(file, columns=["source", "prompt", "rgb", "depth"]).to_pylist()
-    return sorted(rows, key=lambda row: str(row["source"]))
+    rows = read_rows(storage, version, "kept", ["source", "prompt", "rgb", "depth"])
+    rows.sort(key=lambda row: str(row["source"]))
+    worth = judge_depth(rows) if spec.task == "depth" else judge_pictures(rows)
+    return Finished(spec, summary, is_whole, worth, tell_lost(storage, version))
+
+
+def read_rows(storage: Storage, version: Version, outcome: Outcome, columns: list[str]) -> list[dict[str, Any]]:
+    """Some columns of the samples of a version that ended so."""
+    files = (io.BytesIO(storage.read_bytes(path)) for path in version.files_of(outcome))
+    return [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
+
+
+def tell_lost(storage: Storage, version: Version) -> list[str]:
+    """What which filter rejected, with one reason; what was made again; what was quarantined, and why."""
+    samples = read_outcomes(storage, version).to_pylist()
+    reasons: dict[str, list[str]] = {}
+    for sample in samples:
+        for reason in sample["reasons"] or ():
+            kind, _, why = reason.partition(": ")
+            reasons.setdefault(kind, []).append(f"{sample['id']}: {why}")
+    lines = [f"rejected by {kind}: {len(found)}, such as {found[0]}" for kind, found in reasons.items()]
+    again = [sample["outcome"] for sample in samples if sample["round"]]
+    if again:
+        lines.append(f"another seed for {several(len(again), 'rejected sample')}: {again.count('kept')} kept")
+    for row in read_rows(storage, version, "quarantined", ["input", "error"]):
+        lines.append(f"quarantined: {Path(row['input']).name}: {row['error']}")
+    return lines
 
 
 def judge_depth(rows: Sequence[dict[str, Any]]) -> str:
     """Depth against the exact depth, beside two baselines that see no picture."""
     scenes = {f"{number:06d}": scene for number, scene in enumerate(held_out_scenes(SCENES))}
+    rows = [row for row in rows if row["source"] in scenes]  # of what else may be kept the depth is not known
     shown = [scenes[row["source"]] for row in rows]
     height, width = shown[0].depth.shape
     model = score_depth([decode_depth_png(row["depth"]["bytes"]) for row in rows], shown)
@@ -136,7 +192,7 @@ def judge_pictures(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def show(finished: Sequence[Finished], seconds: float) -> None:
-    """The table, and where to look."""
+    """The table, what was not kept and why, and where to look."""
     table = Table(title=f"Demo: three jobs in {seconds:.0f} s", show_lines=True)
     for heading in ("job", "samples", "seconds", "what it is worth"):
         table.add_column(heading)
@@ -147,6 +203,9 @@ def show(finished: Sequence[Finished], seconds: float) -> None:
     console.print(table)
     for job in finished:
         say(f"{job.spec.task}: {job.summary.output}/gallery/index.html")
+        for line in job.lost or ["nothing was rejected or quarantined"]:
+            say(f"  {line}")
+    say("Each gallery is a page for a browser, with a tab each for what was kept, rejected and quarantined.")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,10 @@ from jointdit.scenes import COLOURS, sample_layout
 from jointdit.scenes.caption import describe
 from pipelines.cluster import _share
 from pipelines.profile import WORKERS
+from pipelines.quantiles import Calibration
+from pipelines.readers import count_rows, list_files
+from pipelines.storage import Storage
+from tests.local_job import job_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,20 +105,53 @@ def test_validate_says_whole_and_lists_what_is_damaged(dataset, capsys):
     assert "is damaged: 2 problems in " in printed  # its ids cannot be read either
 
 
-def test_the_demo_has_three_jobs_of_24_samples(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory):
+    """Where the demo's scenes are; its calibration, which takes a model, is one score here."""
+    folder = tmp_path_factory.mktemp("demo")
+    demo.render(folder / demo.OUTPUT / "scenes")
+    scores = {"self_consistency_correlation": [0.1, 0.2, 0.3, 0.4, 0.5]}
+    Calibration(5, 0, scores, {}, "").write(Storage(str(folder / demo.OUTPUT / "joint-calibration")))
+    return folder
+
+
+def test_the_demo_has_three_jobs_of_24_samples_and_a_few_unfit_rows(monkeypatch, demo_folder):
+    monkeypatch.chdir(demo_folder)
     specs = demo.specs()
     assert [spec.task for spec in specs] == ["joint", "depth", "depth-to-image"]
     assert len({spec.output.uri for spec in specs}) == 3
+    counts = [[count_rows(file, spec.input) for file in list_files(spec.input, spec.reading)] for spec in specs]
+    assert counts == [[demo.SCENES, 2], [demo.SCENES + 4], [demo.SCENES]]
+    for spec, rows in zip(specs, map(sum, counts), strict=True):
+        assert spec.quality.max_quarantined_fraction * rows >= 1
+    assert {each["kind"]: each for each in specs[0].quality.filters}["self_consistency"]["min_correlation"] == 0.2
     prompts = (ROOT / "jobs" / "demo_prompts.txt").read_text().splitlines()
     assert len(prompts) == len(set(prompts)) == demo.SCENES
     assert all(named_colours(prompt) for prompt in prompts)
 
 
-def test_the_demo_gives_the_scenes_other_prompts(tmp_path, capsys):
-    demo.render(tmp_path / "scenes")
-    lines = (tmp_path / "scenes" / "metadata.jsonl").read_text().splitlines()
-    recoloured = (tmp_path / "scenes" / "recoloured.jsonl").read_text().splitlines()
+def test_the_demo_rejects_what_is_unfit_for_what_it_is(monkeypatch, tmp_path, demo_folder):
+    """Of the demo's own rows, filters and messages; the model stands in, in the depth job."""
+    monkeypatch.chdir(demo_folder)
+    spec = demo.specs()[1].as_given()
+    job = job_in(tmp_path, **{name: spec[name] for name in ("task", "input", "quality")}, output={"points": {}})
+    version = job.complete()
+    lost = demo.tell_lost(job.context.storage, version)
+    assert [line.split(" ", 3)[:3] for line in lost[:3]] == [
+        ["rejected", "by", "near_duplicate:"],
+        ["rejected", "by", "blank_picture:"],
+        ["rejected", "by", "noisy_picture:"],
+    ], lost
+    assert "copy/0" in lost[0]
+    assert "blank/0" in lost[1]
+    assert "noise/0" in lost[2]
+    assert "quarantined: corpus.jsonl:27: " in lost[3]
+
+
+def test_the_demo_gives_the_scenes_other_prompts(demo_folder):
+    scenes = demo_folder / demo.OUTPUT / "scenes"
+    lines = (scenes / "metadata.jsonl").read_text().splitlines()
+    recoloured = (scenes / "recoloured.jsonl").read_text().splitlines()
     assert len(lines) == len(recoloured) == demo.SCENES
     for one, other in zip(map(json.loads, lines), map(json.loads, recoloured), strict=True):
         assert (one["id"], one["depth"]) == (other["id"], other["depth"])
