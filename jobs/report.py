@@ -17,7 +17,7 @@ from pipelines.safe_text import mask_secrets, printable
 
 if TYPE_CHECKING:
     from pipelines.garbage import Garbage
-    from pipelines.memory import MemoryNeed
+    from pipelines.memory import MemoryBound, MemoryNeed
     from pipelines.plan import PlanPreview
     from pipelines.publish import Version
     from pipelines.refilter import Refiltered
@@ -164,8 +164,13 @@ def show_plan(plan: PlanPreview) -> None:
     show_pairs(rows)
 
 
-def memory_lines(need: MemoryNeed) -> list[str]:
-    """What a worker's GPU must hold: in all, the weights by component, and what a batch takes by stage."""
+def memory_lines(need: MemoryNeed | MemoryBound) -> list[str]:
+    """What a worker's GPU must hold: in all, the weights by component, and what a batch takes by stage; or a bound."""
+    from pipelines.memory import MemoryBound
+
+    if isinstance(need, MemoryBound):
+        how = "with activations as wide as FLUX.1's; resources.gpu_memory_gb in the spec asks for the estimate"
+        return [f"below {readable(need.bytes)} a worker, {how}"]
     found = need.estimate
     whose = " (FLUX.1-dev's architecture: the checkpoint is not on this machine)" if need.is_assumed else ""
     parts = ", ".join(f"{name} {readable(size)}" for name, size in found.weights.items() if size)

@@ -1,6 +1,7 @@
 """The GPU memory that a job's workers need, held against what is known of the GPUs: by the spec, and on a worker.
 
-`jointdit.memory` has the estimate itself. Torch is imported only where it is asked for.
+`jointdit.memory` has the estimate itself, and torch, which takes seconds to import: only where a GPU could be too
+small is it asked.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from pipelines.spec import EncodeSpec, JobSpec, PrepareSpec
 if TYPE_CHECKING:
     from jointdit.memory import MemoryEstimate, Model
 
+# Of any GPU, 1e9 bytes: what certainly takes less is not estimated, unless the spec names the GPU's memory.
+SMALL_GB = 8.0
+# Bytes of activations, of FLUX.1-dev's architecture by `jointdit.memory` in float32: at most 3,110 a pixel in decode,
+# and 237 MB a sample for the text's tokens in denoise. No checkpoint that is far smaller is wider.
+BYTES_A_PIXEL, BYTES_A_SAMPLE = 4096, 256 << 20
+RESERVED_BYTES = 1 << 30  # as in jointdit.memory, for what is no tensor
 ADVICE = "model.vae_slicing, model.offload or model.quantization"
 
 
@@ -35,6 +42,27 @@ class MemoryNeed:
     def bytes(self) -> int:
         """All of it, with the allowance for what is no tensor."""
         return self.estimate.needed + self.scorers
+
+
+@dataclass(frozen=True)
+class MemoryBound:
+    """What a worker of a small model takes of its GPU at most, without an estimate."""
+
+    bytes: int
+
+
+def memory_shown(spec: JobSpec, model: ModelIdentity, scorers: int = 0) -> MemoryNeed | MemoryBound | None:
+    """As `check_memory`; but where no GPU is named, and the model is small beside any, only a bound of the need.
+
+    Raises SpecError, as `check_memory` does: a spec that names its GPU's memory is always held against the estimate.
+    """
+    if spec.resources.gpu_memory_gb is None and not isinstance(spec, EncodeSpec | PrepareSpec):
+        weights = 2 * model.bytes + scorers  # 16 bits in the files, 32 at most in memory
+        a_sample = BYTES_A_SAMPLE + BYTES_A_PIXEL * model.height * model.width
+        bound = weights + spec.model.batch_size * a_sample + RESERVED_BYTES
+        if bound <= SMALL_GB * 1e9:
+            return MemoryBound(bound)
+    return check_memory(spec, model, scorers)
 
 
 def memory_need(spec: JobSpec, height: int, width: int, batch_size: int, scorers: int = 0) -> MemoryNeed | None:

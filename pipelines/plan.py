@@ -20,7 +20,7 @@ from jointdit.errors import InputError
 from pipelines.counting import CountedSample, Counting
 from pipelines.fingerprint import Fingerprint, digest, fingerprint_of
 from pipelines.ledger import Ledger, PlannedShard, SampleOutcome
-from pipelines.memory import MemoryNeed, check_memory
+from pipelines.memory import MemoryBound, MemoryNeed, memory_shown
 from pipelines.model import ModelIdentity, check_scorers, identify_job
 from pipelines.plan_tables import versions_of
 from pipelines.publish import read_latest, spec_in_force
@@ -234,7 +234,7 @@ class PlanPreview:
     output_bytes: int  # for the pending samples
     weights_bytes: int  # a worker, in the spec's dtype
     in_flight_bytes: int  # a worker's shards between read and finish, in Ray's object store
-    memory: MemoryNeed | None = None  # of a worker's GPU; None for a task without the whole model
+    memory: MemoryNeed | MemoryBound | None = None  # of a worker's GPU; None for a task without the whole model
     sources: tuple[tuple[str, str, str], ...] = ()  # field of the spec, where its weights are, their licence
     scores: tuple[tuple[str, str], ...] = ()  # kinds of scores that cost a model, and what a sample of them costs
 
@@ -256,7 +256,7 @@ def preview(spec: JobSpec) -> PlanPreview:
     if ledger.check_job(fingerprint):
         spec = spec_in_force(spec, read_latest(ledger.storage))
     scorers = check_scorers(spec)
-    memory = check_memory(spec, model, scorers)
+    memory = memory_shown(spec, model, scorers)
     wanted = load_scores(spec.quality.filters, spec.quality.scores, spec.task)
     proposal = propose(spec, fingerprint, ledger)
     planned, committed = ledger.planned(), ledger.committed()

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from jointdit.errors import InputError, SpecError
 from pipelines.counting import Counting
 from pipelines.ledger import Ledger, parquet_bytes
 from pipelines.limits import Limits
-from pipelines.memory import memory_need
+from pipelines.memory import MemoryBound, MemoryNeed, memory_need
 from pipelines.plan import cut_shards, extend_with_regeneration, make_shard, preview, propose
 from pipelines.progress import Progress
 from pipelines.records import SourceFile, Span
@@ -242,7 +245,7 @@ def test_a_preview_writes_nothing(folder_spec, tmp_path: Path) -> None:
 
 
 def test_a_plan_tells_the_memory_of_a_worker_and_refuses_what_cannot_fit(folder_spec):
-    need = preview(load_spec(folder_spec)).memory
+    need = preview(load_spec({**folder_spec, "resources": {"gpu_memory_gb": 100}})).memory
     assert (need.batch_size, need.height, need.width, need.is_assumed) == (8, 32, 48, False)
     assert 34_000_000 < sum(need.estimate.weights.values()) < 36_000_000
     room = need.bytes / 1e9
@@ -254,6 +257,30 @@ def test_a_plan_tells_the_memory_of_a_worker_and_refuses_what_cannot_fit(folder_
     shared = {**folder_spec, "resources": {"gpu_memory_gb": 2 * room - 0.1, "gpus_per_worker": 0.5}}
     with pytest.raises(SpecError, match=r"not even batch_size 1 fits: model\.vae_slicing"):
         preview(load_spec(shared))
+
+
+def test_the_plan_of_a_small_model_bounds_its_memory_without_torch(folder_spec, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(json.dumps(folder_spec))
+    script = (
+        "import sys\n"
+        "from jobs.cli import main\n"
+        f"code = main(['plan', {str(tmp_path / 'job.yaml')!r}])\n"
+        "sys.exit('imported torch' if {'ray', 'torch'} & set(sys.modules) else code)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    bound = preview(load_spec(folder_spec)).memory
+    assert isinstance(bound, MemoryBound)
+    assert f"below {bound.bytes / 1e9:.3g} GB a worker" in " ".join(answer.stdout.split())
+    for model in ({}, {"dtype": "float32"}, {"dtype": "float32", "height": 256, "width": 256}):
+        exact = {**folder_spec, "model": {**folder_spec["model"], **model}}
+        found = preview(load_spec(exact)).memory
+        need = preview(load_spec({**exact, "resources": {"gpu_memory_gb": 100}})).memory
+        assert isinstance(found, MemoryBound)
+        assert isinstance(need, MemoryNeed)
+        assert found.bytes > need.bytes
+    large = {**folder_spec, "model": {**folder_spec["model"], "batch_size": 64}}
+    assert isinstance(preview(load_spec(large)).memory, MemoryNeed)
 
 
 def test_a_hub_name_that_is_not_here_is_taken_for_flux():
