@@ -126,17 +126,16 @@ class Chains:
         options: dict[str, Any] = {"num_cpus": task_cpus, "max_retries": 0}
         if labels := context.spec.resources.task_labels:
             options["label_selector"] = dict(labels)
-        self._read = ray.remote(**options)(_read)
-        self._finish = ray.remote(**options)(_finish)
+        # Names of few kinds: Ray counts and exports the tasks of each name for as long as the driver lives.
+        self._read = ray.remote(**options, name="read")(_read)
+        self._finish = ray.remote(**options, name="finish")(_finish)
         self._try_read = ray.remote(**options)(_try_read)
         self._try_finish = ray.remote(**options)(_try_finish)
 
     def start(self, worker: Worker, entry: PlannedShard, isolation: Isolation) -> Attempt:
         """Submit a whole chain; of one with suspects, only what comes before them."""
         count = isolation.parts(entry.samples, self.context.spec.model.batch_size)
-        read, rows, *parts = self._read.options(num_returns=count + 2, name=f"read {entry.shard.id}").remote(
-            self.context_ref, entry, isolation
-        )
+        read, rows, *parts = self._read.options(num_returns=count + 2).remote(self.context_ref, entry, isolation)
         attempt = Attempt(entry, isolation, read, rows, parts)
         for _ in range(count - isolation.suspected(entry.samples)):
             self.generate_next(worker, attempt)
@@ -147,14 +146,14 @@ class Chains:
     def generate_next(self, worker: Worker, attempt: Attempt) -> None:
         """Submit the next part."""
         part = attempt.parts[len(attempt.outputs)]
-        output, summary = worker.actor.generate.options(num_returns=2, name=f"generate {attempt.shard}").remote(part)
+        output, summary = worker.actor.generate.options(num_returns=2).remote(part)
         attempt.outputs.append(output)
         attempt.summaries.append(summary)
 
     def finish(self, attempt: Attempt, isolation: Isolation) -> None:
         """Submit finish; again with the same results, where it met a fault of its own."""
         attempt.finish_at, attempt.moved = None, time.monotonic()
-        attempt.receipt = self._finish.options(name=f"finish {attempt.shard}").remote(
+        attempt.receipt = self._finish.remote(
             self.context_ref, attempt.entry, isolation.unfinishable, self.run, attempt.rows, *attempt.outputs
         )
 
