@@ -25,8 +25,8 @@ class EnsembleSpread(ModelScored):
     scores: ClassVar[tuple[str, ...]] = ("ensemble_abs_rel_spread", "ensemble_correlation")
     measured_with: ClassVar[tuple[str, ...]] = ("estimates", "steps")
 
-    max_spread: float = Field(0.15, ge=0)
-    min_correlation: float = Field(0.45, ge=-1, le=1)
+    max_spread: float = Field(0.1, ge=0)
+    min_correlation: float = Field(0.58, ge=-1, le=1)
     estimates: int = Field(4, ge=2, le=100)
     steps: int = Field(4, ge=1, le=1000)
 

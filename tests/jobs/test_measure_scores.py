@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jobs.measure_scores import as_results, make_joint_samples, separate_pairs, separation_table
+from jobs.measure_scores import as_results, between, make_joint_samples, separate_pairs, separation_table
 from jobs.scoring.separation import Separation, calibrated, columns, rates_table, rejected_share, roc_auc, write_section
 from jointdit.evaluation.scenes import held_out_scenes
 from pipelines.model import load_pipeline
@@ -60,3 +60,12 @@ def test_a_sample_without_a_score_is_the_worst_and_rejected_and_calibration_reje
     assert "| *clean, as rendered* | 101 |  | 0.0 % | 9.9 % |" in table
     assert "| swapped depth | 3 | 1.000, calibration_residual | 100.0 % | 100.0 % |" in table
     assert "Calibrated: max_residual 0.09, min_inlier_ratio 1." in table
+
+
+def test_a_default_is_told_beside_the_scores_that_it_lies_between():
+    lows = {"pure noise": 0.2, "tiles in disorder": 0.3}
+    clean = {"as rendered": {"ensemble_correlation": np.linspace(0.5, 1, 51)}}
+    spoilt = {name: {"ensemble_correlation": np.linspace(low, low + 0.2, 21)} for name, low in lows.items()}
+    text = between(clean, spoilt)
+    assert "2.0 % of clean pictures lie below 0.510 (as rendered); " in text
+    assert "95.0 % of those that nobody can read lie below 0.390 (pure noise), 0.490 (tiles in disorder); " in text
