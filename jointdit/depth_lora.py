@@ -54,23 +54,26 @@ class DepthHalfLora(lora.Linear):
             plain: torch.Tensor = self.base_layer(x, *args, **kwargs)
             return plain
         lora_a, lora_b = self.lora_A[ADAPTER_NAME], self.lora_B[ADAPTER_NAME]
-        half = 0 if self.only_half == "depth" else x.shape[0] // 2
+        rows = x.flatten(0, -2)  # a Linear's output of more dimensions is a view to autograd, which copies what follows
+        first = 0 if self.only_half == "depth" else rows.shape[0] // 2
         if torch.is_grad_enabled() and x.requires_grad:
-            x, adapted = _AllAndLastRows.apply(x, half)
+            rows, adapted = _AllAndLastRows.apply(rows, first)
         else:
-            adapted = x[half:]
-        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
+            adapted = rows[first:]
+        result: torch.Tensor = self.base_layer(rows, *args, **kwargs)
         low_rank = lora_a(self._cast_input_dtype(adapted, lora_a.weight.dtype))
-        scale = self.scaling[ADAPTER_NAME]
+        b, scale = lora_b.weight, self.scaling[ADAPTER_NAME]
+        if torch.is_autocast_enabled(x.device.type):
+            b = b.to(low_rank.dtype)
         # In place on the depth rows: a concatenation would copy the RGB rows of every layer.
-        if low_rank.dtype == lora_b.weight.dtype == result.dtype and result.is_contiguous():
+        if low_rank.dtype == b.dtype == result.dtype and b.device == result.device and result.is_contiguous():
             if torch.is_grad_enabled():
-                updated: torch.Tensor = _AddToLastRows.apply(result, low_rank, lora_b.weight, scale)
-                return updated
-            _add_to_last_rows(result, low_rank, lora_b.weight, scale)
-        else:  # an adapter in higher precision than the base, as in training; autocast
-            result[half:].add_(lora_b(low_rank), alpha=scale)
-        return result
+                result = _AddToLastRows.apply(result, low_rank, b, scale)
+            else:
+                _add_to_last_rows(result, low_rank, b, scale)
+        else:  # an adapter in higher precision than the base; weights that a hook brings when the layer is called
+            result[first:].add_(lora_b(low_rank), alpha=scale)
+        return result.unflatten(0, x.shape[:-1])
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise ModelError(
@@ -97,13 +100,16 @@ class _AllAndLastRows(torch.autograd.Function):
 
 
 def _add_to_last_rows(result: torch.Tensor, low_rank: torch.Tensor, b: torch.Tensor, scale: float) -> None:
-    """result (n, ..., O) += scale * low_rank (m, ..., r) @ b (O, r)^T in its last m rows; one product, no temporary."""
-    rows = result[result.shape[0] - low_rank.shape[0] :]
-    rows.view(-1, rows.shape[-1]).addmm_(low_rank.flatten(0, -2), b.t(), alpha=scale)
+    """result (n, O) += scale * low_rank (m, r) @ b (O, r)^T in its last m rows; one product, no temporary."""
+    result[result.shape[0] - low_rank.shape[0] :].addmm_(low_rank, b.t(), alpha=scale)
 
 
 class _AddToLastRows(torch.autograd.Function):
-    """The same where gradients are wanted. Autograd's own way back through rows changed in place copies them twice."""
+    """The same where gradients are wanted.
+
+    Autograd's own way back through rows changed in place copies the whole gradient twice, and so it does for a function
+    whose `result` is a view: it must be what the product itself made.
+    """
 
     @staticmethod
     def forward(ctx: Any, result: torch.Tensor, low_rank: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
@@ -117,9 +123,9 @@ class _AddToLastRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         low_rank, b = ctx.saved_tensors
-        rows = gradient[gradient.shape[0] - low_rank.shape[0] :].flatten(0, -2)
-        to_low_rank = torch.mm(rows, b).mul_(ctx.scale).view_as(low_rank)
-        to_b = torch.mm(low_rank.flatten(0, -2).t(), rows).mul_(ctx.scale).t()
+        rows = gradient[gradient.shape[0] - low_rank.shape[0] :]
+        to_low_rank = torch.mm(rows, b).mul_(ctx.scale)
+        to_b = torch.mm(low_rank.t(), rows).mul_(ctx.scale).t()
         return gradient, to_low_rank, to_b, None
 
 

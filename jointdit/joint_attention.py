@@ -41,15 +41,14 @@ class JointProjection(nn.Linear):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """In the weight's own precision, which may be higher than the base network's while the adapter trains."""
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+    def forward(self, x: torch.Tensor, source: int | None = None, target: int | None = None) -> torch.Tensor:
+        """In the weight's own precision, which may be higher than the base network's while the adapter trains.
 
-    def share(self, x: torch.Tensor, source: int, target: int) -> torch.Tensor:
-        """What one half's result x (B, L, C) adds to the output of a half, (B, L, C); halves are 0 RGB, 1 depth.
-
-        The shares of both halves make `forward`'s output; the bias is in the share of the other half.
+        With source and target, halves that are 0 RGB and 1 depth: what the source's result x (B, L, C) adds to the
+        target's output, (B, L, C). These shares of both halves make the whole; the bias is in that of the other half.
         """
+        if source is None or target is None:
+            return super().forward(x.to(self.weight.dtype)).to(x.dtype)
         width = x.shape[-1]
         rows, columns = (slice(half * width, (half + 1) * width) for half in (target, source))
         bias = self.bias[rows] if source != target else None
@@ -111,7 +110,7 @@ class JointFluxAttnProcessor:
         if condition is not None and condition.key is not None and condition.value is not None:
             cross_attended = self._attend(query, condition.key, condition.value, attention_mask)
             half = condition.generated
-            joint = condition.joint + attn.joint_proj.share(cross_attended, source=half, target=half)  # (B, L, C)
+            joint = condition.joint + attn.joint_proj(cross_attended, source=half, target=half)  # (B, L, C)
             attended = torch.addcmul(attended, joint, joint_weights.to(joint.dtype)[:, None, None])
         else:
             attended = self.connect(attn, query, key, value, attended, joint_weights, attention_mask, condition)
@@ -143,7 +142,7 @@ class JointFluxAttnProcessor:
             # Copies, which do not hold on to the other half's memory.
             condition.key, condition.value = (x.chunk(2)[condition.given].clone() for x in (key, value))
             told = crossed[condition.given]
-            condition.joint = attn.joint_proj.share(told, source=condition.given, target=condition.generated)
+            condition.joint = attn.joint_proj(told, source=condition.given, target=condition.generated)
         halves_first = joint.unflatten(-1, (2, -1)).movedim(-2, 0)  # (2, B, L, C), a view
         weights = joint_weights.to(joint.dtype).view(2, -1, 1, 1)
         return torch.addcmul(self_attended.unflatten(0, (2, -1)), halves_first, weights).flatten(0, 1)

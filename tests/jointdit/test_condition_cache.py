@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 
 from jointdit import denoise
 from jointdit.condition_cache import ConditionCache, Half
@@ -73,6 +74,26 @@ def test_half_a_forward_is_the_whole_one_where_nothing_changed(golden, given, ma
     inputs["hidden_states"][rows] = 0
     assert torch.equal(model(**inputs, condition_cache=cache).sample, again)
     assert not torch.allclose(model(**inputs).sample, plain, atol=1e-3, rtol=0), "the adapter is whole again"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("given", ["rgb", "depth"])
+def test_weights_that_come_to_each_layer_as_it_is_called_give_the_same(golden, given):
+    """Sequential offload: outside of a layer's own call its weights are on the meta device."""
+    model, io = golden.network(), golden.tensors("sample_a")
+    inputs = forward_inputs(io, given, 0.7)
+
+    def whole_and_half():
+        cache = ConditionCache(given)
+        whole = model(**inputs, condition_cache=cache).sample
+        cache.reuse = True
+        return whole, model(**inputs, condition_cache=cache).sample
+
+    plain = whole_and_half()
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    for found, expected in zip(whole_and_half(), plain, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("task", list(TASKS))

@@ -46,6 +46,29 @@ def test_gradients_are_those_of_the_formula():
         torch.testing.assert_close(ours, formula)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_nothing_is_copied_on_the_way_back(autocast):
+    """Autograd copies the whole gradient, twice, where a view was changed in place: CopySlices."""
+    layer = DepthHalfLora(nn.Linear(6, 5).requires_grad_(False), rank=2)
+    nn.init.normal_(layer.lora_B["depth"].weight)
+    x = torch.randn(4, 3, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = layer(x)
+    names, nodes = set(), [output.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names.add(node.name())
+        nodes += [parent for parent, _ in node.next_functions if parent is not None]
+    assert "_AddToLastRowsBackward" in names
+    assert not any("CopySlices" in name for name in names)
+    leaves = (x, layer.lora_A["depth"].weight, layer.lora_B["depth"].weight)
+    got = torch.autograd.grad(output.float().sum(), leaves)
+    formula = layer.base_layer(x).sum() + 0.5 * (x[2:] @ leaves[1].T @ leaves[2].T).sum()
+    expected = torch.autograd.grad(formula, leaves)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.1 if autocast else 1e-5)
+
+
 def make_shared() -> nn.Module:
     model = nn.ModuleDict({name: nn.Linear(6, 4) for name in "qkv"})
     add_depth_lora(model, {"qkv": ("q", "k", "v")}, {"qkv": 2})
