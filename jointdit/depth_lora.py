@@ -63,7 +63,7 @@ class DepthHalfLora(lora.Linear):
         result: torch.Tensor = self.base_layer(rows, *args, **kwargs)
         low_rank = lora_a(self._cast_input_dtype(adapted, lora_a.weight.dtype))
         b, scale = lora_b.weight, self.scaling[ADAPTER_NAME]
-        if torch.is_autocast_enabled(x.device.type):
+        if low_rank.dtype != lora_a.weight.dtype:  # autocast
             b = b.to(low_rank.dtype)
         # In place on the depth rows: a concatenation would copy the RGB rows of every layer.
         if low_rank.dtype == b.dtype == result.dtype and b.device == result.device and result.is_contiguous():
