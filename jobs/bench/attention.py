@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.nn import functional
 
-from jobs.bench.frame import Line, Reach, Settings, Side, Spread, Turn, alternate, timed
+from jobs.bench.frame import Line, Reach, Settings, Side, Spread, Turn, timed
 from jobs.bench.networks import (
     CONFIG,
     TEXT_TOKENS,
-    PeakMemory,
     check_equal,
     fill_adapter,
     networks,
+    take_turns,
     use_all_cores,
     width,
 )
 from jointdit.joint_attention import joint_weights
+from jointdit.tensor_memory import TensorMemory
 
 IMAGE_TOKENS = (256, 1024, 4096)
 SHARES = {256: 0.2, 1024: 0.3, 4096: 0.5}
@@ -30,31 +31,27 @@ def measure(settings: Settings) -> Iterator[Line]:
     cores = use_all_cores(settings.quick)
     attn = _layer()
     for tokens in IMAGE_TOKENS[: 1 if settings.quick else None]:
-        ours, obvious = _ours(attn, tokens), _obvious(attn, tokens)
+        tensors = _tensors(tokens)
+        ours, obvious = _ours(attn, tensors), _obvious(attn, tensors)
         with torch.no_grad():
             same = check_equal("the result", ours(), obvious())
-        found = alternate(
-            _side(ours),
-            _side(obvious),
-            pairs=2 if settings.quick else 25,
-            seconds=settings.seconds * SHARES[tokens],
-            warm_up=not settings.quick,
-        )
+        found = take_turns(settings, _side(ours), _side(obvious), SHARES[tokens], pairs=60)
         how = (
             f"2 pairs, {tokens} image and {TEXT_TOKENS} text tokens, width {width()}, float32, {cores} threads; "
             f"same results within {same:.1g}"
         )
         yield found.line(f"joint connection, {tokens} image tokens", "s", Reach("at most", 1.0), [how])
-        yield peak_line(f"its memory, {tokens} image tokens", ours, obvious)
+        yield peak_line(f"its memory, {tokens} image tokens", ours, obvious, [*tensors, *attn.parameters()])
 
 
-def peak_line(what: str, ours: Connect, theirs: Connect) -> Line:
-    """Peak memory in MB of tensors that either way makes, beside its input."""
+def peak_line(what: str, ours: Connect, theirs: Connect, given: Sequence[torch.Tensor]) -> Line:
+    """Peak memory in MB of tensors that either way makes, beside what it is given: inputs and weights."""
     peaks = []
     for way in (ours, theirs):
-        with torch.no_grad(), PeakMemory() as memory:
+        with torch.no_grad(), TensorMemory() as memory:
+            before = memory.hold(given)
             way()
-        peaks.append(memory.peak / 1e6)
+        peaks.append((memory.peak - before) / 1e6)
     ratio = peaks[0] / peaks[1]
     spreads = [Spread.of([value]) for value in (*peaks, ratio)]
     return Line(what, "MB", spreads[0], spreads[2], spreads[1], Reach("at most", 1.0), {"calls": 1})
@@ -77,14 +74,13 @@ def _tensors(tokens: int) -> tuple[torch.Tensor, ...]:
     return query, key, value, attended, joint_weights(torch.tensor([0.3, 0.9, 0.8, 0.2]))
 
 
-def _ours(attn: torch.nn.Module, tokens: int) -> Connect:
-    tensors = _tensors(tokens)
+def _ours(attn: torch.nn.Module, tensors: tuple[torch.Tensor, ...]) -> Connect:
     return lambda: attn.processor.connect(attn, *tensors)  # type: ignore[union-attr, operator]
 
 
-def _obvious(attn: torch.nn.Module, tokens: int) -> Connect:
+def _obvious(attn: torch.nn.Module, tensors: tuple[torch.Tensor, ...]) -> Connect:
     """Two attention calls on the halves, the joint Linear, and a sum that is put together again."""
-    query, key, value, attended, weights = _tensors(tokens)
+    query, key, value, attended, weights = tensors
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         out = functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))

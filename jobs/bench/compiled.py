@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
-from jobs.bench.frame import Line, Settings, Side, Turn, alternate, timed
-from jobs.bench.networks import check_equal, fill_adapter, inputs, networks, use_all_cores, width
+from jobs.bench.frame import Line, Settings, timed
+from jobs.bench.networks import (
+    check_equal,
+    fill_adapter,
+    forward_side,
+    inputs,
+    networks,
+    take_turns,
+    use_all_cores,
+    width,
+)
 
 TOKENS = 1024
 
@@ -25,19 +33,9 @@ def measure(settings: Settings) -> Iterator[Line]:
     with torch.no_grad():
         first, velocity = timed(lambda: compiled(**given).sample)
         same = check_equal("the velocity", velocity, eager(**given).sample)
-    pairs = 2 if settings.quick else 15
-    found = alternate(_side(compiled, given), _side(eager, given), pairs=pairs, seconds=settings.seconds / 2)
+    found = take_turns(settings, forward_side(compiled, given), forward_side(eager, given), 0.5)
     notes = [
         f"the first forward compiles and takes {first:.0f} s; one pair, width {width()}, float32, {cores} threads; "
         f"same velocities within {same:.1g}"
     ]
     yield found.line(f"forward, {len(given['img_ids'])} image tokens", "s", None, notes)
-
-
-def _side(model: Callable[..., Any], given: dict[str, Any]) -> Side:
-    def side() -> Turn:
-        with torch.no_grad():
-            seconds, output = timed(lambda: model(**given).sample)
-        return Turn(seconds, {"rows": len(output), "velocities": output.numel()})
-
-    return side

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from jobs.bench.attention import peak_line
-from jobs.bench.frame import Line, Reach, Settings, Side, Turn, alternate, timed
-from jobs.bench.networks import LORA_RANK, TEXT_TOKENS, check_equal, use_all_cores, width
+from jobs.bench.frame import Line, Reach, Settings, Side, Turn, timed
+from jobs.bench.networks import LORA_RANK, TEXT_TOKENS, check_equal, take_turns, use_all_cores, width
 from jointdit.depth_lora import ADAPTER_NAME, LORA_SCALE, DepthHalfLora
 
 IMAGE_TOKENS = (256, 1024, 4096)
@@ -32,15 +32,14 @@ def measure(settings: Settings) -> Iterator[Line]:
             f"2 pairs, {tokens} image and {TEXT_TOKENS} text tokens, {width()} -> {3 * width()}, rank {LORA_RANK}, "
             f"float32, {cores} threads; same results within {same:.1g}"
         ]
-        pairs, seconds = 2 if settings.quick else 25, settings.seconds * SHARES[tokens]
         for backward in (False, True):
-            sides = [_side(way, x, layer, backward) for way in ways]
-            found = alternate(*sides, pairs=pairs, seconds=seconds, warm_up=not settings.quick)
+            ours, theirs = (_side(way, x, layer, backward) for way in ways)
+            found = take_turns(settings, ours, theirs, SHARES[tokens], pairs=60)
             what = "forward and backward" if backward else "forward"
             yield found.line(f"LoRA, {what}, {tokens} image tokens", "s", Reach("at most", 1.0), notes)
             notes = []
-        ours, theirs = (lambda way=way, x=x: way(x) for way in ways)
-        yield peak_line(f"its memory, {tokens} image tokens", ours, theirs)
+        run, obvious = (lambda way=way, x=x: way(x) for way in ways)
+        yield peak_line(f"its memory, {tokens} image tokens", run, obvious, [x, *layer.parameters()])
 
 
 def _obvious(layer: DepthHalfLora) -> Way:

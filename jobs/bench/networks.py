@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import copy
 import os
-import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
-from jobs.bench.frame import Spread
+from jobs.bench.frame import Line, Pairs, Reach, Settings, Side, Spread, Turn, alternate, timed
 from jointdit.errors import PermanentError
 from jointdit.latents import image_position_ids, text_position_ids
 from jointdit.transformer import JointDiTTransformer2DModel
@@ -91,37 +90,43 @@ def check_equal(what: str, ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return difference
 
 
-def scaled(spread: Spread, factor: float) -> Spread:
-    """A spread in another unit."""
-    return Spread(spread.median * factor, spread.low * factor, spread.high * factor, spread.count)
+def forward_side(model: Callable[..., Any], given: dict[str, Any]) -> Side:
+    """A forward of a network without gradients."""
+
+    def side() -> Turn:
+        with torch.no_grad():
+            seconds, output = timed(lambda: model(**given).sample)
+        return Turn(seconds, {"rows": len(output), "velocities": output.numel()})
+
+    return side
 
 
-class PeakMemory(TorchDispatchMode):
-    """The most bytes that tensors made within it held at once, views and in-place results not counted again."""
+def take_turns(settings: Settings, ours: Side, theirs: Side, share: float, pairs: int = 15) -> Pairs:
+    """Two sides by turns, in a share of the bench's seconds; two pairs without a warm-up where it is to be quick."""
+    return alternate(
+        ours,
+        theirs,
+        pairs=2 if settings.quick else pairs,
+        seconds=settings.seconds * share,
+        warm_up=not settings.quick,
+    )
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._held = 0
-        self._known: set[int] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and look at the storages of its results."""
-        kwargs = kwargs or {}
-        before = {x.untyped_storage()._cdata for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)}
-        result = func(*args, **kwargs)
-        for x in tree_iter(result):
-            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in before | self._known:
-                self._take(x.untyped_storage())
-        return result
-
-    def _take(self, storage: torch.UntypedStorage) -> None:
-        name, size = storage._cdata, storage.nbytes()
-        self._known.add(name)
-        self._held += size
-        self.peak = max(self.peak, self._held)
-        weakref.finalize(storage, self._release, name, size)
-
-    def _release(self, name: int, size: int) -> None:
-        self._known.discard(name)
-        self._held -= size
+def over_operations(
+    found: Pairs, tokens: int, operations: tuple[int, int], limit: float, counted: str, how: str
+) -> Line:
+    """The line of times over operations (ours, FLUX's). counted: what is said of them; how: the settings."""
+    ours, flux = operations
+    line = found.line(
+        f"time over operations, {tokens} image tokens",
+        "s",
+        Reach("at most", limit),
+        [
+            f"operations: {ours / 1e9:.1f} G, FLUX {flux / 1e9:.1f} G, so {ours / flux:.3f} times{counted}",
+            f"time: {found.ratio.median:.3f} times FLUX's ({found.ratio.low:.3f} to {found.ratio.high:.3f})",
+            how,
+        ],
+    )
+    ratio, factor = found.ratio, flux / ours
+    figure = Spread(ratio.median * factor, ratio.low * factor, ratio.high * factor, ratio.count)
+    return replace(line, figure=figure)

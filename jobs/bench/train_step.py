@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from jobs.bench.frame import Line, Reach, Settings, Side, Turn, alternate, timed
-from jobs.bench.networks import check_equal, fill_adapter, inputs, networks, scaled, use_all_cores, width
+from jobs.bench.frame import Line, Settings, Side, Turn, timed
+from jobs.bench.networks import (
+    check_equal,
+    fill_adapter,
+    inputs,
+    networks,
+    over_operations,
+    take_turns,
+    use_all_cores,
+    width,
+)
 from jointdit.errors import PermanentError
 from jointdit.flops import operation_counter
 from jointdit.flow_matching import joint_flow_matching_loss
@@ -35,26 +43,16 @@ def measure(settings: Settings) -> Iterator[Line]:
         with torch.no_grad():
             check_equal("the velocity", ours(**given).sample, flux(**given).sample)
         fill_adapter(ours)
-        counts = [operations(model, given) for model in (ours, flux)]
-        found = alternate(
-            _side(ours, given, target),
-            _side(flux, given, target),
-            pairs=2 if settings.quick else 15,
-            seconds=settings.seconds * SHARES[tokens],
-            warm_up=not settings.quick,
+        counts = (operations(ours, given), operations(flux, given))
+        found = take_turns(settings, _side(ours, given, target), _side(flux, given, target), SHARES[tokens])
+        yield over_operations(
+            found,
+            tokens,
+            counts,
+            1.1,
+            ", by PyTorch's counter (attention's backward without what it computes again)",
+            f"trained parameters: {trained:,}, FLUX {alike:,}; one pair, width {width()}, float32, {cores} threads",
         )
-        line = found.line(
-            f"time over operations, {tokens} image tokens",
-            "s",
-            Reach("at most", 1.1),
-            [
-                f"operations: {counts[0] / 1e9:.1f} G, FLUX {counts[1] / 1e9:.1f} G, so {counts[0] / counts[1]:.3f} "
-                "times, by PyTorch's counter (attention's backward without what it computes again)",
-                f"time: {found.ratio.median:.3f} times FLUX's ({found.ratio.low:.3f} to {found.ratio.high:.3f})",
-                f"trained parameters: {trained:,}, FLUX {alike:,}; one pair, width {width()}, float32, {cores} threads",
-            ],
-        )
-        yield replace(line, figure=scaled(found.ratio, counts[1] / counts[0]))
 
 
 def train_as_many(flux: FluxTransformer2DModel, wanted: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from diffusers import FluxTransformer2DModel
 
@@ -27,20 +29,34 @@ def base_loss(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Flow matching loss of a batch drawn from packed latents (N, tokens, 64)."""
-    index = torch.randint(len(latents), (batch_size,), generator=generator)
-    clean = latents[index].float()
-    noise = torch.randn(clean.shape, generator=generator)
-    t = base_timesteps(batch_size, generator)
-    states, pooled = text.encode(index, drop, generator)
+    drawn = draw_pictures(latents, batch_size, generator)
+    states, pooled = text.encode(drawn.places, drop, generator)
     prediction = flux(
-        hidden_states=add_noise(clean, noise, t),
-        timestep=t,
+        hidden_states=add_noise(drawn.clean, drawn.noise, drawn.t),
+        timestep=drawn.t,
         encoder_hidden_states=states,
         pooled_projections=pooled,
-        img_ids=square_position_ids(clean.shape[1]),
+        img_ids=square_position_ids(drawn.clean.shape[1]),
         txt_ids=text_position_ids(states.shape[1]),
     ).sample
-    return joint_flow_matching_loss(prediction, velocity_target(clean, noise))
+    return joint_flow_matching_loss(prediction, velocity_target(drawn.clean, drawn.noise))
+
+
+class DrawnPictures(NamedTuple):
+    """A batch of one modality."""
+
+    places: torch.Tensor  # (B,) which of the latents they are
+    clean: torch.Tensor  # (B, N, C) packed latents, float32
+    noise: torch.Tensor  # (B, N, C)
+    t: torch.Tensor  # (B,) noise levels
+
+
+def draw_pictures(latents: torch.Tensor, batch_size: int, generator: torch.Generator) -> DrawnPictures:
+    """Pictures of packed latents (M, N, C), each with its noise and noise level."""
+    places = torch.randint(len(latents), (batch_size,), generator=generator)
+    clean = latents[places].float()
+    noise = torch.randn(clean.shape, generator=generator)
+    return DrawnPictures(places, clean, noise, base_timesteps(batch_size, generator))
 
 
 def base_timesteps(n: int, generator: torch.Generator) -> torch.Tensor:

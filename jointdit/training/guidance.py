@@ -11,7 +11,7 @@ from diffusers import FluxTransformer2DModel
 
 from jointdit.flow_matching import add_noise, joint_flow_matching_loss
 from jointdit.latents import text_position_ids
-from jointdit.training.base import base_timesteps, square_position_ids
+from jointdit.training.base import draw_pictures, square_position_ids
 from jointdit.training.text import CaptionEncoder
 
 LOWEST, HIGHEST = 1.0, 6.0  # guidance drawn evenly; 1 is the teacher without any
@@ -39,10 +39,7 @@ def guidance_loss(
     """Mean squared distance to the teacher's guided velocity, empty + guidance (prompt - empty); a batch drawn from
     packed latents (N, tokens, 64). With a dropped caption the two are one, and guidance must not change anything.
     """
-    index = torch.randint(len(latents), (batch_size,), generator=generator)
-    clean = latents[index].float()
-    noise = torch.randn(clean.shape, generator=generator)
-    t = base_timesteps(batch_size, generator)
+    index, clean, noise, t = draw_pictures(latents, batch_size, generator)
     guidance = LOWEST + (HIGHEST - LOWEST) * torch.rand(batch_size, generator=generator)
     noisy = add_noise(clean, noise, t)
     ids = {"img_ids": square_position_ids(clean.shape[1])}

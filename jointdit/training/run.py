@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
@@ -25,12 +27,12 @@ from jointdit.training.data import RenderedScenes, load_cache, render_cache
 from jointdit.training.guidance import guidance_loss, with_guidance_embedding
 from jointdit.training.joint import joint_loss
 from jointdit.training.latent_cache import cached_latents
-from jointdit.training.loop import fit
+from jointdit.training.loop import LossFunction, Report, fit
 from jointdit.training.spec import ScenesSpec, TrainSpec
 from jointdit.training.text import CaptionEncoder
 from jointdit.transformer import JointDiTTransformer2DModel
 
-Report = Callable[[str], None]
+Stage = Literal["vae", "decoder", "base", "guidance", "joint"]  # the spec has settings of each by its name
 
 
 def train(spec: TrainSpec, report: Report = print, every: int = 50) -> Path:
@@ -98,32 +100,16 @@ def train_autoencoder(
     spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScenes, report: Report, every: int = 50
 ) -> None:
     """Stage 1, ending with standardised latents; the VAE is frozen afterwards."""
-    finished = spec.output / "vae-finished.safetensors"
-    named = list(vae.named_parameters())
-    if not read_finished(finished, named):
-
-        def loss(generator: torch.Generator) -> torch.Tensor:
-            return vae_loss(vae, scenes, spec.vae.batch_size, generator)
-
-        fit("vae", spec.vae, named, loss, spec.output, spec.seed, report, every)
-        standardise_latents(vae, scenes)
-        write_finished(finished, named)
+    loss = partial(vae_loss, vae, scenes, spec.vae.batch_size)
+    standardise = partial(standardise_latents, vae, scenes)
+    train_stage("vae", spec, list(vae.named_parameters()), loss, report, every, standardise)
     vae.requires_grad_(False).eval()
 
 
 def train_decoder(spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScenes, report: Report, every: int = 50) -> None:
     """Stage 1b: the decoder alone; the latents stay as they are."""
-    finished = spec.output / "decoder-finished.safetensors"
     named = [(name, p) for name, p in vae.named_parameters() if name.startswith(("decoder.", "post_quant_conv."))]
-    if not read_finished(finished, named):
-        for _, parameter in named:
-            parameter.requires_grad_(True)
-
-        def loss(generator: torch.Generator) -> torch.Tensor:
-            return decoder_loss(vae, scenes, spec.decoder.batch_size, generator)
-
-        fit("decoder", spec.decoder, named, loss, spec.output, spec.seed, report, every)
-        write_finished(finished, named)
+    train_stage("decoder", spec, named, partial(decoder_loss, vae, scenes, spec.decoder.batch_size), report, every)
     vae.requires_grad_(False)
 
 
@@ -136,16 +122,10 @@ def train_base(
     every: int = 50,
 ) -> None:
     """Stage 2; network and text encoders are frozen afterwards."""
-    finished = spec.output / "base-finished.safetensors"
     modules = {"transformer": flux, "text_encoder": text.clip, "text_encoder_2": text.t5}
     named = [(f"{key}.{name}", p) for key, module in modules.items() for name, p in module.named_parameters()]
-    if not read_finished(finished, named):
-
-        def loss(generator: torch.Generator) -> torch.Tensor:
-            return base_loss(flux, rgb, text, spec.base.batch_size, spec.text_drop, generator)
-
-        fit("base", spec.base, named, loss, spec.output, spec.seed, report, every)
-        write_finished(finished, named)
+    loss = partial(base_loss, flux, rgb, text, spec.base.batch_size, spec.text_drop)
+    train_stage("base", spec, named, loss, report, every)
     for module in modules.values():
         module.requires_grad_(False).eval()
 
@@ -159,16 +139,9 @@ def train_guidance(
     every: int = 50,
 ) -> FluxTransformer2DModel:
     """Stage 3: a copy of the base that takes guidance as a number, as FLUX.1-dev; frozen afterwards."""
-    finished = spec.output / "guidance-finished.safetensors"
-    guided = with_guidance_embedding(flux).requires_grad_(True)
-    named = list(guided.named_parameters())
-    if not read_finished(finished, named):
-
-        def loss(generator: torch.Generator) -> torch.Tensor:
-            return guidance_loss(guided, flux, rgb, text, spec.guidance.batch_size, spec.text_drop, generator)
-
-        fit("guidance", spec.guidance, named, loss, spec.output, spec.seed, report, every)
-        write_finished(finished, named)
+    guided = with_guidance_embedding(flux)
+    loss = partial(guidance_loss, guided, flux, rgb, text, spec.guidance.batch_size, spec.text_drop)
+    train_stage("guidance", spec, list(guided.named_parameters()), loss, report, every)
     return guided.requires_grad_(False).eval()
 
 
@@ -182,15 +155,31 @@ def train_joint(
     every: int = 50,
 ) -> None:
     """Stage 4: the adapter's parameters only."""
-    finished = spec.output / "joint-finished.safetensors"
-    named = list(transformer.adapter_named_parameters())
-    if not read_finished(finished, named):
+    loss = partial(joint_loss, transformer, rgb, disparity, text, spec.joint.batch_size, spec.text_drop)
+    train_stage("joint", spec, list(transformer.adapter_named_parameters()), loss, report, every)
 
-        def loss(generator: torch.Generator) -> torch.Tensor:
-            return joint_loss(transformer, rgb, disparity, text, spec.joint.batch_size, spec.text_drop, generator)
 
-        fit("joint", spec.joint, named, loss, spec.output, spec.seed, report, every)
-        write_finished(finished, named)
+def train_stage(
+    stage: Stage,
+    spec: TrainSpec,
+    named: NamedParameters,
+    loss: LossFunction,
+    report: Report,
+    every: int,
+    afterwards: Callable[[], None] = lambda: None,
+) -> None:
+    """Optimise the named parameters in place, or read them where the stage is finished.
+
+    afterwards: what belongs to the stage when the optimisation has ended.
+    """
+    finished = spec.output / f"{stage}-finished.safetensors"
+    if read_finished(finished, named):
+        return
+    for _, parameter in named:
+        parameter.requires_grad_(True)
+    fit(stage, getattr(spec, stage), named, loss, spec.output, spec.seed, report, every)
+    afterwards()
+    write_finished(finished, named)
 
 
 def write_finished(file: Path, named: NamedParameters) -> None:
