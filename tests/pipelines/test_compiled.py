@@ -26,7 +26,24 @@ def test_compiled_blocks_give_the_same_depth() -> None:
         arguments = {"image": list(pictures[:rows]), "task": "depth", "seeds": list(range(rows))}
         ours, theirs = (pipe(**arguments, num_inference_steps=4, rgb_refresh=refresh) for pipe in (compiled, plain))
         np.testing.assert_allclose(ours.disparity, theirs.disparity, atol=2e-3, rtol=0)
+    words = {"prompt": "a red cube on a blue floor", "seeds": [5]}
+    given = {"task": "depth-to-image", "disparity": np.linspace(0, 1, 128, dtype=np.float32)[:, None].repeat(128, 1)}
+    for arguments in (words | {"task": "joint"}, words | given):
+        ours, theirs = (pipe(**arguments, num_inference_steps=4) for pipe in (compiled, plain))
+        np.testing.assert_allclose(ours.disparity, theirs.disparity, atol=2e-3, rtol=0)
+        np.testing.assert_allclose(ours.rgb.astype(int), theirs.rgb, atol=2, rtol=0)
     assert not torch._dynamo.utils.counters["graph_break"], "blocks are compiled whole"
+
+
+@pytest.mark.timeout(900)
+def test_compiled_blocks_in_bfloat16_are_as_near_to_float32_as_plain_ones() -> None:
+    """A compiled block rounds at other places than a plain one: neither may be the worse for it."""
+    torch._dynamo.reset()
+    picture = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    specs = (ModelSpec(dtype="float32"), ModelSpec(dtype="bfloat16"), ModelSpec(dtype="bfloat16", compile=True))
+    arguments = {"image": picture, "task": "depth", "seeds": [1], "num_inference_steps": 4}
+    exact, plain, compiled = (load_pipeline(spec, "cpu")(**arguments).disparity for spec in specs)
+    assert 0 < np.abs(compiled - exact).mean() < 1.5 * np.abs(plain - exact).mean()
 
 
 def test_a_machine_without_a_compiler_is_told_before_any_row(monkeypatch: pytest.MonkeyPatch) -> None:
