@@ -2,6 +2,7 @@
 
     frame.py      two sides by turns, medians with spread, ratios, reach; fails if the sides did different work
     record.py     what a bench found, with machine and commit, as JSON and as the table in jobs/BENCH.md
+    tried.py      of what is not reached: what holds it, and what was tried
     machine.py    which machine, which versions, which commit
     command.py    `jointdit bench`
     the others    one file a bench, each with `measure(settings)`, which yields lines of the table as it has them
@@ -29,15 +30,15 @@ class Bench:
 _LOOP = "the bare loop of the same model on the same batches"
 
 BENCHES = {
-    "pipeline": Bench("pipeline", "rows/s of a whole job, warm, tiny model, one worker", _LOOP, 170),
+    "pipeline": Bench("pipeline", "rows/s of a whole job, warm, tiny model, one worker", _LOOP, 180),
     "gpu-like": Bench("gpu_like", "the same with a model that waits as a GPU would, 512 x 512", "waiting alone", 220),
-    "raydata": Bench("raydata", "rows/s of the same job", "the same job on Ray Data", 130),
+    "raydata": Bench("raydata", "rows/s of the same job", "the same job on Ray Data", 160),
     "finish": Bench("finish", "rows/s that one core scores, encodes and writes at 512 x 512", "a GPU's 0.3 rows/s", 30),
     "plan": Bench("plan", "rows/s and memory of a plan of 100 million rows", "-", 60),
     "resume": Bench("resume", "seconds until a driver knows what is left of 100 k shards", "with a roll-up", 150),
     "resume-million": Bench("resume_million", "the same of a million shards", "with a roll-up", 240, False),
     "driver": Bench("driver", "CPU time and memory that the driver takes a shard", "-", 60),
-    "startup": Bench("startup", "seconds until `jointdit --help` and `plan` have answered", "python -c pass", 30),
+    "startup": Bench("startup", "seconds until `jointdit --help` and `plan` have answered", "python -c pass", 20),
     "forward": Bench(
         "forward",
         "the network's forward pass, time over operations, at 256, 1,024 and 4,096 image tokens",

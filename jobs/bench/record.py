@@ -1,6 +1,7 @@
 """What a bench found, with machine and commit: as JSON, as text, and as jobs/BENCH.md.
 
-jobs/BENCH.json holds the last result of each bench, and BENCH.md is written from it: no figure in it is typed.
+jobs/BENCH.json holds the last result of each bench, and BENCH.md is written from it: no figure in it is typed, but for
+those in what was tried for a line that is not reached (tried.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from jobs.bench import BENCHES
 from jobs.bench.frame import Line, Reach, Spread
+from jobs.bench.tried import tried
 
 FOLDER = Path(__file__).parents[1]
 SIGNS = {"at least": "≥", "at most": "≤"}
@@ -96,6 +98,8 @@ def markdown(results: Sequence[Result], command: str) -> str:
         for line in result.lines:
             parts.append(f"- {line.what}: {_work(line.work)}{_repetitions(line)}")
             parts += [f"  - {note}" for note in line.notes]
+            if line.reached is False:
+                parts += [f"  - not reached: {fact}" for fact in tried(result.name, line.what)]
         parts.append("")
     parts.append("## The machine\n")
     for number, each in enumerate({json.dumps(result.machine, sort_keys=True): result for result in results}.values()):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from jobs.bench import BENCHES
 from jobs.bench.frame import Line, Reach, Spread, Turn, alternate, check_same_work, repeat, slope
 from jobs.bench.record import Result, cells, markdown, number, read_results, write_results
 from jobs.bench.running import json_alone
+from jobs.bench.tried import TRIED, tried
 from jobs.cli import main
 from jointdit.errors import PermanentError
 
@@ -96,6 +98,17 @@ def test_results_are_kept_and_the_table_written_from_them(tmp_path):
     assert "a CPU, 2 cores" in text
     assert cells(first.lines[1])[-3:] == ("1 (0.95 to 1.05)", "", "")
     assert markdown([first], "x") == markdown([first], "x")
+
+
+def test_what_was_tried_stands_below_a_line_that_is_not_reached_and_below_no_other():
+    reached = result_of("raydata")
+    slow = replace(reached.lines[0], what="one worker, to the last file", reach=Reach("at least", 2.0))
+    fact = tried("raydata", slow.what)[0]
+    assert f"  - not reached: {fact}" in markdown([replace(reached, lines=(slow,))], "x")
+    fast = replace(slow, reach=Reach("at least", 0.5))
+    assert "not reached" not in markdown([replace(reached, lines=(fast,))], "x")
+    lines = [(bench, begin) for bench, facts in TRIED.items() for begin in facts]
+    assert all(bench in BENCHES for bench, _ in lines)
 
 
 def test_the_list_names_every_bench_and_each_has_its_file(capsys):
