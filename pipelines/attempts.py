@@ -129,19 +129,35 @@ class Chains:
         # Names of few kinds: Ray counts and exports the tasks of each name for as long as the driver lives.
         self._read = ray.remote(**options, name="read")(_read)
         self._finish = ray.remote(**options, name="finish")(_finish)
+        self._ahead: dict[str, tuple[Isolation, list[Any]]] = {}  # shard -> what its read was submitted with, and gives
         self._try_read = ray.remote(**options)(_try_read)
         self._try_finish = ray.remote(**options)(_try_finish)
 
+    def read_ahead(self, entries: Sequence[tuple[PlannedShard, Isolation]]) -> None:
+        """Submit the reads of shards that no worker has yet, and let go of those that are not among them any more."""
+        before, self._ahead = self._ahead, {}
+        for entry, isolation in entries:
+            known = before.get(entry.shard.id)
+            if known is None or known[0] != isolation:
+                known = isolation, self._submit_read(entry, isolation)
+            self._ahead[entry.shard.id] = known
+
     def start(self, worker: Worker, entry: PlannedShard, isolation: Isolation) -> Attempt:
-        """Submit a whole chain; of one with suspects, only what comes before them."""
-        count = isolation.parts(entry.samples, self.context.spec.model.batch_size)
-        read, rows, *parts = self._read.options(num_returns=count + 2).remote(self.context_ref, entry, isolation)
+        """Submit a whole chain, or what is missing of it; of one with suspects, only what comes before them."""
+        before, found = self._ahead.pop(entry.shard.id, (isolation, None))
+        read, rows, *parts = found if found and before == isolation else self._submit_read(entry, isolation)
         attempt = Attempt(entry, isolation, read, rows, parts)
-        for _ in range(count - isolation.suspected(entry.samples)):
+        for _ in range(len(parts) - isolation.suspected(entry.samples)):
             self.generate_next(worker, attempt)
-        if len(attempt.outputs) == count:
+        if len(attempt.outputs) == len(parts):
             self.finish(attempt, isolation)
         return attempt
+
+    def _submit_read(self, entry: PlannedShard, isolation: Isolation) -> list[Any]:
+        """References of its summary, rows and parts."""
+        count = isolation.parts(entry.samples, self.context.spec.model.batch_size)
+        references: list[Any] = self._read.options(num_returns=count + 2).remote(self.context_ref, entry, isolation)
+        return references
 
     def generate_next(self, worker: Worker, attempt: Attempt) -> None:
         """Submit the next part."""

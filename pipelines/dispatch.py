@@ -42,6 +42,7 @@ from pipelines.searches import SearchOutcome, step_search
 from pipelines.workers import Worker, WorkerPool
 
 POLL_SECONDS = 1.0
+MOST_AHEAD = 64  # shards that are read while workers load their model
 logger = logging.getLogger(__name__)
 shard_log = logging.getLogger("pipelines.shards")  # a line a shard, for JSON logs
 
@@ -83,6 +84,7 @@ class Dispatcher:
         while self.flow.waiting or any(self.flow.live()):
             self._welcome()
             self._submit()
+            self._read_ahead()
             self._collect()
             self.oversight.look()
         self.oversight.tell()
@@ -125,6 +127,17 @@ class Dispatcher:
                     break  # a suspect may take its worker down: not with others in the queue
                 heapq.heappop(self.flow.waiting)
                 self.flow.start(worker, entry)
+
+    def _read_ahead(self) -> None:
+        """While workers load their model, read a shard for each: they begin with what is there already."""
+        loading = sum(not worker.is_up and worker.node is not None for worker in self.flow.queues)
+        waiting = self.flow.waiting
+        first = [heapq.heappop(waiting) for _ in range(min(loading, MOST_AHEAD, len(waiting)))]
+        for each in first:
+            heapq.heappush(waiting, each)
+        now = time.monotonic()
+        due = [each.entry for each in first if each.due <= now]
+        self.chains.read_ahead([(entry, self.crashes.isolation(entry)) for entry in due])
 
     # --- collect -----------------------------------------------------------------------------------------------------
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import ray
 
 from jobs.cli import main
+from pipelines import attempts
 from pipelines.fingerprint import fingerprint_of
 from pipelines.lease import read_leases
 from pipelines.ledger import Ledger
@@ -21,6 +24,8 @@ from pipelines.storage import Storage
 from pipelines.validate import validate
 from tests import stand_in
 from tests.integration.driver_process import kill, start_driver, wait_until
+
+attempts_read = attempts._read
 
 
 class CountingWorker(stand_in.StandInWorker):
@@ -40,6 +45,24 @@ class CountingWorker(stand_in.StandInWorker):
         folder.mkdir(exist_ok=True)
         with open(folder / what, "a") as file:
             file.write(lines)
+
+
+class LateWorker(stand_in.StandInWorker):
+    """The stand-in, which is not up before its first shard has been read."""
+
+    def set_up(self):
+        until = time.monotonic() + 40
+        while not Path(self.context.spec.output.uri + ".read").exists():
+            assert time.monotonic() < until, "nothing is read while a worker loads its model"
+            threading.Event().wait(0.05)
+        return super().set_up()
+
+
+def read_and_note(context, entry, isolation):
+    found = attempts_read(context, entry, isolation)
+    with open(context.spec.output.uri + ".read", "a") as file:
+        file.write(f"{entry.shard.id}\n")
+    return found
 
 
 def seen(spec: JobSpec, what: str = "samples") -> list[str]:
@@ -130,4 +153,14 @@ def test_rows_of_a_file_that_changed_since_do_not_stop_the_run(run_stand_in, mak
     summary = run_stand_in(spec)
     assert summary.counts_now == {"kept": 4, "rejected": 0, "quarantined": 2}
     assert summary.version.counts == {"kept": 4, "rejected": 0, "quarantined": 0}
+    assert validate(spec.output.uri).problems == []
+
+
+@pytest.mark.timeout(120)
+def test_what_workers_begin_with_is_read_while_they_load_their_model(run_stand_in, make_spec, monkeypatch) -> None:
+    monkeypatch.setattr(attempts, "_read", read_and_note)
+    spec = make_spec([f"fine {number}" for number in range(6)], output={"shard_rows": 2})
+    assert run_stand_in(spec, LateWorker).counts_now["kept"] == 6
+    reads = Path(spec.output.uri + ".read").read_text().split()
+    assert len(reads) == len(set(reads)) == 3, "what was read ahead is not read again"
     assert validate(spec.output.uri).problems == []
