@@ -23,7 +23,7 @@ from tests.integration.driver_process import kill, start_driver, wait_until
 from tests.stand_in import SlowWorker, StandInWorker, read_calls
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_killed_driver_is_resumed_with_the_tiny_model(
     ray_cluster: None, make_spec, output: str, tmp_path: Path
 ) -> None:
@@ -51,7 +51,7 @@ def test_a_killed_driver_is_resumed_with_the_tiny_model(
     assert ids == [f"prompts.txt:{n}/0" for n in range(12)]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_drivers_killed_again_and_again_finish_the_job(
     ray_cluster: None, make_spec, output: str, tmp_path: Path
 ) -> None:
@@ -61,7 +61,7 @@ def test_drivers_killed_again_and_again_finish_the_job(
         had = len(ledger.committed())
         driver = start_driver(spec, tmp_path, "StandInWorker")
         try:
-            wait_until(lambda had=had: len(ledger.committed()) > had, driver, tmp_path, 60)
+            wait_until(lambda had=had: len(ledger.committed()) > had, driver, tmp_path, 300)
         finally:
             kill(driver)
     assert len(ledger.committed()) < 40, "the drivers were killed in the middle"
