@@ -18,9 +18,10 @@ def scenes():
 @pytest.mark.slow
 def test_the_command_writes_a_table_for_each_filter_with_all_faults(tmp_path):
     readme = tmp_path / "README.md"
-    measure_critics(count=4, fitted=32, depth_steps=2, text_steps=2, readme=readme)
+    measure_critics(count=4, text_fitted=32, text_steps=2, depth_fitted=32, depth_steps=2, readme=readme)
     text = readme.read_text()
-    assert "python -m jobs.measure_critics -n 4 --fitted 32 --depth-steps 2 --text-steps 2" in text
+    for part in ("text", "depth"):
+        assert f"jobs.measure_critics -n 4 --{part}-fitted 32 --{part}-steps 2 --only {part}`" in text
     for kind, faults in (
         ("text_agreement", CAPTION_FAULTS),
         ("depth_critic", DEPTH_FAULTS),
