@@ -14,9 +14,9 @@ from pipelines.spec import ModelSpec
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_compiled_blocks_give_the_same_depth() -> None:
-    plain, compiled = (load_pipeline(ModelSpec(compile=compile_), "cpu") for compile_ in (False, True))
+    plain, compiled = (load_pipeline(ModelSpec(dtype="float32", compile=compile_), "cpu") for compile_ in (False, True))
     blocks = [*compiled.transformer.transformer_blocks, *compiled.transformer.single_transformer_blocks]
     assert all(block._compiled_call_impl is not None for block in blocks)
     pictures = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
@@ -35,7 +35,7 @@ def test_compiled_blocks_give_the_same_depth() -> None:
     assert not torch._dynamo.utils.counters["graph_break"], "blocks are compiled whole"
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_compiled_blocks_in_bfloat16_are_as_near_to_float32_as_plain_ones() -> None:
     """A compiled block rounds at other places than a plain one: neither may be the worse for it."""
     torch._dynamo.reset()
