@@ -22,6 +22,7 @@ ENGINE = ("pipeline", "gpu-like", "raydata", "resume", "resume-million", "plan",
 
 
 @pytest.mark.slow  # each starts Ray, or several processes
+@pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning")  # Ray Data's own
 @pytest.mark.parametrize("name", ENGINE)
 def test_a_bench_of_the_engine_runs(name):
     result = run(name, quick=True)
