@@ -105,7 +105,7 @@ def cases(
             if clock.left <= 0:
                 case: dict[str, Any] = {"size": size, "batch": batch, "left_out": "no time is left"}
             else:
-                case = run_case(network, architecture, size, batch, steps, clock)
+                case = run_case(network, architecture, size, batch, steps, clock, is_compiled)
             found.append(case | {"compiled": is_compiled})
     return found
 
