@@ -17,8 +17,8 @@ from jointdit.flow_matching import (
 from jointdit.latents import image_position_ids, text_position_ids
 from jointdit.training.text import CaptionEncoder
 
-UNIFORM_SHARE = 0.1  # of noise levels drawn evenly, so that nearly clean pictures are seen as well
-EARLY_SHARE = 0.5  # of noise levels drawn evenly from those at which a sample's layout and colours are decided
+UNIFORM_SHARE = 0.2  # of noise levels drawn evenly, so that nearly clean pictures are seen as well
+EARLY_SHARE = 0.5  # of the base's noise levels: where a picture's layout and the colours of its surfaces are decided
 EARLY_FROM = 0.85
 
 
@@ -31,7 +31,7 @@ def base_loss(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Flow matching loss of a batch drawn from packed latents (N, tokens, 64)."""
-    drawn = draw_pictures(latents, batch_size, generator)
+    drawn = draw_pictures(latents, batch_size, generator, EARLY_SHARE)
     states, pooled = text.encode(drawn.places, drop, generator)
     prediction = flux(
         hidden_states=add_noise(drawn.clean, drawn.noise, drawn.t),
@@ -53,24 +53,26 @@ class DrawnPictures(NamedTuple):
     t: torch.Tensor  # (B,) noise levels
 
 
-def draw_pictures(latents: torch.Tensor, batch_size: int, generator: torch.Generator) -> DrawnPictures:
-    """Pictures of packed latents (M, N, C), each with its noise and noise level."""
+def draw_pictures(
+    latents: torch.Tensor, batch_size: int, generator: torch.Generator, early: float = 0.0
+) -> DrawnPictures:
+    """Pictures of packed latents (M, N, C), each with its noise and noise level, a share `early` of them near 1."""
     places = torch.randint(len(latents), (batch_size,), generator=generator)
     clean = latents[places].float()
     noise = torch.randn(clean.shape, generator=generator)
-    return DrawnPictures(places, clean, noise, base_timesteps(batch_size, generator))
+    return DrawnPictures(places, clean, noise, base_timesteps(batch_size, generator, early))
 
 
-def base_timesteps(n: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels (n,) of text-to-image training: shifted logit-normal, a tenth uniform, half of them near 1.
+def base_timesteps(n: int, generator: torch.Generator, early: float) -> torch.Tensor:
+    """Noise levels (n,) of text-to-image training: shifted logit-normal, a fifth uniform; a share `early` near 1.
 
     Floors and walls get their colours in the first steps from pure noise, where text is all there is to go by.
     """
     normal = shift_noise_level(torch.sigmoid(torch.randn(n, generator=generator)), NORMAL_SHIFT)
     uniform = torch.rand(n, generator=generator)
-    early = EARLY_FROM + (1.0 - EARLY_FROM) * uniform
-    kind = torch.rand(n, generator=generator)
-    return torch.where(kind < EARLY_SHARE, early, torch.where(kind < EARLY_SHARE + UNIFORM_SHARE, uniform, normal))
+    usual = torch.where(torch.rand(n, generator=generator) < UNIFORM_SHARE, uniform, normal)
+    near_noise = EARLY_FROM + (1.0 - EARLY_FROM) * uniform
+    return torch.where(torch.rand(n, generator=generator) < early, near_noise, usual)
 
 
 def square_position_ids(tokens: int) -> torch.Tensor:
