@@ -12,6 +12,13 @@ TRIED: dict[str, dict[str, tuple[str, ...]]] = {  # bench -> how its line begins
             "to the bare loop that no engine could be a quarter faster; the note on waits says how much is left",
         ),
     },
+    "gpu-like": {
+        "16 workers, 0.3": (
+            "16 such workers make 53 rows/s, and two cores finish 23 (`finish`: 11.6 a core as PNG, 25 as JPEG) while "
+            "they read and drive as well: that many want five cores beside them, or JPEG and three",
+            "the profile says it: the tasks of finishing took all there is, and the workers waited for room",
+        ),
+    },
     "attention": {
         "joint connection, 256": (
             "it is the noise of turns of 20 ms: in CPU time of one thread ours takes 0.986 of the other side's",
