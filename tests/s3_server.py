@@ -25,6 +25,7 @@ class S3Server:
     endpoint: str
     reader_key: str  # may read and list every bucket, and write nothing
     reader_secret: str
+    filer: str  # the same objects without S3 before them: PUT /buckets/<bucket>/<key>, unsigned
 
     def make_bucket(self, prefix: str = "test") -> str:
         """Create a bucket of its own for a test; returns its s3:// address."""
@@ -78,7 +79,8 @@ def running_s3(
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
     names += ("filer.port", "filer.port.grpc", "s3.port.grpc")
-    ports = [f"-{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
+    numbers = dict(zip(names, free_ports(len(names)), strict=True))
+    ports = [f"-{name}={port}" for name, port in numbers.items()]
     settings = [
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
@@ -100,7 +102,7 @@ def running_s3(
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=preexec_fn)
     try:
         _wait_for_s3(endpoint, process, folder / "log.txt")
-        yield S3Server(endpoint, reader_key, reader_secret)
+        yield S3Server(endpoint, reader_key, reader_secret, f"127.0.0.1:{numbers['filer.port']}")
     finally:
         process.kill()  # asked to stop it lingers for 10 seconds, and its data goes with the folder
         process.wait()

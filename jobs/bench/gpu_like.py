@@ -36,7 +36,7 @@ from pipelines.worker import GenerationWorker, PartSummary
 
 PICTURES = 16  # different ones; the rows show them in turn
 REACH = {1: 0.97, 4: 0.97, 16: 0.95}  # workers -> share of waiting alone
-ROWS_A_WORKER = {3.3: 6, 0.3: 24}  # seconds a row -> rows
+ROWS_A_WORKER = {3.3: 5, 0.3: 24}  # seconds a row -> rows
 SHARD_ROWS, IN_FLIGHT = 2, 2
 
 

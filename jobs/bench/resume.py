@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pipelines.storage import Storage
 
 LEFT = 100
 SHARD_ROWS = 256
-WRITERS = 32
+WRITERS = 8
 MILLION = 1_000_000
 LOCAL, S3 = (10_000, 100_000), (10_000, 100_000)
 LOOKS = 3  # each way, at each size
@@ -37,8 +37,8 @@ def measure(settings: Settings) -> Iterator[Line]:
     """10 k and 100 k shards, on a local disk and on S3."""
     sizes = (200, 400) if settings.quick else LOCAL
     yield from _measure_store(str(settings.folder / "local"), "local", sizes, settings)
-    with running_store(settings.folder) as bucket:
-        yield from _measure_store(bucket, "S3", (200, 400) if settings.quick else S3, settings)
+    with running_store(settings.folder) as store:
+        yield from _measure_store(store.bucket, "S3", (200, 400) if settings.quick else S3, settings, put=store.put)
 
 
 def measure_million(settings: Settings) -> Iterator[Line]:
@@ -50,8 +50,16 @@ def measure_million(settings: Settings) -> Iterator[Line]:
     yield lines[-1]
 
 
+Put = Callable[[str, bytes], object]  # an object's path in the storage, and its bytes
+
+
 def _measure_store(
-    uri: str, where: str, sizes: Sequence[int], settings: Settings, samples: int = SHARD_ROWS
+    uri: str,
+    where: str,
+    sizes: Sequence[int],
+    settings: Settings,
+    samples: int = SHARD_ROWS,
+    put: Put | None = None,
 ) -> Iterator[Line]:
     """Seconds and memory of the first look at the largest size with their slopes, and how much faster the second is."""
     first: dict[float, list[float]] = {}
@@ -60,7 +68,7 @@ def _measure_store(
     made = 0
     for shards in sizes:
         storage = Storage(f"{uri}/{shards}")
-        _write_job(storage, shards, samples)
+        _write_job(storage, shards, samples, put)
         first[shards], second[shards] = [], []
         for _ in range(1 if settings.quick else LOOKS):
             storage.delete(ROLL_UP)
@@ -86,25 +94,26 @@ def _measure_store(
     yield Line(f"{where}, {made:,} shards: roll-up", "s", ours, ratio, again, Reach("at least", 5), work, (note,))
 
 
-def _write_job(storage: Storage, shards: int, samples: int) -> None:
-    """A plan, and the commits of all its shards but the last ones."""
+def _write_job(storage: Storage, shards: int, samples: int, put: Put | None = None) -> None:
+    """A plan, and the commits of all its shards but the last ones; on a local disk without `put`."""
     spans = (Span(f"/corpus/{n // 1000}.txt", "1", f"{n // 1000}.txt", n, n + SHARD_ROWS) for n in range(shards))
     entries = [PlannedShard(make_shard([span], 0, "bench"), 1, 1, n) for n, span in enumerate(spans)]
     Ledger(storage).append_plan(1, entries)
-    folder = Path(storage.path("_commits"))
-    if storage.is_local:
-        folder.mkdir(parents=True)
+    if put is None:
+        put = _write_file
+        Path(storage.path("_commits")).mkdir(parents=True)
 
     def write(entry: PlannedShard) -> None:
-        data = _commit_of(entry, samples).to_bytes()
-        if storage.is_local:
-            (folder / f"{entry.shard.id}.json").write_bytes(data)  # without the fsync of a commit: it is not measured
-        else:
-            storage.fs.pipe_file(storage.path(f"_commits/{entry.shard.id}.json"), data)
+        put(storage.path(f"_commits/{entry.shard.id}.json"), _commit_of(entry, samples).to_bytes())
 
-    with ThreadPoolExecutor(1 if storage.is_local else WRITERS) as pool:
+    with ThreadPoolExecutor(WRITERS if put is not _write_file else 1) as pool:
         for _ in pool.map(write, entries[:-LEFT], chunksize=64):
             pass
+
+
+def _write_file(path: str, data: bytes) -> None:
+    """Without the fsync of a commit: the writing is not measured."""
+    Path(path).write_bytes(data)
 
 
 def _commit_of(entry: PlannedShard, samples: int) -> Commit:

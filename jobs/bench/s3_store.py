@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import sys
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.bench.local_runs import in_environment
@@ -12,9 +15,29 @@ from jobs.bench.machine import ROOT
 from jointdit.errors import PermanentError
 
 
+@dataclass(frozen=True)
+class Store:
+    """A bucket, and the server's own way to fill it: a fifth of the CPU time that signed writes take."""
+
+    bucket: str  # its s3:// address
+    filer: str
+    _connections: threading.local = field(default_factory=threading.local)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Store an object of a bucket's path, as `bucket/key`. Any thread may, each has a connection of its own."""
+        connection = getattr(self._connections, "kept", None)
+        if connection is None:
+            connection = self._connections.kept = http.client.HTTPConnection(self.filer, timeout=60)
+        connection.request("PUT", f"/buckets/{path}", data)
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status >= 300:
+            raise PermanentError(f"the bench's S3 server answered {answer.status} to {path}: run it again.")
+
+
 @contextlib.contextmanager
-def running_store(folder: Path) -> Iterator[str]:
-    """The address of a bucket, served while inside.
+def running_store(folder: Path) -> Iterator[Store]:
+    """A bucket, served while inside.
 
     Raises:
         PermanentError: the server is not installed, or this is no checkout with tests/.
@@ -32,4 +55,4 @@ def running_store(folder: Path) -> Iterator[str]:
     data.mkdir()
     settings = s3_settings()
     with in_environment(**settings), running_s3(weed, settings["AWS_ENDPOINT_URL"], data) as server:
-        yield server.make_bucket("bench")
+        yield Store(server.make_bucket("bench"), server.filer)
