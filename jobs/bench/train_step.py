@@ -27,6 +27,7 @@ from jointdit.flow_matching import joint_flow_matching_loss
 
 IMAGE_TOKENS = (256, 1024)
 SHARES = {256: 0.35, 1024: 0.65}
+PAIRS = {256: 40, 1024: 15}  # short turns are noisy
 TRAINED_IN = (".attn.to_", ".attn.add_", ".ff", ".proj_mlp", ".proj_out")  # Linears that see every token
 ALIKE = 0.03  # how far the numbers of trained parameters may lie apart
 
@@ -44,7 +45,9 @@ def measure(settings: Settings) -> Iterator[Line]:
             check_equal("the velocity", ours(**given).sample, flux(**given).sample)
         fill_adapter(ours)
         counts = (operations(ours, given), operations(flux, given))
-        found = take_turns(settings, _side(ours, given, target), _side(flux, given, target), SHARES[tokens])
+        found = take_turns(
+            settings, _side(ours, given, target), _side(flux, given, target), SHARES[tokens], pairs=PAIRS[tokens]
+        )
         yield over_operations(
             found,
             tokens,
