@@ -25,7 +25,9 @@ from jobs.filtering.recall import result_of
 from jobs.report import say
 from jobs.scoring.critics import SIDE, fit_depth_critic, fit_text_critic
 from jobs.scoring.separation import Scores, calibrated, columns, rates_table, write_section
+from jobs.scoring.sheet import Example, Picture, depth_pictures, examples, save_examples
 from jobs.scoring.spoilt import CAPTION_FAULTS, DEPTH_FAULTS, planted
+from jointdit.evaluation.transformers_depth import TransformersDepth
 from jointdit.scenes import Scene, render_scene
 from jointdit.training.data import HELD_OUT_SEED
 from pipelines.metres import load_calibrator
@@ -68,7 +70,10 @@ def measure_critics(
     depth_fitted: Annotated[int, typer.Option(min=32, help="Scenes that the depth critic is fitted to.")] = 2400,
     depth_steps: Annotated[int, typer.Option(min=1, help="Steps of the depth critic's fit.")] = 1500,
     only: Annotated[Part | None, typer.Option(help="Measure one of the two alone.")] = None,
-    readme: Annotated[Path, typer.Option(help="The Markdown file with the markers.")] = README,
+    readme: Annotated[
+        Path,
+        typer.Option(help="The Markdown file with the markers; text_critic.png and depth_critic.png lie beside it."),
+    ] = README,
 ) -> None:
     """Fit small critics to scenes, measure their filters on planted faults, and write it into the documentation."""
     torch.set_num_threads(1)  # the tables tell seconds of one core
@@ -89,7 +94,10 @@ def measure_critics(
                 f"{seconds:.0f} s of one core, their rendering included. Calibrated: each threshold where it rejects "
                 f"{REJECT:.0%} of {count // 2} further clean scenes."
             ]
-            texts += [measured(critic, half, tested) for critic in critics_of(part, model)]
+            critics = list(critics_of(part, model))
+            texts += [measured(critic, half, tested) for critic in critics]
+            rows = [shown(critic, model if part is Part.DEPTH else None, half, tested) for critic in critics]
+            save_examples(readme.with_name(f"{part}_critic.png"), rows)
         written = "\n\n".join(texts)
         for line in written.splitlines():
             say(line)
@@ -121,6 +129,22 @@ def measured(critic: Critic, half: Sequence[Scene], tested: Sequence[Scene]) -> 
     spoilt: Mapping[str, Scores] = {name: scores_of(pairs) for name, pairs in planted(critic.faults, tested)}
     seconds = (time.process_time() - started) / scored_pairs
     return f"{rates_table(critic.rule, clean, spoilt, tuned)} A sample took {seconds * 1e3:.0f} ms of one core."
+
+
+def shown(critic: Critic, depth_model: Path | None, half: Sequence[Scene], tested: Sequence[Scene]) -> list[Example]:
+    """What a filter rejects where it is calibrated on half of the scenes: picture, depth and what the critic sees."""
+    estimator = TransformersDepth(str(depth_model)) if depth_model else None
+
+    def scores_of(pairs: Sequence[Pair]) -> list[dict[str, float]]:
+        return critic.score(ScoredBatch([result_of(pair) for pair in pairs], None, 1.0))
+
+    def seen(pairs: Sequence[Pair]) -> list[tuple[dict[str, float], tuple[Picture, ...]]]:
+        maps = [() if estimator is None else (pair.disparity, 1 / estimator.estimate(pair.rgb)) for pair in pairs]
+        pictures = [(pair.rgb, *depth_pictures(*found)) for pair, found in zip(pairs, maps, strict=True)]
+        return list(zip(scores_of(pairs), pictures, strict=True))
+
+    clean = columns(scores_of([pair_of(scene) for scene in half]), critic.rule.scores)
+    return examples(calibrated(critic.rule, clean, REJECT), seen, critic.faults, tested, with_caption=estimator is None)
 
 
 def millions(folder: Path) -> str:

@@ -3,7 +3,7 @@
 Self-consistency: on rendered scenes, exact depth against planted faults of it; on joint samples of a checkpoint, right
 pairs against the same pictures with the depth of others, and with their own inverted. The spread of an ensemble: on
 pictures of scenes against spoilt ones. What they cost is processor time of the run itself (on a GPU: its time). It
-writes its tables into pipelines/quality/README.md; scores of other people's models have jobs/measure_critics.py.
+writes its tables and their picture into pipelines/quality. Scores of other people's models: jobs/measure_critics.py.
 
 To be run again when the checkpoint changes; the same checkpoint, sizes and machine give the same table, but for time.
 """
@@ -19,10 +19,11 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from jobs.filtering.faults import HANDS, pair_of
+from jobs.filtering.faults import HANDS, Pair, pair_of
 from jobs.filtering.recall import result_of
 from jobs.report import say
 from jobs.scoring.separation import Scores, Separation, calibrated, columns, percent, rates_table, write_section
+from jobs.scoring.sheet import TRIED, Picture, Seen, depth_pictures, examples, save_examples
 from jobs.scoring.spoilt import DEPTH_FAULTS, PICTURE_FAULTS, planted
 from jointdit.depth import disparity_from_depth
 from jointdit.evaluation.scenes import held_out_scenes
@@ -59,7 +60,9 @@ def measure_scores(
     steps: Annotated[int, typer.Option(min=1, help="Steps of the joint samples.")] = 20,
     estimate_steps: Annotated[int, typer.Option(min=1, help="Steps of the estimates.")] = 4,
     model: Annotated[str, typer.Option(help="tiny, a checkpoint folder or a hub name.")] = "tiny",
-    readme: Annotated[Path, typer.Option(help="The Markdown file with the markers.")] = README,
+    readme: Annotated[
+        Path, typer.Option(help="The Markdown file with the markers; scores.png lies beside it.")
+    ] = README,
 ) -> None:
     """Measure self-consistency and the spread of an ensemble and write them into the documentation."""
     import torch
@@ -94,6 +97,31 @@ def measure_scores(
     for line in text.splitlines():
         say(line)
     write_section(readme, "scores", text)
+    say(f"{readme} and {save_sheet(readme.with_name('scores.png'), rule, spread, pipe).name}")
+
+
+def save_sheet(path: Path, rule: SelfConsistency, spread: EnsembleSpread, pipe: JointDiTPipeline) -> Path:
+    """What the two filters reject: picture, depth and estimate; and picture and two estimates."""
+    scenes = held_out_scenes(TRIED, pipe.config.default_width, pipe.config.default_height)
+
+    def seen_by(rule: SelfConsistency | EnsembleSpread) -> Seen:
+        score = rule.load("cpu")
+
+        def seen(pairs: Sequence[Pair]) -> list[tuple[dict[str, float], tuple[Picture, ...]]]:
+            found = []
+            for batch in _batches(pipe, [result_of(pair) for pair in pairs]):
+                first = batch.disparities() if rule is not spread else batch.estimate(1, rule.steps)
+                maps = zip(score(batch), batch.pictures(), first, batch.estimate(0, rule.steps), strict=True)
+                found += [(scores, (rgb, *depth_pictures(*both))) for scores, rgb, *both in maps]
+            return found
+
+        return seen
+
+    rows = [
+        examples(rule, seen_by(rule), DEPTH_FAULTS, scenes),
+        examples(spread, seen_by(spread), PICTURE_FAULTS, scenes),
+    ]
+    return save_examples(path, rows)
 
 
 def make_joint_samples(pipe: JointDiTPipeline, count: int, steps: int) -> tuple[list[SampleResult], float]:

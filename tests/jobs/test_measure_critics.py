@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.filtering.faults import pair_of
 from jobs.measure_critics import measure_critics
@@ -22,6 +23,8 @@ def test_the_command_writes_a_table_for_each_filter_with_all_faults(tmp_path):
     text = readme.read_text()
     for part in ("text", "depth"):
         assert f"jobs.measure_critics -n 4 --{part}-fitted 32 --{part}-steps 2 --only {part}`" in text
+        with Image.open(tmp_path / f"{part}_critic.png") as sheet:
+            assert sheet.width > 100
     for kind, faults in (
         ("text_agreement", CAPTION_FAULTS),
         ("depth_critic", DEPTH_FAULTS),
