@@ -7,7 +7,6 @@ import http.client
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.bench.local_runs import in_environment
@@ -15,24 +14,30 @@ from jobs.bench.machine import ROOT
 from jointdit.errors import PermanentError
 
 
-@dataclass(frozen=True)
 class Store:
     """A bucket, and the server's own way to fill it: a fifth of the CPU time that signed writes take."""
 
-    bucket: str  # its s3:// address
-    filer: str
-    _connections: threading.local = field(default_factory=threading.local)
+    def __init__(self, bucket: str, filer: str) -> None:
+        self.bucket = bucket  # its s3:// address
+        self._filer = filer
+        self._mine = threading.local()
+        self._connections: list[http.client.HTTPConnection] = []
 
     def put(self, path: str, data: bytes) -> None:
         """Store an object of a bucket's path, as `bucket/key`. Any thread may, each has a connection of its own."""
-        connection = getattr(self._connections, "kept", None)
-        if connection is None:
-            connection = self._connections.kept = http.client.HTTPConnection(self.filer, timeout=60)
-        connection.request("PUT", f"/buckets/{path}", data)
-        answer = connection.getresponse()
+        if not hasattr(self._mine, "connection"):
+            self._mine.connection = http.client.HTTPConnection(self._filer, timeout=60)
+            self._connections.append(self._mine.connection)
+        self._mine.connection.request("PUT", f"/buckets/{path}", data)
+        answer = self._mine.connection.getresponse()
         answer.read()
         if answer.status >= 300:
             raise PermanentError(f"the bench's S3 server answered {answer.status} to {path}: run it again.")
+
+    def close(self) -> None:
+        """Close the threads' connections."""
+        for connection in self._connections:
+            connection.close()
 
 
 @contextlib.contextmanager
@@ -55,4 +60,6 @@ def running_store(folder: Path) -> Iterator[Store]:
     data.mkdir()
     settings = s3_settings()
     with in_environment(**settings), running_s3(weed, settings["AWS_ENDPOINT_URL"], data) as server:
-        yield Store(server.make_bucket("bench"), server.filer)
+        store = Store(server.make_bucket("bench"), server.filer)
+        with contextlib.closing(store):
+            yield store
