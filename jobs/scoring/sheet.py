@@ -58,15 +58,18 @@ def save_examples(path: Path, rows: Sequence[Sequence[Example]]) -> Path:
     """Rows of columns as a PNG."""
     columns = [example for row in rows for example in row]
     lines = max(len(textwrap.wrap(example.text, LETTERS)) for example in columns)
-    height = LINE + GAP + max(len(example.pictures) for example in columns) * CELL + (lines + 1) * LINE
+    heads = max(len(textwrap.wrap(example.title, LETTERS)) for example in columns) * LINE + GAP
+    height = heads + max(len(example.pictures) for example in columns) * CELL + (lines + 1) * LINE
     width = max(map(len, rows)) * (CELL + GAP) + GAP
     sheet = Image.new("RGB", (width, len(rows) * height), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
     for number, row in enumerate(rows):
         for place, example in enumerate(row):
             left, top = GAP + place * (CELL + GAP), number * height
-            pen.text((left, top + 2), example.title, "black", ImageFont.load_default(11))
-            top += LINE + GAP
+            for line in textwrap.wrap(example.title, LETTERS):
+                pen.text((left, top + 2), line, "black", ImageFont.load_default(11))
+                top += LINE
+            top = number * height + heads
             for picture in example.pictures:
                 shown = Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.NEAREST)
                 sheet.paste(shown, (left, top))
