@@ -15,7 +15,7 @@ TRIED: dict[str, dict[str, tuple[str, ...]]] = {  # bench -> how its line begins
     "gpu-like": {
         "16 workers, 0.3": (
             "a row takes 88 ms of the two cores: 54 in the task that finishes its shard, 8 in the one that reads it, 8 "
-            "in the waiting worker, the rest in Ray and the driver; so they serve 23 rows/s, and 16 such workers make 53",
+            "in the waiting worker, the rest in Ray and the driver; so they serve 23 rows/s, and 16 workers make 53",
             "shards have 2 rows here, for a run of seconds: with shards of 8 it is 56 ms, 31 of them finishing, and "
             "three cores would serve all 16; of a row's finishing scores take 20 ms and the map as 16-bit PNG 14 ms",
             "the profile says it: the tasks of finishing took all there is, and the workers waited for room",
