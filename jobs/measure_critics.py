@@ -94,9 +94,10 @@ def measure_critics(
                 f"{seconds:.0f} s of one core, their rendering included. Calibrated: each threshold where it rejects "
                 f"{REJECT:.0%} of {count // 2} further clean scenes."
             ]
-            critics = list(critics_of(part, model))
-            texts += [measured(critic, half, tested) for critic in critics]
-            rows = [shown(critic, model if part is Part.DEPTH else None, half, tested) for critic in critics]
+            critics = [(critic, calibrated_on(critic, half)) for critic in critics_of(part, model)]
+            texts += [measured(critic, tuned, tested) for critic, tuned in critics]
+            estimator = TransformersDepth(str(model)) if part is Part.DEPTH else None
+            rows = [shown(critic, tuned, estimator, tested) for critic, tuned in critics]
             save_examples(readme.with_name(f"{part}_critic.png"), rows)
         written = "\n\n".join(texts)
         for line in written.splitlines():
@@ -115,36 +116,41 @@ def critics_of(part: Part, model: Path) -> Iterator[Critic]:
         yield Critic(MetricFit(), load_calibrator(CalibrateSpec(model=str(model)), "cpu"), DEPTH_FAULTS)
 
 
-def measured(critic: Critic, half: Sequence[Scene], tested: Sequence[Scene]) -> str:
-    """The table of one critic, calibrated on half of the scenes, and what it costs."""
+def scores_of(critic: Critic, pairs: Sequence[Pair]) -> list[dict[str, float]]:
+    """What a critic makes of pairs."""
+    return critic.score(ScoredBatch([result_of(pair) for pair in pairs], None, 1.0))
+
+
+def calibrated_on(critic: Critic, scenes: Sequence[Scene]) -> Filter:
+    """The critic's filter with thresholds by clean scenes."""
+    clean = scores_of(critic, [pair_of(scene) for scene in scenes])
+    return calibrated(critic.rule, columns(clean, critic.rule.scores), REJECT)
+
+
+def measured(critic: Critic, tuned: Filter, tested: Sequence[Scene]) -> str:
+    """The table of one critic, and what it costs."""
     scored_pairs, started = 0, time.process_time()
 
-    def scores_of(pairs: Sequence[Pair]) -> Scores:
+    def scored(pairs: Sequence[Pair]) -> Scores:
         nonlocal scored_pairs
         scored_pairs += len(pairs)
-        return columns(critic.score(ScoredBatch([result_of(pair) for pair in pairs], None, 1.0)), critic.rule.scores)
+        return columns(scores_of(critic, pairs), critic.rule.scores)
 
-    tuned = calibrated(critic.rule, scores_of([pair_of(scene) for scene in half]), REJECT)
-    clean = {name: scores_of([pair_of(drawn(scene)) for scene in tested]) for name, drawn in HANDS.items()}
-    spoilt: Mapping[str, Scores] = {name: scores_of(pairs) for name, pairs in planted(critic.faults, tested)}
+    clean = {name: scored([pair_of(drawn(scene)) for scene in tested]) for name, drawn in HANDS.items()}
+    spoilt: Mapping[str, Scores] = {name: scored(pairs) for name, pairs in planted(critic.faults, tested)}
     seconds = (time.process_time() - started) / scored_pairs
     return f"{rates_table(critic.rule, clean, spoilt, tuned)} A sample took {seconds * 1e3:.0f} ms of one core."
 
 
-def shown(critic: Critic, depth_model: Path | None, half: Sequence[Scene], tested: Sequence[Scene]) -> list[Example]:
-    """What a filter rejects where it is calibrated on half of the scenes: picture, depth and what the critic sees."""
-    estimator = TransformersDepth(str(depth_model)) if depth_model else None
-
-    def scores_of(pairs: Sequence[Pair]) -> list[dict[str, float]]:
-        return critic.score(ScoredBatch([result_of(pair) for pair in pairs], None, 1.0))
+def shown(critic: Critic, tuned: Filter, estimator: TransformersDepth | None, tested: Sequence[Scene]) -> list[Example]:
+    """What the calibrated filter rejects: pictures with captions; or picture, depth and what the estimator sees."""
 
     def seen(pairs: Sequence[Pair]) -> list[tuple[dict[str, float], tuple[Picture, ...]]]:
         maps = [() if estimator is None else (pair.disparity, 1 / estimator.estimate(pair.rgb)) for pair in pairs]
         pictures = [(pair.rgb, *depth_pictures(*found)) for pair, found in zip(pairs, maps, strict=True)]
-        return list(zip(scores_of(pairs), pictures, strict=True))
+        return list(zip(scores_of(critic, pairs), pictures, strict=True))
 
-    clean = columns(scores_of([pair_of(scene) for scene in half]), critic.rule.scores)
-    return examples(calibrated(critic.rule, clean, REJECT), seen, critic.faults, tested, with_caption=estimator is None)
+    return examples(tuned, seen, critic.faults, tested, with_caption=estimator is None)
 
 
 def millions(folder: Path) -> str:

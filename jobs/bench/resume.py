@@ -31,6 +31,7 @@ WRITERS = 8
 MILLION = 1_000_000
 LOCAL, S3 = (10_000, 100_000), (10_000, 100_000)
 LOOKS = 3  # each way, at each size
+Put = Callable[[str, bytes], object]  # an object's path in the storage, and its bytes
 
 
 def measure(settings: Settings) -> Iterator[Line]:
@@ -48,9 +49,6 @@ def measure_million(settings: Settings) -> Iterator[Line]:
     for line, limit in zip(lines, (30.0, 1000.0), strict=False):
         yield Line(line.what, line.unit, line.ours, line.ours, None, Reach("at most", limit), line.work, line.notes)
     yield lines[-1]
-
-
-Put = Callable[[str, bytes], object]  # an object's path in the storage, and its bytes
 
 
 def _measure_store(
@@ -99,14 +97,15 @@ def _write_job(storage: Storage, shards: int, samples: int, put: Put | None = No
     spans = (Span(f"/corpus/{n // 1000}.txt", "1", f"{n // 1000}.txt", n, n + SHARD_ROWS) for n in range(shards))
     entries = [PlannedShard(make_shard([span], 0, "bench"), 1, 1, n) for n, span in enumerate(spans)]
     Ledger(storage).append_plan(1, entries)
+    writers = WRITERS
     if put is None:
-        put = _write_file
+        put, writers = _write_file, 1
         Path(storage.path("_commits")).mkdir(parents=True)
 
     def write(entry: PlannedShard) -> None:
         put(storage.path(f"_commits/{entry.shard.id}.json"), _commit_of(entry, samples).to_bytes())
 
-    with ThreadPoolExecutor(WRITERS if put is not _write_file else 1) as pool:
+    with ThreadPoolExecutor(writers) as pool:
         for _ in pool.map(write, entries[:-LEFT], chunksize=64):
             pass
 
