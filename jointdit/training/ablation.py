@@ -89,7 +89,7 @@ def run_ablation(spec: AblationSpec, report: Report = print) -> Path:
             losses: list[float] = losses,
         ) -> torch.Tensor:
             value = joint_loss(
-                model, rgb, disparity, text, spec.joint.batch_size, spec.text_drop, generator, unbalanced
+                model, rgb, disparity, text, spec.joint.batch_size, spec.joint.text_drop, generator, unbalanced
             )
             losses.append(value.item())
             return value

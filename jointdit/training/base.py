@@ -18,8 +18,8 @@ from jointdit.latents import image_position_ids, text_position_ids
 from jointdit.training.text import CaptionEncoder
 
 UNIFORM_SHARE = 0.2  # of noise levels drawn evenly, so that nearly clean pictures are seen as well
-EARLY_SHARE = 0.5  # of the base's noise levels: where a picture's layout and the colours of its surfaces are decided
-EARLY_FROM = 0.85
+EARLY_SHARE, EARLY = 0.25, (0.85, 1.0)  # of the base's noise levels: where layout and colours of surfaces are decided
+MIDDLE_SHARE, MIDDLE = 0.4, (0.5, 0.9)  # and those of objects
 
 
 def base_loss(
@@ -31,7 +31,7 @@ def base_loss(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Flow matching loss of a batch drawn from packed latents (N, tokens, 64)."""
-    drawn = draw_pictures(latents, batch_size, generator, EARLY_SHARE)
+    drawn = draw_pictures(latents, batch_size, generator, where_text_decides=True)
     states, pooled = text.encode(drawn.places, drop, generator)
     prediction = flux(
         hidden_states=add_noise(drawn.clean, drawn.noise, drawn.t),
@@ -54,25 +54,29 @@ class DrawnPictures(NamedTuple):
 
 
 def draw_pictures(
-    latents: torch.Tensor, batch_size: int, generator: torch.Generator, early: float = 0.0
+    latents: torch.Tensor, batch_size: int, generator: torch.Generator, where_text_decides: bool = False
 ) -> DrawnPictures:
-    """Pictures of packed latents (M, N, C), each with its noise and noise level, a share `early` of them near 1."""
+    """Pictures of packed latents (M, N, C), each with its noise and noise level, by `base_timesteps`."""
     places = torch.randint(len(latents), (batch_size,), generator=generator)
     clean = latents[places].float()
     noise = torch.randn(clean.shape, generator=generator)
-    return DrawnPictures(places, clean, noise, base_timesteps(batch_size, generator, early))
+    return DrawnPictures(places, clean, noise, base_timesteps(batch_size, generator, where_text_decides))
 
 
-def base_timesteps(n: int, generator: torch.Generator, early: float) -> torch.Tensor:
-    """Noise levels (n,) of text-to-image training: shifted logit-normal, a fifth uniform; a share `early` near 1.
+def base_timesteps(n: int, generator: torch.Generator, where_text_decides: bool) -> torch.Tensor:
+    """Noise levels (n,) of text-to-image training: shifted logit-normal, a fifth uniform.
 
-    Floors and walls get their colours in the first steps from pure noise, where text is all there is to go by.
+    `where_text_decides`: most of them from EARLY and MIDDLE instead. Floors and walls get their colours in the first
+    steps from pure noise, where text is all there is to go by, and objects soon after.
     """
     normal = shift_noise_level(torch.sigmoid(torch.randn(n, generator=generator)), NORMAL_SHIFT)
     uniform = torch.rand(n, generator=generator)
     usual = torch.where(torch.rand(n, generator=generator) < UNIFORM_SHARE, uniform, normal)
-    near_noise = EARLY_FROM + (1.0 - EARLY_FROM) * uniform
-    return torch.where(torch.rand(n, generator=generator) < early, near_noise, usual)
+    if not where_text_decides:
+        return usual
+    early, middle = (low + (high - low) * uniform for low, high in (EARLY, MIDDLE))
+    kind = torch.rand(n, generator=generator)
+    return torch.where(kind < EARLY_SHARE, early, torch.where(kind < EARLY_SHARE + MIDDLE_SHARE, middle, usual))
 
 
 def square_position_ids(tokens: int) -> torch.Tensor:

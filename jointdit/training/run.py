@@ -124,7 +124,7 @@ def train_base(
     """Stage 2; network and text encoders are frozen afterwards."""
     modules = {"transformer": flux, "text_encoder": text.clip, "text_encoder_2": text.t5}
     named = [(f"{key}.{name}", p) for key, module in modules.items() for name, p in module.named_parameters()]
-    loss = partial(base_loss, flux, rgb, text, spec.base.batch_size, spec.text_drop)
+    loss = partial(base_loss, flux, rgb, text, spec.base.batch_size, spec.base.text_drop)
     train_stage("base", spec, named, loss, report, every)
     for module in modules.values():
         module.requires_grad_(False).eval()
@@ -140,7 +140,7 @@ def train_guidance(
 ) -> FluxTransformer2DModel:
     """Stage 3: a copy of the base that takes guidance as a number, as FLUX.1-dev; frozen afterwards."""
     guided = with_guidance_embedding(flux)
-    loss = partial(guidance_loss, guided, flux, rgb, text, spec.guidance.batch_size, spec.text_drop)
+    loss = partial(guidance_loss, guided, flux, rgb, text, spec.guidance.batch_size, spec.guidance.text_drop)
     train_stage("guidance", spec, list(guided.named_parameters()), loss, report, every)
     return guided.requires_grad_(False).eval()
 
@@ -155,7 +155,7 @@ def train_joint(
     every: int = 50,
 ) -> None:
     """Stage 4: the adapter's parameters only."""
-    loss = partial(joint_loss, transformer, rgb, disparity, text, spec.joint.batch_size, spec.text_drop)
+    loss = partial(joint_loss, transformer, rgb, disparity, text, spec.joint.batch_size, spec.joint.text_drop)
     train_stage("joint", spec, list(transformer.adapter_named_parameters()), loss, report, every)
 
 

@@ -37,6 +37,12 @@ class StageSpec(Frozen):
     checkpoint_every: int = Field(200, gt=0, description="steps")
 
 
+class TextStageSpec(StageSpec):
+    """A stage that reads captions."""
+
+    text_drop: float = Field(0.1, ge=0, le=1, description="share of captions replaced by the empty prompt")
+
+
 class TrainSpec(Frozen):
     """Scenes -> autoencoder -> decoder alone -> text-to-image base -> guidance -> JointDiT adapter -> one folder."""
 
@@ -44,13 +50,12 @@ class TrainSpec(Frozen):
     seed: int = Field(0, ge=0)
     output: Path = Field(description="folder for checkpoints, logs and the finished pipeline")
     threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
-    text_drop: float = Field(0.1, ge=0, le=1, description="share of captions replaced by the empty prompt")
     scenes: ScenesSpec = ScenesSpec.model_validate({})
     vae: StageSpec
     decoder: StageSpec
-    base: StageSpec
-    guidance: StageSpec
-    joint: StageSpec
+    base: TextStageSpec
+    guidance: TextStageSpec
+    joint: TextStageSpec
 
 
 class AblationSpec(Frozen):
@@ -60,10 +65,9 @@ class AblationSpec(Frozen):
     seeds: tuple[int, ...] = (0, 1, 2)
     output: Path = Field(description="folder for scenes, latents, scores and the table")
     threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
-    text_drop: float = Field(0.1, ge=0, le=1)
     model: str = Field("tiny", description="the checkpoint whose base, VAE and text encoders are used")
     scenes: ScenesSpec = ScenesSpec.model_validate({})
-    joint: StageSpec
+    joint: TextStageSpec
     held_out: int = Field(100, ge=2, description="scenes that depth and depth-to-image are measured on")
     prompts: int = Field(36, ge=2, description="joint samples")
     depth_steps: int = Field(4, ge=1)

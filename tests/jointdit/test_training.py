@@ -25,7 +25,7 @@ from jointdit.training.autoencoder import (
     standardise_latents,
     vae_loss,
 )
-from jointdit.training.base import base_loss
+from jointdit.training.base import base_loss, base_timesteps
 from jointdit.training.data import RenderedScenes, load_cache, render_cache
 from jointdit.training.guidance import guidance_loss, with_guidance_embedding
 from jointdit.training.joint import joint_loss
@@ -274,6 +274,18 @@ def test_what_the_ablation_switches_off() -> None:
     levels = [sample_timesteps(20_000, torch.Generator().manual_seed(0), unbalanced) for unbalanced in (True, False)]
     assert [round(float((rgb == depth).float().mean()), 1) for rgb, depth in levels] == [0.5, 0.5]
     assert [float((depth < 0.2).float().mean()) > 0.1 for _, depth in levels] == [True, False]
+
+
+def test_most_noise_levels_of_the_base_lie_where_text_decides() -> None:
+    levels = {each: base_timesteps(20_000, torch.Generator().manual_seed(0), each) for each in (True, False)}
+    share = {
+        each: [((low < t) & (t <= high)).float().mean() for low, high in ((0, 0.5), (0.85, 1))]
+        for each, t in levels.items()
+    }
+    assert all(0 < t.min() < 0.05 and 0.99 < t.max() <= 1 for t in levels.values())
+    assert share[True][0] < 0.5 * share[False][0], "fewer near the clean picture"
+    # a quarter from .85 to 1, an eighth of two fifths from .85 to .9, and the usual ones' own share of the rest
+    torch.testing.assert_close(share[True][1], 0.25 + 0.4 / 8 + 0.35 * share[False][1], atol=0.02, rtol=0)
 
 
 def test_guidance_starts_as_the_base_and_means_nothing_without_a_prompt() -> None:
