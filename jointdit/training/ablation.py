@@ -89,7 +89,15 @@ def run_ablation(spec: AblationSpec, report: Report = print) -> Path:
             losses: list[float] = losses,
         ) -> torch.Tensor:
             value = joint_loss(
-                model, rgb, disparity, text, spec.joint.batch_size, spec.joint.text_drop, generator, unbalanced
+                model,
+                rgb,
+                disparity,
+                text,
+                spec.joint.batch_size,
+                spec.joint.text_drop,
+                spec.joint.text_drop_depth,
+                generator,
+                unbalanced,
             )
             losses.append(value.item())
             return value

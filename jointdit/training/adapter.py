@@ -27,7 +27,7 @@ from jointdit.training.adapter_spec import AdapterTraining
 from jointdit.training.batches import BatchPlan, random_seed
 from jointdit.training.checkpoint import NamedParameters, load_training, read_facts, replacing, save_training
 from jointdit.training.encoding import encode_pairs
-from jointdit.training.joint import NoisyPairs, velocity_loss
+from jointdit.training.joint import NoisyPairs, dropped_share, velocity_loss
 from jointdit.training.optimisers import build_optimiser, learning_rate_factor
 from jointdit.training.pairs import Bucket, EncodedPair, Pair, PairSource
 from jointdit.training.parallel import World, gather_whole, mean_over_workers, skip_synchronisation, wrap
@@ -165,7 +165,8 @@ def draw(training: AdapterTraining, world: World, seed: int, step: int) -> Noise
     pairs = training.pairs_a_step(world.size)
     generator = torch.Generator().manual_seed(random_seed(seed, "levels", step))
     t_rgb, t_disparity = sample_timesteps(pairs, generator)
-    return Noise(t_rgb, t_disparity, torch.rand(pairs, generator=generator) < training.text_drop)
+    share = dropped_share(t_rgb, t_disparity, training.text_drop, training.text_drop_depth)
+    return Noise(t_rgb, t_disparity, torch.rand(pairs, generator=generator) < share)
 
 
 def positions_of(training: AdapterTraining, world: World, number: int) -> range:

@@ -23,18 +23,33 @@ def joint_loss(
     text: CaptionEncoder,
     batch_size: int,
     drop: float,
+    drop_depth: float | None,
     generator: torch.Generator,
     unbalanced: bool = True,
 ) -> torch.Tensor:
-    """Joint flow matching loss of `batch_size` pairs drawn from packed latents (N, tokens, 64) of both modalities."""
+    """Joint flow matching loss of `batch_size` pairs drawn from packed latents (N, tokens, 64) of both modalities.
+
+    drop, drop_depth: shares of dropped captions, as in `dropped_share`.
+    """
     index = torch.randint(len(rgb), (batch_size,), generator=generator)
     clean = torch.cat([rgb[index].float(), disparity[index].float()])
     noise = torch.randn(clean.shape, generator=generator)
-    t = torch.cat(sample_timesteps(batch_size, generator, unbalanced))
+    levels = sample_timesteps(batch_size, generator, unbalanced)
     with torch.no_grad():
-        states, pooled = text.encode(index, drop, generator)
-    pairs = NoisyPairs(clean, noise, t, states, pooled)
+        states, pooled = text.encode(index, dropped_share(*levels, drop, drop_depth), generator)
+    pairs = NoisyPairs(clean, noise, torch.cat(levels), states, pooled)
     return velocity_loss(model, model, pairs, square_position_ids(clean.shape[1]))
+
+
+def dropped_share(
+    t_rgb: torch.Tensor, t_disparity: torch.Tensor, drop: float, drop_depth: float | None
+) -> torch.Tensor:
+    """Share (B,) of dropped captions: drop_depth where the picture is cleaner than its depth, drop elsewhere.
+
+    Depth is estimated with the empty prompt and from a clean picture; joint samples and depth-to-image have a caption.
+    None: drop everywhere, as in the paper.
+    """
+    return torch.where(t_rgb < t_disparity, drop if drop_depth is None else drop_depth, drop)
 
 
 class NoisyPairs(NamedTuple):

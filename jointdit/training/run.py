@@ -155,7 +155,8 @@ def train_joint(
     every: int = 50,
 ) -> None:
     """Stage 4: the adapter's parameters only."""
-    loss = partial(joint_loss, transformer, rgb, disparity, text, spec.joint.batch_size, spec.joint.text_drop)
+    shares = spec.joint.text_drop, spec.joint.text_drop_depth
+    loss = partial(joint_loss, transformer, rgb, disparity, text, spec.joint.batch_size, *shares)
     train_stage("joint", spec, list(transformer.adapter_named_parameters()), loss, report, every)
 
 

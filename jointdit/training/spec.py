@@ -43,6 +43,14 @@ class TextStageSpec(StageSpec):
     text_drop: float = Field(0.1, ge=0, le=1, description="share of captions replaced by the empty prompt")
 
 
+class JointStageSpec(TextStageSpec):
+    """The adapter's stage. Depth is estimated with the empty prompt, everything else with a caption."""
+
+    text_drop_depth: float | None = Field(
+        None, ge=0, le=1, description="that share where the picture has less noise than its depth; default: text_drop"
+    )
+
+
 class TrainSpec(Frozen):
     """Scenes -> autoencoder -> decoder alone -> text-to-image base -> guidance -> JointDiT adapter -> one folder."""
 
@@ -55,7 +63,7 @@ class TrainSpec(Frozen):
     decoder: StageSpec
     base: TextStageSpec
     guidance: TextStageSpec
-    joint: TextStageSpec
+    joint: JointStageSpec
 
 
 class AblationSpec(Frozen):
@@ -67,7 +75,7 @@ class AblationSpec(Frozen):
     threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
     model: str = Field("tiny", description="the checkpoint whose base, VAE and text encoders are used")
     scenes: ScenesSpec = ScenesSpec.model_validate({})
-    joint: TextStageSpec
+    joint: JointStageSpec
     held_out: int = Field(100, ge=2, description="scenes that depth and depth-to-image are measured on")
     prompts: int = Field(36, ge=2, description="joint samples")
     depth_steps: int = Field(4, ge=1)

@@ -30,10 +30,13 @@ class CaptionEncoder:
         self.clip_ids = _ids(clip_tokenizer, texts)
         self.t5_ids = _ids(t5_tokenizer, texts)
 
-    def encode(self, index: torch.Tensor, drop: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """T5 states (B, T, D) and CLIP pooled (B, P) of captions[index], a share `drop` of them as the empty prompt.
+    def encode(
+        self, index: torch.Tensor, drop: float | torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """T5 states (B, T, D) and CLIP pooled (B, P) of captions[index], a share of them as the empty prompt.
 
-        A quarter is written as a sentence, with a capital and a full stop, since people write so.
+        drop: that share; a tensor (B,) gives each caption its own. A quarter is written as a sentence, with a capital
+        and a full stop, since people write so.
         """
         as_sentence = torch.rand(len(index), generator=generator) < 0.25
         rows = 1 + index + as_sentence * self.count

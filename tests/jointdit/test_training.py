@@ -28,7 +28,7 @@ from jointdit.training.autoencoder import (
 from jointdit.training.base import base_loss, base_timesteps
 from jointdit.training.data import RenderedScenes, load_cache, render_cache
 from jointdit.training.guidance import guidance_loss, with_guidance_embedding
-from jointdit.training.joint import joint_loss
+from jointdit.training.joint import dropped_share, joint_loss
 from jointdit.training.loop import fit, schedule
 from jointdit.training.run import train
 from jointdit.training.spec import AblationSpec, StageSpec, TrainSpec
@@ -159,7 +159,7 @@ def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: 
         "guidance",
         stage(24, batch_size=4),
         list(guided.named_parameters()),
-        lambda g: guidance_loss(guided, flux, rgb, text, 4, 0.1, g),
+        lambda g: guidance_loss(guided, flux, rgb, text, 8, 0.1, g),
         tmp_path,
         0,
         lambda line: None,
@@ -175,7 +175,7 @@ def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: 
         "joint",
         stage(24, batch_size=4),
         adapter,
-        lambda g: joint_loss(model, rgb, disparity, text, 4, 0.1, g),
+        lambda g: joint_loss(model, rgb, disparity, text, 4, 0.1, 0.5, g),
         tmp_path,
         0,
         lines.append,
@@ -304,3 +304,15 @@ def test_guidance_starts_as_the_base_and_means_nothing_without_a_prompt() -> Non
 
     assert distance(drop=1.0) < 1e-10
     assert distance(drop=0.0) > 1e-6
+
+    told: list[torch.Tensor] = []
+    guided.register_forward_pre_hook(lambda module, args, kwargs: told.append(kwargs["guidance"]), with_kwargs=True)
+    distance(drop=0.0)
+    assert told[0].tolist()[:2] == [1, 1], "half of a batch at what the adapter is trained with"
+    assert all(1 < guidance < 5 for guidance in told[0].tolist()[2:])
+
+
+def test_captions_are_dropped_where_depth_is_estimated() -> None:
+    rgb, disparity = torch.tensor([0.1, 0.9, 0.5]), torch.tensor([0.9, 0.1, 0.5])
+    torch.testing.assert_close(dropped_share(rgb, disparity, 0.1, 0.5), torch.tensor([0.5, 0.1, 0.1]))
+    torch.testing.assert_close(dropped_share(rgb, disparity, 0.1, None), torch.tensor([0.1, 0.1, 0.1]))
