@@ -23,7 +23,7 @@ from jointdit.errors import ModelError, SpecError, StoreError
 from jointdit.latents import pack_latents
 from jointdit.official import adapter_tensors, gather_official
 from jointdit.pipeline import JointDiTPipeline
-from jointdit.training.adapter import ADAPTER, CHECKPOINT, train_adapter
+from jointdit.training.adapter import ADAPTER, CHECKPOINT, draw, train_adapter
 from jointdit.training.adapter_spec import AdapterTraining, OptimiserSpec
 from jointdit.training.checkpoint import load_training, save_training
 from jointdit.training.joint import NoisyPairs, velocity_loss
@@ -214,6 +214,12 @@ def tensorboard_events(folder: Path) -> list[Any]:
             events.append(Event.FromString(data[12 : 12 + length]))
             data = data[16 + length :]
     return events
+
+
+def test_captions_of_their_own_share_are_dropped_where_the_picture_is_cleaner() -> None:
+    drawn = draw(training(batch_size=64, text_drop=0.0, text_drop_depth=1.0), World(), seed=0, step=0)
+    assert torch.equal(drawn.dropped, drawn.t_rgb < drawn.t_disparity)
+    assert 0 < drawn.dropped.sum() < 64
 
 
 def test_another_spec_does_not_go_on_with_a_run(tmp_path: Path) -> None:
