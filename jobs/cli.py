@@ -38,7 +38,9 @@ Folder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Fol
 Model = Annotated[str, typer.Option(help="tiny (the packaged checkpoint), a checkpoint folder or a hub name.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
 Steps = Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")]
-Guidance = Annotated[float, typer.Option(min=0.0, help="Guidance scale, an input of the network.")]
+Guidance = Annotated[
+    float | None, typer.Option(min=0.0, help="An input of the network; default: 3.5, for depth the checkpoint's own.")
+]
 Size = Annotated[int | None, typer.Option(min=16, help="Pixels, a multiple of 16; default: the checkpoint's own size.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; anywhere on the line.")]
 
@@ -76,7 +78,7 @@ def generate(
     model: Model = "tiny",
     seed: Seed = 0,
     steps: Steps = 20,
-    guidance: Guidance = 3.5,
+    guidance: Guidance = None,
     height: Size = None,
     width: Size = None,
 ) -> None:
@@ -94,7 +96,7 @@ def depth(
     model: Model = "tiny",
     seed: Seed = 0,
     steps: Steps = 8,
-    guidance: Guidance = 3.5,
+    guidance: Guidance = None,
     height: Size = None,
     width: Size = None,
 ) -> None:
@@ -125,7 +127,7 @@ def restyle(
     model: Model = "tiny",
     seed: Seed = 0,
     steps: Steps = 20,
-    guidance: Guidance = 3.5,
+    guidance: Guidance = None,
     height: Size = None,
     width: Size = None,
 ) -> None:

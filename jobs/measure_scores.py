@@ -225,7 +225,7 @@ def separation_table(rule: SelfConsistency, rows: Sequence[tuple[str, Separation
 
 
 def _batches(pipe: JointDiTPipeline, samples: Sequence[SampleResult]) -> list[ScoredBatch]:
-    return [ScoredBatch(samples[start : start + BATCH], pipe, 3.5) for start in range(0, len(samples), BATCH)]
+    return [ScoredBatch(samples[start : start + BATCH], pipe, None) for start in range(0, len(samples), BATCH)]
 
 
 def _result(seed: int, prompt: str, rgb: NDArray[np.uint8], disparity: NDArray[np.float32]) -> SampleResult:

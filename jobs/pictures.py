@@ -49,7 +49,7 @@ class Sampling:
     model: str
     seed: int
     steps: int
-    guidance: float
+    guidance: float | None
     height: int | None
     width: int | None
 

@@ -45,7 +45,8 @@ from jointdit.stopwatch import Stopwatch, step_of
 from jointdit.transformer import JointDiTTransformer2DModel
 
 TINY_CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
-_SETTINGS = ("default_height", "default_width", "max_sequence_length")
+GUIDANCE = 3.5  # what the authors sample with
+_SETTINGS = ("default_height", "default_width", "max_sequence_length", "default_depth_guidance")
 _DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 EMPTY_PROMPT = " "  # what the authors use for depth estimation and for dropped captions in training
 
@@ -68,8 +69,9 @@ class JointDiTPipeline(DiffusionPipeline):
     """RGB and depth together (`joint`), depth of a picture (`depth`), or a picture of a depth map (`depth-to-image`).
 
     Components as in diffusers' FluxPipeline without a scheduler: JointDiT's transformer, VAE, CLIP (pooled output)
-    and T5 (token states) with their tokenizers. `default_height` and `default_width` (pixels) and
-    `max_sequence_length` (T5 tokens) are settings of the checkpoint.
+    and T5 (token states) with their tokenizers. `default_height` and `default_width` (pixels),
+    `max_sequence_length` (T5 tokens) and `default_depth_guidance` (of task depth, where no prompt is followed) are
+    settings of the checkpoint.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
@@ -86,6 +88,7 @@ class JointDiTPipeline(DiffusionPipeline):
         default_height: int = 512,
         default_width: int = 512,
         max_sequence_length: int = 512,
+        default_depth_guidance: float = GUIDANCE,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -97,7 +100,10 @@ class JointDiTPipeline(DiffusionPipeline):
             tokenizer_2=tokenizer_2,
         )
         self.register_to_config(
-            default_height=default_height, default_width=default_width, max_sequence_length=max_sequence_length
+            default_height=default_height,
+            default_width=default_width,
+            max_sequence_length=max_sequence_length,
+            default_depth_guidance=default_depth_guidance,
         )
         self._check_components()
         self._texts_kept = 0
@@ -198,7 +204,7 @@ class JointDiTPipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 20,
-        guidance_scale: float = 3.5,
+        guidance_scale: float | None = None,
         rgb_refresh: int = 1,
         on_step: StepCallback | None = None,
     ) -> JointDiTOutput:
@@ -207,15 +213,17 @@ class JointDiTPipeline(DiffusionPipeline):
         prompt: one for all samples or one each; None and "" are the empty prompt. seeds: one a sample; a sample's
         noise depends on its seed and size alone. image (task depth): uint8 (H, W, 3), one for all or one each.
         disparity (task depth-to-image): float (H, W) in [0, 1], 1 nearest, one for all or one each. height, width:
-        pixels, default the input's or the checkpoint's. guidance_scale is ignored by a network without guidance
-        embedding. rgb_refresh: the clean half is computed in every so many steps, 1 is exact (see `denoise`). Raises
-        InputError naming the argument that does not fit.
+        pixels, default the input's or the checkpoint's. guidance_scale: default 3.5, for task depth the checkpoint's;
+        ignored by a network without guidance embedding. rgb_refresh: the clean half is computed in every so many steps,
+        1 is exact (see `denoise`). Raises InputError naming the argument that does not fit.
         """
         check_task(task)
         prompts = one_each("prompt", [prompt] if prompt is None or isinstance(prompt, str) else list(prompt), seeds)
         pictures = check_images(image, seeds, task)
         maps = check_disparities(disparity, seeds, task)
         height, width = self._size(height, width, pictures if pictures is not None else maps)
+        if guidance_scale is None:
+            guidance_scale = self.config.default_depth_guidance if task == "depth" else GUIDANCE
 
         with step_of(self.stopwatch, "text"):
             prompt_embeds, pooled_prompt_embeds = self.encode_prompt(prompts)

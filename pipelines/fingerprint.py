@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from jointdit.errors import SpecError
-from pipelines.model import ModelIdentity
+from pipelines.model import ModelIdentity, with_guidance
 from pipelines.spec import EncodeSpec, JobSpec, PrepareSpec
 
 Fingerprint = dict[str, Any]
@@ -33,7 +33,7 @@ def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
         "model.weights": model.weights,
         "model.dtype": spec.model.dtype,
         "model.steps": spec.model.steps,
-        "model.guidance": spec.model.guidance,
+        "model.guidance": with_guidance(spec, model).model.guidance,
         "model.height": model.height,
         "model.width": model.width,
         "model.resize": spec.model.resize,

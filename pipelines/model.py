@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipelines.weights.selection import ENCODERS, Role
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
 
+FLUX_GUIDANCE = 3.5  # what the authors sample with
 FLUX_SIZE = 512  # pixels: what the published adapter was trained at (DESIGN: 512 x 512)
 TEXTS_KEPT = 16  # of a worker: a row's samples lie together; 64 MB of T5-XXL's states
 SOURCE_FIELDS = ("name", "base", "adapter", "components")
@@ -42,6 +44,7 @@ class ModelIdentity:
     height: int  # pixels, from the spec or the checkpoint's own
     width: int
     pins: tuple[Pin, ...] = ()  # what a worker loads
+    depth_guidance: float = FLUX_GUIDANCE  # the checkpoint's own for task depth
 
     def recorded(self) -> dict[str, dict[str, Any]]:
         """What of the pins is kept with the job, by field."""
@@ -62,7 +65,16 @@ def identify(model: ModelSpec, recorded: Recorded | None = None) -> ModelIdentit
         height=model.height or index.get("default_height") or FLUX_SIZE,
         width=model.width or index.get("default_width") or FLUX_SIZE,
         pins=pins,
+        depth_guidance=index.get("default_depth_guidance", FLUX_GUIDANCE),
     )
+
+
+def with_guidance(spec: JobSpec, model: ModelIdentity) -> JobSpec:
+    """The spec with its guidance said: where it is left out, the checkpoint's own for the task."""
+    if spec.model.guidance is not None:
+        return spec
+    guidance = model.depth_guidance if spec.task == "depth" else FLUX_GUIDANCE
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"guidance": guidance})})
 
 
 def identify_job(spec: JobSpec, recorded: Recorded | None = None) -> ModelIdentity:
@@ -275,4 +287,10 @@ def _index(one: Pin | None) -> dict[str, Any]:
     for name in ("default_height", "default_width"):
         if name in index and not (type(index[name]) is int and index[name] > 0):
             raise ModelError(f"{one.field} {one.value}: {name} in model_index.json is {index[name]!r}: give pixels.")
+    guidance = index.get("default_depth_guidance", FLUX_GUIDANCE)
+    if type(guidance) not in (int, float) or not 0 <= guidance < math.inf:
+        raise ModelError(
+            f"{one.field} {one.value}: default_depth_guidance in model_index.json is {guidance!r}: "
+            "give a number that is not negative."
+        )
     return index

@@ -25,7 +25,7 @@ from pipelines.lease import Heartbeat
 from pipelines.ledger import Commit, Ledger, PlannedShard, new_token, now
 from pipelines.limits import Limits
 from pipelines.memory import check_memory
-from pipelines.model import check_job_weights, check_scorers, identify_job
+from pipelines.model import check_job_weights, check_scorers, identify_job, with_guidance
 from pipelines.notify import message_of, notify
 from pipelines.patience import patiently
 from pipelines.plan import extend_plan, extend_with_regeneration, propose
@@ -90,7 +90,7 @@ def run_job(
     storage = Storage(spec.output.uri, single_writer)
     ledger = Ledger(storage)
     model = identify_job(spec, ledger.recorded_sources())
-    fingerprint = fingerprint_of(spec, model)
+    spec, fingerprint = with_guidance(spec, model), fingerprint_of(spec, model)
     known = ledger.check_job(fingerprint)
     latest = read_latest(storage) if known else None
     asked, spec = spec, spec_in_force(spec, latest)

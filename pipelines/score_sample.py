@@ -28,7 +28,7 @@ from pipelines.decisions import read_facts
 from pipelines.fingerprint import code_version, digest, fingerprint_of
 from pipelines.ledger import Ledger, PlannedShard, now
 from pipelines.limits import Limits
-from pipelines.model import check_job_weights, check_scorers, identify_job
+from pipelines.model import check_job_weights, check_scorers, identify_job, with_guidance
 from pipelines.plan import cut_rows, make_shard
 from pipelines.progress import Progress
 from pipelines.quality import FILTERS, load_filters
@@ -91,7 +91,7 @@ def calibrate(
     storage = Storage(sample.output.uri)
     ledger = Ledger(storage)
     model = identify_job(sample, ledger.recorded_sources())
-    fingerprint = fingerprint_of(sample, model)
+    sample, fingerprint = with_guidance(sample, model), fingerprint_of(sample, model)
     if not ledger.check_job(fingerprint):
         check_job_weights(sample, model.pins)
     check_scorers(sample)

@@ -89,7 +89,7 @@ class ModelSpec(Section):
     license: str | None = Field(None, min_length=1, max_length=200)  # of the weights, where nothing else tells it
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     steps: int = Field(20, ge=1, le=1000)
-    guidance: float = Field(3.5, ge=0)
+    guidance: float | None = Field(None, ge=0)  # left out: 3.5, for task depth the checkpoint's own
     rgb_refresh: int = Field(1, ge=1, le=1000)
     compile: bool = False
     height: Pixels | None = None

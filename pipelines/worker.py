@@ -196,7 +196,9 @@ class GenerationWorker:
         whole = [result for result in results if result.error is None]
         if not self.scorers or not whole:
             return
-        batch = ScoredBatch(whole, self.pipe, self.context.spec.model.guidance)
+        spec = self.context.spec
+        # An estimate is made as task depth makes it: with a joint job's guidance it would be another one.
+        batch = ScoredBatch(whole, self.pipe, spec.model.guidance if spec.task == "depth" else None)
         for scorer in self.scorers:
             for result, scores in zip(whole, scorer(batch), strict=True):
                 result.scores |= scores

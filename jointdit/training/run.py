@@ -78,6 +78,7 @@ def save_pipeline(
         default_height=spec.scenes.size,
         default_width=spec.scenes.size,
         max_sequence_length=t5_tokenizer.model_max_length,
+        default_depth_guidance=architecture.DEPTH_GUIDANCE,
     )
     folder = spec.output / "pipeline"
     pipeline.save_pretrained(folder)

@@ -76,7 +76,7 @@ def _making(spec: JobSpec) -> dict[str, str]:
     refresh = f", rgb_refresh {spec.model.rgb_refresh}" if spec.model.rgb_refresh != 1 else ""
     return {
         "model": spec.model.name or f"{spec.model.base} + {spec.model.adapter}",
-        "sampling": f"{spec.model.steps} steps, guidance {spec.model.guidance:g}{refresh}",
+        "sampling": f"{spec.model.steps} steps, guidance {spec.model.guidance}{refresh}",
         "seed": str(spec.seed),
     }
 

@@ -24,10 +24,11 @@ JOINT_TASKS = ("joint", "depth", "depth-to-image")  # whose workers hold the joi
 class ScoredBatch:
     """Generated samples of one size, with depth that is estimated from their pictures again where a score asks.
 
-    `pipe` is called like JointDiTPipeline. Estimates are kept, so that scores which need the same one share it.
+    `pipe` is called like JointDiTPipeline, with this guidance (None: the checkpoint's own for depth). Estimates are
+    kept, so that scores which need the same one share it.
     """
 
-    def __init__(self, results: Sequence[SampleResult], pipe: Any, guidance: float) -> None:
+    def __init__(self, results: Sequence[SampleResult], pipe: Any, guidance: float | None) -> None:
         self.results = tuple(results)
         self._pipe = pipe
         self._guidance = guidance

@@ -176,6 +176,9 @@ BAD: dict[str, Refused | SetAside] = {
         PLAN, "model_index.json is not a JSON object", "save the pipeline again", model__name="./no-json"
     ),
     "a model without a size": refused(PLAN, "default_height", "'big': give pixels", model__name="./no-size"),
+    "a model's guidance that is no number": refused(
+        PLAN, "default_depth_guidance", "'much': give a number", model__name="./no-guidance"
+    ),
     "a pickle for weights": refused(RUN, "pickled files can run code", model__name="./pickled"),
     "an adapter that does not exist": refused(
         PLAN, "model.adapter", "does not exist", model={"base": "./pickled", "adapter": "./none.safetensors"}
@@ -336,6 +339,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "no-json/x.safetensors": b"",
         "no-size/model_index.json": b'{"default_height": "big"}',
         "no-size/x.safetensors": b"",
+        "no-guidance/model_index.json": b'{"default_depth_guidance": "much"}',
+        "no-guidance/x.safetensors": b"",
         "pickled/model_index.json": b"{}",
         "pickled/vae/diffusion_pytorch_model.safetensors": b"",
         "pickled/transformer/diffusion_pytorch_model.bin": b"",

@@ -219,6 +219,23 @@ def test_bfloat16(small_pipeline, tmp_path):
     assert np.unique(ours.disparity).size > 1000
 
 
+def test_depth_is_estimated_with_the_checkpoints_own_guidance(small_pipeline, tmp_path):
+    def depth(pipe: JointDiTPipeline, **options: float) -> np.ndarray:
+        return pipe(image=picture(0), task="depth", seeds=[1], num_inference_steps=2, **options).disparity
+
+    def joint(pipe: JointDiTPipeline, **options: float) -> np.ndarray:
+        return pipe("a box", seeds=[1], num_inference_steps=2, **options).disparity
+
+    assert np.array_equal(depth(small_pipeline), depth(small_pipeline, guidance_scale=3.5))
+    parts = {name: getattr(small_pipeline, name) for name in small_pipeline.config if name in small_pipeline.components}
+    settings = {"default_height": 64, "default_width": 48, "max_sequence_length": 12}
+    JointDiTPipeline(**parts, **settings, default_depth_guidance=1.0).save_pretrained(tmp_path)
+    loaded = JointDiTPipeline.from_pretrained(tmp_path)
+    assert np.array_equal(depth(loaded), depth(loaded, guidance_scale=1.0))
+    assert np.abs(depth(loaded) - depth(loaded, guidance_scale=3.5)).max() > 1e-3
+    assert np.array_equal(joint(loaded), joint(loaded, guidance_scale=3.5))
+
+
 def test_flux_by_its_folder_and_a_published_adapter(small_pipeline, flux_folder, tmp_path):
     adapter = tmp_path / "adapter.safetensors"
     small_pipeline.transformer.to_official(adapter=adapter)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from jointdit.errors import ModelError
-from pipelines.model import ModelIdentity, checkpoint_folder, identify
-from pipelines.spec import ModelSpec
+from pipelines.fingerprint import fingerprint_of
+from pipelines.model import ModelIdentity, checkpoint_folder, identify, with_guidance
+from pipelines.spec import ModelSpec, load_spec
 
 
 @pytest.fixture
@@ -44,6 +45,25 @@ def test_the_hash_follows_what_decides_pixels_and_not_the_place_or_the_card(chec
     assert identity(tmp_path / "copy").weights != first.weights
     (checkpoint / "vae" / "model.safetensors").rename(checkpoint / "vae" / "other.safetensors")
     assert identity(checkpoint).weights != first.weights
+
+
+def test_guidance_that_is_left_out_is_the_checkpoints_own_for_depth(checkpoint: Path) -> None:
+    index = checkpoint / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "default_depth_guidance": 2}))
+    model = identity(checkpoint)
+
+    def guidance(task: str, **settings: float) -> object:
+        uris = {"input": {"uri": "in"}, "output": {"uri": "out"}}
+        spec = load_spec({"task": task, "model": {"name": str(checkpoint), **settings}, **uris})
+        assert with_guidance(spec, model).model.guidance == fingerprint_of(spec, model)["model.guidance"]
+        return with_guidance(spec, model).model.guidance
+
+    assert guidance("depth") == 2
+    assert guidance("joint") == 3.5
+    assert guidance("depth", guidance=3.5) == 3.5
+    index.write_text(json.dumps({"default_height": 96, "default_width": 64}))
+    model = identity(checkpoint)
+    assert guidance("depth") == 3.5
 
 
 def test_the_specs_size_wins(checkpoint: Path) -> None:
