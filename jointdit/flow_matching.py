@@ -34,7 +34,7 @@ def sampling_schedule(num_inference_steps: int, image_tokens: int) -> torch.Tens
 def sample_timesteps(
     n: int, generator: torch.Generator | None = None, unbalanced: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unbalanced training noise levels of n pairs: RGB (n,) and depth (n,), in [0, 1], float32 on the CPU.
+    """Unbalanced training noise levels of n pairs: RGB (n,) and depth (n,), in [0, 1], float32 where the generator is.
 
     sigmoid of a normal draw, shifted. Half of the pairs share one level from the normal shift; in a quarter RGB comes
     from the normal and depth from the small shift; in a quarter the reverse. Each pair draws its own scenario.
@@ -42,8 +42,9 @@ def sample_timesteps(
     Without `unbalanced`, what it is compared with: the other half of the pairs draw two levels, both from the normal
     shift.
     """
-    scenario = torch.randint(0, 4, (n,), generator=generator)
-    first, second = torch.sigmoid(torch.randn(2, n, generator=generator))
+    device = generator.device if generator else None
+    scenario = torch.randint(0, 4, (n,), generator=generator, device=device)
+    first, second = torch.sigmoid(torch.randn(2, n, generator=generator, device=device))
     normal = shift_noise_level(first, NORMAL_SHIFT)
     small = shift_noise_level(second, SMALL_SHIFT if unbalanced else NORMAL_SHIFT)
     t_rgb = torch.where(scenario == 3, small, normal)

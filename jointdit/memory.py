@@ -1,7 +1,7 @@
 """The memory that a worker needs: weights as they are kept, and the largest set of activations.
 
-Bytes of tensors, not of a process: what a GPU takes beside them (its context, workspaces of cuDNN and cuBLAS, holes
-between tensors) is an allowance, RESERVED_BYTES.
+Bytes of tensors and of cuDNN's workspace: what else a GPU takes (its context, cuBLAS, holes between tensors) is an
+allowance, RESERVED_BYTES.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ STAGES = {
     "denoise": ("transformer",),
     "decode": ("vae",),
 }
-RESERVED_BYTES = 1 << 30  # an assumption: no GPU was at hand to measure it on
+RESERVED_BYTES = 1 << 30  # an assumption
+# Of the VAE's activations: what its convolutions take beside them where several pictures are decoded at once. At 512 px
+# on an H100, PyTorch 2.11: 0.58 for 4 and for 8 pictures, none for one (`python -m jobs.gpu_check`).
+DECODE_WORKSPACE = 0.6
 PREFETCHED = 2  # groups on the device at once: the one at work, and the next one, which is copied meanwhile
 NOT_LINEAR = re.compile(r"embed|shared\.|relative_attention_bias")  # two-dimensional weights that are tables
 # T5's output projection of the MLP: float32 where the rest is float16; in transformers 5.23 bitsandbytes leaves it
@@ -143,6 +146,8 @@ def estimate_memory(
     weights["adapter"] = sum(size for name, size in sizes["transformer"].items() if is_adapter(name))
     weights["transformer"] -= weights["adapter"]
     activations = dict(activation_bytes(model.architecture, call) if activations is None else activations)
+    if call.batch > 1 and not call.vae_slicing:
+        activations["decode"] += int(DECODE_WORKSPACE * activations["decode"])
     if quantization is not None:
         for name in quantization.components:
             linears = [s for n, s in model.tensors[name].items() if _is_quantised(name, n, s, quantization)]

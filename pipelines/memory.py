@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 # Of any GPU, 1e9 bytes: what certainly takes less is not estimated, unless the spec names the GPU's memory.
 SMALL_GB = 8.0
-# Bytes of activations, of FLUX.1-dev's architecture by `jointdit.memory` in float32: at most 3,110 a pixel in decode,
+# Bytes of activations, of FLUX.1-dev's architecture by `jointdit.memory` in float32: at most 4,980 a pixel in decode,
 # and 237 MB a sample for the text's tokens in denoise. No checkpoint that is far smaller is wider.
-BYTES_A_PIXEL, BYTES_A_SAMPLE = 4096, 256 << 20
+BYTES_A_PIXEL, BYTES_A_SAMPLE = 6144, 256 << 20
 RESERVED_BYTES = 1 << 30  # as in jointdit.memory, for what is no tensor
 ADVICE = "model.vae_slicing, model.offload or model.quantization"
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from jointdit.tiny.architecture import LORA_RANKS
 from jointdit.training.checkpoint import replacing
+from jointdit.training.data import ScenePixels
 from jointdit.training.joint import joint_loss
 from jointdit.training.latent_cache import cached_latents
 from jointdit.training.loop import fit
@@ -62,8 +63,9 @@ def run_ablation(spec: AblationSpec, report: Report = print) -> Path:
     pipe.set_progress_bar_config(disable=True)
     scenes = prepare_scenes(spec.output / "scenes", spec.scenes, report)
     vae = pipe.vae.float().eval()
-    rgb = cached_latents(vae, scenes, "rgb", spec.output / "latents-rgb.npy", report)
-    disparity = cached_latents(vae, scenes, "disparity", spec.output / "latents-disparity.npy", report)
+    pixels = ScenePixels(scenes)
+    rgb = cached_latents(vae, pixels, "rgb", spec.output / "latents-rgb.npy", report)
+    disparity = cached_latents(vae, pixels, "disparity", spec.output / "latents-disparity.npy", report)
     text = CaptionEncoder(
         scenes.captions,
         pipe.tokenizer,

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from numpy.typing import NDArray
 
-from jointdit.training.data import RenderedScenes
+from jointdit.training.data import ScenePixels
 
 KL_WEIGHT = 2e-7
 OPPONENT_WEIGHT = 1.0
 EDGE_WEIGHT = 0.5
 
 
-def vae_loss(vae: AutoencoderKL, scenes: RenderedScenes, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+def vae_loss(vae: AutoencoderKL, scenes: ScenePixels, batch_size: int, generator: torch.Generator) -> torch.Tensor:
     """L1 + L2 on pixels, on opponent colours and on edges, and a small KL term.
 
     Without the opponent colours a small autoencoder drops red and purple: the mean error of a colour axis that few
@@ -23,7 +21,7 @@ def vae_loss(vae: AutoencoderKL, scenes: RenderedScenes, batch_size: int, genera
     """
     pixels = draw_pixels(scenes, batch_size, generator)
     posterior = vae.encode(pixels).latent_dist
-    noise = torch.randn(posterior.mean.shape, generator=generator)
+    noise = torch.randn(posterior.mean.shape, generator=generator, device=pixels.device)
     decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
     error = decoded - pixels
     chroma = opponent(error)
@@ -33,9 +31,7 @@ def vae_loss(vae: AutoencoderKL, scenes: RenderedScenes, batch_size: int, genera
     return reconstruction + OPPONENT_WEIGHT * colour + EDGE_WEIGHT * edges + KL_WEIGHT * posterior.kl().mean()
 
 
-def decoder_loss(
-    vae: AutoencoderKL, scenes: RenderedScenes, batch_size: int, generator: torch.Generator
-) -> torch.Tensor:
+def decoder_loss(vae: AutoencoderKL, scenes: ScenePixels, batch_size: int, generator: torch.Generator) -> torch.Tensor:
     """L2 on pixels and opponent colours, from the posterior's mode: what the peak signal-to-noise ratio measures.
 
     The encoder is not trained, so the latents that the transformer learns from stay what they are.
@@ -47,24 +43,14 @@ def decoder_loss(
     return error.square().mean() + 0.5 * opponent(error).square().mean() + 0.02 * error.abs().mean()
 
 
-def draw_pixels(scenes: RenderedScenes, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+def draw_pixels(scenes: ScenePixels, batch_size: int, generator: torch.Generator) -> torch.Tensor:
     """(B, 3, H, W) in [-1, 1]: two thirds pictures, one third disparity maps, half of them mirrored."""
-    index = torch.randint(len(scenes.captions), (batch_size,), generator=generator).numpy()
-    pixels = picture_tensor(scenes.rgb[index])
+    device = scenes.device
+    index = torch.randint(len(scenes), (batch_size,), generator=generator, device=device)
     maps = max(1, batch_size // 3)
-    pixels[:maps] = disparity_tensor(scenes.disparity[index[:maps]])
-    flip = torch.rand(batch_size, generator=generator) < 0.5
+    pixels = torch.cat([scenes.disparities(index[:maps]), scenes.pictures(index[maps:])])
+    flip = torch.rand(batch_size, generator=generator, device=device) < 0.5
     return torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
-
-
-def picture_tensor(rgb: NDArray[np.uint8]) -> torch.Tensor:
-    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def disparity_tensor(disparity: NDArray[np.uint16]) -> torch.Tensor:
-    """uint16 (B, H, W) -> float32 (B, 3, H, W) in [-1, 1], 1 nearest."""
-    return torch.from_numpy(disparity.astype(np.float32) / 32767.5 - 1)[:, None].repeat(1, 3, 1, 1)
 
 
 def opponent(colour: torch.Tensor) -> torch.Tensor:
@@ -80,13 +66,13 @@ def _edges(pixels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def standardise_latents(vae: AutoencoderKL, scenes: RenderedScenes, count: int = 256) -> None:
+def standardise_latents(vae: AutoencoderKL, scenes: ScenePixels, count: int = 256) -> None:
     """Fold the latents' per-channel mean and standard deviation into quant_conv and post_quant_conv, in place.
 
     Afterwards the latents of pictures and disparity maps together have mean 0 and deviation 1 in each channel, and
     decode as before.
     """
-    pixels = torch.cat([picture_tensor(scenes.rgb[:count]), disparity_tensor(scenes.disparity[:count])])
+    pixels = torch.cat([scenes.pictures(slice(count)), scenes.disparities(slice(count))])
     moments = [vae.encode(batch).latent_dist for batch in pixels.split(32)]
     latents = torch.cat([posterior.mean for posterior in moments])
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))

@@ -38,8 +38,8 @@ def base_loss(
         timestep=drawn.t,
         encoder_hidden_states=states,
         pooled_projections=pooled,
-        img_ids=square_position_ids(drawn.clean.shape[1]),
-        txt_ids=text_position_ids(states.shape[1]),
+        img_ids=square_position_ids(drawn.clean.shape[1], states.device),
+        txt_ids=text_position_ids(states.shape[1], states.device),
     ).sample
     return joint_flow_matching_loss(prediction, velocity_target(drawn.clean, drawn.noise))
 
@@ -56,10 +56,14 @@ class DrawnPictures(NamedTuple):
 def draw_pictures(
     latents: torch.Tensor, batch_size: int, generator: torch.Generator, where_text_decides: bool = False
 ) -> DrawnPictures:
-    """Pictures of packed latents (M, N, C), each with its noise and noise level, by `base_timesteps`."""
-    places = torch.randint(len(latents), (batch_size,), generator=generator)
+    """Pictures of packed latents (M, N, C), each with its noise and noise level, by `base_timesteps`.
+
+    Everything is on the device of the latents, which is the generator's.
+    """
+    device = generator.device
+    places = torch.randint(len(latents), (batch_size,), generator=generator, device=device)
     clean = latents[places].float()
-    noise = torch.randn(clean.shape, generator=generator)
+    noise = torch.randn(clean.shape, generator=generator, device=device)
     return DrawnPictures(places, clean, noise, base_timesteps(batch_size, generator, where_text_decides))
 
 
@@ -69,18 +73,23 @@ def base_timesteps(n: int, generator: torch.Generator, where_text_decides: bool)
     `where_text_decides`: most of them from EARLY and MIDDLE instead. Floors and walls get their colours in the first
     steps from pure noise, where text is all there is to go by, and objects soon after.
     """
-    normal = shift_noise_level(torch.sigmoid(torch.randn(n, generator=generator)), NORMAL_SHIFT)
-    uniform = torch.rand(n, generator=generator)
-    usual = torch.where(torch.rand(n, generator=generator) < UNIFORM_SHARE, uniform, normal)
+
+    def drawn() -> torch.Tensor:
+        return torch.rand(n, generator=generator, device=generator.device)
+
+    logits = torch.randn(n, generator=generator, device=generator.device)
+    normal = shift_noise_level(torch.sigmoid(logits), NORMAL_SHIFT)
+    uniform = drawn()
+    usual = torch.where(drawn() < UNIFORM_SHARE, uniform, normal)
     if not where_text_decides:
         return usual
     early, middle = (low + (high - low) * uniform for low, high in (EARLY, MIDDLE))
-    kind = torch.rand(n, generator=generator)
+    kind = drawn()
     return torch.where(kind < EARLY_SHARE, early, torch.where(kind < EARLY_SHARE + MIDDLE_SHARE, middle, usual))
 
 
-def square_position_ids(tokens: int) -> torch.Tensor:
+def square_position_ids(tokens: int, device: torch.device | None = None) -> torch.Tensor:
     """Position ids of a square picture's tokens."""
     side = int(tokens**0.5)
     assert side * side == tokens
-    return image_position_ids(side, side)
+    return image_position_ids(side, side, device)

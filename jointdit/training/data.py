@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from jointdit.scenes import render_scene
@@ -30,6 +31,31 @@ class RenderedScenes(NamedTuple):
     rgb: NDArray[np.uint8]
     disparity: NDArray[np.uint16]
     captions: list[str]
+
+
+class ScenePixels:
+    """Rendered scenes on a device, to draw batches from; on the CPU their arrays are shared, not copied."""
+
+    def __init__(self, scenes: RenderedScenes, device: torch.device | str = "cpu") -> None:
+        self._rgb = torch.from_numpy(scenes.rgb).to(device)
+        self._disparity = torch.from_numpy(scenes.disparity.view(np.int16)).to(device)  # few kernels take uint16
+
+    def __len__(self) -> int:
+        return len(self._rgb)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels are."""
+        return self._rgb.device
+
+    def pictures(self, index: torch.Tensor | slice) -> torch.Tensor:
+        """float32 (B, 3, H, W) in [-1, 1]."""
+        return self._rgb[index].permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def disparities(self, index: torch.Tensor | slice) -> torch.Tensor:
+        """float32 (B, 3, H, W) in [-1, 1], 1 nearest."""
+        level = self._disparity[index].to(torch.int32).bitwise_and(0xFFFF).float()
+        return (level / 32767.5 - 1)[:, None].repeat(1, 3, 1, 1)
 
 
 def relative_disparity(depth: NDArray[np.float32]) -> NDArray[np.float32]:

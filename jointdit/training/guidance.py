@@ -44,14 +44,15 @@ def guidance_loss(
     """
     index, clean, noise, t = draw_pictures(latents, batch_size, generator)
     plain = batch_size // 2  # pictures at guidance 1 come first
-    guidance = torch.ones(batch_size)
-    guidance[plain:] = LOWEST + (HIGHEST - LOWEST) * torch.rand(batch_size - plain, generator=generator)
+    guidance = torch.ones(batch_size, device=t.device)
+    told = torch.rand(batch_size - plain, generator=generator, device=t.device)
+    guidance[plain:] = LOWEST + (HIGHEST - LOWEST) * told
     noisy = add_noise(clean, noise, t)
-    ids = {"img_ids": square_position_ids(clean.shape[1])}
+    ids = {"img_ids": square_position_ids(clean.shape[1], t.device)}
     with torch.no_grad():
         states, pooled = text.encode(index, drop, generator)
         empty_states, empty_pooled = text.encode(index[plain:], 1.0, generator)
-        ids["txt_ids"] = text_position_ids(states.shape[1])
+        ids["txt_ids"] = text_position_ids(states.shape[1], t.device)
         prompted, empty = teacher(
             hidden_states=torch.cat([noisy, noisy[plain:]]),
             timestep=torch.cat([t, t[plain:]]),

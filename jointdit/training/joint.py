@@ -31,14 +31,15 @@ def joint_loss(
 
     drop, drop_depth: shares of dropped captions, as in `dropped_share`.
     """
-    index = torch.randint(len(rgb), (batch_size,), generator=generator)
+    device = generator.device
+    index = torch.randint(len(rgb), (batch_size,), generator=generator, device=device)
     clean = torch.cat([rgb[index].float(), disparity[index].float()])
-    noise = torch.randn(clean.shape, generator=generator)
+    noise = torch.randn(clean.shape, generator=generator, device=device)
     levels = sample_timesteps(batch_size, generator, unbalanced)
     with torch.no_grad():
         states, pooled = text.encode(index, dropped_share(*levels, drop, drop_depth), generator)
     pairs = NoisyPairs(clean, noise, torch.cat(levels), states, pooled)
-    return velocity_loss(model, model, pairs, square_position_ids(clean.shape[1]))
+    return velocity_loss(model, model, pairs, square_position_ids(clean.shape[1], device))
 
 
 def dropped_share(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from jointdit.latents import encode_image, pack_latents
-from jointdit.training.autoencoder import disparity_tensor, picture_tensor
-from jointdit.training.data import RenderedScenes
+from jointdit.training.data import ScenePixels
 
 Modality = Literal["rgb", "disparity"]
 ENCODE_BATCH = 64
@@ -20,24 +20,35 @@ ENCODE_BATCH = 64
 
 @torch.inference_mode()
 def cached_latents(
-    vae: AutoencoderKL, scenes: RenderedScenes, modality: Modality, file: Path, report: Callable[[str], None]
+    vae: AutoencoderKL,
+    scenes: ScenePixels,
+    modality: Modality,
+    file: Path,
+    report: Callable[[str], None],
+    mirrored: bool = False,
 ) -> torch.Tensor:
-    """Packed latents (N, tokens, 64) float16 of one modality, the posterior's mode; read from `file` if it has them."""
-    count = len(scenes.captions)
+    """Packed latents (N, tokens, 64) float16 of one modality, the posterior's mode; read from `file` if it has them.
+
+    They are encoded, and returned, where the scenes and the VAE are. `mirrored`: those of all scenes, then those of
+    their mirror images, (2N, tokens, 64).
+    """
+    count = len(scenes)
+    sides = (False, True) if mirrored else (False,)
     if file.exists():
         stored = np.load(file, allow_pickle=False)
-        if len(stored) == count:
-            return torch.from_numpy(stored)
+        if len(stored) == count * len(sides):
+            return torch.from_numpy(stored).to(scenes.device)
     parts = []
-    for first in range(0, count, ENCODE_BATCH):
+    for side, first in itertools.product(sides, range(0, count, ENCODE_BATCH)):
         window = slice(first, first + ENCODE_BATCH)
-        pixels = picture_tensor(scenes.rgb[window]) if modality == "rgb" else disparity_tensor(scenes.disparity[window])
-        with torch.autocast("cpu", torch.bfloat16):
+        pixels = scenes.pictures(window) if modality == "rgb" else scenes.disparities(window)
+        pixels = pixels.flip(-1) if side else pixels
+        with torch.autocast(scenes.device.type, torch.bfloat16):
             parts.append(pack_latents(encode_image(vae, pixels)).half())
         if first // ENCODE_BATCH % 50 == 49:
             report(f"latents: {first + ENCODE_BATCH}/{count} {modality}")
     latents = torch.cat(parts)
     unfinished = file.with_suffix(".tmp.npy")
-    np.save(unfinished, latents.numpy())
+    np.save(unfinished, latents.cpu().numpy())
     unfinished.replace(file)
     return latents

@@ -1,7 +1,7 @@
 """One optimisation loop for every stage: deterministic batches, EMA, atomic checkpoints, exact resume.
 
 A stage's batch is drawn from (seed, stage, step) alone, so a resumed run sees the same batches as one that was never
-stopped.
+stopped. It is drawn on the device of the parameters: a GPU draws other batches than a CPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jointdit.training.checkpoint import NamedParameters, load_training, save_tr
 from jointdit.training.optimisers import build_optimiser
 from jointdit.training.spec import StageSpec
 
-LossFunction = Callable[[torch.Generator], torch.Tensor]  # draws its batch from the generator, returns a scalar
+LossFunction = Callable[[torch.Generator], torch.Tensor]  # draws its batch where the generator is, returns a scalar
 Report = Callable[[str], None]
 
 STAGE_SEEDS = {"vae": 1, "base": 2, "joint": 3, "decoder": 4, "guidance": 5}
@@ -59,11 +59,12 @@ def fit(
 
     Args:
         stage: a key of STAGE_SEEDS; names the checkpoint and picks the stream of batches.
-        named_parameters: what is trained; names must be stable between runs.
+        named_parameters: what is trained, all on one device; names must be stable between runs.
         folder: where `<stage>.safetensors` is kept; a run that finds one there goes on from it.
         report: gets one line every `every` steps.
     """
     parameters = [parameter for _, parameter in named_parameters]
+    device = parameters[0].device
     settings = OptimiserSpec(
         kind=spec.optimiser, learning_rate=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99)
     )
@@ -78,8 +79,11 @@ def fit(
     while step < spec.steps:
         for group in optimiser.param_groups:
             group["lr"] = spec.learning_rate * schedule(step, spec)
-        generator = torch.Generator().manual_seed(((seed * 8 + STAGE_SEEDS[stage]) << 32) + step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=spec.autocast == "bfloat16"), warnings.catch_warnings():
+        generator = torch.Generator(device).manual_seed(((seed * 8 + STAGE_SEEDS[stage]) << 32) + step)
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=spec.autocast == "bfloat16"),
+            warnings.catch_warnings(),
+        ):
             # RMSNorm of a bfloat16 input with a float32 weight takes the unfused path; autocast is faster all the same.
             warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
             loss = loss_function(generator)
@@ -91,10 +95,10 @@ def fit(
         decay = min(spec.ema, step / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
-        losses.append(loss.item())
+        losses.append(loss.detach())  # read when it is reported, so that no step waits for a GPU
         if step % every == 0 or step == spec.steps:
+            mean = torch.stack(losses).double().mean().item()
             rate = (step - first) / (time.monotonic() - started)
-            mean = sum(losses) / len(losses)
             report(f"{stage}: {Progress(step, spec.steps, mean, rate * spec.batch_size, (spec.steps - step) / rate)}")
             losses.clear()
         if step % spec.checkpoint_every == 0 or step == spec.steps:

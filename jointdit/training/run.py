@@ -23,13 +23,14 @@ from jointdit.tiny import architecture
 from jointdit.training.autoencoder import decoder_loss, standardise_latents, vae_loss
 from jointdit.training.base import base_loss
 from jointdit.training.checkpoint import NamedParameters, replacing
-from jointdit.training.data import RenderedScenes, load_cache, render_cache
+from jointdit.training.data import RenderedScenes, ScenePixels, load_cache, render_cache
+from jointdit.training.device import attention_on, compile_blocks, device_of
 from jointdit.training.guidance import guidance_loss, with_guidance_embedding
 from jointdit.training.joint import joint_loss
 from jointdit.training.latent_cache import cached_latents
 from jointdit.training.loop import LossFunction, Report, fit
 from jointdit.training.spec import ScenesSpec, TrainSpec
-from jointdit.training.text import CaptionEncoder
+from jointdit.training.text import CaptionEncoder, mirrored
 from jointdit.transformer import JointDiTTransformer2DModel
 
 Stage = Literal["vae", "decoder", "base", "guidance", "joint"]  # the spec has settings of each by its name
@@ -40,21 +41,32 @@ def train(spec: TrainSpec, report: Report = print, every: int = 50) -> Path:
     if spec.threads:
         torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.seed)
+    device = device_of(spec)
+    with attention_on(device):
+        return run_stages(spec, device, report, every)
+
+
+def run_stages(spec: TrainSpec, device: torch.device, report: Report, every: int) -> Path:
+    """All stages on one device, in their order."""
     clip_tokenizer, t5_tokenizer = architecture.clip_tokenizer(), architecture.t5_tokenizer()
-    clip, t5 = architecture.build_clip(clip_tokenizer), architecture.build_t5(t5_tokenizer)
-    vae, flux = architecture.build_vae(), architecture.build_flux()
+    clip, t5 = architecture.build_clip(clip_tokenizer).to(device), architecture.build_t5(t5_tokenizer).to(device)
+    vae, flux = architecture.build_vae().to(device), architecture.build_flux().to(device)
 
     scenes = prepare_scenes(spec.output / "scenes", spec.scenes, report)
-    text = CaptionEncoder(scenes.captions, clip_tokenizer, clip, t5_tokenizer, t5)
-    train_autoencoder(spec, vae, scenes, report, every)
-    train_decoder(spec, vae, scenes, report, every)
-    rgb = cached_latents(vae, scenes, "rgb", spec.output / "latents-rgb.npy", report)
+    mirror_images = [mirrored(caption) for caption in scenes.captions] if spec.scenes.mirrored else []
+    text = CaptionEncoder([*scenes.captions, *mirror_images], clip_tokenizer, clip, t5_tokenizer, t5)
+    pixels = ScenePixels(scenes, device)
+    train_autoencoder(spec, vae, pixels, report, every)
+    train_decoder(spec, vae, pixels, report, every)
+    latents = partial(cached_latents, vae, pixels, report=report, mirrored=spec.scenes.mirrored)
+    rgb = latents("rgb", spec.output / "latents-rgb.npy")
+    compile_blocks(spec, flux)
     train_base(spec, flux, text, rgb, report, every)
-    disparity = cached_latents(vae, scenes, "disparity", spec.output / "latents-disparity.npy", report)
+    disparity = latents("disparity", spec.output / "latents-disparity.npy")
     guided = train_guidance(spec, flux, text, rgb, report, every)
-    transformer = JointDiTTransformer2DModel.from_flux(guided, lora_ranks=architecture.LORA_RANKS)
+    transformer = JointDiTTransformer2DModel.from_flux(guided, lora_ranks=architecture.LORA_RANKS).to(device)
+    compile_blocks(spec, transformer)
     train_joint(spec, transformer, text, rgb, disparity, report, every)
-
     return save_pipeline(spec, transformer, vae, text, clip_tokenizer, t5_tokenizer, report)
 
 
@@ -69,11 +81,11 @@ def save_pipeline(
 ) -> Path:
     """Write `<output>/pipeline`; the networks in bfloat16, the VAE in float16, whose finer steps far depth needs."""
     pipeline = JointDiTPipeline(
-        transformer=transformer.eval().to(torch.bfloat16),
-        vae=vae.to(torch.float16),
-        text_encoder=text.clip.eval().to(torch.bfloat16),
+        transformer=transformer.eval().to("cpu", torch.bfloat16),
+        vae=vae.to("cpu", torch.float16),
+        text_encoder=text.clip.eval().to("cpu", torch.bfloat16),
         tokenizer=clip_tokenizer,
-        text_encoder_2=text.t5.eval().to(torch.bfloat16),
+        text_encoder_2=text.t5.eval().to("cpu", torch.bfloat16),
         tokenizer_2=t5_tokenizer,
         default_height=spec.scenes.size,
         default_width=spec.scenes.size,
@@ -98,7 +110,7 @@ def prepare_scenes(folder: Path, spec: ScenesSpec, report: Report) -> RenderedSc
 
 
 def train_autoencoder(
-    spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScenes, report: Report, every: int = 50
+    spec: TrainSpec, vae: AutoencoderKL, scenes: ScenePixels, report: Report, every: int = 50
 ) -> None:
     """Stage 1, ending with standardised latents; the VAE is frozen afterwards."""
     loss = partial(vae_loss, vae, scenes, spec.vae.batch_size)
@@ -107,7 +119,7 @@ def train_autoencoder(
     vae.requires_grad_(False).eval()
 
 
-def train_decoder(spec: TrainSpec, vae: AutoencoderKL, scenes: RenderedScenes, report: Report, every: int = 50) -> None:
+def train_decoder(spec: TrainSpec, vae: AutoencoderKL, scenes: ScenePixels, report: Report, every: int = 50) -> None:
     """Stage 1b: the decoder alone; the latents stay as they are."""
     named = [(name, p) for name, p in vae.named_parameters() if name.startswith(("decoder.", "post_quant_conv."))]
     train_stage("decoder", spec, named, partial(decoder_loss, vae, scenes, spec.decoder.batch_size), report, every)
@@ -140,7 +152,8 @@ def train_guidance(
     every: int = 50,
 ) -> FluxTransformer2DModel:
     """Stage 3: a copy of the base that takes guidance as a number, as FLUX.1-dev; frozen afterwards."""
-    guided = with_guidance_embedding(flux)
+    guided = with_guidance_embedding(flux).to(rgb.device)
+    compile_blocks(spec, guided)
     loss = partial(guidance_loss, guided, flux, rgb, text, spec.guidance.batch_size, spec.guidance.text_drop)
     train_stage("guidance", spec, list(guided.named_parameters()), loss, report, every)
     return guided.requires_grad_(False).eval()

@@ -20,6 +20,7 @@ class ScenesSpec(Frozen):
     count: int = Field(30_720, gt=0, multiple_of=256)
     size: int = Field(128, ge=32, multiple_of=16, description="width and height in pixels")
     processes: int = Field(2, gt=0)
+    mirrored: bool = Field(False, description="the transformers also see each scene mirrored, left and right told so")
 
 
 class StageSpec(Frozen):
@@ -58,6 +59,8 @@ class TrainSpec(Frozen):
     seed: int = Field(0, ge=0)
     output: Path = Field(description="folder for checkpoints, logs and the finished pipeline")
     threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
+    compile: bool | None = Field(None, description="the transformers' blocks, by torch.compile; None: on a GPU")
     scenes: ScenesSpec = ScenesSpec.model_validate({})
     vae: StageSpec
     decoder: StageSpec

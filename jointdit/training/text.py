@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 EMPTY_PROMPT = " "
+LEFT_OR_RIGHT = re.compile(r"\b(left|right)\b")
 
 
 class CaptionEncoder:
     """Tokenises all captions once; encodes the rows asked for.
 
-    As in sampling: CLIP's pooled output, T5's hidden states padded to the full length without a mask.
+    As in sampling: CLIP's pooled output, T5's hidden states padded to the full length without a mask. All of it is on
+    the encoders' device.
     """
 
     def __init__(
@@ -27,8 +30,8 @@ class CaptionEncoder:
         texts = [EMPTY_PROMPT, *captions, *(sentence(caption) for caption in captions)]
         self.count = len(captions)
         self.clip, self.t5 = clip, t5
-        self.clip_ids = _ids(clip_tokenizer, texts)
-        self.t5_ids = _ids(t5_tokenizer, texts)
+        self.clip_ids = _ids(clip_tokenizer, texts).to(clip.device)
+        self.t5_ids = _ids(t5_tokenizer, texts).to(t5.device)
 
     def encode(
         self, index: torch.Tensor, drop: float | torch.Tensor, generator: torch.Generator
@@ -38,12 +41,17 @@ class CaptionEncoder:
         drop: that share; a tensor (B,) gives each caption its own. A quarter is written as a sentence, with a capital
         and a full stop, since people write so.
         """
-        as_sentence = torch.rand(len(index), generator=generator) < 0.25
+        as_sentence = torch.rand(len(index), generator=generator, device=index.device) < 0.25
         rows = 1 + index + as_sentence * self.count
-        rows = torch.where(torch.rand(len(index), generator=generator) < drop, 0, rows)
+        rows = torch.where(torch.rand(len(index), generator=generator, device=index.device) < drop, 0, rows)
         states = self.t5(self.t5_ids[rows]).last_hidden_state
         pooled = self.clip(self.clip_ids[rows]).pooler_output
         return states, pooled
+
+
+def mirrored(caption: str) -> str:
+    """What the caption says of the picture's mirror image: left for right, and right for left."""
+    return LEFT_OR_RIGHT.sub(lambda word: "right" if word[0] == "left" else "left", caption)
 
 
 def sentence(caption: str) -> str:

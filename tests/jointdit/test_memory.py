@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from jointdit.activations import Call
-from jointdit.memory import RESERVED_BYTES, estimate_memory, flux_model, read_model
+from jointdit.activations import Call, activation_bytes
+from jointdit.memory import DECODE_WORKSPACE, RESERVED_BYTES, estimate_memory, flux_model, read_model
 from jointdit.pipeline import TINY_CHECKPOINT, JointDiTPipeline
 from jointdit.tensor_memory import TensorMemory
 
@@ -68,13 +68,14 @@ def test_weights_are_the_sum_of_the_real_tensors(tiny, dtype):
         ("joint", 4, 96, 208, {}, "decode"),
         ("joint", 4, 96, 208, {"vae_slicing": True}, "denoise"),
         ("depth", 2, 128, 128, {}, "decode"),
-        ("depth", 3, 64, 64, {"rgb_refresh": 2}, "denoise"),
+        ("depth", 1, 64, 64, {"rgb_refresh": 2}, "denoise"),
         ("depth-to-image", 1, 208, 96, {"vae_tiling": True}, "decode"),
     ],
 )
 def test_activations_are_what_a_real_call_takes(tiny, pipe, task, batch, height, width, options, stage):
     """Within 15 % of the activations alone, which says more than 15 % of weights and activations."""
-    found = estimate_memory(tiny, Call(task, batch, height, width, torch.float32, **options))
+    call = Call(task, batch, height, width, torch.float32, **options)
+    found = estimate_memory(tiny, call)
     ramp = np.linspace(0, 1, width, dtype=np.float32)[None].repeat(height, 0)
     given = {
         "joint": {"prompt": [f"a red cube number {i}" for i in range(batch)], "height": height, "width": width},
@@ -86,7 +87,10 @@ def test_activations_are_what_a_real_call_takes(tiny, pipe, task, batch, height,
     pipe.vae.use_tiling, pipe.vae.use_slicing = "vae_tiling" in options, "vae_slicing" in options
     real = allocated_at_most(lambda: pipe(task=task, seeds=list(range(batch)), num_inference_steps=3, **given))
     assert found.peak_stage == stage
-    assert found.activations[stage] == pytest.approx(real, rel=0.15)
+    tensors = activation_bytes(tiny.architecture, call)[stage]  # a CPU has no workspace of cuDNN
+    assert tensors == pytest.approx(real, rel=0.15)
+    workspace = DECODE_WORKSPACE if stage == "decode" and batch > 1 else 0
+    assert found.activations[stage] == pytest.approx(tensors * (1 + workspace))
     assert found.peak == sum(found.weights.values()) + found.activations[stage]
     assert found.needed == found.peak + RESERVED_BYTES
 

@@ -13,26 +13,28 @@ import pytest
 import torch
 
 from jobs.train import load_train_spec
+from jointdit.errors import SpecError
 from jointdit.flow_matching import sample_timesteps
 from jointdit.joint_attention import joint_weights
 from jointdit.pipeline import JointDiTPipeline
 from jointdit.tiny import architecture
 from jointdit.training.ablation import fresh_adapter, run_ablation
 from jointdit.training.autoencoder import (
-    disparity_tensor,
-    picture_tensor,
     reconstruct,
     standardise_latents,
     vae_loss,
 )
 from jointdit.training.base import base_loss, base_timesteps
-from jointdit.training.data import RenderedScenes, load_cache, render_cache
+from jointdit.training.data import RenderedScenes, ScenePixels, load_cache, render_cache
+from jointdit.training.device import compile_blocks, device_of
 from jointdit.training.guidance import guidance_loss, with_guidance_embedding
 from jointdit.training.joint import dropped_share, joint_loss
+from jointdit.training.latent_cache import cached_latents
 from jointdit.training.loop import fit, schedule
+from jointdit.training.optimisers import StackedMuon
 from jointdit.training.run import train
 from jointdit.training.spec import AblationSpec, StageSpec, TrainSpec
-from jointdit.training.text import CaptionEncoder
+from jointdit.training.text import CaptionEncoder, mirrored
 from jointdit.transformer import JointDiTTransformer2DModel
 
 
@@ -77,7 +79,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(scenes: RenderedScenes, tmp
             calls.append(generator)
             if stop_after is not None and len(calls) > stop_after:
                 raise KeyboardInterrupt
-            return vae_loss(vae, scenes, 4, generator)
+            return vae_loss(vae, ScenePixels(scenes), 4, generator)
 
         spec = stage(10, batch_size=4, autocast="none")
         fit("vae", spec, list(vae.named_parameters()), loss, folder, 0, lambda line: None)
@@ -94,12 +96,13 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(scenes: RenderedScenes, tmp
 def test_the_autoencoder_learns_and_keeps_decoding_when_standardised(scenes: RenderedScenes, tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = architecture.build_vae()
+    shown = ScenePixels(scenes)
     lines: list[str] = []
     fit(
         "vae",
         stage(60),
         list(vae.named_parameters()),
-        lambda generator: vae_loss(vae, scenes, 8, generator),
+        lambda generator: vae_loss(vae, shown, 8, generator),
         tmp_path,
         0,
         lines.append,
@@ -109,15 +112,81 @@ def test_the_autoencoder_learns_and_keeps_decoding_when_standardised(scenes: Ren
     assert losses[-1] < 0.9 * losses[0]
 
     vae.eval()
-    pixels = picture_tensor(scenes.rgb[:16])
+    pixels = shown.pictures(slice(16))
     before = reconstruct(vae, pixels)
-    standardise_latents(vae, scenes, count=64)
+    standardise_latents(vae, shown, count=64)
     torch.testing.assert_close(reconstruct(vae, pixels), before, atol=1e-4, rtol=0)
-    both = torch.cat([picture_tensor(scenes.rgb[:64]), disparity_tensor(scenes.disparity[:64])])
+    both = torch.cat([shown.pictures(slice(64)), shown.disparities(slice(64))])
     with torch.no_grad():
         latents = vae.encode(both).latent_dist.mean
     np.testing.assert_allclose(latents.mean((0, 2, 3)), 0, atol=1e-3)
     np.testing.assert_allclose(latents.std((0, 2, 3)), 1, atol=1e-3)
+
+
+def test_mirror_images_follow_the_scenes_in_latents_and_words(scenes: RenderedScenes, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = architecture.build_vae().eval()
+    first = RenderedScenes(scenes.rgb[:3], scenes.disparity[:3], scenes.captions[:3])
+    flipped = RenderedScenes(first.rgb[:, :, ::-1].copy(), first.disparity[:, :, ::-1].copy(), first.captions)
+    for modality in ("rgb", "disparity"):
+        file = tmp_path / f"{modality}.npy"
+        both = cached_latents(vae, ScenePixels(first), modality, file, lambda line: None, mirrored=True)
+        alone = cached_latents(vae, ScenePixels(first), modality, tmp_path / "alone.npy", lambda line: None)
+        turned = cached_latents(vae, ScenePixels(flipped), modality, tmp_path / "turned.npy", lambda line: None)
+        assert torch.equal(both, torch.cat([alone, turned]))
+        assert not torch.equal(alone, turned)
+        for name in ("alone.npy", "turned.npy"):
+            (tmp_path / name).unlink()
+    caption = "a red cube on the left to the right of a ring, on a bright upright floor"
+    assert mirrored(caption) == "a red cube on the right to the left of a ring, on a bright upright floor"
+    assert mirrored(mirrored(caption)) == caption
+
+
+def test_pixels_are_what_was_rendered(scenes: RenderedScenes) -> None:
+    shown = ScenePixels(scenes)
+    index = torch.tensor([5, 3])
+    rgb, disparity = shown.pictures(index), shown.disparities(index)
+    assert rgb.shape == disparity.shape == (2, 3, 32, 32)
+    np.testing.assert_array_equal(np.round((rgb.permute(0, 2, 3, 1).numpy() + 1) * 127.5), scenes.rgb[[5, 3]])
+    for channel in range(3):
+        np.testing.assert_allclose((disparity[:, channel] + 1) * 32767.5, scenes.disparity[[5, 3]], atol=0.01)
+
+
+def test_stacked_muon_is_torchs() -> None:
+    torch.manual_seed(0)
+    shapes = [(4, 8), (8, 4), (4, 8), (6, 6), (8, 4)]
+    ours, theirs = ([torch.nn.Parameter(value.clone()) for value in map(torch.randn, shapes)] for _ in range(2))
+    with torch.no_grad():
+        for a, b in zip(ours, theirs, strict=True):
+            b.copy_(a)
+    settings = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    stacked, separate = StackedMuon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for step in range(4):
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            gradient = None if (step, i) == (1, 2) else torch.randn(a.shape)
+            a.grad, b.grad = gradient, gradient
+        stacked.step()
+        separate.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=0)  # bfloat16 products, a step is 0.02
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # inductor's own import
+def test_blocks_are_compiled_where_the_spec_says_so_and_a_missing_gpu_is_named() -> None:
+    recipe = Path(__file__).parents[2] / "jobs/train_tiny.yaml"
+    for value, compiled in (("true", True), ("false", False), ("null", False)):  # null: on a GPU
+        spec = load_train_spec(recipe, [f"compile={value}", "device=cpu"])
+        assert isinstance(spec, TrainSpec)
+        assert device_of(spec) == torch.device("cpu")
+        flux = architecture.build_flux()
+        compile_blocks(spec, flux)
+        blocks = (*flux.transformer_blocks, *flux.single_transformer_blocks)
+        assert {block._compiled_call_impl is not None for block in blocks} == {compiled}
+    if not torch.cuda.is_available():
+        spec = load_train_spec(recipe, ["device=cuda"])
+        assert isinstance(spec, TrainSpec)
+        with pytest.raises(SpecError, match="PyTorch sees no GPU here: take auto or cpu"):
+            device_of(spec)
 
 
 def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: Path) -> None:
@@ -213,6 +282,7 @@ def test_the_recipe_from_nothing_to_a_checkpoint(scenes_folder: Path, tmp_path: 
     """Every stage of jobs/train_tiny.yaml, shortened: losses fall, a second call only reads, the pipeline works."""
     shutil.copytree(scenes_folder, tmp_path / "scenes")
     short = [f"output={tmp_path}", "scenes.count=256", "scenes.size=32", "scenes.processes=1", "threads=1"]
+    short += ["scenes.mirrored=true", "device=cpu"]
     for stage_name, steps in {"vae": 16, "decoder": 2, "base": 16, "guidance": 2, "joint": 4}.items():
         settings = {"steps": steps, "batch_size": 4, "warmup": 2, "autocast": "none", "learning_rate": 2e-3}
         short += [f"{stage_name}.{key}={value}" for key, value in settings.items()]
