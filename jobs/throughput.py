@@ -35,7 +35,7 @@ class Assumptions:
     gpus: int = 1000
     gpu_flops: float = 989e12  # dense bf16 of an H100 SXM, NVIDIA's data sheet
     gpu_bytes: float = 3.35e12  # bytes/s of its memory, NVIDIA's data sheet
-    flop_use: float = 0.40  # of the peak that is reached: assumed, no GPU was at hand
+    flop_use: float = 0.40  # of the peak that is reached; an H100 reached 0.395 (jobs/GPU.json: 512 px, batch 4)
     cores_a_gpu: int = 8  # beside each GPU, for read and finish; AWS's p5.48xlarge has 12 cores (24 threads) a GPU
     network_a_gpu: float = 1.25e9  # bytes/s to the store: 10 Gbit/s, assumed
     shard_rows: int = 256  # the spec's default
@@ -224,7 +224,7 @@ def _head(found: Measured, given: Assumptions) -> list[str]:
     return [
         f"# What {given.gpus:,} GPUs would produce\n",
         "Written by `python -m jobs.throughput --write`. It is computed, from what was measured on the machine of the "
-        "benches, and from what is stated: no GPU was at hand.\n",
+        "benches and on one H100, and from what is stated: no thousand GPUs were at hand.\n",
         f"**Measured** ({found.source}): one core scores, encodes and writes {found.finish_rows:.2f} rows/s of 512 x "
         f"512, of {found.row_bytes / 1e3:,.0f} kB each; the driver's CPU time a shard: {driver}. For 1024 x 1024 both "
         "are scaled by pixels.\n",
@@ -237,7 +237,8 @@ def _head(found: Measured, given: Assumptions) -> list[str]:
         f"${given.put_price * 1000:.3f} a thousand PUT or LIST, ${given.get_price * 1000:.4f} a thousand GET, "
         f"${given.month_price[0][1]}, {given.month_price[1][1]}, {given.month_price[2][1]} a GB and month (first "
         f"50 TB, next 450, beyond), and takes {given.puts_a_second:,} writes/s a prefix (AWS's documentation).\n",
-        f"**Assumed**: {given.flop_use:.0%} of the peak is reached; {given.cores_a_gpu} cores and "
+        f"**Assumed**: {given.flop_use:.0%} of the peak is reached, as one H100 did with 512 x 512 and batches of 4, "
+        f"not compiled (39.5%, [jobs/GPU.json](../jobs/GPU.json)); {given.cores_a_gpu} cores and "
         f"{given.network_a_gpu * 8 / 1e9:.0f} Gbit/s beside each GPU; shards of {given.shard_rows} rows, PNG, no point "
         "clouds; every row is kept. At that use a step of one pair takes "
         f"{1000 * step / given.gpu_flops / given.flop_use:.0f} ms, and reading all weights once "
