@@ -46,7 +46,7 @@ def cached_latents(
         with torch.autocast(scenes.device.type, torch.bfloat16):
             parts.append(pack_latents(encode_image(vae, pixels)).half())
         if first // ENCODE_BATCH % 50 == 49:
-            report(f"latents: {first + ENCODE_BATCH}/{count} {modality}")
+            report(f"latents: {first + ENCODE_BATCH}/{count} {modality}{', mirrored' if side else ''}")
     latents = torch.cat(parts)
     unfinished = file.with_suffix(".tmp.npy")
     np.save(unfinished, latents.cpu().numpy())
