@@ -18,6 +18,7 @@ from jointdit.activations import Architecture, Call, activation_bytes
 from jointdit.denoising import Task, denoise
 from jointdit.flops import forward_flops
 from jointdit.latents import decode_latents, image_position_ids, text_position_ids, unpack_latents
+from jointdit.memory import with_workspace
 from jointdit.pipeline import JointDiTPipeline
 from jointdit.tensor_memory import TensorMemory
 from jointdit.transformer import JointDiTTransformer2DModel
@@ -114,7 +115,10 @@ def measure_memory(
 ) -> dict[str, Any]:
     """Bytes that denoising and decoding take beside the weights, and what the estimate says of them."""
     device = network.device
-    estimated = activation_bytes(architecture, Call("joint", batch, size, size, network.dtype))
+    call = Call("joint", batch, size, size, network.dtype)
+    estimated = activation_bytes(architecture, call)
+    if device.type == "cuda":
+        estimated = with_workspace(estimated, call)
     found: dict[str, Any] = {"size": size, "batch": batch, "estimated": estimated, "measured": {}}
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     try:

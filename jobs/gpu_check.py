@@ -9,15 +9,15 @@ memory instead.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
 
 from jobs.bench.machine import machine
-from jobs.gpu_cases import Clock, measure_memory, parity, random_network, random_vae, run_case
+from jobs.gpu_cases import PATCH, Clock, measure_memory, parity, random_network, random_vae, run_case
 from jobs.report import say
 from jointdit.activations import Architecture, Call, activation_bytes
 from jointdit.memory import estimate_memory, flux_model, read_model
@@ -38,10 +38,26 @@ COLUMNS: Mapping[str, tuple[Quantization | None, Offload | None, bool]] = {  # a
 }
 
 
+class Plan(NamedTuple):
+    """What is run: all sizes with all batches."""
+
+    small: bool
+    sizes: tuple[int, ...]
+    batches: tuple[int, ...]
+
+    @classmethod
+    def of(cls, small: bool = False, sizes: Sequence[int] | None = None, batches: Sequence[int] | None = None) -> Plan:
+        """What is asked for, or all."""
+        usual = (SMALL_SIZES, SMALL_BATCHES) if small else (SIZES, BATCHES)
+        return cls(small, tuple(sizes or usual[0]), tuple(batches or usual[1]))
+
+
 def gpu_check(
     output: Annotated[Path, typer.Option("-o", "--output", help="The report, JSON.")] = Path("gpu_check.json"),
     device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu.")] = "cuda",
     small: Annotated[bool, typer.Option("--small", help="The tiny checkpoint's size: to try the script.")] = False,
+    size: Annotated[list[int] | None, typer.Option(min=32, help="Pixels, again for more: 512 and 1024.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Samples, again for more: 1, 2, 4 and 8.")] = None,
     compiled: Annotated[bool, typer.Option(help="Also with compiled blocks.")] = True,
     budget: Annotated[float, typer.Option(min=1, help="Seconds; what does not fit is left out.")] = BUDGET,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only print the table of memory.")] = False,
@@ -53,18 +69,21 @@ def gpu_check(
         return
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise typer.BadParameter("PyTorch sees no GPU here: use --device cpu --small to try the script.")
-    report = check(torch.device(device), small, compiled, Clock(budget))
+    plan = Plan.of(small, size, batch)
+    if unfit := [side for side in plan.sizes if side % PATCH]:
+        raise typer.BadParameter(f"--size is {unfit[0]}: give a multiple of {PATCH}, as the network's tokens are.")
+    report = check(torch.device(device), plan, compiled, Clock(budget))
     output.write_text(json.dumps(report, indent=1) + "\n")
     for line in summary(report):
         say(line)
     say(output)
 
 
-def check(device: torch.device, small: bool, compiled: bool, clock: Clock) -> dict[str, Any]:
+def check(device: torch.device, plan: Plan, compiled: bool, clock: Clock) -> dict[str, Any]:
     """The report. Parity first, then memory, then the cases as they are, then compiled, as far as the time goes."""
-    architecture = (read_model(TINY_CHECKPOINT) if small else flux_model()).architecture
-    dtype = torch.float32 if small else torch.bfloat16
-    sizes, batches, steps = (SMALL_SIZES, SMALL_BATCHES, SMALL_STEPS) if small else (SIZES, BATCHES, STEPS)
+    architecture = (read_model(TINY_CHECKPOINT) if plan.small else flux_model()).architecture
+    dtype = torch.float32 if plan.small else torch.bfloat16
+    sizes, batches, steps = plan.sizes, plan.batches, SMALL_STEPS if plan.small else STEPS
     report: dict[str, Any] = {
         "machine": machine(),
         "device": device_of(device),

@@ -145,9 +145,9 @@ def estimate_memory(
     weights = {name: sum(each.values()) for name, each in sizes.items()}
     weights["adapter"] = sum(size for name, size in sizes["transformer"].items() if is_adapter(name))
     weights["transformer"] -= weights["adapter"]
-    activations = dict(activation_bytes(model.architecture, call) if activations is None else activations)
-    if call.batch > 1 and not call.vae_slicing:
-        activations["decode"] += int(DECODE_WORKSPACE * activations["decode"])
+    activations = with_workspace(
+        activation_bytes(model.architecture, call) if activations is None else activations, call
+    )
     if quantization is not None:
         for name in quantization.components:
             linears = [s for n, s in model.tensors[name].items() if _is_quantised(name, n, s, quantization)]
@@ -156,6 +156,13 @@ def estimate_memory(
     together = {stage: _on_device(stage, sizes, offload) + size for stage, size in activations.items()}
     worst = max(together, key=lambda stage: together[stage])
     return MemoryEstimate(weights, activations, together[worst], worst)
+
+
+def with_workspace(activations: Mapping[str, int], call: Call) -> dict[str, int]:
+    """Bytes by stage with what a GPU's convolutions take beside their tensors."""
+    several = call.batch > 1 and not call.vae_slicing
+    workspace = {"decode": int(DECODE_WORKSPACE * activations["decode"])} if several else {}
+    return {stage: size + workspace.get(stage, 0) for stage, size in activations.items()}
 
 
 def is_adapter(name: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from jobs.gpu_cases import Clock, random_network, run_case
-from jobs.gpu_check import cases, gpu_check, summary
+from jobs.gpu_check import BATCHES, SIZES, SMALL_SIZES, Plan, cases, gpu_check, summary
 from jointdit.memory import read_model
 from jointdit.pipeline import TINY_CHECKPOINT
 
@@ -50,6 +50,18 @@ def test_what_there_is_no_time_for_is_left_out_with_the_reason(report):
     assert "forward_seconds" in long
     assert "steps_seconds" not in long
     assert long["left_out"].startswith("1000000000 steps take longer than the")
+
+
+def test_sizes_and_batches_are_those_asked_for(tmp_path):
+    assert Plan.of() == Plan(False, SIZES, BATCHES)
+    assert Plan.of(True, None, [3]) == Plan(True, SMALL_SIZES, (3,))
+    path = tmp_path / "report.json"
+    gpu_check(path, device="cpu", small=True, size=[48], batch=[3, 1], compiled=False, budget=3600.0, estimate=False)
+    report = json.loads(path.read_text())
+    for part in ("cases", "memory"):
+        assert [(found["size"], found["batch"]) for found in report[part]] == [(48, 3), (48, 1)]
+    with pytest.raises(typer.BadParameter, match="--size is 500: give a multiple of 16"):
+        gpu_check(path, device="cpu", small=True, size=[500], compiled=False, budget=3600.0, estimate=False)
 
 
 def test_without_a_gpu_it_says_so(tmp_path):
