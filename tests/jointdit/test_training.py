@@ -205,7 +205,7 @@ def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: 
     lines: list[str] = []
     fit(
         "base",
-        stage(24, batch_size=4),
+        stage(24, batch_size=4, checkpoint_every=24),
         named,
         lambda g: base_loss(flux, rgb, text, 4, 0.1, g),
         tmp_path,
@@ -226,7 +226,7 @@ def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: 
     before = distance()
     fit(
         "guidance",
-        stage(24, batch_size=4),
+        stage(24, batch_size=4, checkpoint_every=24),
         list(guided.named_parameters()),
         lambda g: guidance_loss(guided, flux, rgb, text, 8, 0.1, g),
         tmp_path,
@@ -242,7 +242,7 @@ def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: 
     lines.clear()
     fit(
         "joint",
-        stage(24, batch_size=4),
+        stage(24, batch_size=4, checkpoint_every=24),
         adapter,
         lambda g: joint_loss(model, rgb, disparity, text, 4, 0.1, 0.5, g),
         tmp_path,
