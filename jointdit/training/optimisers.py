@@ -36,9 +36,8 @@ def build_optimiser(
 
 
 class StackedMuon(torch.optim.Muon):
-    """torch's Muon with matrices of one shape stacked: a few large products instead of thousands of small ones.
-
-    A hundred matrices take torch's 3,500 kernels a step, which a GPU spends more time on than on a small network.
+    """torch's Muon with matrices of one shape stacked: a few large products, where torch's takes one matrix after the
+    other in many small ones. Only what `MuonWithAdamW` asks for: Nesterov's momentum, and "match_rms_adamw".
     """
 
     @torch.no_grad()
