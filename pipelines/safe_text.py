@@ -13,7 +13,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 SHORTEST = 8  # characters; shorter values would mask ordinary words
-SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|KEY|KEY_ID|CONNECTION_STRING)$", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|KEY|KEY_ID|CONNECTION_STRING|WEBHOOK|WEBHOOK_URL)$", re.IGNORECASE
+)
 AWS_FILES = (("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config"))
 AWS_SECRET = re.compile(r"^\s*aws_(?:access_key_id|secret_access_key|session_token)\s*=\s*(\S+)", re.MULTILINE)
 # user:password@ or token@ before a host; Azure's container@account is an address.
@@ -53,3 +55,10 @@ def mask_secrets(text: str) -> str:
 def printable(text: str) -> str:
     """The text on one line, with what is no visible character (escapes, line ends, right-to-left marks) spelt out."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def markdown_text(text: str) -> str:
+    """Text from outside as one line of Markdown that is nothing but text, also in a cell of a table."""
+    line = printable(mask_secrets(" ".join(text.split()))).replace("&", "&amp;")
+    line = re.sub(r"([\\`*_{}\[\]<>#|!~@$])", r"\\\1", line)
+    return re.sub(r":(?=//)|(?<=www)\.", r"\\\g<0>", line)  # what looks like an address becomes no link

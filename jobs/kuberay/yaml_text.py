@@ -1,10 +1,15 @@
-"""YAML for people: keys in their order, long texts as blocks, lists indented below their key."""
+"""YAML for people: keys in their order, long texts as blocks, lists indented below their key.
+
+Text that reads like a number is quoted, also where PyYAML itself would read it as text (1e10).
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import yaml
+
+from pipelines.spec_yaml import FLOAT, INT
 
 
 class _Dumper(yaml.SafeDumper):
@@ -20,6 +25,8 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _text)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", INT, list("-+0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 
 
 def yaml_text(data: Any) -> str:
