@@ -90,7 +90,7 @@ class Spec(Section):
     @classmethod
     def _named_after_output(cls, data: Any) -> Any:
         output = data.get("output") if isinstance(data, dict) else None
-        if isinstance(output, dict) and isinstance(output.get("uri"), str) and not data.get("name"):
+        if isinstance(output, dict) and isinstance(output.get("uri"), str) and data.get("name") in (None, ""):
             return {**data, "name": output["uri"].rstrip("/").rsplit("/", 1)[-1]}
         return data
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from jointdit.errors import SpecError
-from pipelines.safe_text import USER_INFO, known_secrets
+from pipelines.safe_text import USER_INFO, known_secrets, printable
 from pipelines.spec_yaml import DEEPEST, LARGEST_INT, LONGEST_TEXT, YamlProblem, parse_yaml
 
 CREDENTIAL_KEY = re.compile(
@@ -60,6 +60,8 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(LONGEST_TEXT + 1)
         return data.decode("utf-8-sig")
+    except SpecError:
+        raise
     except FileNotFoundError:
         raise SpecError(f"{path} does not exist: give the path of a job spec in YAML.") from None
     except IsADirectoryError:
@@ -127,13 +129,13 @@ def refuse_credentials(value: Any) -> None:
     secrets = _long_secrets()
     for path, item in _walk(value):
         *sections, key = path or ("the spec",)
-        where = ".".join(sections) or "the spec"
+        where = shown_path(sections)
         if _holds_credential(key, secrets):
             raise SpecError(f"{where} has a key that holds what looks like a credential: {ADVICE}.")
         if CREDENTIAL_KEY.search(key):
-            raise SpecError(f"{'.'.join(path)} looks like a credential: {ADVICE}.")
+            raise SpecError(f"{shown_path(path)} looks like a credential: {ADVICE}.")
         if isinstance(item, str) and path != ("notify", "webhook") and _holds_credential(item, secrets):
-            raise SpecError(f"{'.'.join(path)} holds what looks like a credential: {ADVICE}.")
+            raise SpecError(f"{shown_path(path)} holds what looks like a credential: {ADVICE}.")
 
 
 def refuse_unusable(value: Any) -> None:
@@ -143,7 +145,7 @@ def refuse_unusable(value: Any) -> None:
         SpecError: keys that are no text, text with NULs or halves of characters, numbers that 64 bits cannot hold.
     """
     for path, item in _walk(value):
-        where = shown_value(".".join(path))[1:-1]
+        where = shown_path(path)
         for text in (path[-1] if path else "", item):
             if isinstance(text, str) and UNUSABLE.search(text):
                 raise SpecError(f"{where} holds a NUL or half of a character: write it as text in UTF-8.")
@@ -157,11 +159,11 @@ def _walk(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
     """Each value with the keys that lead to it. Raises SpecError for keys that are no text, and for endless nesting."""
     yield path, value
     if len(path) > DEEPEST:
-        raise SpecError(f"{'.'.join(path[:3])} is nested more than {DEEPEST} levels deep, which no field is.")
+        raise SpecError(f"{shown_path(path[:3])} is nested more than {DEEPEST} levels deep, which no field is.")
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise SpecError(f"{'.'.join(path) or 'the spec'} has the key {shown_value(key)}, which is no text.")
+                raise SpecError(f"{shown_path(path)} has the key {shown_value(key)}, which is no text.")
             yield from _walk(item, (*path, key))
     elif isinstance(value, list | tuple):
         for position, item in enumerate(value):
@@ -204,6 +206,12 @@ BOUNDS = {
 }
 
 
+def shown_path(path: Sequence[object]) -> str:
+    """Keys that lead to a value, on one line, cut where they are long."""
+    text = printable(".".join(str(key) for key in path[:10]))
+    return (text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}...") or "the spec"
+
+
 def shown_value(value: Any) -> str:
     """A value in a sentence, cut where it is long."""
     text = repr(value[:LONGEST_SHOWN]) if isinstance(value, str) else repr(value)
@@ -219,7 +227,7 @@ def first_sentence(error: ValidationError, model: type[BaseModel]) -> str:
         (p for p in problems if p["type"] == "extra_forbidden"), problems[0]
     )  # a misspelt key explains the rest
     location = list(problem["loc"])
-    field = shown_value(".".join(str(part) for part in location))[1:-1]
+    field = shown_path(location) if location else ""
     kind, context = problem["type"], problem.get("ctx", {})
     found = f", found {shown_value(problem['input'])}"
     if field == "notify" or field.startswith("notify."):

@@ -299,6 +299,8 @@ class QualitySpec(Section):
     @field_validator("filters", "scores")
     @classmethod
     def _model_paths(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        if not all(isinstance(each.get("kind", ""), str) for each in value):
+            raise ValueError("must be mappings whose kind is the name of a filter, which is text")
         return tuple(
             {**each, "model": absolute_folder(each["model"])} if isinstance(each.get("model"), str) else each
             for each in value

@@ -202,7 +202,9 @@ def _scalar(node: ScalarNode) -> Any:
             raise YamlProblem(
                 f"a whole number of {len(text):,} characters is too large: 64 bits must hold it", node.start_mark
             )
-        if isinstance(number, int) or (number is not None and kind == "float"):
+        if kind == "float" and number is not None:
+            return number if FLOAT.match(text) else float(number)
+        if isinstance(number, int):
             return number
     _check_tag(node, "str")
     raise AssertionError  # a tag other than !!str has raised

@@ -5,11 +5,14 @@ Text that reads like a number is quoted, also where PyYAML itself would read it 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
 from pipelines.spec_yaml import FLOAT, INT
+
+LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")  # of YAML 1.1; only escaped they come back as they are
 
 
 class _Dumper(yaml.SafeDumper):
@@ -21,7 +24,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = '"' if LINE_ENDS.search(text) else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _text)
