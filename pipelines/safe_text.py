@@ -13,6 +13,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 SHORTEST = 8  # characters; shorter values would mask ordinary words
+LONG_WORD = re.compile(r"(\S{300})\S+")
+LONGEST_SENTENCE = 1000  # characters
 SECRET_NAME = re.compile(
     r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|KEY|KEY_ID|CONNECTION_STRING|WEBHOOK|WEBHOOK_URL)$", re.IGNORECASE
 )
@@ -55,6 +57,12 @@ def mask_secrets(text: str) -> str:
 def printable(text: str) -> str:
     """The text on one line, with what is no visible character (escapes, line ends, right-to-left marks) spelt out."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def shown_message(text: str) -> str:
+    """A sentence that may repeat values: on one line, with long ones cut."""
+    line = LONG_WORD.sub(r"\1...", printable(text))
+    return line if len(line) <= LONGEST_SENTENCE else f"{line[:LONGEST_SENTENCE]}..."
 
 
 def markdown_text(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from jointdit.errors import SpecError
-from pipelines.safe_text import USER_INFO, known_secrets, printable
+from pipelines.safe_text import USER_INFO, known_secrets, printable, shown_message
 from pipelines.spec_yaml import DEEPEST, LARGEST_INT, LONGEST_TEXT, YamlProblem, parse_yaml
 
 CREDENTIAL_KEY = re.compile(
@@ -237,7 +237,7 @@ def first_sentence(error: ValidationError, model: type[BaseModel]) -> str:
     if kind == "missing":
         return f"{field} is missing: add it to the spec."
     if kind == "value_error":
-        message = str(context["error"])
+        message = shown_message(str(context["error"]))
         names_its_field = message.startswith(("input.", "output."))
         if names_its_field or not field:
             return f"{message}."

@@ -165,8 +165,8 @@ def load_scores(
             value = getattr(loaded, name)
             if known.setdefault(name, value) != value:
                 raise SpecError(
-                    f"{where}.{name} is {value!r:.100} and was {known[name]!r:.100} for {loaded.kind} before: a score is "
-                    "measured in one way, so give one value."
+                    f"{where}.{name} is {value!r:.100} and was {known[name]!r:.100} for {loaded.kind} before: a score "
+                    "is measured in one way, so give one value."
                 )
     return tuple(MODEL_FILTERS[kind].model_validate(settings) for kind, settings in wanted.items())
 

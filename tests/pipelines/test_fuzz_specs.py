@@ -26,12 +26,14 @@ from pipelines.decisions import Criteria
 from pipelines.fingerprint import digest, fingerprint_of
 from pipelines.model import ModelIdentity
 from pipelines.quality import FILTERS
+from pipelines.quantiles import Calibration
 from pipelines.safe_text import markdown_text, printable
 from pipelines.spec import TASKS, JobSpec, load_spec
 from pipelines.spec_yaml import parse_yaml
+from pipelines.storage import Storage
 
 SECONDS = 2.0  # of one spec, by the CPU's time: other processes may hold the machine
-QUICK, MANY = 150, 3000  # specs
+QUICK, MANY = 100, 3000  # specs
 IDENTITY = ModelIdentity(weights="0" * 64, bytes=1, height=128, width=128)
 
 UNICODE = [
@@ -180,6 +182,8 @@ def odd_filter(chance: random.Random) -> dict[str, Any]:
     kind = chance.choice([*FILTERS, "nothing"])
     fields = list(FILTERS[kind].model_fields) if kind in FILTERS else ["x"]
     setting = {name: odd_value(chance, 2) for name in fields if chance.random() < 0.3}
+    if chance.random() < 0.2:
+        setting[chance.choice(fields)] = {"quantile": chance.choice([0.1, *FLOATS, *SHAPES])}
     return {"kind": kind if chance.random() < 0.9 else odd_value(chance, 2), **setting}
 
 
@@ -197,6 +201,7 @@ def odd_spec(chance: random.Random) -> dict[Any, Any]:
         put(spec, path, likely_value(annotation, chance) if chance.random() < 0.6 else odd_value(chance))
     if chance.random() < 0.2:
         put(spec, ("quality", "filters"), [odd_filter(chance) for _ in range(2)])
+        put(spec, ("quality", "calibration"), chance.choice([None, "calibration", odd_value(chance)]))
     if chance.random() < 0.1:
         put(spec, ("quality", "scores"), [odd_filter(chance)])
     if chance.random() < 0.05:
@@ -293,6 +298,8 @@ def fuzz(seed: int, folder: Path) -> tuple[int, int]:
 
 
 def fuzz_all(seeds: range, folder: Path) -> None:
+    calibration = Calibration(2, 0, {"depth_span": [0.1, 0.2], "rgb_span": []}, {}, "now")
+    calibration.write(Storage(str(folder / "calibration")))
     found = [fuzz(seed, folder) for seed in seeds]
     accepted, refused = sum(a for a, _ in found), sum(r for _, r in found)
     assert accepted > len(seeds) / 10, "a fuzzer whose specs are all refused sees little of what lies behind"
