@@ -26,7 +26,8 @@ Pixels = Annotated[
     int, Field(ge=MULTIPLE, le=LONGEST_SIDE), BeforeValidator(lambda v: _multiple_of_16(v) if type(v) is int else v)
 ]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Metres = Annotated[float, Field(ge=1e-6, le=1e9)]  # float32 points hold them, and their ratios
+NEAREST, FARTHEST = 1e-6, 1e9  # metres: float32 points hold them, and their ratios
+Metres = Annotated[float, Field(ge=NEAREST, le=FARTHEST)]
 Ratio = Annotated[float, Field(ge=1e-6, le=1e6)]
 Seconds = Annotated[float, Field(ge=0.001, le=1e9)]  # timers of the system take no more
 Amount = Annotated[float, Field(ge=0, le=1e12)]  # of money, hours, gigabytes
