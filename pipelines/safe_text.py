@@ -20,9 +20,12 @@ SECRET_NAME = re.compile(
 )
 AWS_FILES = (("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config"))
 AWS_SECRET = re.compile(r"^\s*aws_(?:access_key_id|secret_access_key|session_token)\s*=\s*(\S+)", re.MULTILINE)
-# user:password@ or token@ before a host; Azure's container@account is an address.
+# user:password@ or token@ before a host; Azure's container@account is an address. A store's key may have a slash, and a
+# bucket has no colon.
 USER_INFO = re.compile(
-    r"\b((?!abfss?:|az:)[a-z0-9+]+://|abfss?://[^/\s@:]*:|az://[^/\s@:]*:)[^/\s@'\"]+@", re.IGNORECASE
+    r"\b(?:((?!abfss?:|az:)[a-z0-9+]+://|abfss?://[^/\s@:]*:|az://[^/\s@:]*:)[^/\s@'\"]+@"
+    r"|((?:s3a?|gc?s)://)[^/\s@:'\"]*:[^\s@'\"]+@)",
+    re.IGNORECASE,
 )
 LOOKS_SECRET = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}"
@@ -51,7 +54,7 @@ def mask_secrets(text: str) -> str:
     """Replace known credentials, also as part of a url, and what looks like one, by ***."""
     for value in known_secrets():
         text = text.replace(value, "***").replace(quote(value, safe=""), "***")
-    return LOOKS_SECRET.sub("***", USER_INFO.sub(r"\1***@", text))
+    return LOOKS_SECRET.sub("***", USER_INFO.sub(lambda found: f"{found[1] or found[2]}***@", text))
 
 
 def printable(text: str) -> str:

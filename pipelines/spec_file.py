@@ -21,7 +21,7 @@ CREDENTIAL_KEY = re.compile(
 )
 CREDENTIAL_VALUE = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY"
-    r"|[?&;](?:x-amz-(?:signature|credential|security-token)|awsaccesskeyid|signature|sig|(?:access_?|auth_?)?token"
+    r"|[?&;](?:x-(?:amz|goog|oss)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid|key-pair-id|signature|sig|(?:access_?|auth_?)?token"
     r"|password|secret|(?:secret|api|account)_?key)=|\baccountkey=",
     re.IGNORECASE,
 )

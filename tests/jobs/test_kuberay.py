@@ -254,6 +254,7 @@ def test_nobody_outside_reaches_the_dashboard_and_the_store_is_the_only_way_out(
         (["--store", "gcs"], "is out of reach of pods: with --store gcs give gs://"),
         (["--endpoint", "http://store:9000"], "--endpoint is for --store minio"),
         (["--store", "minio", "--endpoint", "store"], "--endpoint 'store' is no http address"),
+        (["--store", "minio", "--endpoint", "http://u:p@store:9000"], "--endpoint holds a user name"),
         (["--gpus", "0", "--spot-gpus", "0"], "a job needs a GPU to run on"),
         (["--set", "name=7 nights"], "is no name for a RayJob"),
         (["--set", "name=数据集"], "is no name for a RayJob"),

@@ -42,6 +42,8 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
         "http://user:hunter2hunter2@proxy:3128 cannot be reached",
         "abfs://container:hunter2hunter2@account.dfs.core.windows.net/x",
         "https://hunter2hunter2@host/x",
+        "s3://key:hunter2/hunter2@bucket/x cannot be listed",
+        "https://h/x?X-Goog-Credential=a&X-Goog-Signature=hunter2hunter2",
         "https://h/x?X-Amz-Signature=0123abcd&X-Amz-Credential=hunter2hunter2/2026",
         "https://h.blob.core.windows.net/x?sv=1&sig=hunter2hunter2",
         "InvalidAccessKeyId: AKIAABCDEFGHIJKLMNOP",
@@ -67,6 +69,8 @@ def test_other_text_stays_as_it_is(secret: str) -> None:
     for text in (
         "s3://bucket/a b/naïve.parquet: e-mail someone@example.org, 3 tokens, key: value",
         "abfs://container@account.dfs.core.windows.net/prompts/*.parquet",
+        "s3://bucket/a:b/c@d.parquet",
+        "http://host:8080/x@y",
     ):
         assert mask_secrets(text) == text
         assert printable(text) == text
@@ -158,6 +162,11 @@ HIDDEN = {
     "key and secret before the bucket": "output.uri=s3://AKIAX:hunter2hunter2@bucket/out",
     "a secret alone before the bucket": "output.uri=s3://hunter2hunter2@bucket/out",
     "user info in a list": "input.uri=[a.txt, 's3://k:hunter2hunter2@b/x']",
+    "a key with a slash before the bucket": "input.uri=s3://key:hunter2/hunter2@bucket/in",
+    "in the address of weights": "model.name=s3://key:hunter2hunter2@bucket/weights",
+    "in the address of a calibration": "quality.calibration=gs://k:hunter2/hunter2@bucket/c",
+    "a signature of Google": "input.uri='gs://b/x?X-Goog-Signature=hunter2hunter2'",
+    "a signature of CloudFront": "model.name='hf://a/b?Key-Pair-Id=hunter2hunter2'",
     "a signature in a query": "input.uri=s3://b/x?X-Amz-Signature=hunter2hunter2",
     "a shared access signature": "input.uri='abfs://c/x?sv=1&sig=hunter2hunter2'",
     "a token in a query": "input.uri='s3://b/x?token=hunter2hunter2'",
