@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -21,16 +22,22 @@ from pydantic import BaseModel
 
 from jobs.kuberay.manifests import name_of
 from jobs.kuberay.yaml_text import yaml_text
+from jobs.train import RECIPES, load_train_spec
 from jointdit.errors import JointDiTError, SpecError
 from pipelines.decisions import Criteria
 from pipelines.fingerprint import digest, fingerprint_of
 from pipelines.model import ModelIdentity
+from pipelines.publish import read_outcomes
 from pipelines.quality import FILTERS
 from pipelines.quantiles import Calibration
+from pipelines.refilter import refilter
+from pipelines.retry import plan_retry
 from pipelines.safe_text import markdown_text, printable
 from pipelines.spec import TASKS, JobSpec, load_spec
 from pipelines.spec_yaml import parse_yaml
 from pipelines.storage import Storage
+from pipelines.validate import validate
+from tests.local_job import job_in
 
 SECONDS = 2.0  # of one spec, by the CPU's time: other processes may hold the machine
 QUICK, MANY = 100, 3000  # specs
@@ -218,11 +225,11 @@ def put(spec: dict[Any, Any], path: tuple[str, ...], value: Any) -> None:
     spec[last] = value
 
 
-def loaded(source: Any, overrides: tuple[str, ...], about: str) -> JobSpec | None:
+def loaded(source: Any, overrides: tuple[str, ...], about: str, load: Callable[..., Any] = load_spec) -> Any:
     """The spec, or None where it is refused with one sentence; anything else fails."""
     started = time.process_time()
     try:
-        spec = load_spec(source, overrides)
+        spec = load(source, overrides)
     except JointDiTError as error:
         message = str(error)
         assert message.endswith((".", "?")), (about, message)
@@ -297,6 +304,26 @@ def fuzz(seed: int, folder: Path) -> tuple[int, int]:
     return sum(found is not None for found in taken), sum(found is None for found in taken)
 
 
+def odd_training(chance: random.Random) -> dict[Any, Any]:
+    recipe = chance.choice(list(RECIPES))
+    spec: dict[Any, Any] = {"recipe": recipe, "output": "out"}
+    if recipe == "adapter":
+        spec |= {"model": {"name": "tiny"}, "data": {"kind": "scenes"}, "training": {"steps": 1, "optimiser": {}}}
+    paths = list(paths_of(RECIPES[recipe]))
+    for _ in range(chance.choice([1, 1, 2])):
+        path, annotation = chance.choice(paths)
+        put(spec, path, likely_value(annotation, chance) if chance.random() < 0.6 else odd_value(chance))
+    return spec
+
+
+def numbers_in(value: Any) -> Iterator[float]:
+    if isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from numbers_in(each)
+    elif isinstance(value, float):
+        yield value
+
+
 def fuzz_all(seeds: range, folder: Path) -> None:
     calibration = Calibration(2, 0, {"depth_span": [0.1, 0.2], "rgb_span": []}, {}, "now")
     calibration.write(Storage(str(folder / "calibration")))
@@ -309,6 +336,17 @@ def fuzz_all(seeds: range, folder: Path) -> None:
 def test_odd_specs_are_taken_or_refused_with_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fuzz_all(range(QUICK), tmp_path)
+
+
+def test_odd_specs_of_trainings_are_taken_or_refused_with_one_sentence(tmp_path: Path) -> None:
+    taken = 0
+    for seed in range(QUICK):
+        if (text := as_text(odd_training(random.Random(seed)))) is not None:
+            (tmp_path / "train.yaml").write_text(text, newline="")
+            found = loaded(tmp_path / "train.yaml", (), f"seed {seed}", load_train_spec)
+            taken += found is not None
+            assert found is None or all(map(math.isfinite, numbers_in(found.model_dump()))), f"seed {seed}"
+    assert taken
 
 
 @pytest.mark.slow
@@ -330,3 +368,23 @@ def test_names_and_folders_in_any_script_are_taken(text: str) -> None:
     )
     assert (spec.name, spec.output.uri.rsplit("/", 1)[-1], spec.input.prompt) == (text, text, text)
     use(spec)
+
+
+def test_a_job_whose_names_are_in_any_script_comes_to_its_versions(tmp_path: Path) -> None:
+    """Folder, file, ids, prompts and the job's own name; through all that writes to an output without Ray."""
+    name = " ".join(text for text in UNICODE if len(text) < 20)
+    folder = tmp_path / name
+    folder.mkdir()
+    rows = [{"id": f"{number}{text}", "prompt": f"{text} a"} for number, text in enumerate(UNICODE)]
+    lines = "".join(json.dumps(row, ensure_ascii=number % 2 == 0) + "\n" for number, row in enumerate(rows))
+    (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    output = {"uri": str(folder / f"out {name}"), "points": "ply", "shard_rows": 100}
+    job = job_in(folder, None, name=name, input={"uri": str(folder / f"{name}.jsonl")}, output=output)
+    assert sum(job.complete().counts.values()) == len(rows)
+    found = refilter(job.context.spec.output.uri, ["quality.filters=[{kind: depth_range, min_span: 0.99}]"])
+    assert found.version.counts["kept"] == 0
+    assert plan_retry(job.context.spec.output.uri, ["rejected"]).shards == 1
+    job.run()
+    assert validate(job.context.spec.output.uri).problems == []
+    outcomes = read_outcomes(job.context.storage, found.version)["id"].to_pylist()
+    assert {identifier.rsplit("/", 1)[0] for identifier in outcomes} == {row["id"] for row in rows}
