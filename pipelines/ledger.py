@@ -218,6 +218,8 @@ class Ledger:
         except FileNotFoundError:
             raise StoreError(f"{self.storage.uri} holds no job: there is no _job.json; check the address.") from None
         fields.setdefault("sources", {})  # jobs of earlier versions have none
+        for record in (fields["spec"], fields["resolved"]):
+            record.pop("notify", None)  # earlier code wrote it, and the address may be a secret
         return Job(**{name: fields[name] for name in Job.__dataclass_fields__})
 
     def is_single_writer(self) -> bool:

@@ -286,6 +286,7 @@ def read_version(storage: Storage, number: int) -> Version:
     )
     plans = tuple(fields.pop("plans"))
     del fields["token"], fields["format"]
+    fields["spec"].pop("notify", None)  # earlier code wrote it, and the address may be a secret
     return Version(files=files, plans=plans, **fields)
 
 
