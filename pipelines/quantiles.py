@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import FiniteFloat, TypeAdapter
 
-from jointdit.errors import SpecError, StoreError
+from jointdit.errors import SpecError, StoreError, TransientError
 from pipelines.quality import FILTERS, Filter
 from pipelines.safe_text import shown_message
 from pipelines.storage import Storage
@@ -73,6 +73,8 @@ def read_calibration(uri: str) -> Calibration:
             f"quality.calibration {shown_message(uri)} holds no {FILE}: make it with `jointdit calibrate`, or "
             "correct the address."
         ) from None
+    except TransientError as error:
+        raise TransientError(shown_message(f"quality.calibration: {error}")) from None
     except (ValueError, TypeError, KeyError, RecursionError, StoreError, OSError) as error:
         raise SpecError(
             f"quality.calibration {shown_message(uri)}: {FILE} cannot be read ({type(error).__name__}): make it again."
