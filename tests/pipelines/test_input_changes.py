@@ -203,6 +203,18 @@ def test_a_file_that_moves_before_it_is_read_is_there_once(
     assert job.plan().removed == ()
 
 
+def test_a_file_may_move_onto_another_one(make_job, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    csv(folder / "b.csv", r1="b")
+    path = csv(folder / "a.csv", r0="a")
+    job = job_on(make_job, folder)
+    job.plan()
+    path.replace(folder / "b.csv")
+    job.complete()
+    job.complete()
+    assert ends_of(job) == {"r0/0": "kept"}
+
+
 def test_a_file_that_is_gone_for_good_leaves_its_account(make_job, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     csv(folder / "a.csv", r0="a")
