@@ -54,13 +54,13 @@ class Account:
         self.plans: dict[int, list[Planned]] = {}
         self.commits: dict[str, Committed] = {}
         self.versions: dict[int, Published] = {}  # also those that are pruned by now
-        self._once: dict[str, str] = {}  # path -> SHA-256 of objects that are written once
+        self._once: dict[str, tuple[Stamp, str]] = {}  # path -> stamp and SHA-256 of what is written once
         self._intact: dict[str, tuple[Stamp, str]] = {}  # path -> stamp and SHA-256 when it was read last
 
     def check(self) -> list[Problem]:
         """Everything that is wrong by now."""
         self.files = self.objects.listed()
-        problems = [*self._read_plans(), *self._read_commits()]
+        problems = [*self._check_written_once(), *self._read_plans(), *self._read_commits()]
         return problems or [*self._check_versions(), *self._check_objects()]
 
     def retained(self) -> list[Published]:
@@ -102,11 +102,18 @@ class Account:
             int(n.split("/")[1]) for n in self.files if n.startswith("_versions/") and n.endswith("/version.json")
         )
 
-    def _read_once(self, name: str) -> tuple[bytes, list[Problem]]:
+    def _read_once(self, name: str) -> bytes:
         data = self.objects.read(name)
-        digest = hashlib.sha256(data).hexdigest()
-        before = self._once.setdefault(name, digest)
-        return data, [] if before == digest else [Problem("changed", f"{name} was written once and has changed.")]
+        self._once[name] = self.files[name], hashlib.sha256(data).hexdigest()
+        return data
+
+    def _check_written_once(self) -> Iterator[Problem]:
+        """Plan files, commits and version.json stay, as they were written."""
+        for name, (stamp, digest) in list(self._once.items()):
+            if name not in self.files:
+                yield Problem("changed", f"{name} was there and is gone.")
+            elif self.files[name] != stamp and hashlib.sha256(self._read_once(name)).hexdigest() != digest:
+                yield Problem("changed", f"{name} was written once and has changed.")
 
     def _read_plans(self) -> Iterator[Problem]:
         names = sorted(name for name in self.files if name.startswith("_plan/") and name.endswith(".parquet"))
@@ -115,7 +122,7 @@ class Account:
             yield Problem("plan", f"plan files {numbers} have a gap.")
         for number, name in zip(numbers, names, strict=True):
             if number not in self.plans:
-                self.plans[number] = read_plan(self.objects.read(name), number)
+                self.plans[number] = read_plan(self._read_once(name), number)
                 yield from self._check_plan(number)
 
     def _check_plan(self, number: int) -> Iterator[Problem]:
@@ -142,9 +149,7 @@ class Account:
             if shard not in shards:
                 yield Problem("commit", f"{name} is of no planned shard.")
                 continue
-            data, problems = self._read_once(name)
-            yield from problems
-            commit = self.commits[shard] = read_commit(data, shards[shard])
+            commit = self.commits[shard] = read_commit(self._read_once(name), shards[shard])
             wanted = Counter(shards[shard].identities())
             if Counter(commit.samples.keys()) != wanted or commit.count != wanted.total():
                 yield Problem("commit", f"{name} has {commit.count} samples for {wanted.total()} planned ones.")
@@ -159,9 +164,7 @@ class Account:
             if number in self.versions:
                 fields = self.versions[number].fields
             else:
-                data, problems = self._read_once(f"{name}/version.json")
-                yield from problems
-                fields = json.loads(data)
+                fields = json.loads(self._read_once(f"{name}/version.json"))
             outcomes = outcomes_name(number, fields)
             if is_pruned:
                 continue
