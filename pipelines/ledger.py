@@ -345,15 +345,16 @@ def _json(fields: dict[str, Any]) -> bytes:
     return (json.dumps(fields) + "\n").encode()
 
 
-def parse(data: bytes, name: str) -> dict[str, Any]:
+def parse(data: bytes, name: str, formats: Sequence[int] = (FORMAT,)) -> dict[str, Any]:
     """A ledger object's fields. Raises StoreError where it is damaged, PermanentError where its format is another."""
     try:
         fields = json.loads(data)
     except ValueError as error:
         raise StoreError(f"{name} is not valid JSON: restore it from a backup.") from error
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+    if not isinstance(fields, dict) or fields.get("format") not in formats:
         found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
+        read = " and ".join(map(str, formats))
         raise PermanentError(
-            f"{name} has format {found!r} and this version reads {FORMAT}: use the version that wrote it."
+            f"{name} has format {found!r} and this version reads {read}: use the version that wrote it."
         )
     return fields

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from jointdit.errors import JointDiTError
 from pipelines.fingerprint import code_version
@@ -50,6 +50,7 @@ class RunReport:
     rows_per_gpu_hour: float | None  # None without GPUs
     cost: float  # by the price in the spec: of GPUs, or of CPUs where there were none
     currency: str
+    computed_in: list[str] = field(default_factory=list)  # types; not model.dtype where a CPU has no units for it
     profile: dict[str, float] | None = None  # seconds by step, of a run with --profile (profile.py)
 
     def markdown(self) -> str:
@@ -67,6 +68,7 @@ class RunReport:
             ("rows a GPU-hour", rate),
             ("CPU-hours of workers", f"{self.cpu_hours:.3f}"),
             ("cost", f"{self.cost:,.2f} {self.currency}"),
+            ("computed in", ", ".join(self.computed_in) or "nothing"),
             ("written", f"{self.bytes:,} bytes"),
             ("code", self.code),
         ]
@@ -101,6 +103,7 @@ def report_of(spec: JobSpec, progress: Progress, version: int | None, stopped: s
         rows_per_gpu_hour=progress.rows / usage.gpu_hours if usage.gpu_hours else None,
         cost=usage.cost(spec.price),
         currency=spec.price.currency,
+        computed_in=sorted(progress.dtypes),
         profile=profile_of(progress.seconds_of, usage) if profile else None,
     )
 

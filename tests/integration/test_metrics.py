@@ -45,7 +45,6 @@ def look_on(seen: set[str], done: threading.Event) -> None:
         done.wait(0.2)
 
 
-@pytest.mark.timeout(180)
 def test_what_is_scraped_and_logged_and_reported_is_what_the_ledger_holds(run_stand_in, make_spec, caplog) -> None:
     caplog.set_level("INFO", logger="pipelines.shards")
     prompts = ["fine", "FLAT", "", "fine", "NAN", "FLAT", "fine", "fine", "fine"]
