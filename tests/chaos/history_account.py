@@ -30,6 +30,7 @@ from tests.chaos.objects import Objects, Stamp
 from tests.chaos.world import InputRow
 
 OUTCOMES = ("kept", "rejected", "quarantined")
+MOVED = "moved:"  # before the ETag of a file that was moved before all its rows were read
 COLUMNS = ("id", "prompt", "pointcloud", "quality")
 Key = tuple[str, ...]  # what makes a row the same row, wherever it lies
 
@@ -133,14 +134,24 @@ class Account:
                 if entry.is_first:
                     rows.update((span.uri, span.etag, position) for position in range(span.start, span.stop))
         for uri, etag in {(span.uri, span.etag) for e in self.plans[number] if e.is_first for span in e.spans}:
-            if etag.startswith("moved:") and not any(rows[uri, etag, n] for n in range(1)):
-                continue  # the end of a file that was moved before all its rows were read
+            if etag.startswith(MOVED) and not any(file == uri for file, _, _ in rows):
+                yield from self._check_move(number, uri, etag.removeprefix(MOVED))
+                continue
             if (uri, etag) not in self.contents:
                 yield Problem("plan", f"{_short(uri)} {etag} is planned and was never there.")
                 continue
             wanted = range(len(self.contents[uri, etag]))
             if [rows[uri, etag, position] for position in wanted] != [1] * len(wanted):
                 yield Problem("plan", f"_plan/{number:06d}: rows of {_short(uri)} are not planned once each.")
+
+    def _check_move(self, number: int, uri: str, etag: str) -> Iterator[Problem]:
+        """A file whose rows count no more because it was moved: one of the same content is planned in its place."""
+        current = current_versions([entry for n in sorted(self.plans) if n <= number for entry in self.plans[n]])
+        content = self.contents.get((uri, etag))
+        if not any(
+            there == etag and self.contents.get((file, etag)) == content for file, (there, _) in current.items()
+        ):
+            yield Problem("plan", f"_plan/{number:06d}: {_short(uri)} ends as moved, and nothing has its rows.")
 
     def _read_commits(self) -> Iterator[Problem]:
         shards = {entry.shard: entry for plan in self.plans.values() for entry in plan}
