@@ -79,7 +79,9 @@ class Player:
         problems = [f"  {problem}" for problem in story.problems[:8]]
         lines = [f"  {line}" for line in story.lines]
         again = f"  again: python -m tests.chaos.histories {' '.join(options)}"
-        return "\n".join([f"history {number} fails:", *problems, "  its smallest form:", *lines, again])
+        return "\n".join(
+            [f"history {number} fails:", *problems, "  what happened, as short as it was made:", *lines, again]
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

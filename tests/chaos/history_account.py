@@ -30,6 +30,7 @@ from tests.chaos.objects import Objects, Stamp
 from tests.chaos.world import InputRow
 
 OUTCOMES = ("kept", "rejected", "quarantined")
+MOVED = "moved:"  # before the ETag of a file that was moved before all its rows were read
 COLUMNS = ("id", "prompt", "pointcloud", "quality")
 Key = tuple[str, ...]  # what makes a row the same row, wherever it lies
 
@@ -54,13 +55,13 @@ class Account:
         self.plans: dict[int, list[Planned]] = {}
         self.commits: dict[str, Committed] = {}
         self.versions: dict[int, Published] = {}  # also those that are pruned by now
-        self._once: dict[str, str] = {}  # path -> SHA-256 of objects that are written once
+        self._once: dict[str, tuple[Stamp, str]] = {}  # path -> stamp and SHA-256 of what is written once
         self._intact: dict[str, tuple[Stamp, str]] = {}  # path -> stamp and SHA-256 when it was read last
 
     def check(self) -> list[Problem]:
         """Everything that is wrong by now."""
         self.files = self.objects.listed()
-        problems = [*self._read_plans(), *self._read_commits()]
+        problems = [*self._check_written_once(), *self._read_plans(), *self._read_commits()]
         return problems or [*self._check_versions(), *self._check_objects()]
 
     def retained(self) -> list[Published]:
@@ -102,11 +103,18 @@ class Account:
             int(n.split("/")[1]) for n in self.files if n.startswith("_versions/") and n.endswith("/version.json")
         )
 
-    def _read_once(self, name: str) -> tuple[bytes, list[Problem]]:
+    def _read_once(self, name: str) -> bytes:
         data = self.objects.read(name)
-        digest = hashlib.sha256(data).hexdigest()
-        before = self._once.setdefault(name, digest)
-        return data, [] if before == digest else [Problem("changed", f"{name} was written once and has changed.")]
+        self._once[name] = self.files[name], hashlib.sha256(data).hexdigest()
+        return data
+
+    def _check_written_once(self) -> Iterator[Problem]:
+        """Plan files, commits and version.json stay, as they were written."""
+        for name, (stamp, digest) in list(self._once.items()):
+            if name not in self.files:
+                yield Problem("changed", f"{name} was there and is gone.")
+            elif self.files[name] != stamp and hashlib.sha256(self._read_once(name)).hexdigest() != digest:
+                yield Problem("changed", f"{name} was written once and has changed.")
 
     def _read_plans(self) -> Iterator[Problem]:
         names = sorted(name for name in self.files if name.startswith("_plan/") and name.endswith(".parquet"))
@@ -115,7 +123,7 @@ class Account:
             yield Problem("plan", f"plan files {numbers} have a gap.")
         for number, name in zip(numbers, names, strict=True):
             if number not in self.plans:
-                self.plans[number] = read_plan(self.objects.read(name), number)
+                self.plans[number] = read_plan(self._read_once(name), number)
                 yield from self._check_plan(number)
 
     def _check_plan(self, number: int) -> Iterator[Problem]:
@@ -126,14 +134,24 @@ class Account:
                 if entry.is_first:
                     rows.update((span.uri, span.etag, position) for position in range(span.start, span.stop))
         for uri, etag in {(span.uri, span.etag) for e in self.plans[number] if e.is_first for span in e.spans}:
-            if etag.startswith("moved:") and not any(rows[uri, etag, n] for n in range(1)):
-                continue  # the end of a file that was moved before all its rows were read
+            if etag.startswith(MOVED) and not any(file == uri for file, _, _ in rows):
+                yield from self._check_move(number, uri, etag.removeprefix(MOVED))
+                continue
             if (uri, etag) not in self.contents:
                 yield Problem("plan", f"{_short(uri)} {etag} is planned and was never there.")
                 continue
             wanted = range(len(self.contents[uri, etag]))
             if [rows[uri, etag, position] for position in wanted] != [1] * len(wanted):
                 yield Problem("plan", f"_plan/{number:06d}: rows of {_short(uri)} are not planned once each.")
+
+    def _check_move(self, number: int, uri: str, etag: str) -> Iterator[Problem]:
+        """A file whose rows count no more because it was moved: one of the same content is planned in its place."""
+        current = current_versions([entry for n in sorted(self.plans) if n <= number for entry in self.plans[n]])
+        content = self.contents.get((uri, etag))
+        if not any(
+            there == etag and self.contents.get((file, etag)) == content for file, (there, _) in current.items()
+        ):
+            yield Problem("plan", f"_plan/{number:06d}: {_short(uri)} ends as moved, and nothing has its rows.")
 
     def _read_commits(self) -> Iterator[Problem]:
         shards = {entry.shard: entry for plan in self.plans.values() for entry in plan}
@@ -144,9 +162,7 @@ class Account:
             if shard not in shards:
                 yield Problem("commit", f"{name} is of no planned shard.")
                 continue
-            data, problems = self._read_once(name)
-            yield from problems
-            commit = self.commits[shard] = read_commit(data, shards[shard])
+            commit = self.commits[shard] = read_commit(self._read_once(name), shards[shard])
             wanted = Counter(shards[shard].identities())
             if Counter(commit.samples.keys()) != wanted or commit.count != wanted.total():
                 yield Problem("commit", f"{name} has {commit.count} samples for {wanted.total()} planned ones.")
@@ -161,9 +177,7 @@ class Account:
             if number in self.versions:
                 fields = self.versions[number].fields
             else:
-                data, problems = self._read_once(f"{name}/version.json")
-                yield from problems
-                fields = json.loads(data)
+                fields = json.loads(self._read_once(f"{name}/version.json"))
             outcomes = outcomes_name(number, fields)
             if is_pruned:
                 continue

@@ -11,7 +11,7 @@ import errno
 import functools
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +46,8 @@ from tests.stand_in import StandInPipeline, StandInWorker
 SIZE = 16  # pixels
 IDENTITY = ModelIdentity(weights="stand-in", bytes=0, height=SIZE, width=SIZE)
 SHARD_ATTEMPTS = 25  # transient faults that a run bears
-WORK = ("run", "retry", "refilter", "prune", "gc", "validate")
+FAVOURS = (0.2, 1, 1, 3)  # a history does some kinds of things more often than others do
+WEIGHTS_TOGETHER = {"run": 3, "retry": 1, "refilter": 2, "prune": 1, "gc": 1.5}
 WEIGHTS = {"run": 9, "retry": 2, "refilter": 2.5, "prune": 1.5, "gc": 1.5, "validate": 0.5, "together": 4}
 CHANGE_WEIGHTS = dict(zip(CHANGES, (2, 1.5, 1, 1.5, 0.7, 1, 1.5, 0.4, 0.3, 1), strict=True))
 UNTIDY = ("README.md and stats.json are not those of", "no version is published")  # while a history is under way
@@ -87,30 +88,33 @@ class Plot:
 def draw_plot(seed: int, number: int) -> Plot:
     """The history of this seed and number."""
     draw = random.Random(f"{seed}/{number}")
-    count = draw.randint(15, 25)
-    operations = [
-        _draw_work(draw, "run"),
-        *(draw_operation(random.Random(f"{seed}/{number}/{n}")) for n in range(count)),
-    ]
+    theme = {kind: draw.choice(FAVOURS) for kind in (*WEIGHTS, *CHANGES)}
+    operations = [_draw_work(draw, "run")]
+    for place in range(draw.randint(14, 24)):
+        operations.append(draw_operation(random.Random(f"{seed}/{number}/{place}"), theme))
     return Plot(draw.getrandbits(48), draw.choice([1, 1, 2]), tuple(operations))
 
 
-def draw_operation(draw: random.Random) -> Operation:
+def draw_operation(draw: random.Random, theme: Mapping[str, float]) -> Operation:
     """One operation: a change of the input, work, or two or three of both at once."""
     if draw.random() < 0.38:
-        return _draw_change(draw)
-    kind = draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        return _draw_change(draw, theme)
+    kind = _draw_kind(draw, WEIGHTS, theme)
     if kind != "together":
         return _draw_work(draw, kind)
     seed = draw.getrandbits(48)
-    kinds = draw.choices(WORK[:5], (3, 1, 2, 1, 1.5), k=draw.choice([2, 2, 3]))
+    kinds = [_draw_kind(draw, WEIGHTS_TOGETHER, theme) for _ in range(draw.choice([2, 2, 3]))]
     parts = [_draw_work(draw, each, rarely=0.08) for each in kinds]
-    parts += [_draw_change(draw) for _ in range(draw.choice([0, 0, 1, 2]))]
+    parts += [_draw_change(draw, theme) for _ in range(draw.choice([0, 0, 1, 2]))]
     return Operation("together", seed, parts=tuple(parts))
 
 
-def _draw_change(draw: random.Random) -> Operation:
-    kind = draw.choices(list(CHANGE_WEIGHTS), list(CHANGE_WEIGHTS.values()))[0]
+def _draw_kind(draw: random.Random, weights: Mapping[str, float], theme: Mapping[str, float]) -> str:
+    return draw.choices(list(weights), [weight * theme[kind] for kind, weight in weights.items()])[0]
+
+
+def _draw_change(draw: random.Random, theme: Mapping[str, float]) -> Operation:
+    kind = _draw_kind(draw, CHANGE_WEIGHTS, theme)
     return Operation(kind, draw.getrandbits(48))
 
 
