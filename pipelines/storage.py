@@ -302,11 +302,17 @@ class Storage:
                 f"{self.uri} overwrites objects that must be created only once: "
                 "use another store, or --single-writer if nothing else writes there."
             )
-        if self.read_bytes(name) != b"first":
+        try:
+            is_whole = self.read_bytes(name) == b"first"
+        except FileNotFoundError:
+            is_whole = False
+        if not is_whole:
             raise StoreError(f"{self.uri} does not give back what was written: use another store.")
         if name.partition("/")[2] not in self.names("_probe"):  # some stores take a//b for a/b
             raise StoreError(f"{self.uri} does not list what was written: give the address as the store lists it.")
-        if self.is_local and not local_files.flush_folder(Path(self.path("_probe"))):
+        with self._written(name):
+            is_flushed = not self.is_local or local_files.flush_folder(Path(self.path("_probe")))
+        if not is_flushed:
             logger.warning("%s: this file system does not flush folders: a power cut may undo commits", self.uri)
 
     def _refuses_second(self, name: str) -> bool:
@@ -322,8 +328,8 @@ class Storage:
         try:
             with explained(self.uri, name):
                 yield
-        except FileNotFoundError as error:
-            raise TransientError(f"{self.uri_of(name)}: its folder was removed while it was written.") from error
+        except FileNotFoundError:
+            raise TransientError(f"{self.uri_of(name)}: its folder was removed while it was written.") from None
 
     def _create_local(self, name: str, data: bytes) -> None:
         final, is_in_doubt = Path(self.path(name)), False
