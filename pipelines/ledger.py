@@ -208,6 +208,9 @@ class Ledger:
         except FileNotFoundError:
             raise StoreError(f"{self.storage.uri} holds no job: there is no _job.json; check the address.") from None
         fields.setdefault("sources", {})  # jobs of earlier versions have none
+        if missing := Job.__dataclass_fields__.keys() - fields:
+            what = f"{self.storage.uri_of('_job.json')} has no {min(missing)}"
+            raise StoreError(f"{what}, so it is damaged: restore it from a backup.")
         return Job(**{name: fields[name] for name in Job.__dataclass_fields__})
 
     def recorded_sources(self) -> dict[str, dict[str, Any]]:
@@ -311,7 +314,13 @@ class Ledger:
     def crashes(self, shard: str) -> list[dict[str, Any]]:
         """The crash records of a shard, in order."""
         names = [f"_crashes/{shard}/{number}.json" for number in self.crash_numbers(shard)]
-        return [parse(self.storage.read_bytes(name), name) for name in names]
+        records = [parse(self.storage.read_bytes(name), name) for name in names]
+        for name, record in zip(names, records, strict=True):
+            if "stage" not in record:
+                raise StoreError(
+                    f"{self.storage.uri_of(name)} has no stage, so it is damaged: restore it from a backup."
+                )
+        return records
 
     def crash_numbers(self, shard: str) -> list[int]:
         """Numbers of the crash records of a shard, in order."""

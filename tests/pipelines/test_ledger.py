@@ -97,16 +97,27 @@ def test_damage_is_named(tmp_path: Path) -> None:
     ledger.commit(commit("one"))
     path = tmp_path / "_commits" / f"{SHARD}.json"
     fields = json.loads(path.read_text())
-    path.write_text("{")
-    with pytest.raises(StoreError, match=rf"{SHARD}.json is not valid JSON"):
-        ledger.read_commit(SHARD)
+    for text in ("{", "[" * 100_000, "\0"):
+        path.write_text(text)
+        with pytest.raises(StoreError, match=rf"{SHARD}.json is not valid JSON"):
+            ledger.read_commit(SHARD)
     path.write_text(json.dumps({**fields, "format": 2}))
     with pytest.raises(PermanentError, match="has format 2 and this version reads 1"):
         ledger.read_commit(SHARD)
-    del fields["objects"]
-    path.write_text(json.dumps(fields))
-    with pytest.raises(StoreError, match="is damaged"):
-        ledger.read_commit(SHARD)
+    reasons = {**fields["samples"], "reasons": []}
+    for damaged in ({**fields, "objects": None}, {**fields, "samples": []}, {**fields, "samples": reasons}):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(StoreError, match="is damaged"):
+            ledger.read_commit(SHARD)
+
+
+def test_a_damaged_job_or_crash_record_is_named(ledger: Ledger) -> None:
+    ledger.storage.write_bytes("_job.json", b'{"format": 1, "spec": {}}')
+    with pytest.raises(StoreError, match=r"_job.json has no code, so it is damaged: restore it from a backup\.$"):
+        ledger.read_job()
+    ledger.record_crash(SHARD, {"at": "now"})
+    with pytest.raises(StoreError, match=rf"_crashes/{SHARD}/1.json has no stage, so it is damaged"):
+        ledger.crashes(SHARD)
 
 
 def test_a_commit_stays_small(tmp_path: Path) -> None:
