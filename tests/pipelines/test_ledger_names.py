@@ -18,6 +18,7 @@ from jointdit.errors import StoreError
 from pipelines.ledger import Commit, Ledger, new_token
 from pipelines.ledger_names import NAMES, foreign_names, matches, versions_in
 from pipelines.run_report import FOLDER as REPORTS
+from pipelines.run_report import report_names
 from pipelines.storage import Storage
 
 SHARD = "0123456789abcdef0123"
@@ -224,6 +225,15 @@ def test_something_else_under_a_name_of_ours_is_one_sentence(made: str, ledger: 
     for name, write in zip(names, writes, strict=True):
         with pytest.raises(StoreError, match=rf"^{re.escape(str(root / name))} is no regular file: move it away\.$"):
             write()
+
+
+def test_a_copy_of_a_report_is_no_run(tmp_path: Path) -> None:
+    """Its costs would count twice."""
+    name = "20261130T120000-0123456789abcdef"
+    for each in (f"{name}.json", f"{name}.md", f"{name} (copy).json", f"._{name}.json"):
+        (tmp_path / REPORTS).mkdir(exist_ok=True)
+        (tmp_path / REPORTS / each).write_text("{}")
+    assert report_names(Storage(str(tmp_path))) == [f"{REPORTS}/{name}.json"]
 
 
 def test_litter_in_a_bucket(s3) -> None:
