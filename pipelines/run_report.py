@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from jointdit.errors import JointDiTError
+from pipelines import ledger_names
 from pipelines.fingerprint import code_version
 from pipelines.ledger import FORMAT, OUTCOMES, new_token, now, parse
 from pipelines.profile import profile_of, shares_of
@@ -126,7 +127,8 @@ def keep_report(storage: Storage, report: RunReport) -> str:
 
 def report_names(storage: Storage) -> list[str]:
     """Names of the reports there are, in the order of their ends."""
-    return [f"{FOLDER}/{name}" for name in storage.names(FOLDER, ".json")]
+    names = (match[0] for match in ledger_names.in_folder(storage, FOLDER))
+    return [f"{FOLDER}/{name}" for name in names if name.endswith(".json")]
 
 
 def read_report(storage: Storage, name: str) -> RunReport | None:

@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from jointdit.errors import InputError
+from pipelines.addresses import impossible
 from pipelines.readers.pictures import PICTURE_SUFFIXES
 from pipelines.records import SourceFile
 from pipelines.storage import Storage, etag_of, for_input, uri_of
@@ -100,8 +101,13 @@ def _source_file(fs: Any, info: dict[str, Any], prefix: str) -> SourceFile:
     name = info["name"]
     if any("\ud800" <= letter <= "\udfff" for letter in name):
         raise InputError(f"input.uri holds the file {name!r}, whose name is not valid UTF-8: rename it.")
+    uri = uri_of(fs, name)
+    if reason := impossible(name, uri.partition("://")[0] if "://" in uri else ""):
+        raise InputError(f"input.uri holds {uri!r}, whose name {reason}: rename it.")
+    if prefix and not name.startswith(f"{prefix.rstrip('/')}/"):  # a store that takes a//b for a/b
+        raise InputError(f"input.uri {prefix} is listed by its store as {uri!r}: write the address as the store does.")
     return SourceFile(
-        uri=uri_of(fs, name),
+        uri=uri,
         etag=etag_of(info),
         size_bytes=int(info["size"]),
         relative_path=name[len(prefix) :].lstrip("/") if prefix else name.lstrip("/"),
