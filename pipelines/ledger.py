@@ -162,6 +162,18 @@ class Commit:
             ) from error
 
 
+def open_output(uri: str, single_writer: bool = False) -> Storage:
+    """The storage of an output. What `--single-writer` said when its job was started holds for every later command.
+
+    Raises:
+        StoreError: the store refuses, or `_job.json` is damaged.
+    """
+    storage = Storage(uri, single_writer)
+    if not single_writer:
+        storage.single_writer = Ledger(storage).is_single_writer()
+    return storage
+
+
 class Ledger:
     """The ledger of one output."""
 
@@ -212,6 +224,12 @@ class Ledger:
             what = f"{self.storage.uri_of('_job.json')} has no {min(missing)}"
             raise StoreError(f"{what}, so it is damaged: restore it from a backup.")
         return Job(**{name: fields[name] for name in Job.__dataclass_fields__})
+
+    def is_single_writer(self) -> bool:
+        """Whether this output's job was started with `--single-writer`; False where there is no job yet."""
+        with explained(self.storage.uri, at_start=True):
+            exists = self.storage.exists("_job.json")
+        return exists and self.read_job().single_writer
 
     def recorded_sources(self) -> dict[str, dict[str, Any]]:
         """Where the weights of this output's job came from; empty where there is no job yet."""

@@ -22,6 +22,7 @@ from PIL import Image
 
 from jointdit.errors import RowError
 from pipelines.readers.pictures import DECODE_ERRORS, MAX_PIXELS, check_pixels, open_checked
+from pipelines.spec_base import FARTHEST, NEAREST
 
 if TYPE_CHECKING:
     from pipelines.spec import DepthMaps
@@ -32,7 +33,8 @@ NPY_MAGIC = b"\x93NUMPY"
 def decode_depth(stored: bytes | list[Any], meaning: DepthMaps) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """(depth in the units of `meaning` with 0 in holes, valid), each (H, W).
 
-    Raises RowError for what cannot be decoded, is not one grey map, has no valid pixel, or is constant.
+    Raises RowError for what cannot be decoded, is not one grey map, has no valid pixel, is constant, or lies beyond any
+    distance in metres.
     """
     raw = _decode(stored)
     valid = np.isfinite(raw)
@@ -46,8 +48,14 @@ def decode_depth(stored: bytes | list[Any], meaning: DepthMaps) -> tuple[NDArray
     if not valid.any():
         raise RowError("depth map has no valid pixel: check input.depth scale and invalid.")
     depth = np.where(valid, depth, np.float32(0))
-    if depth[valid].min() == depth[valid].max():
-        raise RowError(f"depth map is constant at {depth[valid][0]:g} and has no relative disparity: take it out.")
+    lowest, highest = float(depth[valid].min()), float(depth[valid].max())
+    if meaning.kind == "metric" and (lowest < NEAREST or highest > FARTHEST):
+        raise RowError(
+            f"depth map lies between {lowest:g} and {highest:g} metres, which nobody measures: check input.depth scale "
+            "and invalid."
+        )
+    if lowest == highest:
+        raise RowError(f"depth map is constant at {lowest:g} and has no relative disparity: take it out.")
     return depth, valid
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jointdit.errors import PermanentError, SpecError, StoreError
-from pipelines.ledger import Commit, Ledger, SampleOutcome, StoredObject
+from pipelines.ledger import Commit, Ledger, SampleOutcome, StoredObject, open_output
 from pipelines.spec import load_spec
 from pipelines.storage import Storage
 
@@ -130,3 +131,48 @@ def test_a_commit_stays_small(tmp_path: Path) -> None:
         for n in range(512)
     )
     assert len(replace(commit("one"), samples=samples, objects=objects).to_bytes()) < 200_000
+
+
+def test_a_single_writer_is_remembered_by_whoever_opens_the_output(ledger: Ledger) -> None:
+    uri = ledger.storage.uri
+    spec = load_spec({"task": "joint", "input": {"uri": "/in.txt"}, "output": {"uri": uri}})
+    assert not open_output(uri).single_writer, "there is no job yet"
+    assert open_output(uri, single_writer=True).single_writer
+    Ledger(Storage(uri, single_writer=True)).open_job(spec, {"task": "joint"})
+    assert open_output(uri).single_writer
+
+
+def test_a_job_of_several_writers_stays_one(ledger: Ledger) -> None:
+    uri = ledger.storage.uri
+    ledger.open_job(
+        load_spec({"task": "joint", "input": {"uri": "/in.txt"}, "output": {"uri": uri}}), {"task": "joint"}
+    )
+    assert not open_output(uri).single_writer
+
+
+ROOT = Path(__file__).parents[2]
+OPENED_WITHOUT_ITS_JOB = {
+    "pipelines/ledger.py": "open_output itself",
+    "pipelines/validate.py": "reads",
+    "pipelines/versions.py": "reads",
+    "pipelines/status.py": "reads",
+    "pipelines/plan.py": "the preview, which writes nothing",
+    "pipelines/garbage.py": "deletes, and writes nothing that must be created once",
+    "pipelines/gallery/__init__.py": "writes only what is rewritten",
+    "pipelines/export.py": "reads an output; what it writes is none",
+    "pipelines/quantiles.py": "reads",
+    "pipelines/readers/listing.py": "reads input",
+    "pipelines/weights/store.py": "reads weights",
+    "jobs/datasets.py": "reads leases",
+    "jobs/demo.py": "local folders of its own",
+}
+
+
+def test_whoever_writes_to_an_output_opens_it_with_what_its_job_says() -> None:
+    """`open_output`, and no `Storage` of its own: --single-writer holds for every command."""
+    found = set()
+    for file in [*(ROOT / "pipelines").rglob("*.py"), *(ROOT / "jobs").glob("*.py")]:
+        calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        if any(isinstance(call, ast.Name) and call.id == "Storage" for call in calls):
+            found.add(file.relative_to(ROOT).as_posix())
+    assert found <= set(OPENED_WITHOUT_ITS_JOB), "open it with pipelines.ledger.open_output, or say why not here"
