@@ -34,16 +34,18 @@ in FORMATS here and in listing.py, and add it to the table-driven tests.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from jointdit.errors import InputError, RowError
+from jointdit.errors import InputError, RowError, StoreError
 from pipelines.readers import csv_records, json_lines, parquet_rows, single_files, text_lines, webdataset
 from pipelines.readers.listing import list_files, suffix_of
 from pipelines.readers.opening import check_unchanged
+from pipelines.readers.row_addresses import check_reachable
 from pipelines.readers.rows import Format, build_row, default_id, wanted_columns
 from pipelines.records import BadRow, Row, SourceFile, Span
-from pipelines.safe_text import printable
+from pipelines.safe_text import mask_secrets, printable
 
 if TYPE_CHECKING:
     from pipelines.spec import InputSpec
@@ -117,6 +119,11 @@ def read_rows(
         reason = str(error)
     except FileNotFoundError:
         reason = f"{file.uri} does not exist any more."
+    except StoreError as error:
+        if format_of(file) is not single_files:
+            raise
+        check_reachable(posixpath.dirname(file.uri))  # an image that is refused alone is one bad row
+        reason = mask_secrets(str(error))
     for missing in range(position, stop):
         yield BadRow(default_id(file, missing), file.uri, missing, reason)
 
