@@ -41,7 +41,7 @@ def stored_value(value: Any, name: str, manifest: str) -> bytes | list[Any]:
     try:
         return fetch_for_row(uri, name, manifest)
     except FileNotFoundError:
-        raise RowError(f"{name} {_cut(uri)} does not exist, or is no file.") from None
+        raise RowError(f"{name} {shortened(uri)} does not exist, or is no file.") from None
 
 
 def fetch_for_row(uri: str, name: str, manifest: str) -> bytes:
@@ -59,7 +59,7 @@ def fetch_for_row(uri: str, name: str, manifest: str) -> bytes:
     except StoreError as error:
         check_reachable(posixpath.dirname(manifest) if uri == manifest else manifest)
         reason = str(error).removeprefix(f"{uri}: ")
-        raise RowError(f"{name} {_cut(uri)} cannot be read: {printable(reason)}") from None
+        raise RowError(f"{name} {shortened(uri)} cannot be read: {printable(reason)}") from None
     except ValueError as error:  # of a library that builds a request from it
         raise RowError(f"{name} is {shown(uri)}, which is no path.") from error
 
@@ -104,9 +104,10 @@ def _absolute(path: str, name: str, scheme: str) -> str:
 
 def shown(value: Any) -> str:
     """A value as it is shown in a sentence: in one line, and not too long."""
-    return _cut(" ".join(repr(value).split()))
+    return shortened(" ".join(repr(value).split()))
 
 
-def _cut(text: str) -> str:
+def shortened(text: str) -> str:
+    """A text as it is shown in a sentence: without what is no visible character, and not too long."""
     text = printable(text)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."

@@ -19,7 +19,7 @@ from pipelines.readers.depth_maps import decode_depth
 from pipelines.readers.pictures import decode_picture
 from pipelines.readers.row_addresses import shown, stored_value
 from pipelines.records import BadRow, Row, SourceFile, Span
-from pipelines.store_errors import mask_secrets
+from pipelines.safe_text import mask_secrets, printable
 
 if TYPE_CHECKING:
     from pipelines.spec import InputSpec
@@ -94,7 +94,7 @@ def build_row(raw: RawRow, file: SourceFile | Span, spec_input: InputSpec, task:
             _check_pair(rgb, depth, valid)
     except RowError as error:
         trace = mask_secrets(traceback.format_exc()) if error.__cause__ else ""
-        return BadRow(row_id, file.uri, raw.position, mask_secrets(str(error)), trace)
+        return BadRow(row_id, file.uri, raw.position, printable(mask_secrets(str(error))), trace)
     return Row(row_id, file.uri, raw.position, prompt, rgb, depth, valid, rgb_bytes)
 
 
