@@ -12,6 +12,7 @@ from jointdit.errors import InputError
 from pipelines.addresses import impossible
 from pipelines.readers.pictures import PICTURE_SUFFIXES
 from pipelines.records import SourceFile
+from pipelines.safe_text import printable
 from pipelines.storage import Storage, etag_of, for_input, uri_of
 from pipelines.store_errors import explained
 
@@ -60,19 +61,21 @@ def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
         except FileNotFoundError:
             magic = re.search(r"[*?\[]", path)
             if magic is None:
-                raise InputError(f"input.uri {uri} does not exist: correct the address.") from None
+                raise InputError(f"input.uri {printable(uri)} does not exist: correct the address.") from None
             prefix = path[: magic.start()].rpartition("/")[0]
             infos = fs.glob(path, detail=True)
         else:
             if info["type"] != "directory":
                 if not _is_file(info):
-                    raise InputError(f"input.uri {uri} is no regular file: give a file or a folder.")
+                    raise InputError(f"input.uri {printable(uri)} is no regular file: give a file or a folder.")
                 if suffix_of(path) not in suffixes:
-                    raise InputError(f"input.uri {uri} is of no kind this task reads: give one of {kinds}.")
+                    raise InputError(f"input.uri {printable(uri)} is of no kind this task reads: give one of {kinds}.")
                 try:
                     return [_source_file(fs, info, posixpath.dirname(path))]
                 except FileNotFoundError:
-                    raise InputError(f"input.uri {uri} does not exist any more: correct the address.") from None
+                    raise InputError(
+                        f"input.uri {printable(uri)} does not exist any more: correct the address."
+                    ) from None
             prefix, infos = path.rstrip("/"), _published(uri) or fs.find(path, detail=True)
     files = []
     for name, info in infos.items():
@@ -80,7 +83,7 @@ def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
             with contextlib.suppress(FileNotFoundError):  # a local file that was deleted since it was listed
                 files.append(_source_file(fs, info, prefix))
     if not files:
-        raise InputError(f"input.uri {uri} has no file that this task reads: give one of {kinds}.")
+        raise InputError(f"input.uri {printable(uri)} has no file that this task reads: give one of {kinds}.")
     _refuse_mixture(uri, files)
     return files
 
@@ -129,6 +132,6 @@ def _refuse_mixture(uri: str, files: list[SourceFile]) -> None:
     tables = [name for name, suffix in suffixes.items() if suffix in TABLE_SUFFIXES]
     if tables and any(suffix in PICTURE_SUFFIXES + DEPTH_MAP_SUFFIXES for suffix in suffixes.values()):
         raise InputError(
-            f"input.uri {uri} holds single pictures and tables ({tables[0]}): name one kind, "
+            f"input.uri {printable(uri)} holds single pictures and tables ({printable(tables[0])}): name one kind, "
             "such as folder/*.png or the table alone."
         )
