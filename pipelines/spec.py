@@ -18,7 +18,7 @@ from jointdit.errors import SpecError
 from pipelines.addresses import is_inside, overlaps
 from pipelines.quality import load_filters, load_scores
 from pipelines.quantiles import resolve_quantiles
-from pipelines.spec_file import apply_overrides, first_sentence, read_yaml, refuse_credentials
+from pipelines.spec_file import apply_overrides, first_sentence, read_yaml, refuse_broken_text, refuse_credentials
 from pipelines.spec_sections import (
     BudgetSpec,
     Columns,
@@ -257,6 +257,7 @@ def load_spec(source: str | os.PathLike[str] | dict[str, Any], overrides: Sequen
     label = "the spec" if isinstance(source, dict) else str(source)
     data = dict(source) if isinstance(source, dict) else read_yaml(Path(source))
     data = dict(apply_overrides(data, overrides))
+    refuse_broken_text(data)
     refuse_credentials(data)
     if "quality" in data:
         data["quality"] = resolve_quantiles(data["quality"])

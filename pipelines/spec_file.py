@@ -133,6 +133,28 @@ def refuse_credentials(value: Any, path: str = "") -> None:
         raise SpecError(f"{path} holds what looks like a credential: {ADVICE}.")
 
 
+def refuse_broken_text(value: Any, path: str = "") -> None:
+    """Refuse text with a lone surrogate: no file, table or message of the output could hold it.
+
+    Python makes them of a name on disk or a word of the command line that is not UTF-8, and of "\\udcff" in YAML.
+
+    Raises:
+        SpecError: names the field.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            refuse_broken_text(str(key), f"a key of {path or 'the spec'}")
+            refuse_broken_text(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            refuse_broken_text(item, f"{path}.{position}")
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise SpecError(f"{path} {value!r} is not valid Unicode: write it in UTF-8, or rename the file.") from None
+
+
 def _holds_credential(text: str) -> bool:
     if CREDENTIAL_VALUE.search(text) or USER_INFO.search(text):
         return True
