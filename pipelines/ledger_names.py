@@ -19,7 +19,7 @@ NAMES = {  # folder -> the names in it, relative to it
     "_plan": re.compile(rf"{NUMBER}\.parquet"),
     "_commits": re.compile(rf"(?P<shard>{HEX})\.json"),
     "_crashes": re.compile(rf"(?P<shard>{HEX})/(?P<number>[1-9][0-9]{{0,11}})\.json"),
-    "_versions": re.compile(rf"{NUMBER}/(?P<part>version\.json|pruned\.json|outcomes(?:-{HEX})?\.parquet)"),
+    "_versions": re.compile(rf"{NUMBER}/(?P<part>version\.json|pruned\.json|(?:outcomes|held)(?:-{HEX})?\.parquet)"),
     "_leases": re.compile(rf"(?P<token>{HEX})\.json"),
     "_reports": re.compile(rf"[0-9T]+-{HEX}\.(?:json|md)"),
     "_rollup": re.compile(r"commits\.parquet"),

@@ -76,6 +76,7 @@ def validate(uri: str) -> Validation:
         found.problems.append("no version is published: the job has not run to its end.")
     _check_objects(storage, job, commits, versions, found)
     _note_orphans(storage, commits, versions, found)
+    found.notes += [f"{name} is no file of the ledger: it is passed over." for name in ledger.foreign_names()]
     del found.problems[MOST_PROBLEMS:]
     return found
 
