@@ -172,7 +172,7 @@ def _check_crashes(ledger: Ledger, planned: Iterable[PlannedShard]) -> Iterator[
         except (JointDiTError, ValueError) as error:
             yield f"_crashes/{shard} is damaged ({error})."
             continue
-        if set(ledger.storage.names(f"_crashes/{shard}")) != {f"{n}.json" for n in range(1, len(records) + 1)}:
+        if ledger.crash_numbers(shard) != list(range(1, len(records) + 1)):
             yield f"_crashes/{shard}: a record between the first and the last is missing."
 
 

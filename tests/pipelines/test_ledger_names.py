@@ -15,11 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jointdit.errors import StoreError
+from pipelines.garbage import collect_garbage
 from pipelines.ledger import Commit, Ledger, new_token
 from pipelines.ledger_names import NAMES, foreign_names, matches, versions_in
+from pipelines.refilter import refilter
+from pipelines.retry import plan_retry
 from pipelines.run_report import FOLDER as REPORTS
 from pipelines.run_report import report_names
+from pipelines.status import read_status
 from pipelines.storage import Storage
+from pipelines.validate import validate
+from pipelines.versions import list_versions
 
 SHARD = "0123456789abcdef0123"
 ROOT = Path(__file__).parents[2]
@@ -248,3 +254,26 @@ def test_litter_in_a_bucket(s3) -> None:
     assert not storage.exists("_plan"), "a folder is no object"
     mentioned = [f"_commits/{SHARD}.json.part", "_plan/.DS_Store", "_plan/000001 (copy).parquet"]
     assert foreign_names(storage) == mentioned
+
+
+def test_a_littered_output_works_and_is_mentioned(make_job, tmp_path: Path) -> None:
+    """A stray file costs a line of `validate` and nothing else: no command fails, and gc goes on."""
+    job = make_job(["a", "FLAT"])
+    job.complete()
+    uri, out = job.context.storage.uri, tmp_path / "out"
+    litter = ["_plan/._000001.parquet", "_plan/000001 (copy).parquet", "_commits/.DS_Store", "_crashes/Thumbs.db"]
+    litter += ["_versions/000001 (1)/version.json", "_versions/000001/._version.json", "_versions/lost+found/x"]
+    for name in litter:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(b"of somebody else")
+    (tmp_path / "prompts.txt").write_text("a\nFLAT\nb\n")
+    assert job.complete().number == 2
+    plan_retry(uri, ["quarantined"])
+    refilter(uri, ["quality.filters=[{kind: depth_range, min_span: 0.2}]"])
+    assert collect_garbage(uri, 0).objects == ()
+    assert read_status(uri).committed_samples == 3
+    assert [version.number for version in list_versions(uri)] == [1, 2, 3]
+    found = validate(uri)
+    assert found.problems == []
+    assert sorted(found.notes) == sorted(f"{name} is no file of the ledger: it is passed over." for name in litter)
+    assert all((out / name).exists() for name in litter)
