@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-quantization test-slow chaos bench bench-million image manifests clean
+.PHONY: help setup demo check format test test-quantization test-slow chaos histories histories-s3 bench bench-million image manifests clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -33,7 +33,7 @@ format: setup ## repair what ruff can repair
 	$(BIN)/ruff format .
 
 test: setup ## every test but the slow ones, in two processes: most of them wait
-	@tests/install_chromium.sh
+	@tests/install_tools.sh
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## the slow ones
@@ -51,6 +51,12 @@ test-quantization: $(QUANTIZATION)/.installed ## the tests of quantised weights,
 chaos: setup ## a storm of faults over 2,000 rows, and the exact account; SEED=n for another one
 	$(BIN)/python -m tests.chaos.storm --seed $(SEED) --rows 2000 --faults 300
 	$(BIN)/python -m tests.chaos.storm --seed $(SEED) --rows 60 --faults 20 --deaths 0.3 --model tiny
+
+histories: setup ## 1,000 random histories of one output, with an account after every operation; SEED=n for others
+	$(BIN)/python -m tests.chaos.histories --seed $(SEED) --count 1000 --jobs 2
+
+histories-s3: setup ## 100 of them on a real S3 server
+	$(BIN)/python -m tests.chaos.histories --seed $(SEED) --count 100 --jobs 2 --s3
 
 bench: setup ## every bench, beside what it is compared with; the table goes to jobs/BENCH.md
 	$(BIN)/jointdit bench --all --write

@@ -158,8 +158,8 @@ def gc(
     uri: DatasetUri,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="Only what is older as well, by the store's clock: 90s, 30m, 12h, 7d.")
-    ] = "0s",
+        str, typer.Option(metavar="AGE", help="Keep what is younger, by the store's clock: 90s, 30m, 12h, 7d.")
+    ] = "1h",
     as_json: AsJson = False,
 ) -> None:
     """Delete the files of attempts that lost or died: those that no commit and no version names or can come to name."""

@@ -161,6 +161,8 @@ def show_plan(plan: PlanPreview) -> None:
         rows += [("GPU memory", line) for line in memory_lines(plan.memory)]
     rows += [("also a sample", f"{kind}: {cost}") for kind, cost in plan.scores]
     rows += [("changed input", uri) for uri in plan.changed] + [("input gone", uri) for uri in plan.removed]
+    rows += [("input moved", f"{uri} -> {to}") for uri, to in plan.moved]
+    rows += [("input back", uri) for uri in plan.restored]
     show_pairs(rows)
 
 

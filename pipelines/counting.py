@@ -4,7 +4,8 @@
     a row      the file that was planned last with its id, so that a file which was moved does not double its rows
     a sample   the last retry that names it (retry.py), committed or not
 
-A sample is (uri, etag, row position, index): an id column that cannot be read loses nothing.
+A row is (uri, etag, row position), and a sample has its index on top: an id column that cannot be read loses nothing.
+The id of a row is what any of its attempts read; one that could not read the row recorded its default id instead.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pipelines.ledger import Commit, PlannedShard, SampleOutcome
 from pipelines.records import Span
 
 Identity = tuple[str, str, int, int]  # uri, etag, row position, sample index
+RowKey = tuple[str, str, int]  # uri, etag, row position
+Home = tuple[str, str]  # uri, etag
 
 
 @dataclass(frozen=True)
@@ -109,25 +112,44 @@ class Counting(InputVersions):
             if entry.shard.id not in commits and not unfinished:
                 raise Unfinished(f"shard {entry.shard.id} is planned and not committed: run the job to its end first.")
         committed = [entry for entry in entries if entry.shard.id in commits]
-        home = self._homes(committed, commits)
+        names = self._read_ids(committed, commits)
+        home = self._homes(committed, commits, names)
         for entry in committed:
             for sample in commits[entry.shard.id].samples:
                 span = entry.shard.spans[sample.span]
-                if home.get(row_id(sample)) == (span.uri, span.etag) and self.makes(entry, sample):
+                if home.get(_id_of_row(names, span, sample)) == (span.uri, span.etag) and self.makes(entry, sample):
                     yield CountedSample(entry, sample)
 
-    def _homes(self, committed: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> dict[str, tuple[str, str]]:
-        """Row id -> the input version that was planned last for it."""
-        home: dict[str, tuple[str, str]] = {}
-        retried: dict[str, tuple[str, str]] = {}  # a row whose id could not be read when it was planned first
+    def homes(self, commits: Mapping[str, Commit]) -> dict[str, Home]:
+        """Row id -> the input version whose row counts for it, of the committed shards."""
+        entries = [e for e in self.planned if e.shard.id in commits and not self.is_superseded(e)]
+        return self._homes(entries, commits, self._read_ids(entries, commits))
+
+    def _read_ids(self, committed: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> dict[RowKey, str]:
+        """The ids that were read from an id column; a row that is not here has its default id."""
+        names: dict[RowKey, str] = {}
         for entry in committed:
-            if entry.is_first or entry.retry:
-                target = home if entry.is_first else retried
+            for sample in commits[entry.shard.id].samples:
+                span, name = entry.shard.spans[sample.span], row_id(sample)
+                if name != f"{span.relative_path}:{sample.position}" and self.is_current(entry, span):
+                    names.setdefault((span.uri, span.etag, sample.position), name)
+        return names
+
+    def _homes(
+        self, committed: Sequence[PlannedShard], commits: Mapping[str, Commit], names: Mapping[RowKey, str]
+    ) -> dict[str, Home]:
+        home: dict[str, Home] = {}
+        for entry in committed:
+            if entry.is_first:
                 for sample in commits[entry.shard.id].samples:
                     span = entry.shard.spans[sample.span]
                     if self.is_current(entry, span):
-                        target[row_id(sample)] = (span.uri, span.etag)
-        return {**retried, **home}
+                        home[_id_of_row(names, span, sample)] = (span.uri, span.etag)
+        return home
+
+
+def _id_of_row(names: Mapping[RowKey, str], span: Span, sample: SampleOutcome) -> str:
+    return names.get((span.uri, span.etag, sample.position)) or row_id(sample)
 
 
 def identities(entry: PlannedShard) -> Iterator[Identity]:

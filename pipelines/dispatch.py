@@ -186,6 +186,7 @@ class Dispatcher:
         if worker is not None:
             for summary in summaries_of(attempt):
                 self.pool.was_busy(summary.seconds)
+                self.progress.computed_in(summary.dtype, self.context.spec.model.dtype)
                 self.pool.generated(worker, summary.batch_size, self.context.spec.model.batch_size)
         if attempt.superseded:
             return  # the slower of two: the other one was counted

@@ -1,19 +1,26 @@
 """Delete what attempts that lost or died have left behind.
 
-An object goes only if it can never be named any more:
+An object is deleted only if it can never be named any more:
 
-    of an attempt      its shard has a commit, which is final, and does not name it
-    of a publisher     its version is published, which is final, and no version names it
+    of an attempt      its shard has a commit, which is final, and neither the commit nor a version names it
+    of a publisher     its version's number is taken, which is final, and no version names it
+    a half-written     (local folders) the same of the name that it was to have, and an hour has passed, so that no
+    file               attempt which is about to lose is disturbed; in the ledger the hour alone is enough, because a
+                       writer that comes back is told that it failed, and writes again
+    a probe            of a driver that was killed while it probed the store an hour ago
 
-    a half-written     (local folders) the same of the name it was to have, and an hour has passed, so that no attempt
-    file               which is about to lose is disturbed
+So a shard without a commit and a number that is not taken keep all they have, however old: their writers may be at
+work. A minimum age is a condition on top, never the reason: what a new version borrows is old.
 
-So a shard without a commit and a version that was never published keep all they have, however old: their writers may be
-at work. Age is a condition on top, never the reason.
+The order of reads is part of the proof. The candidates are listed first. Then *one* listing of the versions says both
+which numbers are taken and which versions name objects. A version that is published after that listing stands on the
+highest version in it or on a later one, so all that it borrows is named by that highest version, by commits, or was
+written under a number that this listing does not show as taken. Commits are read last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import secrets
@@ -23,13 +30,18 @@ from dataclasses import dataclass
 
 from pipelines.finish import FOLDERS
 from pipelines.ledger import Commit, Ledger
-from pipelines.publish import read_version, version_numbers
+from pipelines.publish import Version, read_version, version_listing
 from pipelines.storage import ObjectInfo, Storage
 
 DELETERS = 16
 WRITING_SECONDS = 3600.0  # longer than any write of one file takes
-# <folder>/<shard>-<token>..., or -v<version>-<hash> where a publisher left superseded rows out
-NAME = re.compile(r"[a-z]+/(?P<shard>[0-9a-f]+)-(?:v(?P<version>\d+)-)?[0-9a-f]+[./]")
+# <folder>/<shard>-<token>..., or -v<version>-<token>-<hash> of a publisher (without a token in outputs of format 1)
+NAME = re.compile(
+    r"[a-z]+/(?P<shard>[0-9a-f]+)-(?:v(?P<version>\d+)-(?:[0-9a-f]+-)?)?[0-9a-f]+(?:\.parquet|\.ply|/[^/]+\.ply)"
+)
+OF_A_VERSION = re.compile(r"_versions/(?P<version>\d{6,})/(?:outcomes|held)(?:-[0-9a-f]+)?\.parquet")
+MINIMUM_AGE_SECONDS = 3600.0
+LEDGER = ("_plan", "_commits", "_crashes", "_versions", "_leases", "_reports", "_rollup")
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class Garbage:
         return sum(each.size for each in self.objects)
 
 
-def collect_garbage(uri: str, older_than_seconds: float = 0.0, dry_run: bool = False) -> Garbage:
+def collect_garbage(uri: str, older_than_seconds: float = MINIMUM_AGE_SECONDS, dry_run: bool = False) -> Garbage:
     """Delete objects that nothing names and nothing will; `older_than_seconds` by the store's own clock.
 
     Raises:
@@ -58,18 +70,20 @@ def collect_garbage(uri: str, older_than_seconds: float = 0.0, dry_run: bool = F
     ledger.read_job()
     folders = (*FOLDERS.values(), "pointclouds")
     listed = [each for folder in folders for each in storage.list(folder)]
+    listed += [each for each in storage.list("_versions") if OF_A_VERSION.fullmatch(each.path)]
     halves = [pair for folder in folders for pair in storage.unfinished(folder)]
-    now = _store_time(storage) if older_than_seconds > 0 or halves else math.inf
+    left = [half for folder in LEDGER for half, _ in storage.unfinished(folder)] + storage.list("_probe")
+    taken, versions = _versions(storage)
     commits = ledger.read_commits(ledger.committed())
-    versions = {number: read_version(storage, number) for number in version_numbers(storage)}
     named = {stored.path for commit in commits.values() for stored in commit.objects}
-    named |= {path for version in versions.values() for path in version.paths}
+    named |= {path for version in versions for path in version.paths}
+    now = _store_time(storage) if older_than_seconds > 0 or halves or left else math.inf
     orphans = [each for each in listed if each.path not in named]
-    published = set(version_numbers(storage, with_pruned=True))
-    final = [each for each in orphans if is_decided(each.path, commits, published)]
+    final = [each for each in orphans if is_decided(each.path, commits, taken)]
     objects = [each for each in final if each.modified <= now - older_than_seconds]
     oldest = now - max(older_than_seconds, WRITING_SECONDS)
-    objects += [half for half, name in halves if half.modified <= oldest and is_decided(name, commits, published)]
+    objects += [half for half, name in halves if half.modified <= oldest and is_decided(name, commits, taken)]
+    objects += [each for each in left if each.modified <= oldest]
     if not dry_run:
         with ThreadPoolExecutor(DELETERS) as pool:
             list(pool.map(lambda each: storage.delete(each.path), objects))
@@ -77,13 +91,28 @@ def collect_garbage(uri: str, older_than_seconds: float = 0.0, dry_run: bool = F
     return Garbage(storage.uri, tuple(objects), len(orphans) - len(final), undecided_bytes)
 
 
-def is_decided(path: str, commits: Mapping[str, Commit], versions: Collection[int]) -> bool:
+def _versions(storage: Storage) -> tuple[set[int], list[Version]]:
+    """(numbers that are taken, versions whose objects stay): the retained ones, and the highest, pruned or not.
+
+    A listing is not atomic: it may show a later version and miss an earlier one that was published while it ran. So a
+    number below the highest that it does not show is looked for, and what is found there is kept.
+    """
+    listing = version_listing(storage)
+    highest = listing.published[-1] if listing.published else 0
+    versions = {number: read_version(storage, number) for number in {*listing.retained, highest} if number}
+    for number in set(range(1, highest)) - set(listing.published):
+        with contextlib.suppress(FileNotFoundError):  # format 1 left numbers out
+            versions[number] = read_version(storage, number)
+    return {*listing.published, *versions}, list(versions.values())
+
+
+def is_decided(path: str, commits: Mapping[str, Commit], taken: Collection[int]) -> bool:
     """Whether what an object was written for has been decided, so that nothing new can come to name it."""
-    match = NAME.match(path)
+    match = NAME.fullmatch(path) or OF_A_VERSION.fullmatch(path)
     if match is None:
         return False  # no name of ours
     if match["version"] is not None:
-        return int(match["version"]) in versions
+        return int(match["version"]) in taken
     return match["shard"] in commits
 
 

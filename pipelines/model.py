@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from pipelines.weights.selection import ENCODERS, Role
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
 
+logger = logging.getLogger(__name__)
 FLUX_GUIDANCE = 3.5  # what the authors sample with
 FLUX_SIZE = 512  # pixels: what the published adapter was trained at (DESIGN: 512 x 512)
 TEXTS_KEPT = 16  # of a worker: a row's samples lie together; 64 MB of T5-XXL's states
@@ -207,6 +209,19 @@ def check_scorers(spec: JobSpec) -> int:
     return size
 
 
+def computed_on(device: str, model: ModelSpec) -> ModelSpec:
+    """The section with the type that the device computes fast; a log line says where that is another one."""
+    import torch
+
+    from jointdit.cpu_dtype import fast_dtype, slow_note
+
+    wanted = getattr(torch, model.dtype)
+    if (dtype := fast_dtype(device, wanted)) == wanted:
+        return model
+    logger.warning("%s", slow_note(wanted))
+    return model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+
+
 def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
     """Load the model on a device ("cpu", "cuda"), or beside it where the spec offloads it; downloaded if need be.
 
@@ -218,7 +233,7 @@ def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
     from jointdit import JointDiTPipeline
     from jointdit.offload import place
 
-    model = local_model(model, pin_model(model, {}, remote_only=True))
+    model = computed_on(device, local_model(model, pin_model(model, {}, remote_only=True)))
     options: dict[str, Any] = {"torch_dtype": getattr(torch, model.dtype)}
     if model.quantization is not None:
         options["quantization"] = model.quantization.wanted()

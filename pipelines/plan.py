@@ -2,7 +2,8 @@
 
 A plan file holds every row of the input versions it names, so an input version is planned whole or not at all. A
 changed file is a new input version: its shards come in a later plan file and supersede the old version's in the next
-published version (counting.py). A file that is gone is reported, and what it gave stays.
+published version (counting.py). A file that is gone is reported, and what it gave stays; input_changes.py tells what is
+planned for files that were moved or are back.
 
 Plan files are create-only and numbered by what the proposer had read. Who meets another's file of that number reads it,
 lists the input anew and proposes only what is left: drivers that list different inputs at once never plan a row twice.
@@ -19,10 +20,10 @@ from dataclasses import dataclass, replace
 from jointdit.errors import InputError
 from pipelines.counting import CountedSample, Counting
 from pipelines.fingerprint import Fingerprint, digest, fingerprint_of
+from pipelines.input_changes import PlannedInput, end_of, restored_files, unread_moves, with_distinct_paths
 from pipelines.ledger import Ledger, PlannedShard, SampleOutcome
 from pipelines.memory import MemoryBound, MemoryNeed, memory_shown
 from pipelines.model import ModelIdentity, check_scorers, identify_job
-from pipelines.plan_tables import versions_of
 from pipelines.publish import read_latest, spec_in_force
 from pipelines.quality import load_scores, rejects_input
 from pipelines.readers import check_columns, count_rows, list_files
@@ -42,6 +43,8 @@ class Proposal:
     shards: tuple[Shard, ...]
     changed: tuple[str, ...] = ()  # uris whose new version supersedes a planned one
     removed: tuple[str, ...] = ()  # planned uris that the input no longer lists; what they gave stays
+    moved: tuple[tuple[str, str], ...] = ()  # (planned uri that is gone, its new one), before all its rows were read
+    restored: tuple[str, ...] = ()  # planned uris whose rows count again, in place of those of a file that is gone
 
 
 def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposal: Proposal) -> Proposal:
@@ -65,25 +68,29 @@ def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposa
 
 def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
     """Shards for the input versions that are not planned yet."""
-    planned = ledger.plan_tables()  # before the input is listed: whoever extends it in between makes this proposal fail
-    number = max(planned, default=0) + 1
-    current = {uri: etag for uri, (etag, _) in versions_of(planned).items()}
-    listed = list_files(spec.input, spec.reading)
-    removed = tuple(sorted(current.keys() - {file.uri for file in listed}))
-    new = [file for file in listed if current.get(file.uri) != file.etag]
-    if not new:
-        return Proposal(number, (), removed=removed)
+    tables = ledger.plan_tables()  # before the input is listed: whoever extends it in between makes this proposal fail
+    number, planned = max(tables, default=0) + 1, PlannedInput.of(tables)
+    listed = with_distinct_paths(list_files(spec.input, spec.reading), planned)
+    removed = planned.removed(listed)
+    moved = unread_moves(ledger, planned.moves(listed, removed))
+    stays = tuple(uri for uri in removed if uri not in moved)
+    new = [file for file in listed if not planned.is_current(file)]
+    again = restored_files(ledger, planned, listed, stays)
+    if not new and not again and not moved:
+        return Proposal(number, (), removed=stays)
     check_columns(new, spec.input, spec.reading)
-    counts = [(file, count_rows(file, spec.input)) for file in new]
-    if not planned and not any(rows for _, rows in counts):
+    counts = [(file, count_rows(file, spec.input)) for file in [*new, *again]]
+    if not tables and not any(rows for _, rows in counts):
         raise InputError(f"input.uri {', '.join(spec.input.uri)} has no rows: give at least one.")
     if duplicates := find_duplicate_ids(listed, spec.input):
         examples = ", ".join(repr(identifier) for identifier in duplicates[:3])
         raise InputError(f"the input has rows with the same id, such as {examples}: give each row an id of its own.")
-    emptied = [Span(f.uri, f.etag, f.relative_path, 0, 0) for f, rows in counts if not rows and f.uri in current]
+    emptied = [Span(f.uri, f.etag, f.relative_path, 0, 0) for f, rows in counts if not rows and f.uri in planned.files]
+    emptied += [end_of(uri, planned) for uri in moved]
     shards = [make_shard([span], 0, digest(fingerprint)) for span in emptied]  # their old rows count no more
     shards += cut_shards(counts, spec.output.shard_rows, digest(fingerprint))
-    return Proposal(number, tuple(shards), tuple(sorted(file.uri for file in new if file.uri in current)), removed)
+    changed = tuple(sorted(file.uri for file in new if file.uri in planned.files))
+    return Proposal(number, tuple(shards), changed, stays, tuple(moved.items()), tuple(file.uri for file in again))
 
 
 def cut_shards(counts: Iterable[tuple[SourceFile, int]], shard_rows: int, fingerprint_digest: str) -> Iterator[Shard]:
@@ -231,6 +238,8 @@ class PlanPreview:
     regenerated_samples: int  # with new seeds, for what is rejected by now; of the pending
     changed: tuple[str, ...]
     removed: tuple[str, ...]
+    moved: tuple[tuple[str, str], ...]
+    restored: tuple[str, ...]
     output_bytes: int  # for the pending samples
     weights_bytes: int  # a worker, in the spec's dtype
     in_flight_bytes: int  # a worker's shards between read and finish, in Ray's object store
@@ -282,6 +291,8 @@ def preview(spec: JobSpec) -> PlanPreview:
         regenerated_samples=regenerated,
         changed=proposal.changed,
         removed=proposal.removed,
+        moved=proposal.moved,
+        restored=proposal.restored,
         output_bytes=round(pending * _sample_bytes(spec, model)),
         weights_bytes=model.bytes * (2 if spec.model.dtype == "float32" else 1) + scorers,  # 16 bits on disk
         in_flight_bytes=spec.resources.shards_in_flight * _shard_bytes(spec, model),

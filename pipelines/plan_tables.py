@@ -2,7 +2,7 @@
 
 table_of(entries)            what a plan file holds
 rows_of(table, positions)    the fields of all its shards, or of some
-versions_of(tables)          which version of each input file was planned last
+files_of(tables)             which version of each input file was planned last
 """
 
 from __future__ import annotations
@@ -52,6 +52,14 @@ class PlanRow(NamedTuple):
     retry: int
 
 
+class PlannedFile(NamedTuple):
+    """An input version as the plan has it."""
+
+    etag: str
+    plan: int  # number of the plan file
+    relative_path: str
+
+
 def table_of(entries: Sequence[PlannedShard]) -> pa.Table:
     """The table of a plan file."""
     spans = list(chain.from_iterable(entry.shard.spans for entry in entries))
@@ -88,15 +96,21 @@ def rows_of(table: pa.Table, positions: Sequence[int] | None = None) -> Iterator
         )
 
 
-def versions_of(tables: Mapping[int, pa.Table]) -> dict[str, tuple[str, int]]:
-    """uri -> its etag that was planned last, and in which plan file; of shards that plan their rows."""
-    versions: dict[str, tuple[str, int]] = {}
+def files_of(tables: Mapping[int, pa.Table]) -> dict[str, PlannedFile]:
+    """uri -> the version of each input file that was planned last; of shards that plan their rows."""
+    files: dict[str, PlannedFile] = {}
     for number in sorted(tables):
         spans = _flat(tables[number].filter(is_first(tables[number])))
-        pairs = pa.table({name: spans.field(name) for name in ("uri", "etag")}).group_by(["uri", "etag"], False)
-        found = pairs.aggregate([]).to_pydict()
-        versions.update({uri: (etag, number) for uri, etag in zip(found["uri"], found["etag"], strict=True)})
-    return versions
+        names = ["uri", "etag", "relative_path"]
+        found = pa.table({name: spans.field(name) for name in names}).group_by(names, False).aggregate([]).to_pydict()
+        rows = zip(*(found[name] for name in names), strict=True)
+        files.update({uri: PlannedFile(etag, number, path) for uri, etag, path in rows})
+    return files
+
+
+def versions_of(tables: Mapping[int, pa.Table]) -> dict[str, tuple[str, int]]:
+    """uri -> its etag that was planned last, and in which plan file; of shards that plan their rows."""
+    return {uri: (file.etag, file.plan) for uri, file in files_of(tables).items()}
 
 
 def is_first(table: pa.Table) -> pa.ChunkedArray:

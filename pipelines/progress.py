@@ -33,6 +33,7 @@ class Progress:
         self.seconds_of: Counter[str] = Counter()  # committed shards, by stage
         self.rows = self.bytes = 0  # read for them, written for them
         self.usage = Usage()  # of pools of workers that have ended
+        self.dtypes: set[str] = set()  # that the model computed in
         self.in_flight = 0.0  # samples generated but not committed yet, from whole parts
         self._started = self._logged = time.monotonic()
         self._live = (
@@ -57,6 +58,15 @@ class Progress:
             self.console.print(sentence, soft_wrap=True, markup=False, highlight=False, emoji=False)
         else:
             logger.info(sentence)
+
+    def computed_in(self, dtype: str, wanted: str) -> None:
+        """Note the type that a worker computed in; the first time it is not the spec's, say so."""
+        if dtype != wanted and dtype not in self.dtypes:
+            self.note(
+                f"a worker computes in {dtype}: its CPU has no units for model.dtype {wanted}. "
+                "Pixels differ by rounding from those of a machine with such units."
+            )
+        self.dtypes.add(dtype)
 
     def begin_round(self, number: int, samples: int) -> None:
         """Shards of a round come next; above 0 they are new seeds for what was rejected."""

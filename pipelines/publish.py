@@ -1,15 +1,18 @@
 """Commits -> a published version: which samples count, where they end, and exactly which files hold them.
 
-    _versions/000001/version.json       counts, the files of the version, what it was made from and by; create-only
-    _versions/000001/outcomes.parquet   one row a sample: id, where it came from, where it ended; create-only
-    README.md  stats.json  gallery/     about the latest version; rewritten with each
+    _versions/000001/version.json              counts, the files of the version, what it was made from; create-only
+    _versions/000001/outcomes-<token>.parquet  one row a sample: id, where it came from, where it ended
+    README.md  stats.json  gallery/            about the latest version; rewritten with each
 
 Which samples count is decided by the plan (counting.py), where they end by decisions.py, and version_files.py writes
 the tables that are not there yet. A run that finds nothing new publishes nothing.
 
-Equal commits give an equal version, so a publisher that finds the outcomes of another, at work or dead, completes them;
-where they differ from its own it takes the next number. It reads the numbers before the plan: a version that is
-published in between has taken the number, so no version is older than the one before it.
+Creating `version.json` is the only step that publishes. A publisher reads the highest version there is, N - 1, then the
+plan; it writes outcomes and tables under names of its own, and creates `version.json` of N. If the create succeeds,
+N - 1 was the latest version until then: no decision of a version in between was missed, and garbage collection kept
+every object that N - 1 names. If it fails, the publisher drops what it wrote and decides again from the new latest
+version. A version therefore borrows objects only from the version before it and from commits; what only older versions
+have is copied. `jointdit gc` deletes what publishers wrote that lost or were killed, once their number is taken.
 
 The criteria of a version are the spec's of the run that published it, until `jointdit refilter` (refilter.py) sets them
 for the whole dataset: from then on they hold for what is made later too, and specs that say otherwise are not asked.
@@ -25,12 +28,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from jointdit.errors import PermanentError
+from jointdit.errors import PermanentError, StoreError
 from pipelines.counting import CountedSample, Counting
 from pipelines.decisions import Criteria, Decided, Key, Verdict, agree, by_commits, by_scores, read_facts, settle
 from pipelines.fingerprint import code_version
 from pipelines.ledger import (
-    FORMAT,
     OUTCOMES,
     Commit,
     Ledger,
@@ -42,12 +44,14 @@ from pipelines.ledger import (
     parse,
     sha256,
 )
+from pipelines.ledger_names import versions_in
 from pipelines.parquet_bytes import read_parquet
 from pipelines.spec import JobSpec, QualitySpec, as_tuples, load_spec
 from pipelines.storage import AlreadyExists, Storage
-from pipelines.version_files import Before, VersionFile, ends_of, write_tables
+from pipelines.version_files import Attempt, Before, VersionFile, ends_of, write_tables
 
 PUBLISH_ATTEMPTS = 100
+VERSION_FORMATS = (1, 2)  # of version.json; 2 names its outcomes, which format 1 has under a fixed name
 PRUNED = "pruned.json"
 OUTCOMES_SCHEMA = pa.schema(
     [
@@ -83,11 +87,14 @@ class Version:
     criteria: dict[str, Any] = field(default_factory=dict)  # what its samples are kept by, with all thresholds
     refilter: int = 0  # the version in which `jointdit refilter` set them; 0: each run's own decided at its commits
     held: int = 0  # the version whose decisions stand in this one; 0: none
+    outcomes: str = ""  # path of its outcomes
+    held_outcomes: str = ""  # path of the decisions that stand: outcomes of the version before, or a copy of older ones
 
     @property
     def paths(self) -> set[str]:
-        """Of its tables, and of the point clouds that only they name."""
-        return {path for file in self.files for path in (file.path, *(cloud.path for cloud in file.clouds))}
+        """Of all objects that it needs: tables, point clouds that only they name, outcomes."""
+        files = {path for file in self.files for path in (file.path, *(cloud.path for cloud in file.clouds))}
+        return files | {self.outcomes} | ({self.held_outcomes} if self.held_outcomes else set())
 
     def files_of(self, outcome: Outcome) -> list[str]:
         """Paths of the tables of one outcome, in the order of the plan."""
@@ -102,7 +109,7 @@ class Decision:
     spec: Mapping[str, Any]
     criteria: Criteria
     refilter: int | None  # None: this version sets the criteria
-    held: int
+    held: Version | None = None  # whose decisions stand
 
     def is_told_by(self, version: Version, table: pa.Table) -> bool:
         """Whether a version, with its outcomes, says the same already."""
@@ -135,7 +142,7 @@ def decide_run(
     criteria = Criteria.from_json(latest.criteria) if latest and refilter else Criteria.of(job.quality)
     held = verdicts(storage, latest) if latest else {}
     decided = decide_all(storage, counted, commits, criteria, refilter > 0, held, job.task)
-    return Decision(decided, job.as_given(), criteria, refilter, latest.number if latest else 0)
+    return Decision(decided, job.as_given(), criteria, refilter, latest)
 
 
 def decide_all(
@@ -173,7 +180,7 @@ def decide_again(
         facts = read_facts(storage, commits, sorted({each.key[1] for each in decided}), criteria)
     if version.refilter:
         decided = by_scores(counted, criteria.filters, facts)
-    stand = verdicts(storage, read_version(storage, version.held)) if version.held else {}
+    stand = _verdicts_at(storage, version.held_outcomes) if version.held_outcomes else {}
     held = {each.key: stand[each.key] for each in decided if each.key in stand and agree(each, stand[each.key])}
     return settle(decided, criteria, facts, held, str(version.spec["task"]))
 
@@ -191,114 +198,165 @@ def publish_decision(
     ledger: Ledger,
     decide: Callable[[Version | None, Sequence[CountedSample], Mapping[str, Commit]], Decision],
 ) -> tuple[Version, bool]:
-    """The version that says what `decide` makes of (latest version, samples that count, commits); whether it is new."""
-    taken: set[int] = set()  # numbers of publishers that died, or are at work, with other outcomes
+    """The version that says what `decide` makes of (latest version, samples that count, commits); whether it is new.
+
+    Raises:
+        PermanentError: there is no plan, or other drivers published each time before this one could.
+        StoreError: an object that the latest version names is missing.
+    """
     for _ in range(PUBLISH_ATTEMPTS):
         latest = read_latest(storage)
-        planned = ledger.planned()
-        if not planned:
-            raise PermanentError(f"{storage.uri} has no plan: there is nothing to publish.")
-        commits = ledger.read_commits({entry.shard.id for entry in planned})
-        counted = list(Counting(planned).counted(commits))
-        decision = decide(latest, counted, commits)
-        table = read_outcomes(storage, latest) if latest else OUTCOMES_SCHEMA.empty_table()
-        if latest is not None and decision.is_told_by(latest, table):
-            return latest, False
-        number = latest.number + 1 if latest else 1
-        while number in taken:
-            number += 1
-        before = _before(storage, latest, table, every=decision.refilter is None)
-        points = load_spec(dict(decision.spec)).output.points
-        files = write_tables(storage, number, decision.samples, commits, before, points)
-        outcomes = parquet_bytes(_outcomes_table(decision.samples, files))
-        version = Version(
-            number=number,
-            counts={outcome: sum(each.outcome == outcome for each in decision.samples) for outcome in OUTCOMES},
-            files=tuple(files),
-            superseded=sum(len(commit.samples) for commit in commits.values()) - len(counted),
-            reasons=dict(Counter(reason.split(":")[0] for each in decision.samples for reason in each.reasons)),
-            plans=tuple(sorted({entry.plan for entry in planned})),
-            outcomes_sha256=sha256(outcomes),
-            created=now(),
-            code=code_version(),
-            spec=dict(decision.spec),
-            criteria=decision.criteria.to_json(),
-            refilter=number if decision.refilter is None else decision.refilter,
-            held=decision.held,
-        )
-        if not _claim(storage, number, outcomes):
-            taken.add(number)
-            continue
         try:
-            data = json.dumps({**asdict(version), "token": new_token(), "format": FORMAT}) + "\n"
-            storage.create_bytes(f"_versions/{number:06d}/version.json", data.encode())
+            version, is_new = _next_version(storage, ledger, latest, decide)
+        except FileNotFoundError as error:
+            newest = read_latest(storage)
+            if newest is None or (latest is not None and newest.number == latest.number):
+                raise StoreError(
+                    f"{error} is missing and the next version needs it: restore it from a backup."
+                ) from error
+            continue  # `latest` was superseded and pruned meanwhile
+        if not is_new:
+            return version, False
+        try:
+            data = json.dumps({**asdict(version), "token": new_token(), "format": VERSION_FORMATS[-1]}) + "\n"
+            storage.create_bytes(f"_versions/{version.number:06d}/version.json", data.encode())
         except AlreadyExists:
-            continue  # another driver published the same: the next look finds it
+            continue  # another publisher was first: what this one decided may not hold any more
         return version, True
     raise PermanentError(f"other drivers keep publishing {storage.uri}: run again when they are done.")
 
 
-def _before(storage: Storage, latest: Version | None, table: pa.Table, every: bool) -> Before:
-    """What the latest version has, whose outcomes are `table`; with the tables of `every` version to choose from."""
+def _next_version(
+    storage: Storage,
+    ledger: Ledger,
+    latest: Version | None,
+    decide: Callable[[Version | None, Sequence[CountedSample], Mapping[str, Commit]], Decision],
+) -> tuple[Version, bool]:
+    """(the version to publish on top of `latest`, True), its objects written; (latest, False) if it says the same."""
+    planned = ledger.planned()
+    if not planned:
+        raise PermanentError(f"{storage.uri} has no plan: there is nothing to publish.")
+    commits = ledger.read_commits({entry.shard.id for entry in planned})
+    counted = list(Counting(planned).counted(commits))
+    decision = decide(latest, counted, commits)
+    table = read_outcomes(storage, latest) if latest else OUTCOMES_SCHEMA.empty_table()
+    if latest is not None and decision.is_told_by(latest, table):
+        return latest, False
+    attempt = Attempt(latest.number + 1 if latest else 1, new_token())
+    points = load_spec(dict(decision.spec)).output.points
+    files = write_tables(storage, attempt, decision.samples, commits, _before(latest, table), points)
+    outcomes = parquet_bytes(_outcomes_table(decision.samples, files))
+    storage.write_bytes(attempt.path("outcomes"), outcomes)
+    version = Version(
+        number=attempt.number,
+        counts={outcome: sum(each.outcome == outcome for each in decision.samples) for outcome in OUTCOMES},
+        files=tuple(files),
+        superseded=sum(len(commit.samples) for commit in commits.values()) - len(counted),
+        reasons=dict(Counter(reason.split(":")[0] for each in decision.samples for reason in each.reasons)),
+        plans=tuple(sorted({entry.plan for entry in planned})),
+        outcomes_sha256=sha256(outcomes),
+        created=now(),
+        code=code_version(),
+        spec=dict(decision.spec),
+        criteria=decision.criteria.to_json(),
+        refilter=attempt.number if decision.refilter is None else decision.refilter,
+        held=decision.held.number if decision.held else 0,
+        outcomes=attempt.path("outcomes"),
+        held_outcomes=_held_outcomes(storage, attempt, latest, decision.held),
+    )
+    return version, True
+
+
+def _held_outcomes(storage: Storage, attempt: Attempt, latest: Version | None, held: Version | None) -> str:
+    """Where the decisions that stand are found; those of a version that is not the latest may be deleted: a copy."""
+    if held is None:
+        return ""
+    if latest is not None and held.number == latest.number:
+        return held.outcomes
+    storage.write_bytes(attempt.path("held"), storage.read_bytes(held.outcomes))
+    return attempt.path("held")
+
+
+def _before(latest: Version | None, table: pa.Table) -> Before:
+    """What the latest version has, whose outcomes are `table`."""
     if latest is None:
         return Before({}, (), {})
     shards: dict[str, list[tuple[Outcome, str]]] = {}
     for row in table.select(["shard", "outcome", "id"]).to_pylist():
         shards.setdefault(row["shard"], []).append((row["outcome"], row["id"]))
-    versions = [read_version(storage, number) for number in version_numbers(storage)] if every else [latest]
-    files = [file for version in versions for file in version.files]
-    known = {file.sha256: file.path for file in files}
-    known |= {cloud.sha256: cloud.path for file in files for cloud in file.clouds}
+    known = {(file.shard, file.sha256): file.path for file in latest.files}
+    known |= {(file.shard, cloud.sha256): cloud.path for file in latest.files for cloud in file.clouds}
     return Before({shard: ends_of(samples) for shard, samples in shards.items()}, latest.files, known)
 
 
-def _claim(storage: Storage, number: int, outcomes: bytes) -> bool:
-    """Write a version's outcomes; False where somebody else's are there and differ."""
-    name = f"_versions/{number:06d}/outcomes.parquet"
-    try:
-        storage.create_bytes(name, outcomes)
-    except AlreadyExists:
-        return storage.read_bytes(name) == outcomes
-    return True
+@dataclass(frozen=True)
+class Listing:
+    """What one listing of `_versions` shows."""
+
+    published: tuple[int, ...]  # numbers that have a version.json, in order
+    pruned: frozenset[int]  # numbers whose version is not to be read any more (prune.py)
+
+    @property
+    def retained(self) -> list[int]:
+        """Numbers of the versions that may be read, in order."""
+        return [number for number in self.published if number not in self.pruned]
+
+
+def version_listing(storage: Storage) -> Listing:
+    """List the versions once. Names that are not of this ledger are passed over."""
+    found = versions_in(storage)
+    published = tuple(number for number, parts in found.items() if "version.json" in parts)
+    return Listing(published, frozenset(number for number, parts in found.items() if PRUNED in parts))
 
 
 def read_latest(storage: Storage) -> Version | None:
-    """The latest published version, or None."""
-    numbers = version_numbers(storage)
+    """The latest published version, or None. It is never pruned."""
+    numbers = version_listing(storage).published
     return read_version(storage, numbers[-1]) if numbers else None
 
 
-def version_numbers(storage: Storage, with_pruned: bool = False) -> list[int]:
-    """Numbers of the published versions, in order; of those that were pruned (prune.py) only where asked for."""
-    names = storage.names("_versions", ".json")
-    pruned = set() if with_pruned else {name.split("/")[0] for name in names if name.endswith(f"/{PRUNED}")}
-    folders = [name.split("/")[0] for name in names if name.endswith("/version.json")]
-    return [int(folder) for folder in folders if folder not in pruned]
+def version_numbers(storage: Storage) -> list[int]:
+    """Numbers of the published versions that were not pruned, in order."""
+    return version_listing(storage).retained
 
 
 def read_version(storage: Storage, number: int) -> Version:
     """A published version. Raises FileNotFoundError where there is none of that number."""
     name = f"_versions/{number:06d}/version.json"
-    fields = parse(storage.read_bytes(name), storage.uri_of(name))
+    fields = parse(storage.read_bytes(name), storage.uri_of(name), VERSION_FORMATS)
     files = tuple(
         VersionFile(**{**file, "clouds": tuple(StoredObject(**cloud) for cloud in file.get("clouds", ()))})
         for file in fields.pop("files")
     )
     plans = tuple(fields.pop("plans"))
+    if fields["format"] == 1:
+        fields["outcomes"] = _outcomes_in_format_1(number)
+        fields["held_outcomes"] = _outcomes_in_format_1(fields["held"]) if fields.get("held") else ""
     del fields["token"], fields["format"]
     fields["spec"].pop("notify", None)  # earlier code wrote it, and the address may be a secret
     return Version(files=files, plans=plans, **fields)
 
 
+def _outcomes_in_format_1(number: int) -> str:
+    return f"_versions/{number:06d}/outcomes.parquet"
+
+
 def read_outcomes(storage: Storage, version: Version) -> pa.Table:
-    """One row a sample of a version, in (plan, position) order."""
-    data = storage.read_bytes(f"_versions/{version.number:06d}/outcomes.parquet")
-    return read_parquet(data, OUTCOMES_SCHEMA)
+    """One row a sample of a version, in (plan, position) order. Raises FileNotFoundError once it is pruned."""
+    return _outcomes_at(storage, version.outcomes)
 
 
 def verdicts(storage: Storage, version: Version) -> dict[Key, Verdict]:
-    """Where each sample of a version ended, and why."""
-    columns = read_outcomes(storage, version).select(["id", "shard", "outcome", "reasons"]).to_pydict()
+    """Where each sample of a version ended, and why. Raises FileNotFoundError once it is pruned."""
+    return _verdicts_at(storage, version.outcomes)
+
+
+def _outcomes_at(storage: Storage, path: str) -> pa.Table:
+    return read_parquet(storage.read_bytes(path), OUTCOMES_SCHEMA)
+
+
+def _verdicts_at(storage: Storage, path: str) -> dict[Key, Verdict]:
+    columns = _outcomes_at(storage, path).select(["id", "shard", "outcome", "reasons"]).to_pydict()
     rows = zip(*columns.values(), strict=True)
     return {(identifier, shard): (outcome, tuple(reasons or ())) for identifier, shard, outcome, reasons in rows}
 

@@ -22,15 +22,7 @@ from pipelines import about
 from pipelines.counting import CountedSample
 from pipelines.decisions import Criteria, Decided, Key, Verdict, agree, by_scores, lacking, read_facts, settle
 from pipelines.ledger import Commit, Ledger, open_output
-from pipelines.publish import (
-    Decision,
-    Version,
-    publish_decision,
-    read_latest,
-    read_version,
-    verdicts,
-    version_numbers,
-)
+from pipelines.publish import Decision, Version, publish_decision, read_latest, read_version, verdicts, version_numbers
 from pipelines.spec import JobSpec, load_spec
 from pipelines.spec_file import apply_overrides
 from pipelines.storage import Storage
@@ -66,34 +58,49 @@ def refilter(uri: str, overrides: Sequence[str] = (), spec_file: Path | None = N
     storage = open_output(uri)
     ledger = Ledger(storage)
     ledger.read_job()
-    before = _latest(storage)
-    spec = criteria_spec(before, overrides, spec_file)
-    criteria = Criteria.of(spec.quality)
-    came_back: list[int] = []
+    if read_latest(storage) is None:
+        raise PermanentError(f"{storage.uri} has no version yet: run the job to its end first.")
+    work = _Refilter(storage, overrides, spec_file)
+    version, is_new = publish_decision(storage, ledger, work.decide)
+    about.refresh(storage, ledger)
+    had = set(work.before.files)
+    has_clouds = load_spec(dict(version.spec)).output.points.as_files
+    return Refiltered(
+        output=storage.uri,
+        before=work.before,
+        version=version,
+        moved=work.moved if is_new else {},
+        rewritten=tuple(dict.fromkeys(file.shard for file in version.files if file not in had)),
+        without_points=work.came_back - sum(len(file.clouds) for file in version.files) if has_clouds else 0,
+    )
 
-    def decide(latest: Version | None, counted: Sequence[CountedSample], commits: Mapping[str, Commit]) -> Decision:
+
+class _Refilter:
+    """The decision of one refilter, made again on top of whichever version is the latest; with what it found."""
+
+    before: Version
+    moved: dict[str, int]
+    came_back: int  # samples that are kept now and were rejected when they were made
+
+    def __init__(self, storage: Storage, overrides: Sequence[str], spec_file: Path | None) -> None:
+        self.storage, self.overrides, self.spec_file = storage, overrides, spec_file
+
+    def decide(
+        self, latest: Version | None, counted: Sequence[CountedSample], commits: Mapping[str, Commit]
+    ) -> Decision:
+        """Decide all samples by their stored scores and the criteria of `latest`, with the overrides on top."""
+        storage = self.storage
+        assert latest is not None, "versions are never deleted"
+        spec = criteria_spec(latest, self.overrides, self.spec_file)
+        criteria = Criteria.of(spec.quality)
         facts = read_facts(storage, commits, sorted({each.entry.shard.id for each in counted}), criteria)
         decided = by_scores(counted, criteria.filters, facts)
         _refuse_lacking(storage, lacking(decided, criteria, facts))
-        number, held = _earlier(storage, criteria, decided)
+        earlier, held = _earlier(storage, criteria, decided)
         settled = settle(decided, criteria, facts, held, spec.task)
-        came_back[:] = [sum(d.outcome == "kept" and d.counted.sample.outcome == "rejected" for d in settled)]
-        return Decision(settled, spec.as_given(), criteria, None, number)
-
-    version, is_new = publish_decision(storage, ledger, decide)
-    while is_new and (latest := _latest(storage)).criteria != version.criteria:
-        # A run that had begun to publish before this version was there took the next number.
-        assert latest.number > version.number
-        version, is_new = publish_decision(storage, ledger, decide)
-    about.refresh(storage, ledger)
-    return Refiltered(
-        output=storage.uri,
-        before=before,
-        version=version,
-        moved=_moved(storage, before, version),
-        rewritten=tuple(dict.fromkeys(f.shard for f in version.files if f not in set(before.files))),
-        without_points=came_back[0] - sum(len(f.clouds) for f in version.files) if spec.output.points.as_files else 0,
-    )
+        self.before, self.moved = latest, _moved(verdicts(storage, latest), settled)
+        self.came_back = sum(d.outcome == "kept" and d.counted.sample.outcome == "rejected" for d in settled)
+        return Decision(settled, spec.as_given(), criteria, None, earlier)
 
 
 def criteria_spec(version: Version, overrides: Sequence[str], spec_file: Path | None) -> JobSpec:
@@ -112,13 +119,6 @@ def criteria_spec(version: Version, overrides: Sequence[str], spec_file: Path | 
     return load_spec(apply_overrides({**version.spec, "quality": quality}, overrides))
 
 
-def _latest(storage: Storage) -> Version:
-    latest = read_latest(storage)
-    if latest is None:
-        raise PermanentError(f"{storage.uri} has no version yet: run the job to its end first.")
-    return latest
-
-
 def _refuse_lacking(storage: Storage, missing: Mapping[str, Sequence[str]]) -> None:
     for name, identifiers in missing.items():
         what = "perceptual hash" if name == "phash" else f"score {name}"
@@ -129,25 +129,28 @@ def _refuse_lacking(storage: Storage, missing: Mapping[str, Sequence[str]]) -> N
         )
 
 
-def _earlier(storage: Storage, criteria: Criteria, decided: Sequence[Decided]) -> tuple[int, dict[Key, Verdict]]:
-    """The newest version with these criteria, all of whose samples are decided by them, and its decisions; 0 if none.
+def _earlier(
+    storage: Storage, criteria: Criteria, decided: Sequence[Decided]
+) -> tuple[Version | None, dict[Key, Verdict]]:
+    """The newest version with these criteria, all of whose samples are decided by them, and its decisions, if any.
 
     A run's version may hold samples that were committed under other filters: such a one is not it.
     """
     for number in reversed(version_numbers(storage)):
         version = read_version(storage, number)
         if version.criteria == criteria.to_json():
-            held = verdicts(storage, version)
+            try:
+                held = verdicts(storage, version)
+            except FileNotFoundError:
+                continue  # pruned since the versions were listed
             if all(agree(each, held[each.key]) for each in decided if each.key in held):
-                return number, held
-    return 0, {}
+                return version, held
+    return None, {}
 
 
-def _moved(storage: Storage, before: Version, after: Version) -> dict[str, int]:
-    if before.number == after.number:
-        return {}
-    old, moved = verdicts(storage, before), Counter[str]()
-    for key, (outcome, _) in verdicts(storage, after).items():
-        if key in old and old[key][0] != outcome:
-            moved[f"{old[key][0]} -> {outcome}"] += 1
+def _moved(before: Mapping[Key, Verdict], after: Sequence[Decided]) -> dict[str, int]:
+    moved = Counter[str]()
+    for each in after:
+        if each.key in before and before[each.key][0] != each.outcome:
+            moved[f"{before[each.key][0]} -> {each.outcome}"] += 1
     return dict(sorted(moved.items()))

@@ -119,6 +119,10 @@ def run_job(
                 )
             for uri in proposal.removed:
                 progress.note(f"{uri} is not in the input any more; what it gave stays in the dataset.")
+            for uri, to in proposal.moved:
+                progress.note(f"{uri} was moved to {to} before all its rows were read; they count under the new name.")
+            for uri in proposal.restored:
+                progress.note(f"{uri} is back in place of a later file with the same row ids; its rows count again.")
             try:
                 version, is_new = generate_and_publish(context, ledger, progress, limits, worker_class)
             except BaseException as error:

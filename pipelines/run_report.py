@@ -11,9 +11,10 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from jointdit.errors import JointDiTError
+from pipelines import ledger_names
 from pipelines.fingerprint import code_version
 from pipelines.ledger import FORMAT, OUTCOMES, new_token, now, parse
 from pipelines.profile import profile_of, shares_of
@@ -50,6 +51,7 @@ class RunReport:
     rows_per_gpu_hour: float | None  # None without GPUs
     cost: float  # by the price in the spec: of GPUs, or of CPUs where there were none
     currency: str
+    computed_in: list[str] = field(default_factory=list)  # types; not model.dtype where a CPU has no units for it
     profile: dict[str, float] | None = None  # seconds by step, of a run with --profile (profile.py)
 
     def markdown(self) -> str:
@@ -67,6 +69,7 @@ class RunReport:
             ("rows a GPU-hour", rate),
             ("CPU-hours of workers", f"{self.cpu_hours:.3f}"),
             ("cost", f"{self.cost:,.2f} {self.currency}"),
+            ("computed in", ", ".join(self.computed_in) or "nothing"),
             ("written", f"{self.bytes:,} bytes"),
             ("code", self.code),
         ]
@@ -112,6 +115,7 @@ def report_of(spec: JobSpec, progress: Progress, version: int | None, stopped: s
         rows_per_gpu_hour=progress.rows / usage.gpu_hours if usage.gpu_hours else None,
         cost=usage.cost(spec.price),
         currency=spec.price.currency,
+        computed_in=sorted(progress.dtypes),
         profile=profile_of(progress.seconds_of, usage) if profile else None,
     )
 
@@ -134,7 +138,8 @@ def keep_report(storage: Storage, report: RunReport) -> str:
 
 def report_names(storage: Storage) -> list[str]:
     """Names of the reports there are, in the order of their ends."""
-    return [f"{FOLDER}/{name}" for name in storage.names(FOLDER, ".json")]
+    names = (match[0] for match in ledger_names.in_folder(storage, FOLDER))
+    return [f"{FOLDER}/{name}" for name in names if name.endswith(".json")]
 
 
 def read_report(storage: Storage, name: str) -> RunReport | None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from jointdit.errors import JointDiTError
 from pipelines import card
-from pipelines.counting import CountedSample, Counting
+from pipelines.counting import CountedSample
 from pipelines.decisions import Criteria
 from pipelines.fingerprint import digest
 from pipelines.finish import FOLDERS
@@ -27,6 +27,7 @@ from pipelines.ledger import OUTCOMES, Commit, Job, Ledger, PlannedShard, Stored
 from pipelines.object_checks import check_object
 from pipelines.plan import id_of
 from pipelines.publish import Version, decide_again, read_outcomes, read_version, version_numbers
+from pipelines.recount import recount
 from pipelines.spec import load_spec
 from pipelines.storage import Storage
 
@@ -75,6 +76,7 @@ def validate(uri: str) -> Validation:
         found.problems.append("no version is published: the job has not run to its end.")
     _check_objects(storage, job, commits, versions, found)
     _note_orphans(storage, commits, versions, found)
+    found.notes += [f"{name} is no file of the ledger: it is passed over." for name in ledger.foreign_names()]
     del found.problems[MOST_PROBLEMS:]
     return found
 
@@ -106,7 +108,7 @@ def check_plan(job: Job, planned: Sequence[PlannedShard]) -> Iterator[str]:
             at = max(at, stop)
     for uri, history in versions.items():
         for (etag, number), (later, again) in itertools.pairwise(history):
-            if etag == later:
+            if etag == later and again == number + 1:  # after a plan in between, it is a file that is back
                 yield f"{uri} is planned twice, in _plan/{number:06d}.parquet and _plan/{again:06d}.parquet."
 
 
@@ -170,7 +172,7 @@ def _check_crashes(ledger: Ledger, planned: Iterable[PlannedShard]) -> Iterator[
         except (JointDiTError, ValueError) as error:
             yield f"_crashes/{shard} is damaged ({error})."
             continue
-        if set(ledger.storage.names(f"_crashes/{shard}")) != {f"{n}.json" for n in range(1, len(records) + 1)}:
+        if ledger.crash_numbers(shard) != list(range(1, len(records) + 1)):
             yield f"_crashes/{shard}: a record between the first and the last is missing."
 
 
@@ -178,19 +180,21 @@ def _read_versions(storage: Storage, found: Validation) -> list[Version]:
     """The published versions whose outcomes are as they were written."""
     versions: list[Version] = []
     for number in version_numbers(storage):
-        name = f"_versions/{number:06d}"
         try:
             version = read_version(storage, number)
-            intact = sha256(storage.read_bytes(f"{name}/outcomes.parquet")) == version.outcomes_sha256
-        except FileNotFoundError:
-            found.problems.append(f"{name}/outcomes.parquet is missing.")
         except (JointDiTError, KeyError, TypeError) as error:
-            found.problems.append(f"{name}/version.json is damaged ({error})")
+            found.problems.append(f"_versions/{number:06d}/version.json is damaged ({error})")
+            continue
+        try:
+            intact = sha256(storage.read_bytes(version.outcomes)) == version.outcomes_sha256
+        except FileNotFoundError:
+            if number in version_numbers(storage):  # else it was pruned since
+                found.problems.append(f"{version.outcomes} is missing.")
+            continue
+        if intact:
+            versions.append(version)
         else:
-            if intact:
-                versions.append(version)
-            else:
-                found.problems.append(f"{name}/outcomes.parquet has another SHA-256 than version.json says.")
+            found.problems.append(f"{version.outcomes} has another SHA-256 than version.json says.")
     return versions
 
 
@@ -213,14 +217,13 @@ def _check_latest(
             f"version {version.number} counts {version.counts} and its outcomes hold {dict(counted)}."
         )
     in_plans = [entry for entry in planned if entry.plan in version.plans]
-    counting = Counting(in_plans)
-    pending = [e for e in in_plans if e.shard.id not in commits and not counting.is_superseded(e)]
-    for entry in pending:
+    account = recount(in_plans, commits)
+    for entry in account.pending:
         found.problems.append(
             f"shard {entry.shard.id}: {entry.samples} samples of version {version.number} have no commit."
         )
-    if not pending:
-        found.problems += _outcomes_differ(storage, version, list(counting.counted(commits)), commits, outcomes)
+    if not account.pending:
+        found.problems += _outcomes_differ(storage, version, account.samples, commits, outcomes)
     found.problems += _files_differ(version, outcomes)
     if not card.is_about(storage, version):
         found.problems.append(
@@ -268,9 +271,6 @@ def _files_differ(version: Version, outcomes: Sequence[Mapping[str, Any]]) -> It
             f"version {version.number} names {path} for {named[path, outcome, shard]} {outcome} samples of shard "
             f"{shard}, its outcomes for {held[path, outcome, shard]}."
         )
-    for file in version.files:
-        if file.shard not in file.path:
-            yield f"version {version.number} names {file.path}, which is not of shard {file.shard}."
 
 
 def _ids_differ(storage: Storage, path: str, wanted: Counter[str]) -> Iterator[str]:

@@ -50,23 +50,35 @@ class VersionFile:
 
 
 @dataclass(frozen=True)
-class Before:
-    """What earlier versions have."""
+class Attempt:
+    """One attempt to publish a version. The token keeps its objects apart from those of other publishers."""
 
-    ends: Mapping[str, Ends]  # of the last version, by shard
-    files: Sequence[VersionFile]  # of the last version
-    known: Mapping[str, str]  # SHA-256 -> path of tables and their own clouds, of this and maybe of older ones
+    number: int
+    token: str
+
+    def path(self, kind: Literal["outcomes", "held"]) -> str:
+        """The path of a table about the whole version."""
+        return f"_versions/{self.number:06d}/{kind}-{self.token}.parquet"
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the version before has."""
+
+    ends: Mapping[str, Ends]  # by shard
+    files: Sequence[VersionFile]
+    known: Mapping[tuple[str, str], str]  # (shard, SHA-256) -> path of a table, or of a point cloud that only it names
 
 
 def write_tables(
     storage: Storage,
-    number: int,
+    attempt: Attempt,
     decided: Sequence[Decided],
     commits: Mapping[str, Commit],
     before: Before,
     points: PointsSpec,
 ) -> list[VersionFile]:
-    """The files of version `number`, in the order of the plan; those that are not there yet are written."""
+    """The files of the version, in the order of the plan; those that are not there yet are written."""
     shards: dict[str, list[Decided]] = {}
     for each in decided:
         shards.setdefault(each.counted.entry.shard.id, []).append(each)
@@ -78,7 +90,7 @@ def write_tables(
         ends = ends_of((each.outcome, each.counted.sample.id) for each in shards[shard])
         if before.ends.get(shard) == ends:
             return had[shard]
-        return _Shard(storage, number, commits[shard], shards[shard], before.known, points).files(ends)
+        return _Shard(storage, attempt, commits[shard], shards[shard], before.known, points).files(ends)
 
     with ThreadPoolExecutor(WRITERS) as pool:
         return [file for files in pool.map(files_of, shards) for file in files]
@@ -98,13 +110,13 @@ class _Shard:
     def __init__(
         self,
         storage: Storage,
-        number: int,
+        attempt: Attempt,
         commit: Commit,
         decided: Sequence[Decided],
-        known: Mapping[str, str],
+        known: Mapping[tuple[str, str], str],
         points: PointsSpec,
     ) -> None:
-        self.storage, self.number, self.commit, self.known, self.points = storage, number, commit, known, points
+        self.storage, self.attempt, self.commit, self.known, self.points = storage, attempt, commit, known, points
         self.reasons = {each.counted.sample.id: list(each.reasons) for each in decided}
         self.stored = {each.outcome: each for each in commit.objects if each.kind == "table"}
         self.committed = ends_of((sample.outcome, sample.id) for sample in commit.samples)
@@ -145,11 +157,12 @@ class _Shard:
     def _write(
         self, folder: str, suffix: str, data: bytes, rows: int, outcome: Outcome, kind: Literal["table", "points"]
     ) -> StoredObject:
-        """Write an object, unless an earlier version has the same."""
+        """Write an object, unless the version before has the same of this shard."""
         digest = sha256(data)
-        path = self.known.get(digest)
+        path = self.known.get((self.commit.shard, digest))
         if path is None:
-            path = f"{folder}/{self.commit.shard}-v{self.number:06d}-{digest[:16]}{suffix}"
+            attempt = f"v{self.attempt.number:06d}-{self.attempt.token}"
+            path = f"{folder}/{self.commit.shard}-{attempt}-{digest[:16]}{suffix}"
             self.storage.write_bytes(path, data)
         return StoredObject(path, len(data), digest, rows, outcome, kind)
 

@@ -24,7 +24,7 @@ from pipelines.context import RunContext
 from pipelines.encode import encode_samples, load_encoders
 from pipelines.memory import check_device
 from pipelines.metres import load_calibrator
-from pipelines.model import load_pipeline, local_spec
+from pipelines.model import computed_on, load_pipeline, local_spec
 from pipelines.quality import ScoredBatch, Scorer, load_scores
 from pipelines.read import size_of
 from pipelines.records import Sample, SampleResult
@@ -41,6 +41,7 @@ class PartSummary:
     seconds: float
     batch_size: int  # after halvings for want of memory
     steps: Mapping[str, float] = field(default_factory=dict)  # seconds by step of the calls, where they are timed
+    dtype: str = ""  # that the model computed in
 
 
 class DeviceFault(TransientError):
@@ -59,6 +60,7 @@ class GenerationWorker:
         self.device = device
         self.threads = threads  # on CPU: the node's cores over its workers
         self.batch_size = context.spec.model.batch_size
+        self.dtype: str = context.spec.model.dtype  # that the model computes in
         self.pipe: Any = None  # JointDiTPipeline, or what the task runs in its place
         self.scorers: list[Scorer] = []  # of the scores that cost a model and were asked for
         self.stopwatch: Any = None  # where the run is profiled
@@ -92,6 +94,8 @@ class GenerationWorker:
 
         torch.set_num_threads(self.threads)
         spec = local_spec(self.context.spec, self.context.pins)
+        spec = spec.model_copy(update={"model": computed_on(self.device, spec.model)})
+        self.dtype = spec.model.dtype
         if isinstance(spec, PrepareSpec):
             return Preparer(spec, self.device)
         if isinstance(spec, EncodeSpec):
@@ -124,7 +128,7 @@ class GenerationWorker:
                     results.append(_failed(batch[0], "one sample alone does not fit into the worker's memory."))
                 batch, tried_alone = batch[size:], False
         steps = self.stopwatch.take() if self.stopwatch is not None else {}
-        return results, PartSummary(len(part), time.monotonic() - started, self.batch_size, steps)
+        return results, PartSummary(len(part), time.monotonic() - started, self.batch_size, steps, self.dtype)
 
     def destroy(self) -> None:
         """Let go of the model and the GPU."""

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from jointdit.cpu_dtype import autocast_to_bfloat16
 from jointdit.scenes import Scene
 
 SIDE = 64  # pixels: what both work at
@@ -29,7 +30,7 @@ def fit_depth_critic(folder: Path, scenes: Sequence[Scene], steps: int, seed: in
 
     Pictures are mirrored at random. Weights start as He et al. (arXiv 1502.01852) and Glorot and Bengio (2010) have it:
     the class's own start, deviation 0.02 everywhere, is too small for layers as narrow as these. Steps run in bfloat16,
-    in half of float32's time; the weights are float32.
+    in half of float32's time, where the CPU has units for it; the weights are float32.
     """
     from transformers import GLPNConfig, GLPNForDepthEstimation, GLPNImageProcessorPil
 
@@ -57,7 +58,7 @@ def fit_depth_critic(folder: Path, scenes: Sequence[Scene], steps: int, seed: in
         is_mirrored = (torch.rand(len(chosen)) < 0.5)[:, None, None]
         target = torch.where(is_mirrored, depths[chosen].flip(-1), depths[chosen])
         rgb = torch.where(is_mirrored[..., None], pictures[chosen].flip(-1), pictures[chosen])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast_to_bfloat16("cpu"):
             found = model(pixel_values=rgb.contiguous(memory_format=torch.channels_last)).predicted_depth
         return _shape_loss(found.float().clamp(min=0.05).log() - target)
 

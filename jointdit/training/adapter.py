@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from jointdit import official
+from jointdit.cpu_dtype import autocast_to_bfloat16, fast_dtype, slow_note
 from jointdit.errors import ModelError, SpecError
 from jointdit.flow_matching import sample_timesteps
 from jointdit.latents import image_position_ids, seeded_noise
@@ -87,6 +88,8 @@ def train_adapter(
     start = load_training(checkpoint, named, average, optimiser) if checkpoint.exists() else 0
     if start and world.is_main:
         report(f"goes on from step {start}")
+    if world.is_main and training.precision == "bfloat16" and fast_dtype(world.device) != torch.bfloat16:
+        report(slow_note(torch.bfloat16))
     record = None
     if world.is_main:
         record = TrainingRecord(folder, start, training.steps, training.pairs_a_step(world.size), report)
@@ -127,13 +130,16 @@ def train_adapter(
 
 
 def prepare_network(network: JointDiTTransformer2DModel, training: AdapterTraining) -> None:
-    """Freeze the base; keep the adapter in float32, whatever the base's type is."""
+    """Freeze the base, in a type that its device computes fast; keep the adapter in float32."""
     if training.precision == "float32" and network.x_embedder.weight.dtype != torch.float32:
         raise SpecError(
             f"training.precision is float32 and the base's weights are {network.x_embedder.weight.dtype}: "
             "set model.dtype to float32, or precision to bfloat16."
         )
     network.requires_grad_(False)
+    weight = network.x_embedder.weight
+    if (dtype := fast_dtype(weight.device, weight.dtype)) != weight.dtype:
+        network.to(dtype)
     for parameter in network.adapter_parameters():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
@@ -234,9 +240,9 @@ def token_ids(pipe: JointDiTPipeline, bucket: Bucket, world: World) -> torch.Ten
 
 @contextlib.contextmanager
 def computing(training: AdapterTraining, world: World) -> Iterator[None]:
-    """Mixed precision, where it is asked for."""
+    """Mixed precision, where it is asked for and the device is fast at it."""
     enabled = training.precision == "bfloat16"
-    with torch.autocast(world.device.type, torch.bfloat16, enabled=enabled), warnings.catch_warnings():
+    with autocast_to_bfloat16(world.device, enabled), warnings.catch_warnings():
         # RMSNorm of a bfloat16 input with a float32 weight takes the unfused path; autocast is faster all the same.
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
         # FSDP warns of in-place changes to what a block returns; the blocks of FLUX make none.

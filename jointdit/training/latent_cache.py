@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from jointdit.cpu_dtype import autocast_to_bfloat16
 from jointdit.latents import encode_image, pack_latents
 from jointdit.training.data import ScenePixels
 
@@ -43,7 +44,7 @@ def cached_latents(
         window = slice(first, first + ENCODE_BATCH)
         pixels = scenes.pictures(window) if modality == "rgb" else scenes.disparities(window)
         pixels = pixels.flip(-1) if side else pixels
-        with torch.autocast(scenes.device.type, torch.bfloat16):
+        with autocast_to_bfloat16(scenes.device):
             parts.append(pack_latents(encode_image(vae, pixels)).half())
         if first // ENCODE_BATCH % 50 == 49:
             report(f"latents: {first + ENCODE_BATCH}/{count} {modality}{', mirrored' if side else ''}")

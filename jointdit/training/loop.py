@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from jointdit.cpu_dtype import autocast_to_bfloat16, fast_dtype, slow_note
 from jointdit.training.adapter_spec import OptimiserSpec
 from jointdit.training.checkpoint import NamedParameters, load_training, save_training
 from jointdit.training.optimisers import build_optimiser
@@ -75,13 +76,15 @@ def fit(
     step = load_training(checkpoint, named_parameters, average, optimiser) if checkpoint.exists() else 0
     if step:
         report(f"{stage}: goes on from step {step}")
+    if spec.autocast == "bfloat16" and fast_dtype(device) != torch.bfloat16 and step < spec.steps:
+        report(f"{stage}: {slow_note(torch.bfloat16)}")
     started, first, losses = time.monotonic(), step, []
     while step < spec.steps:
         for group in optimiser.param_groups:
             group["lr"] = spec.learning_rate * schedule(step, spec)
         generator = torch.Generator(device).manual_seed(((seed * 8 + STAGE_SEEDS[stage]) << 32) + step)
         with (
-            torch.autocast(device.type, torch.bfloat16, enabled=spec.autocast == "bfloat16"),
+            autocast_to_bfloat16(device, enabled=spec.autocast == "bfloat16"),
             warnings.catch_warnings(),
         ):
             # RMSNorm of a bfloat16 input with a float32 weight takes the unfused path; autocast is faster all the same.

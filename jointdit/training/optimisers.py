@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers.optimization import Adafactor
 
+from jointdit.cpu_dtype import fast_dtype
 from jointdit.training.adapter_spec import OptimiserSpec
 
 
@@ -38,6 +39,7 @@ def build_optimiser(
 class StackedMuon(torch.optim.Muon):
     """torch's Muon with matrices of one shape stacked: a few large products, where torch's takes one matrix after the
     other in many small ones. Only what `MuonWithAdamW` asks for: Nesterov's momentum, and "match_rms_adamw".
+    Its products are in bfloat16 as torch's are, and in float32 on a CPU that only emulates bfloat16.
     """
 
     @torch.no_grad()
@@ -62,7 +64,7 @@ class StackedMuon(torch.optim.Muon):
         stacked = torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"]))  # Nesterov's
         rows, columns = parameters[0].shape
         flat = stacked.mT if rows > columns else stacked
-        orthogonal = newton_schulz(flat.bfloat16(), group)
+        orthogonal = newton_schulz(flat.to(fast_dtype(flat.device)), group)
         steps = (orthogonal.mT if rows > columns else orthogonal).to(parameters[0].dtype)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         rate = 0.2 * math.sqrt(max(rows, columns))  # adjust_lr_fn "match_rms_adamw"

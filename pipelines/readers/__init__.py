@@ -34,16 +34,18 @@ in FORMATS here and in listing.py, and add it to the table-driven tests.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from jointdit.errors import InputError, RowError
+from jointdit.errors import InputError, RowError, StoreError
 from pipelines.readers import csv_records, json_lines, parquet_rows, single_files, text_lines, webdataset
 from pipelines.readers.listing import list_files, suffix_of
 from pipelines.readers.opening import check_unchanged
+from pipelines.readers.row_addresses import check_reachable, shortened
 from pipelines.readers.rows import Format, build_row, default_id, wanted_columns
 from pipelines.records import BadRow, Row, SourceFile, Span
-from pipelines.safe_text import printable
+from pipelines.safe_text import mask_secrets, printable
 
 if TYPE_CHECKING:
     from pipelines.spec import InputSpec
@@ -93,12 +95,12 @@ def check_columns(files: Sequence[SourceFile], spec_input: InputSpec, task: str)
         except (RowError, FileNotFoundError) as error:
             raise as_input_error(error, file) from error
         if lacking:
-            shown = ", ".join(printable(name) for name in names[:SHOWN_COLUMNS])
+            shown = ", ".join(shortened(name) for name in names[:SHOWN_COLUMNS])
             more = f" and {len(names) - SHOWN_COLUMNS} more" if len(names) > SHOWN_COLUMNS else ""
             has = f"it has {shown}{more}" if names else "files of this kind have no columns"
             raise InputError(
-                f"{file.uri} has no column {wanted[lacking[0]]!r} for input.columns.{lacking[0]}: {has}; correct "
-                "input.columns."
+                f"{printable(file.uri)} has no column {wanted[lacking[0]]!r} for input.columns.{lacking[0]}: {has}; "
+                "correct input.columns."
             )
 
 
@@ -117,11 +119,16 @@ def read_rows(
         reason = str(error)
     except FileNotFoundError:
         reason = f"{file.uri} does not exist any more."
+    except StoreError as error:
+        if format_of(file) is not single_files:
+            raise
+        check_reachable(posixpath.dirname(file.uri))  # an image that is refused alone is one bad row
+        reason = str(error)
     for missing in range(position, stop):
-        yield BadRow(default_id(file, missing), file.uri, missing, reason)
+        yield BadRow(default_id(file, missing), file.uri, missing, printable(mask_secrets(reason)))
 
 
 def as_input_error(error: Exception, file: SourceFile) -> InputError:
     if isinstance(error, FileNotFoundError):
-        return InputError(f"{file.uri} does not exist any more: it was listed a moment ago.")
-    return InputError(f"{str(error).rstrip('.')}: repair the file or take it out of input.uri.")
+        return InputError(f"{printable(file.uri)} does not exist any more: it was listed a moment ago.")
+    return InputError(f"{printable(str(error)).rstrip('.')}: repair the file or take it out of input.uri.")

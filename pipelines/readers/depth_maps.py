@@ -68,7 +68,9 @@ def _decode(stored: bytes | list[Any]) -> NDArray[np.float64]:
     elif not stored:
         raise RowError("depth map has zero bytes: copy it again.")
     elif stored.startswith(NPY_MAGIC):
-        array = _decode_npy(stored)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            array = _decode_npy(stored)
     else:
         array = _decode_image(stored)
     array = np.squeeze(array, axis=tuple(axis for axis in (0, -1) if array.ndim == 3 and array.shape[axis] == 1))
@@ -80,19 +82,28 @@ def _decode(stored: bytes | list[Any]) -> NDArray[np.float64]:
 def _decode_npy(data: bytes) -> NDArray[np.float64]:
     stream = io.BytesIO(data)
     try:
-        version = npy_format.read_magic(stream)
-        read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        shape, _, dtype = read_header(stream)
+        shape, dtype = _npy_header(stream)
         check_pixels(int(np.prod(shape[:-1], dtype=object)), int(shape[-1]) if shape else 1, "depth map")
         if dtype.kind not in "iuf":
             raise RowError(f"depth map holds {dtype}: give real numbers.")
         stream.seek(0)
-        return np.load(stream, allow_pickle=False).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            return np.load(stream, allow_pickle=False).astype(np.float64)
     except RowError:
         raise
     except (*DECODE_ERRORS, tokenize.TokenError) as error:  # NumPy reads the header as Python literals
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise RowError(f"depth map cannot be decoded as .npy ({reason}): save it again with numpy.save.") from error
+
+
+def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = npy_format.read_magic(stream)
+    read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+    try:
+        shape, _, dtype = read_header(stream)
+    except MemoryError:  # of Python's parser, for a header that is nested too deep
+        raise ValueError("its header is no description of an array") from None
+    return shape, dtype
 
 
 def _decode_image(data: bytes) -> NDArray[np.float64]:

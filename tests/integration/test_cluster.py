@@ -96,7 +96,6 @@ except PermanentError as error:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_a_local_ray_of_our_own_and_a_cluster_with_gpus() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=110)

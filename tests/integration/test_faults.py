@@ -34,7 +34,6 @@ def outcome_of(output: str) -> dict[str, str]:
     return dict(zip(table["id"].to_pylist(), table["outcome"].to_pylist(), strict=True))
 
 
-@pytest.mark.timeout(120)
 def test_bad_rows_are_quarantined_alone(run_stand_in, make_spec) -> None:
     spec = make_spec(["fine", "", "NAN", "fine", "RAISE", "fine"])
     summary = run_stand_in(spec)
@@ -43,7 +42,6 @@ def test_bad_rows_are_quarantined_alone(run_stand_in, make_spec) -> None:
     assert validate(spec.output.uri).problems == []
 
 
-@pytest.mark.timeout(180)
 def test_a_row_that_kills_its_worker_is_found_and_only_it_is_quarantined(run_stand_in, make_spec) -> None:
     prompts = [f"fine {n}" for n in range(12)]
     prompts[5] = "KILL"
@@ -71,7 +69,6 @@ class Doomed(stand_in.StandInWorker):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.timeout(120)
 def test_a_worker_that_dies_is_replaced_and_its_shards_go_again(
     run_stand_in, make_spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,13 +132,11 @@ class NoSuchModel(stand_in.StandInWorker):
         raise ModelError("model.name x has no weights: give a checkpoint.")
 
 
-@pytest.mark.timeout(120)
 def test_a_permanent_fault_stops_at_once_with_its_sentence(run_stand_in, make_spec) -> None:
     with pytest.raises(ModelError, match=r"^model.name x has no weights: give a checkpoint\.$"):
         run_stand_in(make_spec(["fine"]), NoSuchModel)
 
 
-@pytest.mark.timeout(120)
 def test_too_many_quarantined_stop_the_run_and_what_is_committed_stays(run_stand_in, make_spec) -> None:
     quality = {"max_quarantined_fraction": 0.2}
     prompts = ["fine", "fine", "fine", "fine", "", "", "", "", *(["fine"] * 4)]
@@ -172,7 +167,6 @@ class FlakyStore(Storage):
         super().write_bytes(name, data)
 
 
-@pytest.mark.timeout(120)
 def test_a_store_that_is_throttled_costs_a_finish_and_no_gpu(
     run_stand_in, make_spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,14 +178,12 @@ def test_a_store_that_is_throttled_costs_a_finish_and_no_gpu(
     assert validate(spec.output.uri).problems == []
 
 
-@pytest.mark.timeout(120)
 def test_a_spent_budget_stops_the_run(run_stand_in, make_spec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines.run, "Storage", FlakyStore)
     with pytest.raises(PermanentError, match=r"met 1 infrastructure faults, more than retries.infrastructure 0"):
         run_stand_in(make_spec(["fine"], retries={"infrastructure": 0}))
 
 
-@pytest.mark.timeout(120)
 def test_rejects_are_regenerated_with_new_samples(run_stand_in, make_spec) -> None:
     spec = make_spec(["fine", "FLAT", "fine"], quality={"filters": [{"kind": "depth_range"}], "regenerate": 2})
     summary = run_stand_in(spec)
@@ -203,7 +195,6 @@ def test_rejects_are_regenerated_with_new_samples(run_stand_in, make_spec) -> No
     assert (again.is_new, again.samples_now) == (False, 0)
 
 
-@pytest.mark.timeout(120)
 def test_bad_input_writes_nothing(run_stand_in, make_spec, tmp_path: Path) -> None:
     spec = make_spec([])
     with pytest.raises(InputError, match="has no rows"):
@@ -211,7 +202,6 @@ def test_bad_input_writes_nothing(run_stand_in, make_spec, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.timeout(120)
 def test_new_inputs_are_added_to_a_finished_job(run_stand_in, make_spec, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("one\ntwo\n")
@@ -246,7 +236,6 @@ def try_that_row_5_kills(context, entry, span, start, stop):
     return attempts._try_read(context, entry, span, start, stop)
 
 
-@pytest.mark.timeout(180)
 def test_a_row_that_kills_its_reader_is_found_and_only_it_is_quarantined(
     run_stand_in, make_spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,7 +270,6 @@ class DeadlyResults(stand_in.RecordingWorker):
         return results, summary
 
 
-@pytest.mark.timeout(180)
 def test_a_sample_that_kills_its_finish_is_found_and_only_it_is_quarantined(run_stand_in, make_spec) -> None:
     prompts = [f"fine {n}" for n in range(8)]
     prompts[2] = "SEGFAULT"
@@ -313,7 +301,6 @@ class AlwaysBroken(BrokenDevice):
     once = False
 
 
-@pytest.mark.timeout(120)
 def test_a_broken_gpu_costs_its_worker_and_no_row_is_blamed(run_stand_in, make_spec) -> None:
     spec = make_spec([f"fine {n}" for n in range(8)], retries={"crash": 1})
     assert run_stand_in(spec, BrokenDevice).version.counts["kept"] == 8
@@ -321,7 +308,6 @@ def test_a_broken_gpu_costs_its_worker_and_no_row_is_blamed(run_stand_in, make_s
     assert Ledger(Storage(spec.output.uri)).shards_with_crashes() == set()
 
 
-@pytest.mark.timeout(120)
 def test_gpus_that_are_all_broken_stop_the_run(run_stand_in, make_spec) -> None:
     with pytest.raises(ModelError, match=r"3 workers in a row failed at their first batch: the GPU of .* failed"):
         run_stand_in(make_spec(["fine"]), AlwaysBroken)
@@ -343,7 +329,6 @@ class SmallMemory(stand_in.RecordingWorker):
         return call
 
 
-@pytest.mark.timeout(120)
 def test_out_of_gpu_memory_halves_the_batches_for_good(
     run_stand_in, make_spec, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -405,7 +390,6 @@ class LostReceipt(FrozenFinish):
         return receipt
 
 
-@pytest.mark.timeout(120)
 def test_a_commit_whose_receipt_is_lost_is_counted_once(
     run_stand_in, make_spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

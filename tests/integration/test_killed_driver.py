@@ -70,7 +70,6 @@ def test_drivers_killed_again_and_again_finish_the_job(
     assert validate(output).problems == []
 
 
-@pytest.mark.timeout(200)
 def test_two_drivers_at_once_waste_work_and_double_nothing(
     ray_cluster: None, make_spec, output: str, tmp_path: Path
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from jointdit.depth import decode_depth_png
 from pipelines.run import run_job
@@ -16,7 +15,6 @@ PROMPTS = [
 ]
 
 
-@pytest.mark.timeout(240)
 def test_batches_of_1_and_5_by_1_worker_and_3(ray_cluster: None, make_spec, tmp_path: Path) -> None:
     def run(name: str, batch_size: int, workers: int, shard_rows: int) -> dict[str, dict]:
         spec = make_spec(

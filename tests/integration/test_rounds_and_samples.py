@@ -90,7 +90,6 @@ def test_drivers_killed_in_each_round_and_two_at_once_make_the_rows_of_one_run(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_calibration_is_a_job_beside_the_job(ray_cluster: None, make_spec, output: str) -> None:
     spec = make_spec(PROMPTS, output={"uri": output}, quality={"filters": [{"kind": "depth_range"}]})
     found = calibrate(spec, 4, reject=0.25, worker_class=StandInWorker)

@@ -35,7 +35,6 @@ def _travels_with_its_class() -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-@pytest.mark.timeout(180)
 def test_of_two_overlapping_ticks_one_works_and_the_next_makes_only_what_is_new(
     run_stand_in, make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +64,6 @@ def test_of_two_overlapping_ticks_one_works_and_the_next_makes_only_what_is_new(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_a_budget_of_rows_stops_a_run_and_the_next_goes_on(run_stand_in, make_spec) -> None:
     prompts = [f"prompt {n}" for n in range(10)]
     spec = make_spec(prompts, budget={"max_rows": 5})
@@ -83,7 +81,6 @@ def test_a_budget_of_rows_stops_a_run_and_the_next_goes_on(run_stand_in, make_sp
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_at_its_time_a_run_finishes_what_is_begun_and_leaves_the_rest(ray_cluster: None, make_spec) -> None:
     spec = make_spec([f"prompt {n}" for n in range(40)], output={"shard_rows": 2})
 

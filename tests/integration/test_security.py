@@ -103,7 +103,6 @@ def everything_in(storage: Storage) -> bytes:
     return found
 
 
-@pytest.mark.timeout(120)
 def test_a_secret_that_errors_repeat_stays_nowhere(run_stand_in, make_spec, s3, capfd, caplog) -> None:
     output = s3.make_bucket() + "/out"
     spec = make_spec(["fine", "LEAK", "fine", "fine"], output={"uri": output})

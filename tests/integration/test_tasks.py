@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 from jointdit.depth import decode_depth_png, encode_depth_png
@@ -36,7 +35,6 @@ def scene(seed: int, height: int, width: int) -> np.ndarray:
     return np.kron(random.integers(0, 256, (5, 5, 3), dtype=np.uint8), np.ones((height // 5, width // 5, 1), np.uint8))
 
 
-@pytest.mark.timeout(180)
 def test_joint(ray_cluster: None, make_spec, output: str) -> None:
     quality = {"scores": ["self_consistency"]}
     spec = make_spec(PROMPTS, input={"samples_per_row": 2}, output={"uri": output, "points": "ply"}, quality=quality)
@@ -59,7 +57,6 @@ def test_joint(ray_cluster: None, make_spec, output: str) -> None:
     assert (again.is_new, again.samples_now, again.committed_before) == (False, 0, 2)
 
 
-@pytest.mark.timeout(180)
 def test_depth_of_pictures_of_any_size(ray_cluster: None, make_spec, output: str, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -83,7 +80,6 @@ def test_depth_of_pictures_of_any_size(ray_cluster: None, make_spec, output: str
     assert "no known picture format" in bad["error"]
 
 
-@pytest.mark.timeout(180)
 def test_depth_to_image(ray_cluster: None, make_spec, output: str, tmp_path: Path) -> None:
     folder = tmp_path / "maps"
     folder.mkdir()

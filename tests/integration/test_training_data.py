@@ -19,7 +19,6 @@ from tests.small_models import save_captioner, save_depth_anything
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_prepare_and_encode_on_ray(ray_cluster: None, s3: S3Server, tmp_path: Path) -> None:
     photos, random = tmp_path / "photos", np.random.default_rng(0)
     photos.mkdir()

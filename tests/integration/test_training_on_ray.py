@@ -61,7 +61,6 @@ def first_gradient(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_two_workers_give_the_gradient_of_one_with_the_double_batch(ray_cluster: None, tmp_path: Path) -> None:
     one = train_here(make_job(tmp_path, "one", "training.steps=1", "training.batch_size=4"))
     lines: list[str] = []
@@ -93,7 +92,6 @@ def worker_with(path: Path) -> int | None:
 
 
 @pytest.mark.slow  # whole processes start four times; tests/jointdit/test_adapter_training.py kills one in seconds
-@pytest.mark.timeout(120)
 def test_a_worker_killed_with_sigkill_changes_no_digit_of_the_curve(ray_cluster: None, tmp_path: Path) -> None:
     whole, killed = make_job(tmp_path, "whole"), make_job(tmp_path, "killed")
     train_here(whole)

@@ -78,7 +78,6 @@ def _travels_with_its_class() -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-@pytest.mark.timeout(180)
 def test_a_finished_job_with_rejects_computes_nothing_again(run_stand_in, make_spec) -> None:
     quality = {"filters": [{"kind": "depth_range"}], "regenerate": 1}
     prompts = ["fine", "FLAT", "", "fine", "NAN", "FLAT", "fine", "fine"]
@@ -107,7 +106,6 @@ def test_a_finished_job_with_rejects_computes_nothing_again(run_stand_in, make_s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_a_retry_survives_its_driver(run_stand_in, make_spec, tmp_path: Path, s3) -> None:
     """Quarantined samples are planned again; the driver that makes them is killed; the next one ends the retry."""
     output = s3.make_bucket() + "/out"
@@ -138,7 +136,6 @@ def test_a_retry_survives_its_driver(run_stand_in, make_spec, tmp_path: Path, s3
     assert validate(output).problems == []
 
 
-@pytest.mark.timeout(120)
 def test_rows_of_a_file_that_changed_since_do_not_stop_the_run(run_stand_in, make_spec, tmp_path: Path) -> None:
     """Planned by a driver that died, they share a shard with a file that stands: quarantined there, and made anew."""
     folder = tmp_path / "in"
@@ -156,7 +153,6 @@ def test_rows_of_a_file_that_changed_since_do_not_stop_the_run(run_stand_in, mak
     assert validate(spec.output.uri).problems == []
 
 
-@pytest.mark.timeout(120)
 def test_what_workers_begin_with_is_read_while_they_load_their_model(run_stand_in, make_spec, monkeypatch) -> None:
     monkeypatch.setattr(attempts, "_read", read_and_note)
     spec = make_spec([f"fine {number}" for number in range(6)], output={"shard_rows": 2})

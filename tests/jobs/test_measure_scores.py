@@ -12,7 +12,6 @@ from pipelines.quality.self_consistency import SelfConsistency
 from pipelines.spec import ModelSpec
 
 
-@pytest.mark.timeout(300)
 def test_self_consistency_separates_right_from_swapped_pairs_on_the_tiny_model():
     pipe = load_pipeline(ModelSpec(), "cpu")
     rule = SelfConsistency(steps=2)

@@ -214,7 +214,10 @@ def test_near_duplicates_are_dropped_whatever_the_order_of_shards(twins: LocalJo
     assert everything.version.counts == {"kept": 14, "rejected": 0, "quarantined": 0}
     back = refilter(storage.uri, ["quality.filters=[{kind: near_duplicate}]"])
     assert outcomes(job, back.version.number) == second, "of c and 0, which are alike, the first is not kept now either"
-    assert back.version.files == read_version(storage, 2).files
+    contents = [
+        {(file.shard, file.outcome, file.sha256) for file in v.files} for v in (back.version, read_version(storage, 2))
+    ]
+    assert contents[0] == contents[1], "the tables are as they were, as copies: those of version 2 may be deleted"
     assert validate(storage.uri).problems == []
     far = refilter(storage.uri, ["quality.filters=[{kind: near_duplicate, max_distance: 5}]"]).version
     assert outcomes(job, far.number)["c.png:0/0"] == "kept", "other criteria decide all anew, in the order of the plan"
@@ -228,7 +231,7 @@ def test_a_decision_that_was_tampered_with_is_found(twins: LocalJob) -> None:
     table = read_outcomes(storage, read_latest(storage))
     ends = ["kept" if row["id"].startswith("c") else row["outcome"] for row in table.to_pylist()]
     spoilt = parquet_bytes(table.set_column(table.schema.get_field_index("outcome"), "outcome", pa.array(ends)))
-    storage.write_bytes("_versions/000001/outcomes.parquet", spoilt)
+    storage.write_bytes(read_latest(storage).outcomes, spoilt)
     fields = json.loads(storage.read_bytes("_versions/000001/version.json"))
     fields["outcomes_sha256"] = sha256(spoilt)
     storage.write_bytes("_versions/000001/version.json", json.dumps(fields).encode())

@@ -12,6 +12,8 @@ from pipelines.ledger import Commit, Ledger, SampleOutcome, StoredObject, open_o
 from pipelines.spec import load_spec
 from pipelines.storage import Storage
 
+SHARD, OTHER = "0123456789abcdef0123", "fedcba98765432100000"
+
 
 @pytest.fixture(params=["local", "s3"])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
@@ -28,23 +30,23 @@ def commit(token: str) -> Commit:
         SampleOutcome("b/1", 0, 1, 1, "kept"),
     )
     objects = (StoredObject("data/x.parquet", 10, "0" * 64, 2, "kept"),)
-    return Commit("shard", token, objects, samples, code="1", host="h", finished="now", seconds=1.5)
+    return Commit(SHARD, token, objects, samples, code="1", host="h", finished="now", seconds=1.5)
 
 
 def test_a_commit_comes_back_as_it_was(ledger: Ledger) -> None:
-    assert ledger.read_commit("shard") is None
+    assert ledger.read_commit(SHARD) is None
     assert ledger.commit(commit("one")) == commit("one")
-    found = ledger.read_commit("shard")
+    found = ledger.read_commit(SHARD)
     assert found == commit("one")
     assert found.counts == {"kept": 2, "rejected": 1, "quarantined": 1}
-    assert ledger.committed() == {"shard"}
-    assert ledger.read_commits(["shard", "other"]) == {"shard": commit("one")}
+    assert ledger.committed() == {SHARD}
+    assert ledger.read_commits([SHARD, OTHER]) == {SHARD: commit("one")}
 
 
 def test_the_first_commit_stands_and_the_second_learns_of_it(ledger: Ledger) -> None:
     ledger.commit(commit("one"))
     assert ledger.commit(commit("two")).token == "one"
-    assert ledger.read_commit("shard").token == "one"
+    assert ledger.read_commit(SHARD).token == "one"
 
 
 def test_committing_again_with_the_same_token_is_a_success(ledger: Ledger) -> None:
@@ -54,22 +56,22 @@ def test_committing_again_with_the_same_token_is_a_success(ledger: Ledger) -> No
 
 
 def test_crashes_are_counted_across_drivers(ledger: Ledger) -> None:
-    ledger.record_crash("shard", {"stage": "read"})
-    Ledger(ledger.storage).record_crash("shard", {"stage": "generate"})
+    ledger.record_crash(SHARD, {"stage": "read"})
+    Ledger(ledger.storage).record_crash(SHARD, {"stage": "generate"})
     for _ in range(9):
-        ledger.record_crash("shard", {"stage": "finish"})
-    assert [record["stage"] for record in ledger.crashes("shard")] == ["read", "generate"] + ["finish"] * 9
-    assert ledger.shards_with_crashes() == {"shard"}
-    assert ledger.crashes("other") == []
+        ledger.record_crash(SHARD, {"stage": "finish"})
+    assert [record["stage"] for record in ledger.crashes(SHARD)] == ["read", "generate"] + ["finish"] * 9
+    assert ledger.shards_with_crashes() == {SHARD}
+    assert ledger.crashes(OTHER) == []
 
 
 def test_a_crash_is_counted_although_an_earlier_record_is_gone(ledger: Ledger) -> None:
     """Counting the records would give the number of the last one again, for ever."""
     for stage in ("read", "generate"):
-        ledger.record_crash("shard", {"stage": stage})
-    ledger.storage.delete("_crashes/shard/1.json")
-    ledger.record_crash("shard", {"stage": "finish"})
-    assert [record["stage"] for record in ledger.crashes("shard")] == ["generate", "finish"]
+        ledger.record_crash(SHARD, {"stage": stage})
+    ledger.storage.delete(f"_crashes/{SHARD}/1.json")
+    ledger.record_crash(SHARD, {"stage": "finish"})
+    assert [record["stage"] for record in ledger.crashes(SHARD)] == ["generate", "finish"]
 
 
 def test_a_job_is_frozen_and_agreed_with(ledger: Ledger) -> None:
@@ -94,18 +96,29 @@ def test_no_job_is_one_sentence(ledger: Ledger) -> None:
 def test_damage_is_named(tmp_path: Path) -> None:
     ledger = Ledger(Storage(str(tmp_path)))
     ledger.commit(commit("one"))
-    path = tmp_path / "_commits" / "shard.json"
+    path = tmp_path / "_commits" / f"{SHARD}.json"
     fields = json.loads(path.read_text())
-    path.write_text("{")
-    with pytest.raises(StoreError, match=r"shard.json is not valid JSON"):
-        ledger.read_commit("shard")
+    for text in ("{", "[" * 100_000, "\0"):
+        path.write_text(text)
+        with pytest.raises(StoreError, match=rf"{SHARD}.json is not valid JSON"):
+            ledger.read_commit(SHARD)
     path.write_text(json.dumps({**fields, "format": 2}))
     with pytest.raises(PermanentError, match="has format 2 and this version reads 1"):
-        ledger.read_commit("shard")
-    del fields["objects"]
-    path.write_text(json.dumps(fields))
-    with pytest.raises(StoreError, match="is damaged"):
-        ledger.read_commit("shard")
+        ledger.read_commit(SHARD)
+    reasons = {**fields["samples"], "reasons": []}
+    for damaged in ({**fields, "objects": None}, {**fields, "samples": []}, {**fields, "samples": reasons}):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(StoreError, match="is damaged"):
+            ledger.read_commit(SHARD)
+
+
+def test_a_damaged_job_or_crash_record_is_named(ledger: Ledger) -> None:
+    ledger.storage.write_bytes("_job.json", b'{"format": 1, "spec": {}}')
+    with pytest.raises(StoreError, match=r"_job.json has no code, so it is damaged: restore it from a backup\.$"):
+        ledger.read_job()
+    ledger.record_crash(SHARD, {"at": "now"})
+    with pytest.raises(StoreError, match=rf"_crashes/{SHARD}/1.json has no stage, so it is damaged"):
+        ledger.crashes(SHARD)
 
 
 def test_a_commit_stays_small(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pipelines.finish import Receipt
 from pipelines.progress import Progress
+from pipelines.run_report import report_of
 
 
 def receipt(kept: int, rejected: int = 0, quarantined: int = 0) -> Receipt:
@@ -35,6 +36,16 @@ def test_the_line_says_what_was_tried_again_and_why() -> None:
     for kind in ("store", "crash", "store"):
         progress.retried(kind)
     assert progress.line().endswith(", retries: 1 crash, 2 store")
+
+
+def test_a_type_that_is_not_the_specs_is_said_once_and_reported(make_job) -> None:
+    screen = io.StringIO()
+    with Progress(Console(file=screen, force_terminal=True, width=120)) as progress:
+        for dtype in ("bfloat16", "float32", "float32"):
+            progress.computed_in(dtype, "bfloat16")
+    assert screen.getvalue().count("a worker computes in float32: its CPU has no units for model.dtype bfloat16.") == 1
+    report = report_of(make_job(["a"]).context.spec, progress, 1, "")
+    assert "| computed in | bfloat16, float32 |" in report.markdown()
 
 
 def test_a_round_of_new_seeds_is_announced_once_and_in_the_line() -> None:

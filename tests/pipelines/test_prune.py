@@ -26,11 +26,11 @@ def test_only_the_latest_versions_stay(make_job, tmp_path: Path) -> None:
     own = {f.path for f in read_version(storage, 2).files} - {f.path for f in read_latest(storage).files}
     own = {path for path in own if "-v000002-" in path}
     assert own, "version 2 has a file that only it names"
-    assert prune_versions(storage, retain=2) == [1, 2]
+    assert prune_versions(storage, 2, 0) == [1, 2]
     assert version_numbers(storage) == [3, 4]
     assert [path for path in own if storage.exists(path)] == []
     assert validate(storage.uri).problems == []
-    assert prune_versions(storage, retain=2) == []
+    assert prune_versions(storage, 2, 0) == []
     with pytest.raises(PermanentError, match="has no version 2: it has 3, 4"):
         compare(storage.uri, 2, 4)
     with pytest.raises(AlreadyExists):

@@ -8,6 +8,7 @@ import pytest
 
 from jointdit.errors import PermanentError
 from pipelines import about
+from pipelines.garbage import collect_garbage
 from pipelines.ledger import Ledger, sha256
 from pipelines.progress import Progress
 from pipelines.publish import Version, publish, read_latest, read_outcomes, read_version, version_numbers
@@ -100,24 +101,33 @@ def test_a_moved_file_supersedes_by_row_id(folder_job: LocalJob, make_job, tmp_p
     assert len(ids) == len(set(ids)) == 7
 
 
-def test_a_publisher_that_died_leaves_a_gap(folder_job: LocalJob, tmp_path: Path) -> None:
+def test_the_claim_of_an_earlier_format_is_overtaken(folder_job: LocalJob, tmp_path: Path) -> None:
+    """Format 1 created outcomes.parquet first, which took the number; now version.json alone takes it."""
     storage = folder_job.context.storage
-    storage.create_bytes("_versions/000002/outcomes.parquet", b"of a driver that died before its version.json")
+    claim = "_versions/000002/outcomes.parquet"
+    storage.create_bytes(claim, b"of a driver that died before its version.json")
     (tmp_path / "in" / "d.txt").write_text("d0\n")
-    assert folder_job.complete().number == 3
-    assert version_numbers(storage) == [1, 3]
+    assert folder_job.complete().number == 2
+    assert version_numbers(storage) == [1, 2]
     assert validate(storage.uri).problems == []
+    assert [each.path for each in collect_garbage(storage.uri, 0).objects] == [claim]
 
 
-def test_a_publisher_that_died_before_its_last_write_is_completed(folder_job: LocalJob, tmp_path: Path) -> None:
-    """Equal commits give equal outcomes, so the next publisher takes the number instead of leaving a gap."""
+def test_what_a_publisher_wrote_that_died_is_garbage_once_its_number_is_taken(
+    folder_job: LocalJob, tmp_path: Path
+) -> None:
     storage = folder_job.context.storage
     (tmp_path / "in" / "a.txt").write_text("a0 changed\n")
     second = folder_job.complete()
     storage.delete("_versions/000002/version.json")
+    left = collect_garbage(storage.uri, 0)
+    assert (left.objects, left.undecided) == ((), 2), "its publisher may be about to take the number"
     again, is_new = folder_job.publish()
-    assert (again.number, is_new, again.files) == (2, True, second.files)
-    assert validate(storage.uri).notes == []
+    assert (again.number, is_new, again.counts) == (2, True, second.counts)
+    lost = second.paths - again.paths - {file.path for file in read_version(storage, 1).files}
+    assert {each.path for each in collect_garbage(storage.uri, 0).objects} == lost
+    assert len(lost) == 2, "the outcomes and the one table that was written for version 2"
+    assert validate(storage.uri).problems == []
 
 
 class Overtaken(Ledger):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipelines.publish import Version, read_latest, read_outcomes, read_version,
 from pipelines.refilter import refilter
 from pipelines.sinks.ply import read_ply
 from pipelines.status import read_status
+from pipelines.storage import Storage
 from pipelines.validate import validate
 from tests.local_job import LocalJob
 
@@ -88,18 +89,20 @@ def test_only_shards_whose_rows_change_are_written_and_their_pictures_are_copied
     new = objects(job, "data", "rejected", "pointclouds")
     assert {path: new[path] for path in written} == written
     assert len(new) == len(written) + 2 + 3, "two tables, three point clouds"
-    assert collect_garbage(storage.uri).objects == ()
+    assert collect_garbage(storage.uri, 0).objects == ()
     assert validate(storage.uri).problems == []
 
     back = refilter(storage.uri, ["quality.filters.0.min_span=0.2"]).version
     assert (back.number, back.files, back.counts) == (3, first.files, first.counts)
     assert read_outcomes(storage, back).equals(read_outcomes(storage, first))
     again = refilter(storage.uri, [LAX]).version
-    assert (again.number, again.files) == (4, second.files), "a table that was written once is not written again"
-    assert objects(job, "data", "rejected", "pointclouds") == new
+    contents = [[(file.shard, file.outcome, file.rows) for file in version.files] for version in (again, second)]
+    assert (again.number, contents[0]) == (4, contents[1])
+    assert len(objects(job, "data", "rejected", "pointclouds")) == len(new) + 2 + 3, "version 2 may be pruned: copies"
     assert validate(storage.uri).problems == []
     refilter(storage.uri, ["quality.filters.0.min_span=0.2"])
-    assert prune_versions(storage, retain=1) == [1, 2, 4]
+    assert prune_versions(storage, 1, 0) == [1, 2, 3, 4]
+    assert validate(storage.uri).problems == [], "the decisions that stand are a copy"
     assert objects(job, "data", "rejected", "pointclouds") == written, "what only the others named is gone"
 
 
@@ -152,7 +155,7 @@ def test_kept_rows_move_to_the_rejected_and_their_point_clouds_stay(job: LocalJo
     for identifier, path in clouds.items():
         assert rejected[identifier]["pointcloud"] == path
         assert rejected[identifier]["reasons"][0].startswith("depth_range: depth spans 0.9")
-    assert collect_garbage(storage.uri).objects == ()
+    assert collect_garbage(storage.uri, 0).objects == ()
     assert all(storage.exists(path) for path in clouds.values())
     assert validate(storage.uri).problems == []
     schemas = [pq.read_schema(io.BytesIO(storage.read_bytes(path))) for path in second.files_of("rejected")]
@@ -243,29 +246,74 @@ def test_a_score_that_could_not_be_computed_rejects_its_sample_alone(job: LocalJ
     ]
 
 
-def test_a_run_that_publishes_at_the_same_moment_does_not_undo_it(job: LocalJob, make_job, tmp_path: Path) -> None:
-    """It had read the latest version before the refilter's was there, and takes the next number."""
-    from pipelines import publish as publishing
+def before_version_json(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
+    """Let `act` happen right before somebody creates the version.json of a number for the first time."""
+    create, left = Storage.create_bytes, [act]
 
+    def create_bytes(self: Storage, name: str, data: bytes) -> None:
+        if name == f"_versions/{number:06d}/version.json" and left:
+            left.pop()()
+        create(self, name, data)
+
+    monkeypatch.setattr(Storage, "create_bytes", create_bytes)
+
+
+def test_a_run_that_publishes_at_the_same_moment_does_not_undo_it(job: LocalJob, make_job, tmp_path: Path, monkeypatch):
+    """The refilter finds its number taken, and decides again on top of what took it."""
     storage = job.context.storage
     (tmp_path / "more.txt").write_text("FLAT\n")
     longer = make_job(quality=QUALITY, input={"uri": str(tmp_path / "*.txt")}, output={"points": "ply"})
     longer.plan()
     longer.run()
     published = []
-
-    def claim(*arguments):
-        monkey.undo()
-        assert publishing._claim(*arguments)
-        published.append(longer.publish()[0].number)  # finds version 2 taken, not published
-        return True
-
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(publishing, "_claim", claim)
+    before_version_json(monkeypatch, 2, lambda: published.append(longer.publish()[0].number))
     found = refilter(storage.uri, [LAX])
-    assert published == [3]
-    assert (found.version.number, found.version.refilter) == (4, 4)
+    assert published == [2]
+    assert (found.before.number, found.version.number, found.version.refilter, found.version.held) == (2, 3, 3, 0)
     assert found.version.counts == {"kept": 10, "rejected": 0, "quarantined": 1}
+    assert validate(storage.uri).problems == []
+
+
+def test_two_refilters_at_the_same_moment_are_as_if_one_followed_the_other(job: LocalJob, monkeypatch) -> None:
+    storage = job.context.storage
+    refilter(storage.uri, ["quality.filters=[{kind: depth_range, min_span: 0.3}, {kind: depth_range, min_span: 0.1}]"])
+    before_version_json(monkeypatch, 3, lambda: refilter(storage.uri, ["quality.filters.0.min_span=0"]))
+    last = refilter(storage.uri, ["quality.filters.1.min_span=0"]).version
+    assert [each["min_span"] for each in last.criteria["filters"]] == [0, 0], "neither loses what the other set"
+    assert last.number == 4
+
+
+def test_the_version_that_a_refilter_goes_back_to_may_be_pruned_at_the_last_moment(
+    job: LocalJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it takes from a version that is not the latest is copied before it publishes."""
+    storage = job.context.storage
+    lax = refilter(storage.uri, [LAX]).version
+    refilter(storage.uri, ["quality.filters.0.min_span=0.2"])
+    before_version_json(monkeypatch, 4, lambda: prune_versions(storage, 1, 0))
+    back = refilter(storage.uri, [LAX]).version
+    assert (back.number, back.held, back.counts) == (4, lax.number, lax.counts)
+    assert version_numbers(storage) == [3, 4]
+    assert not [file.path for file in lax.files if "-v000002-" in file.path and storage.exists(file.path)]
+    assert validate(storage.uri).problems == []
+
+
+def test_the_version_below_may_be_pruned_after_it_was_read(job: LocalJob, make_job, tmp_path: Path, monkeypatch):
+    """Then another version took its number, so what was decided on top of it is decided again."""
+    storage = job.context.storage
+    (tmp_path / "more.txt").write_text("FLAT\n")
+    longer = make_job(quality=QUALITY, input={"uri": str(tmp_path / "*.txt")}, output={"points": "ply"})
+    longer.plan()
+    longer.run()
+
+    def overtake() -> None:
+        longer.publish()
+        prune_versions(storage, 1, 0)
+
+    before_version_json(monkeypatch, 2, overtake)
+    found = refilter(storage.uri, [LAX]).version
+    assert (found.number, found.counts["kept"]) == (3, 10)
+    assert version_numbers(storage) == [2, 3]
     assert validate(storage.uri).problems == []
 
 

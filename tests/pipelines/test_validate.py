@@ -15,6 +15,7 @@ from PIL import Image
 
 from jointdit.errors import StoreError
 from pipelines.ledger import PLAN_SCHEMA, Commit, parquet_bytes, sha256
+from pipelines.publish import read_version
 from pipelines.retry import plan_retry
 from pipelines.sinks.parquet import table_bytes
 from pipelines.validate import validate
@@ -158,9 +159,13 @@ def edit_version(job: LocalJob, change: Callable[[dict], object]) -> None:
     path.write_text(json.dumps(fields))
 
 
+def outcomes_of(job: LocalJob) -> str:
+    return read_version(job.context.storage, 1).outcomes
+
+
 def edit_outcomes(job: LocalJob, column: str, value: str) -> None:
     """Another value in the first row of the version's outcomes, and the hash that agrees."""
-    path = Path(job.context.storage.path("_versions/000001/outcomes.parquet"))
+    path = Path(job.context.storage.path(outcomes_of(job)))
     records = pq.read_table(path)
     values = [value, *records[column].to_pylist()[1:]]
     data = parquet_bytes(records.set_column(records.schema.get_field_index(column), column, pa.array(values)))
@@ -314,8 +319,8 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
         "_versions/000001/version.json is damaged",
     ),
     "a version without outcomes": (
-        lambda job: job.context.storage.delete("_versions/000001/outcomes.parquet"),
-        "_versions/000001/outcomes.parquet is missing",
+        lambda job: job.context.storage.delete(outcomes_of(job)),
+        ".parquet is missing.",
     ),
     "no version": (
         lambda job: [job.context.storage.delete(each.path) for each in job.context.storage.list("_versions")],
@@ -335,7 +340,7 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
     ),
     "a file of another shard": (
         lambda job: edit_version(job, lambda fields: fields["files"][0].update(shard="0123")),
-        "which is not of shard 0123",
+        "kept samples of shard 0123, its outcomes for 0",
     ),
     "a card of another version": (
         lambda job: job.context.storage.write_bytes(
@@ -346,10 +351,9 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
     "no card": (lambda job: job.context.storage.delete("README.md"), "README.md and stats.json are not those"),
     "outcomes that were rewritten": (
         lambda job: job.context.storage.write_bytes(
-            "_versions/000001/outcomes.parquet",
-            job.context.storage.read_bytes("_versions/000001/outcomes.parquet") + b"PAR1",
+            outcomes_of(job), job.context.storage.read_bytes(outcomes_of(job)) + b"PAR1"
         ),
-        "outcomes.parquet has another SHA-256",
+        ".parquet has another SHA-256 than version.json says",
     ),
 }
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from jointdit import cpu_dtype
 from jointdit.errors import ModelError
 from pipelines.records import Row, Sample
 from pipelines.worker import DeviceFault, GenerationWorker
@@ -125,6 +126,17 @@ def test_a_model_that_is_not_there_is_a_permanent_error(make_job, tmp_path) -> N
     job = make_job(["a"], model={"name": str(tmp_path / "nothing")})
     with pytest.raises(ModelError):
         GenerationWorker(job.context, "cpu", 1).set_up()
+
+
+def test_a_cpu_without_units_for_the_type_computes_in_float32_and_says_so(make_job, monkeypatch) -> None:
+    monkeypatch.setattr(cpu_dtype, "_has_units", lambda dtype: False)
+    job = make_job(["a"], model={"name": "tiny", "dtype": "bfloat16", "steps": 1})
+    worker = GenerationWorker(job.context, "cpu", 1)
+    worker.set_up()
+    assert {worker.pipe.transformer.dtype, worker.pipe.text_encoder_2.dtype} == {torch.float32}
+    results, summary = worker.generate([sample("a red sphere")])
+    assert (results[0].error, summary.dtype) == (None, "float32")
+    assert job.context.spec.model.dtype == "bfloat16", "what decides pixels stays as the spec says"
 
 
 def test_destroy_lets_go_of_the_model(worker: StandInWorker) -> None:

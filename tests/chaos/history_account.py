@@ -1,0 +1,385 @@
+"""The account of a history, taken after each operation: every planned sample in exactly one place, and nothing changed.
+
+It shares no code with what plans, counts, decides, publishes or validates: it reads the files of the output
+(ledger_account.py) and knows from the history itself what every input file held (world.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.chaos.ledger_account import (
+    Committed,
+    Identity,
+    Planned,
+    Published,
+    Rows,
+    current_versions,
+    expected_samples,
+    outcomes_name,
+    read_commit,
+    read_plan,
+    table_rows,
+)
+from tests.chaos.objects import Objects, Stamp
+from tests.chaos.world import InputRow
+
+OUTCOMES = ("kept", "rejected", "quarantined")
+MOVED = "moved:"  # before the ETag of a file that was moved before all its rows were read
+COLUMNS = ("id", "prompt", "pointcloud", "quality")
+Key = tuple[str, ...]  # what makes a row the same row, wherever it lies
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that must not be; `kind` tells one fault from another when a history is made smaller."""
+
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
+class Account:
+    """Remembers what it has seen of one output, so that it reads only what is new."""
+
+    def __init__(self, objects: Objects, contents: Mapping[tuple[str, str], Sequence[InputRow]]) -> None:
+        self.objects, self.contents = objects, contents
+        self.files: dict[str, Stamp] = {}
+        self.plans: dict[int, list[Planned]] = {}
+        self.commits: dict[str, Committed] = {}
+        self.versions: dict[int, Published] = {}  # also those that are pruned by now
+        self._once: dict[str, tuple[Stamp, str]] = {}  # path -> stamp and SHA-256 of what is written once
+        self._intact: dict[str, tuple[Stamp, str]] = {}  # path -> stamp and SHA-256 when it was read last
+
+    def check(self) -> list[Problem]:
+        """Everything that is wrong by now."""
+        self.files = self.objects.listed()
+        problems = [*self._check_written_once(), *self._read_plans(), *self._read_commits()]
+        return problems or [*self._check_versions(), *self._check_objects()]
+
+    def retained(self) -> list[Published]:
+        """The versions that are there to be read, in order."""
+        return [
+            self.versions[number]
+            for number in self._numbers()
+            if f"_versions/{number:06d}/pruned.json" not in self.files
+        ]
+
+    def check_end(self, listed: Mapping[str, str], strict: bool) -> Iterator[Problem]:
+        """After an undisturbed run: each row of the listed files (uri -> etag) is in the latest version.
+
+        `strict`: after what was quarantined has been made again by a model without faults, nothing is quarantined
+        that can be read.
+        """
+        versions = self.retained()
+        if not versions:
+            yield Problem("end", "no version is published.")
+            return
+        latest = versions[-1]
+        if latest.fields["plans"] != sorted(self.plans):
+            yield Problem("end", f"version {latest.number} has plans {latest.fields['plans']} of {sorted(self.plans)}.")
+        where = defaultdict(set)
+        for row in latest.outcomes:
+            where[row["uri"], row["etag"], row["position"]].add(row["outcome"])
+        for uri, etag in listed.items():
+            for position, row in enumerate(self.contents[uri, etag]):
+                ends = where.get((uri, etag, position), set())
+                if not ends:
+                    yield Problem(
+                        "listed", f"row {position} of {_short(uri)} ({row.id}) is not in version {latest.number}."
+                    )
+                elif strict and "quarantined" in ends and row.text and row.id != "":
+                    yield Problem("listed", f"row {position} of {_short(uri)} ({row.id}) stays quarantined.")
+
+    def _numbers(self) -> list[int]:
+        return sorted(
+            int(n.split("/")[1]) for n in self.files if n.startswith("_versions/") and n.endswith("/version.json")
+        )
+
+    def _read_once(self, name: str) -> bytes:
+        data = self.objects.read(name)
+        self._once[name] = self.files[name], hashlib.sha256(data).hexdigest()
+        return data
+
+    def _check_written_once(self) -> Iterator[Problem]:
+        """Plan files, commits and version.json stay, as they were written."""
+        for name, (stamp, digest) in list(self._once.items()):
+            if name not in self.files:
+                yield Problem("changed", f"{name} was there and is gone.")
+            elif self.files[name] != stamp and hashlib.sha256(self._read_once(name)).hexdigest() != digest:
+                yield Problem("changed", f"{name} was written once and has changed.")
+
+    def _read_plans(self) -> Iterator[Problem]:
+        names = sorted(name for name in self.files if name.startswith("_plan/") and name.endswith(".parquet"))
+        numbers = [int(name[6:-8]) for name in names]
+        if numbers != list(range(1, len(numbers) + 1)):
+            yield Problem("plan", f"plan files {numbers} have a gap.")
+        for number, name in zip(numbers, names, strict=True):
+            if number not in self.plans:
+                self.plans[number] = read_plan(self._read_once(name), number)
+                yield from self._check_plan(number)
+
+    def _check_plan(self, number: int) -> Iterator[Problem]:
+        """Each row of an input version is in one shard of the plan file that plans it, and none is left out."""
+        rows: Counter[tuple[str, str, int]] = Counter()
+        for entry in self.plans[number]:
+            for span in entry.spans:
+                if entry.is_first:
+                    rows.update((span.uri, span.etag, position) for position in range(span.start, span.stop))
+        for uri, etag in {(span.uri, span.etag) for e in self.plans[number] if e.is_first for span in e.spans}:
+            if etag.startswith(MOVED) and not any(file == uri for file, _, _ in rows):
+                yield from self._check_move(number, uri, etag.removeprefix(MOVED))
+                continue
+            if (uri, etag) not in self.contents:
+                yield Problem("plan", f"{_short(uri)} {etag} is planned and was never there.")
+                continue
+            wanted = range(len(self.contents[uri, etag]))
+            if [rows[uri, etag, position] for position in wanted] != [1] * len(wanted):
+                yield Problem("plan", f"_plan/{number:06d}: rows of {_short(uri)} are not planned once each.")
+
+    def _check_move(self, number: int, uri: str, etag: str) -> Iterator[Problem]:
+        """A file whose rows count no more because it was moved: one of the same content is planned in its place."""
+        current = current_versions([entry for n in sorted(self.plans) if n <= number for entry in self.plans[n]])
+        content = self.contents.get((uri, etag))
+        if not any(
+            there == etag and self.contents.get((file, etag)) == content for file, (there, _) in current.items()
+        ):
+            yield Problem("plan", f"_plan/{number:06d}: {_short(uri)} ends as moved, and nothing has its rows.")
+
+    def _read_commits(self) -> Iterator[Problem]:
+        shards = {entry.shard: entry for plan in self.plans.values() for entry in plan}
+        for name in sorted(name for name in self.files if name.startswith("_commits/") and name.endswith(".json")):
+            shard = name[9:-5]
+            if shard in self.commits:
+                continue
+            if shard not in shards:
+                yield Problem("commit", f"{name} is of no planned shard.")
+                continue
+            commit = self.commits[shard] = read_commit(self._read_once(name), shards[shard])
+            wanted = Counter(shards[shard].identities())
+            if Counter(commit.samples.keys()) != wanted or commit.count != wanted.total():
+                yield Problem("commit", f"{name} has {commit.count} samples for {wanted.total()} planned ones.")
+            ends = Counter(outcome for _, outcome in commit.samples.values())
+            if {outcome: ends[outcome] for outcome in OUTCOMES} != commit.counts:
+                yield Problem("commit", f"{name} counts {commit.counts} and has {dict(ends)}.")
+
+    def _check_versions(self) -> Iterator[Problem]:
+        for number in self._numbers():
+            name = f"_versions/{number:06d}"
+            is_pruned = f"{name}/pruned.json" in self.files
+            if number in self.versions:
+                fields = self.versions[number].fields
+            else:
+                fields = json.loads(self._read_once(f"{name}/version.json"))
+            outcomes = outcomes_name(number, fields)
+            if is_pruned:
+                continue
+            if outcomes not in self.files:
+                yield Problem("file", f"version {number}: {outcomes} is missing.")
+                continue
+            yield from self._check_bytes(f"version {number}", outcomes, None, fields["outcomes_sha256"])
+            if number not in self.versions:
+                version = Published(number, fields, tuple(table_rows(self.objects.read(outcomes))))
+                yield from self._check_new(version)
+                self.versions[number] = version
+
+    def _check_new(self, version: Published) -> Iterator[Problem]:
+        """What a version says, once, when it is seen first."""
+        yield from self._check_samples(version)
+        yield from self._check_tables(version)
+        earlier = [self.versions[number] for number in sorted(self.versions) if number < version.number]
+        if earlier:
+            yield from _revised(earlier[-1], version)
+            if len(version.fields["plans"]) < len(earlier[-1].fields["plans"]):
+                yield Problem("older", f"version {version.number} has fewer plan files than {earlier[-1].number}.")
+
+    def _check_samples(self, version: Published) -> Iterator[Problem]:
+        plans = version.fields["plans"]
+        planned = [entry for number in plans if number in self.plans for entry in self.plans[number]]
+        if plans != list(range(1, len(plans) + 1)) or not set(plans) <= set(self.plans):
+            yield Problem("plan", f"version {version.number} has plans {plans}.")
+        current, expected = current_versions(planned), expected_samples(planned)
+        found: Counter[Identity] = Counter()
+        keys: dict[Key, set[str]] = defaultdict(set)  # a row -> the files that it comes from
+        spans = {(span.uri, span.etag): span for entry in planned for span in entry.spans}
+        for row in version.outcomes:
+            identity = row["uri"], row["etag"], row["position"], row["index"]
+            found[identity] += 1
+            name = f"version {version.number}: {row['id']} of {_short(row['uri'])} row {row['position']}"
+            if identity not in expected:
+                yield Problem("superseded", f"{name} does not count any more.")
+                continue
+            keys[self._key(spans[identity[:2]], row["position"])].add(row["uri"])
+            commit = self.commits.get(row["shard"])
+            if row["shard"] not in expected[identity]:
+                yield Problem("retry", f"{name} is of shard {row['shard']}, and {expected[identity]} makes it last.")
+            elif commit is None:
+                yield Problem("commit", f"{name} is of shard {row['shard']}, which has no commit.")
+            else:
+                identifier, outcome = commit.samples[identity]
+                if identifier != row["id"]:
+                    yield Problem("ids", f"{name} is {identifier} in its commit.")
+                if (outcome == "quarantined") != (row["outcome"] == "quarantined"):
+                    yield Problem("outcome", f"{name} is {row['outcome']}, and {outcome} in its commit.")
+                elif not version.refilter and not _follows(row, outcome):
+                    yield Problem("outcome", f"{name} is {row['outcome']} {row['reasons']}, {outcome} in its commit.")
+        for identity, times in found.items():
+            if times > 1:
+                yield Problem("doubled", f"version {version.number}: {times} times {_shown(identity)}.")
+        for identity in expected:
+            if identity not in found and not self._is_elsewhere(spans, identity, current, keys):
+                yield Problem("lost", f"version {version.number}: {_shown(identity)} is in no outcome.")
+        for name, times in Counter(row["id"] for row in version.outcomes).items():
+            if times > 1:
+                yield Problem("doubled", f"version {version.number}: {times} samples are called {name}.")
+        yield from self._doubled_rows(version)
+        best = version.fields["criteria"].get("keep_best") if version.refilter else None
+        kept = Counter(row["source"] for row in version.outcomes if row["outcome"] == "kept")
+        if best and max(kept.values(), default=0) > best["k"]:
+            yield Problem("criteria", f"version {version.number} keeps more than {best['k']} samples of a row.")
+        ends = Counter(row["outcome"] for row in version.outcomes)
+        if {outcome: ends[outcome] for outcome in OUTCOMES} != version.fields["counts"]:
+            yield Problem("counts", f"version {version.number} counts {version.fields['counts']}, has {dict(ends)}.")
+
+    def _key(self, span: Rows, position: int) -> Key:
+        """A row with an id is the same row in any file; one without is so where its default id and text are."""
+        row = self.contents[span.uri, span.etag][position]
+        return ("id", row.id) if row.id else ("default", f"{span.path}:{position}", row.text)
+
+    def _is_elsewhere(
+        self,
+        spans: Mapping[tuple[str, str], Rows],
+        identity: Identity,
+        current: Mapping[str, tuple[str, int]],
+        keys: Mapping[Key, set[str]],
+    ) -> bool:
+        """Whether the row of a sample is in the version from a file that was planned later: it has moved."""
+        uri, etag, position, _ = identity
+        others = keys.get(self._key(spans[uri, etag], position), set())
+        return any(current[other][1] > current[uri][1] for other in others if other != uri)
+
+    def _doubled_rows(self, version: Published) -> Iterator[Problem]:
+        """Rows that are there twice, once under an id that could not be read: a file that was moved, unchanged."""
+        known: set[tuple[str, int]] = set()  # (etag, position) whose id some commit has read
+        for commit in self.commits.values():
+            for (uri, etag, position, _), (name, _) in commit.samples.items():
+                row = self.contents[uri, etag][position]
+                if row.id and name.rsplit("/", 1)[0] == row.id:
+                    known.add((etag, position))
+        places: dict[tuple[str, int], set[str]] = defaultdict(set)
+        for row in version.outcomes:
+            if (row["etag"], row["position"]) in known:
+                identifier = self.contents[row["uri"], row["etag"]][row["position"]].id
+                places[str(identifier), row["index"]].add(row["uri"])
+        for (identifier, index), uris in places.items():
+            if len(uris) > 1:
+                named = ", ".join(sorted(map(_short, uris)))
+                yield Problem("doubled row", f"version {version.number}: {identifier}/{index} comes from {named}.")
+
+    def _check_tables(self, version: Published) -> Iterator[Problem]:
+        """The tables hold exactly the outcomes' rows, with the text that the input had."""
+        rows_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in version.outcomes:
+            rows_of[row["file"]].append(row)
+        named = {file["path"]: file for file in version.fields["files"]}
+        if rows_of.keys() != named.keys():
+            yield Problem("file", f"version {version.number}: outcomes and files name other tables.")
+        clouds = {cloud["path"] for file in named.values() for cloud in file.get("clouds", ())}
+        clouds |= {
+            each["path"] for commit in self.commits.values() for each in commit.objects if each["kind"] == "points"
+        }
+        for path in rows_of.keys() & named.keys() & self.files.keys():
+            table = table_rows(self.objects.read(path), COLUMNS)
+            ids = Counter(row["id"] for row in table)
+            if ids != Counter(row["id"] for row in rows_of[path]) or len(table) != named[path]["rows"]:
+                yield Problem("ids", f"version {version.number}: {path} holds {sorted(ids)}.")
+                continue
+            outcome_of = {row["id"]: row for row in rows_of[path]}
+            for row in table:
+                told = outcome_of[row["id"]]
+                text = self.contents[told["uri"], told["etag"]][told["position"]].text
+                if told["outcome"] != named[path]["outcome"]:
+                    yield Problem("outcome", f"version {version.number}: {row['id']} is {told['outcome']} in {path}.")
+                if told["outcome"] != "quarantined" and row["prompt"] != text:
+                    yield Problem("text", f"version {version.number}: {row['id']} has {row['prompt']!r}, not {text!r}.")
+                if (
+                    version.refilter
+                    and told["outcome"] != "quarantined"
+                    and not _is_by(version.fields["criteria"], row, told)
+                ):
+                    yield Problem(
+                        "criteria", f"version {version.number}: {row['id']} is {told['outcome']} against them."
+                    )
+                if told["outcome"] == "kept" and row["pointcloud"] not in clouds:
+                    yield Problem(
+                        "cloud", f"version {version.number}: nothing names {row['pointcloud']} of {row['id']}."
+                    )
+
+    def _check_objects(self) -> Iterator[Problem]:
+        """Every object that a commit or a retained version names is there, to the last byte."""
+        for commit in self.commits.values():
+            for each in commit.objects:
+                yield from self._check_bytes(f"commit {commit.shard}", each["path"], each["bytes"], each["sha256"])
+        for version in self.retained():
+            for file in version.fields["files"]:
+                for each in (file, *file.get("clouds", ())):
+                    yield from self._check_bytes(
+                        f"version {version.number}", each["path"], each["bytes"], each["sha256"]
+                    )
+
+    def _check_bytes(self, owner: str, path: str, size: int | None, sha256: str) -> Iterator[Problem]:
+        stamp = self.files.get(path)
+        if stamp is None:
+            yield Problem("file", f"{owner}: {path} is missing.")
+        elif size is not None and stamp[0] != size:
+            yield Problem("file", f"{owner}: {path} has {stamp[0]} bytes, not {size}.")
+        else:
+            if self._intact.get(path, ((0, ""), ""))[0] != stamp:
+                self._intact[path] = stamp, hashlib.sha256(self.objects.read(path)).hexdigest()
+            if self._intact[path][1] != sha256:
+                yield Problem("file", f"{owner}: {path} has another SHA-256.")
+
+
+def _revised(before: Published, after: Published) -> Iterator[Problem]:
+    """Decisions of a version that the next one changed, though no refilter set other criteria."""
+    if before.refilter != after.refilter:
+        return
+    now = after.decisions
+    for key, outcome in before.decisions.items():
+        if now.get(key, outcome) != outcome:
+            yield Problem(
+                "revised", f"{key[0]} was {outcome} in version {before.number}, is {now[key]} in {after.number}."
+            )
+
+
+def _follows(row: Mapping[str, Any], committed: str) -> bool:
+    """Whether an outcome can follow from the commit's, where no refilter has decided anew."""
+    return row["outcome"] == committed or (committed == "kept" and _lost_to_others(row))
+
+
+def _lost_to_others(row: Mapping[str, Any]) -> bool:
+    """Whether a sample is rejected by what needs the whole set."""
+    reasons = row["reasons"] or []
+    return row["outcome"] == "rejected" and all(r.startswith(("keep_best:", "near_duplicate:")) for r in reasons)
+
+
+def _is_by(criteria: Mapping[str, Any], row: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+    """Whether a sample is kept, or rejected, by the criteria that hold for the whole dataset."""
+    spans = [each["min_span"] for each in criteria["filters"] if each["kind"] == "depth_range"]
+    passes = row["quality"]["depth_span"] >= max(spans, default=0)
+    return passes if told["outcome"] == "kept" else (not passes or _lost_to_others(told))
+
+
+def _short(uri: str) -> str:
+    return "/".join(uri.split("/")[-2:])
+
+
+def _shown(identity: Identity) -> str:
+    return f"sample {identity[3]} of row {identity[2]} of {_short(identity[0])}"

@@ -1,0 +1,228 @@
+"""The account of histories finds what is planted, each fault by its kind, and nothing in a dataset that is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.chaos.history_account import Account
+from tests.chaos.ledger_account import Planned as PlannedRows
+from tests.chaos.ledger_account import Rows, expected_samples, read_plan
+from tests.chaos.objects import LocalObjects
+from tests.chaos.world import InputRow
+from tests.local_job import job_in
+
+Table = list[dict[str, Any]]
+ROWS = [
+    InputRow("r1", "a lamp"),
+    InputRow("r2", "FLAT"),
+    InputRow("r3", "NAN"),
+    InputRow("r4", "a chair"),
+    InputRow("r5", "a door"),
+]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job of one file with a published version: samples of all three outcomes."""
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "a.csv").write_text("id,prompt\n" + "".join(f"{row.id},{row.text}\n" for row in ROWS))
+    quality = {"filters": [{"kind": "depth_range", "min_span": 0.1}]}
+    job = job_in(
+        folder,
+        input={"uri": str(folder / "a.csv")},
+        quality=quality,
+        output={"points": {"format": "ply"}, "shard_rows": 8},
+    )
+    assert job.complete().counts == {"kept": 3, "rejected": 1, "quarantined": 1}
+    return folder
+
+
+@pytest.fixture
+def output(dataset: Path, tmp_path: Path) -> Path:
+    """A copy of it to plant faults in."""
+    shutil.copytree(dataset / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def account(dataset: Path, output: Path) -> Account:
+    """An account that has seen the copy as it was."""
+    found = (dataset / "a.csv").stat()
+    contents = {(str(dataset / "a.csv"), f"{found.st_size}-{found.st_mtime_ns}"): ROWS}
+    account = Account(LocalObjects(output), contents)
+    assert account.check() == []
+    return account
+
+
+def kinds(account: Account) -> set[str]:
+    return {problem.kind for problem in account.check()}
+
+
+def publish_forged(output: Path, forge: Callable[[Table, dict[str, Table]], None]) -> None:
+    """Write a second version: the first one's outcomes and tables (outcome -> rows), changed; hashes are right."""
+    version = json.loads((output / "_versions/000001/version.json").read_bytes())
+    outcomes = pq.read_table(output / "_versions/000001/outcomes.parquet")
+    paths = {file["outcome"]: file for file in version["files"]}
+    tables = {outcome: pq.read_table(output / file["path"]) for outcome, file in paths.items()}
+    rows, parts = outcomes.to_pylist(), {outcome: table.to_pylist() for outcome, table in tables.items()}
+    forge(rows, parts)
+    for outcome, part in parts.items():
+        file, schema = paths[outcome], tables[outcome].schema
+        if part != tables[outcome].to_pylist():
+            before, file["path"] = file["path"], file["path"].replace(".parquet", "-forged.parquet")
+            file |= _write(output / file["path"], pa.Table.from_pylist(part, schema=schema)) | {"rows": len(part)}
+            for row in rows:
+                row["file"] = file["path"] if row["file"] == before else row["file"]
+    version["files"] = [file for file in version["files"] if file["rows"]]
+    (output / "_versions/000002").mkdir()
+    written = _write(output / "_versions/000002/outcomes.parquet", pa.Table.from_pylist(rows, schema=outcomes.schema))
+    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in version["counts"]}
+    version |= {"number": 2, "outcomes_sha256": written["sha256"], "counts": counts}
+    (output / "_versions/000002/version.json").write_text(json.dumps(version))
+
+
+def _write(path: Path, table: pa.Table) -> dict[str, Any]:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    path.write_bytes(sink.getvalue())
+    return {"bytes": len(sink.getvalue()), "sha256": hashlib.sha256(sink.getvalue()).hexdigest()}
+
+
+def lose(rows: Table, tables: dict[str, Table]) -> None:
+    rows.remove(next(row for row in rows if row["outcome"] == "kept"))
+    del tables["kept"][0]
+
+
+def lose_from_table(rows: Table, tables: dict[str, Table]) -> None:
+    del tables["kept"][0]
+
+
+def double(rows: Table, tables: dict[str, Table]) -> None:
+    rows.append(next(row for row in rows if row["outcome"] == "kept"))
+    tables["kept"].append(tables["kept"][0])
+
+
+def rename(rows: Table, tables: dict[str, Table]) -> None:
+    next(row for row in rows if row["outcome"] == "kept")["id"] = tables["kept"][0]["id"] = "another/0"
+
+
+def change_winner(rows: Table, tables: dict[str, Table]) -> None:
+    loser = tables["kept"].pop(0)
+    tables["rejected"].append({**loser, "reasons": ["keep_best: x"]})
+    row, rejected = (next(r for r in rows if r["outcome"] == outcome) for outcome in ("kept", "rejected"))
+    row.update(outcome="rejected", reasons=["keep_best: x"], file=rejected["file"])
+
+
+def keep_a_reject(rows: Table, tables: dict[str, Table]) -> None:
+    row, kept = (next(r for r in rows if r["outcome"] == outcome) for outcome in ("rejected", "kept"))
+    tables["kept"].append({**tables["rejected"].pop(0), "pointcloud": tables["kept"][0]["pointcloud"]})
+    row.update(outcome="kept", reasons=[], file=kept["file"])
+
+
+def change_text(rows: Table, tables: dict[str, Table]) -> None:
+    tables["kept"][0]["prompt"] = "another text"
+
+
+def forget_cloud(rows: Table, tables: dict[str, Table]) -> None:
+    tables["kept"][0]["pointcloud"] = "pointclouds/none.ply"
+
+
+def nothing(rows: Table, tables: dict[str, Table]) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("forge", "kind"),
+    [
+        (nothing, set()),
+        (lose, {"lost"}),
+        (lose_from_table, {"ids"}),
+        (double, {"doubled"}),
+        (rename, {"ids"}),
+        (change_winner, {"revised"}),
+        (keep_a_reject, {"outcome", "revised"}),
+        (change_text, {"text"}),
+        (forget_cloud, {"cloud"}),
+    ],
+)
+def test_a_version_that_says_something_wrong_is_found(
+    output: Path, account: Account, forge: Callable[[Table, dict[str, Table]], None], kind: set[str]
+) -> None:
+    publish_forged(output, forge)
+    assert kinds(account) == kind
+
+
+@pytest.mark.parametrize("folder", ["data", "rejected", "quarantine", "pointclouds", "_versions"])
+@pytest.mark.parametrize("damage", ["missing", "short", "altered"])
+def test_a_file_that_is_not_what_was_written_is_found(output: Path, account: Account, folder: str, damage: str) -> None:
+    path = next(path for path in sorted((output / folder).rglob("*")) if path.suffix in (".parquet", ".ply"))
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "short":
+        path.write_bytes(data[:-1])
+    elif damage == "altered":
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert kinds(account) == {"file"}
+
+
+@pytest.mark.parametrize("name", ["_plan/*.parquet", "_commits/*.json", "_versions/000001/version.json"])
+def test_what_is_written_once_and_changes_is_found(output: Path, account: Account, name: str) -> None:
+    path = next(output.glob(name))
+    path.write_bytes(path.read_bytes() + b" ")
+    assert "changed" in kinds(account)
+    path.unlink()
+    assert "changed" in kinds(account)
+
+
+def test_a_pruned_version_may_lose_its_files(output: Path, account: Account) -> None:
+    publish_forged(output, nothing)
+    assert kinds(account) == set()
+    (output / "_versions/000001/pruned.json").write_text("{}")
+    (output / "_versions/000001/outcomes.parquet").unlink()
+    assert kinds(account) == set()
+
+
+def test_a_row_of_a_listed_file_that_no_version_has_is_found(output: Path, account: Account) -> None:
+    ((uri, etag),) = account.contents
+    assert list(account.check_end({uri: etag}, strict=False)) == []
+    account.contents = {**account.contents, (uri, "later"): ROWS}
+    assert {problem.kind for problem in account.check_end({uri: "later"}, strict=False)} == {"listed"}
+    (problem,) = account.check_end({uri: etag}, strict=True)
+    assert "stays quarantined" in problem.text
+
+
+def test_what_a_version_must_have_follows_from_the_plan() -> None:
+    """Of each file the version planned last, with its later rounds; of a retried sample the last retry."""
+
+    def shard(plan: int, name: str, etag: str, stop: int = 2, round_: int = 0, retry: int = 0) -> PlannedRows:
+        return PlannedRows(plan, name, round_, retry, (round_,), (Rows("/in/a", etag, "a", 0, stop),))
+
+    first = [shard(1, "s1", "e1"), shard(2, "s2", "e1", round_=1)]
+    assert expected_samples(first) == {("/in/a", "e1", n, i): {f"s{i + 1}"} for n in (0, 1) for i in (0, 1)}
+    retried = [*first, shard(3, "s3", "e1", stop=1, retry=1), shard(4, "s4", "e1", stop=1, retry=2)]
+    assert expected_samples(retried)["/in/a", "e1", 0, 0] == {"s4"}
+    assert expected_samples(retried)["/in/a", "e1", 1, 0] == {"s1"}
+    changed = [*retried, shard(5, "s5", "e2", stop=1)]
+    assert expected_samples(changed) == {("/in/a", "e2", 0, 0): {"s5"}}
+    emptied = [*changed, shard(6, "s6", "e3", stop=0)]
+    assert expected_samples(emptied) == {}
+    back = [*emptied, shard(7, "s1", "e1")]
+    assert expected_samples(back)["/in/a", "e1", 1, 0] == {"s1"}
+    assert len(expected_samples(back)) == 4, "the rounds of an input version that came back count again"
+
+
+def test_a_plan_file_is_read_as_the_engine_wrote_it(output: Path) -> None:
+    (entry,) = read_plan((output / "_plan/000001.parquet").read_bytes(), 1)
+    assert [(span.path, span.start, span.stop) for span in entry.spans] == [("a.csv", 0, len(ROWS))]
+    assert entry.is_first
+    assert len(list(entry.identities())) == len(ROWS)

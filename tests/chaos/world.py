@@ -1,0 +1,197 @@
+"""The input of a history: small files that people add, change, move, remove and restore; and all that was ever in them.
+
+    in/mon/a.csv   in/tue/a.csv   in/mon/d.jsonl   in/mon/c.txt ...      names are few, so that two folders share them
+
+Texts of rows say what becomes of them: FLAT is rejected by depth_range; NAN, RAISE and an empty one are quarantined;
+rows with the same TWIN get like images. A text file has no ids, a row of a table may lack its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FOLDERS = ("mon", "tue")
+NAMES = ("a.csv", "a.csv", "b.csv", "d.jsonl", "c.txt", "c.txt", "e.txt")
+SHOWN = {"all": ("in",), "mon": ("in/mon",), "tue": ("in/tue",), "both": ("in/mon", "in/tue")}  # input.uri
+CHANGES = ("add", "append", "edit", "move", "move and edit", "remove", "restore", "rewrite", "empty", "show")
+
+
+@dataclass(frozen=True)
+class InputRow:
+    """A row as it stands in a file; `id` is None in text files, "" where a table's row has none."""
+
+    id: str | None
+    text: str
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it cannot be made: no reader or model takes it."""
+        return not self.text or "RAISE" in self.text or "NAN" in self.text
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file holds, and its mtime, which no two contents share."""
+
+    rows: tuple[InputRow, ...]
+    mtime: int  # nanoseconds
+
+
+@dataclass
+class World:
+    """The input folder; every change is drawn from a seed of its own and from what the files are by then."""
+
+    folder: Path
+    files: dict[str, Content] = field(default_factory=dict)
+    past: list[tuple[str, Content]] = field(default_factory=list)  # what files were before a change
+    shown: str = "all"
+    contents: dict[tuple[str, str], tuple[InputRow, ...]] = field(default_factory=dict)  # (uri, etag) -> rows
+
+    @property
+    def uris(self) -> list[str]:
+        """`input.uri` of a job."""
+        return [str(self.folder / name) for name in SHOWN[self.shown]]
+
+    def listed(self) -> dict[str, str]:
+        """uri -> etag of the files that `input.uri` names."""
+        chosen = [n for n in self.files if any(f"in/{n}".startswith(f"{root}/") for root in SHOWN[self.shown])]
+        return {self.uri(name): self.etag(name) for name in sorted(chosen)}
+
+    def uri(self, name: str) -> str:
+        return str(self.folder / "in" / name)
+
+    def etag(self, name: str) -> str:
+        found = (self.folder / "in" / name).stat()
+        return f"{found.st_size}-{found.st_mtime_ns}"
+
+    def begin(self, seed: int) -> None:
+        """One file in each folder."""
+        draw = random.Random(f"{seed}/begin")
+        for folder in FOLDERS:
+            (self.folder / "in" / folder).mkdir(parents=True)
+            name = f"{folder}/{draw.choice(NAMES)}"
+            self._write(name, Content(_rows(draw, name, draw.randint(1, 4)), mtime_of(draw)))
+        self.shown = draw.choice(sorted(SHOWN))
+
+    def change(self, kind: str, seed: int) -> str:
+        """Make a change; returns what it was, in words."""
+        draw = random.Random(f"{seed}/{kind}")
+        if kind == "show":
+            self.shown = draw.choice(["all", *sorted(SHOWN)])
+            return f"input.uri is {', '.join(SHOWN[self.shown])}"
+        if kind == "add":
+            name = f"{draw.choice(FOLDERS)}/{draw.choice(NAMES)}"
+            return self._put(name, Content(_rows(draw, name, draw.randint(1, 5)), mtime_of(draw)))
+        if kind == "restore":
+            return self._restore(draw)
+        name = draw.choice(sorted(self.files))
+        content = self.files[name]
+        if kind in ("remove", "move", "move and edit") and self._is_only(name):
+            return f"{name} stays, the only file of its folder"
+        if kind in ("move", "move and edit"):
+            return self._move(draw, name, edit=kind != "move")
+        if kind == "remove":
+            self._drop(name)
+            return f"{name} is removed"
+        rows = content.rows
+        if kind == "append":
+            rows += _rows(draw, name, draw.randint(1, 2))
+        elif kind == "edit" and rows:
+            rows = _edited(draw, rows)
+        elif kind == "empty" and not name.endswith(".txt"):
+            rows = ()
+        return self._put(name, Content(rows, mtime_of(draw)))
+
+    def _put(self, name: str, content: Content) -> str:
+        if name in self.files:
+            self.past.append((name, self.files[name]))
+        self._write(name, content)
+        return f"{name} has now {[row.id or '-' for row in content.rows]}"
+
+    def _move(self, draw: random.Random, name: str, edit: bool) -> str:
+        folder, _, base = name.partition("/")
+        places = [f"{other}/{base}" for other in FOLDERS if other != folder]
+        places += [f"{each}/{other}" for each in FOLDERS for other in NAMES if Path(other).suffix == Path(base).suffix]
+        target = draw.choice([place for place in places if place != name])
+        content = self.files[name]
+        self._drop(name)
+        if edit:
+            content = Content(_edited(draw, content.rows), mtime_of(draw))
+        self._put(target, content)
+        return f"{name} is moved to {target}" + (" and edited" if edit else "")
+
+    def _restore(self, draw: random.Random) -> str:
+        """What a file was comes back, with its mtime; other files that have its rows by now go, most of the time."""
+        lost = [(name, content) for name, content in self.past if self.files.get(name) != content]
+        if not lost:
+            return "nothing is there to restore"
+        name, content = draw.choice(lost)
+        ids = {row.id for row in content.rows if row.id}
+        if draw.random() < 0.95:
+            for other in [n for n, c in self.files.items() if n != name and ids & {row.id for row in c.rows}]:
+                if not self._is_only(other):
+                    self._drop(other)
+        self._put(name, content)
+        return f"{name} is restored"
+
+    def _is_only(self, name: str) -> bool:
+        """Whether a file is the last one of its folder, which stays: a folder without files stops every run."""
+        folder = name.partition("/")[0]
+        return sum(other.startswith(f"{folder}/") for other in self.files) == 1
+
+    def _drop(self, name: str) -> None:
+        self.past.append((name, self.files.pop(name)))
+        (self.folder / "in" / name).unlink()
+
+    def _write(self, name: str, content: Content) -> None:
+        path = self.folder / "in" / name
+        temporary = self.folder / "new"
+        temporary.write_bytes(_bytes(name, content.rows))
+        os.utime(temporary, ns=(content.mtime, content.mtime))
+        os.replace(temporary, path)
+        self.files[name] = content
+        self.contents[self.uri(name), self.etag(name)] = content.rows
+
+
+def row_ids(contents: Mapping[tuple[str, str], Sequence[InputRow]], uri: str, etag: str) -> list[str | None]:
+    """The ids that the rows of an input version have in its file."""
+    return [row.id or None for row in contents[uri, etag]]
+
+
+def mtime_of(draw: random.Random) -> int:
+    """A time that no other content has."""
+    return 10**18 + draw.randrange(10**17)
+
+
+def _rows(draw: random.Random, name: str, count: int) -> tuple[InputRow, ...]:
+    rows = []
+    for _ in range(count):
+        text = f"w{draw.getrandbits(24):06x}"
+        words = ("FLAT", "NAN", "RAISE", "TWIN1", "TWIN2", "")
+        text += " " + draw.choices(words, (0.12, 0.04, 0.04, 0.12, 0.08, 0.6))[0]
+        if name.endswith(".txt"):
+            rows.append(InputRow(None, text.strip()))
+            continue
+        text = "" if draw.random() < 0.03 else text
+        rows.append(InputRow("" if draw.random() < 0.03 else f"r{draw.getrandbits(24):06x}", text.strip()))
+    return tuple(rows)
+
+
+def _edited(draw: random.Random, rows: tuple[InputRow, ...]) -> tuple[InputRow, ...]:
+    if not rows:
+        return rows
+    place = draw.randrange(len(rows))
+    return (*rows[:place], InputRow(rows[place].id, f"w{draw.getrandbits(24):06x} edited"), *rows[place + 1 :])
+
+
+def _bytes(name: str, rows: Sequence[InputRow]) -> bytes:
+    if name.endswith(".txt"):
+        return "".join(f"{row.text}\n" for row in rows).encode()
+    if name.endswith(".jsonl"):
+        return "".join(json.dumps({"id": row.id or None, "prompt": row.text}) + "\n" for row in rows).encode()
+    return ("id,prompt\n" + "".join(f"{row.id},{row.text}\n" for row in rows)).encode()
