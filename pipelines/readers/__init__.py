@@ -20,7 +20,12 @@ told in depth_maps.py, pictures in pictures.py.
 A row's id is its id column, where there is one, else "<relative path>:<row number>", also for a row that cannot be read
 so far. Whatever is wrong with a row makes it a BadRow and leaves its neighbours alone; a file that is damaged, gone or
 changed since it was planned gives BadRows for all its rows that could not be read. The store's own faults raise
-TransientError or StoreError: they are no property of a row.
+TransientError or StoreError: they are no property of a row. What is wrong with an address that a row gives is the
+row's, unless the table cannot be read any more either (row_addresses.py).
+
+Text is UTF-8, with or without a byte order mark; other encodings are refused where they can be told, and no id or
+prompt has a NUL. What could be read in two ways (a key or column that is there twice, a quote that is not closed) is
+refused.
 
 Ids, keys and prompts are data: no name of an object is made from them, so nothing in them can leave the output. Paths
 in a table may name any picture that this user may read in the same kind of store: run tables of strangers as a user who

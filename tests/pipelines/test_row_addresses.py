@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import s3fs
+from botocore.exceptions import ClientError
 from PIL import Image
+from s3fs.errors import translate_boto_error
 
 from jointdit.errors import InputError, StoreError, TransientError
-from pipelines.readers import check_columns, count_rows, list_files, read_rows
+from pipelines.readers import check_columns, count_rows, list_files, opening, read_rows
 from pipelines.records import BadRow, Row
 from pipelines.spec import DepthMaps, InputSpec
 
@@ -211,3 +213,25 @@ def test_a_store_that_is_down_is_no_bad_address(bucket: str, s3: Any, monkeypatc
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(TransientError):
         list(rows)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "is_about_the_address"),
+    [
+        ("KeyTooLongError", 400, True),
+        ("InvalidURI", 400, True),
+        ("PermanentRedirect", 301, True),
+        ("NotImplemented", 501, False),
+        ("RequestTimeout", 400, False),
+        ("OperationAborted", 409, False),
+        ("TooManyRequests", 429, False),
+        ("SlowDown", 503, False),
+        ("InternalError", 500, False),
+        ("NoSuchKey", 404, False),  # these two are explained by their own classes
+        ("AccessDenied", 403, False),
+    ],
+)
+def test_refusals_are_told_from_what_may_pass(code: str, status: int, is_about_the_address: bool) -> None:
+    response: Any = {"Error": {"Code": code, "Message": "x"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    answer = ClientError(response, "GetObject")
+    assert opening._is_refusal(translate_boto_error(answer)) is is_about_the_address
