@@ -125,7 +125,7 @@ def submit_to_ray(address: str, job: JobSpec, run_options: Sequence[str] = ()) -
 
     submission = ray_submission(job, run_options)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / SUBMITTED_SPEC).write_text(spec_yaml(job))
+        (Path(folder) / SUBMITTED_SPEC).write_text(spec_yaml(job), encoding="utf-8")
         try:
             client = JobSubmissionClient(address)
             return client.submit_job(

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from jobs.cli import app, main
 from jobs.kuberay.cluster_api import FIELD_MANAGER
-from jobs.kuberay.manifests import Deployment, as_yaml, manifests
+from jobs.kuberay.manifests import Deployment, as_yaml, manifests, name_of
 from jobs.kuberay.network import PORTS
 from jobs.kuberay.objects import Metadata
 from jobs.kuberay.pods import HOME, IMAGE, SPEC_FILE, SPEC_FOLDER, USER
-from jobs.kuberay.ray_job import RayJob
+from jobs.kuberay.ray_job import DNS_LABEL, LONGEST_NAME, RayJob
 from jointdit.errors import JointDiTError
 from pipelines.spec import load_spec
 from pipelines.spec_file import refuse_credentials
@@ -261,6 +261,16 @@ def test_what_cannot_run_there_is_one_sentence(
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
+
+
+def test_names_in_any_script_give_names_of_their_own() -> None:
+    given = ["größe", "grüße", "数据", "数", "👩‍🎨", "\u202eשלום", "e\u0301", "é", "ü" * 200, "a\tü\n"]
+    names = [name_of(load_spec(SPEC, [f"name={json.dumps(name, ensure_ascii=False)}"])) for name in given]
+    assert len(set(names)) == len(given)
+    for name in names:
+        assert DNS_LABEL.fullmatch(name)
+        assert len(name) + len("-xxxxx") <= LONGEST_NAME
+    assert name_of(load_spec(SPEC, ["name=Nightly, indoor"])) == "nightly-indoor"
 
 
 def test_a_ray_cluster_is_asked_for_the_same_run() -> None:
