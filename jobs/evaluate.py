@@ -209,7 +209,9 @@ def _write_report(
         "ensemble": sizes.ensemble,
     }
     report = {"settings": said, "tables": [table.as_json() for table in tables], "details": details}
-    (settings.output / "report.json").write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
+    (settings.output / "report.json").write_text(
+        json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     path = settings.output / "report.md"
-    path.write_text(markdown_report(f"Evaluation of {name}", tables, f"{NOT_COMPARABLE}\n"))
+    path.write_text(markdown_report(f"Evaluation of {name}", tables, f"{NOT_COMPARABLE}\n"), encoding="utf-8")
     return path

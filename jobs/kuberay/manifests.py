@@ -13,6 +13,7 @@ entrypoint is `jointdit run --if-idle`.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -221,11 +222,16 @@ def as_yaml(objects: Sequence[KubernetesObject]) -> str:
 def name_of(spec: JobSpec) -> str:
     """The spec's name as Kubernetes takes it: lower case, - for what it does not know.
 
+    A name with other than ASCII letters gets a digest of the whole: what is left of it may be the same for others.
+
     Raises:
         SpecError: nothing is left of it, or it is too long.
     """
     name = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")
     longest = LONGEST_NAME - len("-xxxxx")
+    if not spec.name.isascii():
+        digest = hashlib.sha256(spec.name.encode()).hexdigest()[:8]
+        name = f"{name[: longest - 9].strip('-') or 'job'}-{digest}"
     if not DNS_LABEL.fullmatch(name) or len(name) > longest:
         raise SpecError(
             f"name {spec.name!r} gives {name!r}, which is no name for a RayJob: give at most {longest} lower-case "

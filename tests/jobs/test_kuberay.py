@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from jobs.cli import app, main
 from jobs.kuberay.cluster_api import FIELD_MANAGER
-from jobs.kuberay.manifests import Deployment, as_yaml, manifests
+from jobs.kuberay.manifests import Deployment, as_yaml, manifests, name_of
 from jobs.kuberay.network import PORTS
 from jobs.kuberay.objects import Metadata
 from jobs.kuberay.pods import HOME, IMAGE, SPEC_FILE, SPEC_FOLDER, USER
-from jobs.kuberay.ray_job import RayJob
+from jobs.kuberay.ray_job import DNS_LABEL, LONGEST_NAME, RayJob
 from jointdit.errors import JointDiTError, SpecError
 from pipelines.notify import ADDRESS_VARIABLE, SECRET_VARIABLE
 from pipelines.spec import load_spec
@@ -300,6 +300,16 @@ def test_the_address_of_a_webhook_goes_to_a_cluster_by_the_name_of_its_variable(
         app, ["submit", SPEC, "--ray", "http://h:1", "--dry-run", "--set", "notify.webhook=http://h/x"]
     )
     assert isinstance(refused.exception, SpecError)
+
+
+def test_names_in_any_script_give_names_of_their_own() -> None:
+    given = ["größe", "grüße", "数据", "数", "👩‍🎨", "\u202eשלום", "e\u0301", "é", "ü" * 200, "a\tü\n"]
+    names = [name_of(load_spec(SPEC, [f"name={json.dumps(name, ensure_ascii=False)}"])) for name in given]
+    assert len(set(names)) == len(given)
+    for name in names:
+        assert DNS_LABEL.fullmatch(name)
+        assert len(name) + len("-xxxxx") <= LONGEST_NAME
+    assert name_of(load_spec(SPEC, ["name=Nightly, indoor"])) == "nightly-indoor"
 
 
 def test_a_ray_cluster_is_asked_for_the_same_run() -> None:
