@@ -100,14 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in os.environ.keys() - KEPT:
         del os.environ[name]  # the engine looks for secrets in each, again and again
     importlib.metadata.version = functools.cache(importlib.metadata.version)
-    if options.mutant:
-        MUTANTS[options.mutant]()
     started, failed = time.monotonic(), 0
     states: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     versions = played = 0
     with _root(options.seed) as root, _store(options.s3):
         rehearse(root / "rehearsal")
+        if options.mutant:
+            MUTANTS[options.mutant]()
         for told in _play_all(options, root):
             played += 1
             versions += told["versions"]
@@ -155,9 +155,10 @@ def _root(seed: int) -> Iterator[Path]:
     """Where the histories of a seed take place, in memory if possible: always the same, because shard ids hash it."""
     memory = Path("/dev/shm")
     root = (memory if memory.is_dir() else Path(tempfile.gettempdir())) / f"jointdit-histories-{os.getuid()}-{seed}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    with (root / "lock").open("w") as lock:
+    with (Path(tempfile.gettempdir()) / f"{root.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run of this seed is waited for
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(mode=0o700)
         try:
             yield root
         finally:

@@ -83,8 +83,7 @@ class Account:
             yield Problem("end", "no version is published.")
             return
         latest = versions[-1]
-        if latest.fields["plans"] != sorted(self.plans):
-            yield Problem("end", f"version {latest.number} has plans {latest.fields['plans']} of {sorted(self.plans)}.")
+        yield from self._check_samples(latest, sorted(self.plans))  # also of plan files that change nothing
         where = defaultdict(set)
         for row in latest.outcomes:
             where[row["uri"], row["etag"], row["position"]].add(row["outcome"])
@@ -192,7 +191,11 @@ class Account:
 
     def _check_new(self, version: Published) -> Iterator[Problem]:
         """What a version says, once, when it is seen first."""
-        yield from self._check_samples(version)
+        plans = version.fields["plans"]
+        if plans != list(range(1, len(plans) + 1)) or not set(plans) <= set(self.plans):
+            yield Problem("plan", f"version {version.number} has plans {plans}.")
+            return
+        yield from self._check_samples(version, plans)
         yield from self._check_tables(version)
         earlier = [self.versions[number] for number in sorted(self.versions) if number < version.number]
         if earlier:
@@ -200,11 +203,9 @@ class Account:
             if len(version.fields["plans"]) < len(earlier[-1].fields["plans"]):
                 yield Problem("older", f"version {version.number} has fewer plan files than {earlier[-1].number}.")
 
-    def _check_samples(self, version: Published) -> Iterator[Problem]:
-        plans = version.fields["plans"]
-        planned = [entry for number in plans if number in self.plans for entry in self.plans[number]]
-        if plans != list(range(1, len(plans) + 1)) or not set(plans) <= set(self.plans):
-            yield Problem("plan", f"version {version.number} has plans {plans}.")
+    def _check_samples(self, version: Published, plans: Sequence[int]) -> Iterator[Problem]:
+        """Each sample that these plan files expect is in one place of a version, and no other is."""
+        planned = [entry for number in plans for entry in self.plans[number]]
         current, expected = current_versions(planned), expected_samples(planned)
         found: Counter[Identity] = Counter()
         keys: dict[Key, set[str]] = defaultdict(set)  # a row -> the files that it comes from
