@@ -42,13 +42,13 @@ class RowIndex:
 def check_encoding(stream: BinaryIO, uri: str) -> None:
     """Leave a stream at its begin. Raises RowError where its text is UTF-16 or UTF-32, whose lines are cut elsewhere.
 
-    Without a byte order mark it is told by NULs: every second byte of European text is one.
+    Without a byte order mark it is told by NULs: nearly every second byte of European text is one.
     """
     head = stream.read(LOOKED_AT_BYTES)
     stream.seek(0)
     found = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
     pairs = len(head) // 2
-    if found is None and max(head[0::2].count(0), head[1::2].count(0)) > pairs / 4:
+    if found is None and max(head[0::2].count(0), head[1::2].count(0)) >= max(1, pairs / 2):
         found = "UTF-16 or UTF-32"
     if found is not None and pairs:
         raise RowError(f"{uri} is {found} text: write it again as UTF-8.")

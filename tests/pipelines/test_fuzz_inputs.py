@@ -113,4 +113,4 @@ def test_some_files_at_random(kind: str, folder: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", NAMES)
 def test_hundreds_of_files_at_random(kind: str, folder: Path) -> None:
-    check_many(kind, range(20, 4000 if kind == "damaged" else 600), folder)
+    check_many(kind, range(20, 4000 if kind == "damaged" else 1500), folder)
