@@ -307,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:
             if interrupted:
                 return INTERRUPTED
-            if debug or not isinstance(error, (JointDiTError, OSError, *network_errors())):
+            if debug or not isinstance(error, network_errors(JointDiTError, OSError)):
                 raise
             print(f"Error: {_sentence(error)}", file=sys.stderr)
             return 1

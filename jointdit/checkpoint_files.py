@@ -44,7 +44,7 @@ def told_as_model_error(what: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except (*LOAD_ERRORS, *network_errors()) as error:
+    except network_errors(*LOAD_ERRORS) as error:
         raise ModelError(f"{what} ({_one_line(error)}).") from error
 
 

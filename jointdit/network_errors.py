@@ -27,7 +27,7 @@ ROOTS = {
     "urllib.error": ("URLError",),
     "urllib3.exceptions": ("HTTPError",),
 }
-OF_SYSTEM: tuple[type[BaseException], ...] = (
+OF_SYSTEM: tuple[type[Exception], ...] = (
     ConnectionError,
     TimeoutError,
     socket.gaierror,
@@ -36,9 +36,9 @@ OF_SYSTEM: tuple[type[BaseException], ...] = (
 )
 
 
-def network_errors() -> tuple[type[BaseException], ...]:
-    """What the system and the libraries that are loaded raise when a server does not answer as it should."""
-    found = list(OF_SYSTEM)
+def network_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What the system and the loaded libraries raise when a server does not answer as it should; and `others`."""
+    found = [*others, *OF_SYSTEM]
     for module, names in ROOTS.items():
         if loaded := sys.modules.get(module):
             found += [getattr(loaded, name) for name in names if hasattr(loaded, name)]

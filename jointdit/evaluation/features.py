@@ -82,7 +82,7 @@ class TransformersFeatures(nn.Module):
             self.network = network.eval().requires_grad_(False)
         except ModelError:
             raise
-        except (OSError, ValueError, ImportError, KeyError, *network_errors()) as error:
+        except network_errors(OSError, ValueError, ImportError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(
                 f"{path}: neither an Inception-v3 safetensors file nor a vision model of transformers ({reason})."

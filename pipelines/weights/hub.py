@@ -67,7 +67,7 @@ def find(what: str, name: str, revision: str | None) -> Repository:
         raise _gated(what, name) from None
     except RevisionNotFoundError:
         raise ModelError(f"{what}: the hub has no revision {revision} of it: give a commit, tag or branch.") from None
-    except (HFValidationError, OSError, *network_errors()) as error:
+    except network_errors(HFValidationError, OSError) as error:
         if (cached := _cached(name, revision)) is not None:
             reason = network_reason(error)
             logger.warning("%s: the hub's cache has commit %s, which is used: %s", what, cached.commit[:12], reason)
@@ -105,7 +105,7 @@ def check_access(what: str, name: str, found: Repository, names: list[str]) -> N
         HfApi(token=token()).auth_check(name)
     except (GatedRepoError, RepositoryNotFoundError):
         raise _gated(what, name, found.terms) from None
-    except (OSError, *network_errors()) as error:
+    except network_errors(OSError) as error:
         raise TransientError(
             f"{what}: the hub does not say whether it may be read ({network_reason(error)})."
         ) from error
@@ -129,7 +129,7 @@ def download(what: str, name: str, commit: str, files: tuple[PinnedFile, ...]) -
         folder = Path(snapshot_download(name, revision=commit, allow_patterns=patterns, token=token()))
     except (GatedRepoError, RepositoryNotFoundError):
         raise _gated(what, name) from None
-    except (OSError, *network_errors()) as error:
+    except network_errors(OSError) as error:
         raise TransientError(f"{what}: cannot be downloaded from the hub now ({network_reason(error)}).") from error
     if missing := [file.name for file in files if not (folder / file.name).is_file()]:
         raise ModelError(f"{what}: the hub has no {missing[0]} at {commit}: correct the revision.")
@@ -148,7 +148,7 @@ def range_reader(what: str, name: str, commit: str) -> Callable[[str, int, int],
         try:
             data: bytes = files.cat_file(f"{name}@{commit}/{file}", start=start, end=stop)
             return data
-        except (EntryNotFoundError, OSError, *network_errors()) as error:
+        except network_errors(EntryNotFoundError, OSError) as error:
             reason = network_reason(error)
             raise TransientError(f"{what}: {file} cannot be read from the hub now ({reason}).") from error
 
