@@ -33,7 +33,7 @@ format: setup ## repair what ruff can repair
 	$(BIN)/ruff format .
 
 test: setup ## every test but the slow ones, in two processes: most of them wait
-	@tests/install_chromium.sh
+	@tests/install_tools.sh
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## the slow ones

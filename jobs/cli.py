@@ -1,11 +1,13 @@
 """The command line: one short function a command. `jointdit --help` lists them.
 
-Everything heavy is imported inside the commands, so that help and mistakes are answered at once. An error of ours is
-one sentence on stderr and exit code 1; `--debug`, anywhere on the line, shows its traceback.
+Everything heavy is imported inside the commands, so that help and mistakes are answered at once. An error of ours, of
+the system or of the network is one sentence on stderr and exit code 1; `--debug`, anywhere on the line, shows its
+traceback. Any other error is a bug, and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from jobs.export import export
 from jobs.interruption import INTERRUPTED, noting_interruptions
 from jobs.submit import submit
 from jointdit.errors import JointDiTError
+from jointdit.network_errors import network_errors, network_reason
 from pipelines.safe_text import mask_secrets, printable
 
 app = typer.Typer(
@@ -293,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for an error of ours, 2 for wrong usage, 130 after Ctrl-C."""
     if arguments is None:
         arguments, sys.excepthook = sys.argv[1:], _print_traceback
+        _print_any_text()
     words = list(arguments)
     debug = "--debug" in words
     with noting_interruptions() as interrupted:
@@ -303,11 +307,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:
             if interrupted:
                 return INTERRUPTED
-            if debug or not isinstance(error, JointDiTError | OSError):
+            if debug or not isinstance(error, (JointDiTError, OSError, *network_errors())):
                 raise
             print(f"Error: {_sentence(error)}", file=sys.stderr)
             return 1
     return 0
+
+
+def _print_any_text() -> None:
+    """Names and texts come in all scripts, and a terminal's encoding may not have them: it shows escapes then."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -319,6 +330,8 @@ def _sentence(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror.lower()}: check the path and the rights to it"
+    elif not isinstance(error, JointDiTError) and isinstance(error, network_errors()):
+        text = f"a server cannot be used ({network_reason(error)}): check the network and the server's address"
     text = printable(mask_secrets(" ".join(text.split())))
     return text if text.endswith((".", "!", "?")) else f"{text}."
 

@@ -7,6 +7,7 @@ metrics of each benchmark image.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from jointdit.evaluation.tables import ResultTable, markdown_report, without_nan
 from pipelines.model import load_pipeline
 from pipelines.spec import ModelSpec
 from pipelines.spec_file import first_sentence
+from pipelines.weights.addresses import parse_address
+from pipelines.weights.node_cache import local_path
+from pipelines.weights.pins import pin
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
@@ -143,8 +147,8 @@ def _load_networks(settings: EvaluationSettings) -> tuple[FeatureNetwork | str |
 
     check_installed()
     features = settings.features
-    loaded = features if features in (None, "vae") else load_features(features)
-    return loaded, None if settings.clip is None else load_clip(settings.clip)
+    loaded = features if features in (None, "vae") else load_features(_local("--features", features))
+    return loaded, None if settings.clip is None else load_clip(_local("--clip", settings.clip))
 
 
 def _load_baselines(settings: EvaluationSettings) -> list[TransformersDepth]:
@@ -156,7 +160,20 @@ def _load_baselines(settings: EvaluationSettings) -> list[TransformersDepth]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     space: Any = settings.baseline_space
-    return [TransformersDepth(path, device, space) for path in settings.baselines]
+    return [TransformersDepth(_local("--baseline", name), device, space) for name in settings.baselines]
+
+
+def _local(option: str, name: str) -> str:
+    """The folder of a model of transformers; a hub name is pinned and downloaded, as that of the model itself is.
+
+    transformers would look for each file at the hub for most of a minute before it says that there is no network.
+    """
+    from jointdit.evaluation.features import PICKLES
+
+    with contextlib.suppress(ValueError):  # which the pin explains
+        if Path(name).suffix in PICKLES or parse_address(name).kind == "local":
+            return name
+    return str(local_path(pin(option, name, "model")))
 
 
 def _load_model(settings: EvaluationSettings) -> tuple[JointDiTPipeline, str]:
@@ -192,7 +209,9 @@ def _write_report(
         "ensemble": sizes.ensemble,
     }
     report = {"settings": said, "tables": [table.as_json() for table in tables], "details": details}
-    (settings.output / "report.json").write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
+    (settings.output / "report.json").write_text(
+        json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     path = settings.output / "report.md"
-    path.write_text(markdown_report(f"Evaluation of {name}", tables, f"{NOT_COMPARABLE}\n"))
+    path.write_text(markdown_report(f"Evaluation of {name}", tables, f"{NOT_COMPARABLE}\n"), encoding="utf-8")
     return path

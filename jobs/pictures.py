@@ -7,6 +7,7 @@ view of the points are the assumptions of `output.points` in a job spec.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from jointdit.pipeline import JointDiTOutput
 
 POINTS = PointsSpec()
+NAME_BYTES = 180  # of a file system's 255: seed and ending follow
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,10 @@ def _refuse_file(folder: Path) -> None:
 def _refuse_empty(prompt: str) -> None:
     if not prompt.strip():
         raise InputError("the prompt is empty: say what the picture shows.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise InputError("the prompt is not valid Unicode: give it in UTF-8.") from None
 
 
 def _refuse_not_finite(out: JointDiTOutput) -> None:
@@ -207,8 +213,10 @@ def _read(path: Path) -> bytes:
 
 
 def _name_of(prompt: str) -> str:
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
-    return words[:60].rstrip("-") or "picture"
+    """The prompt's letters and digits, of any script, as a file's name: other prompts have other names."""
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", prompt.lower())).strip("-")
+    words = words[:60].encode()[:NAME_BYTES].decode(errors="ignore")
+    return words.rstrip("-") or "picture"
 
 
 def _write_picture(folder: Path, name: str, rgb: NDArray[np.uint8]) -> Path:

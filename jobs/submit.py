@@ -38,6 +38,9 @@ def submit(
         str | None, typer.Option(help="Kubernetes: the image of infra/docker, at best by its digest.")
     ] = None,
     namespace: Annotated[str, typer.Option(help="Kubernetes: where the objects go.")] = "jointdit",
+    operator_namespace: Annotated[
+        str, typer.Option(help="Kubernetes: where KubeRay's operator runs, which alone reaches the dashboard.")
+    ] = "kuberay-system",
     gpus: Annotated[int, typer.Option(min=0, help="Kubernetes: GPUs on demand, at most.")] = 4,
     spot_gpus: Annotated[int, typer.Option(min=0, help="Kubernetes: GPUs of the spot pool, at most.")] = 4,
     tasks_on_head: Annotated[
@@ -86,6 +89,7 @@ def submit(
         spot_gpus=spot_gpus,
         schedule=schedule,
         tasks_on_head=tasks_on_head,
+        operator_namespace=operator_namespace,
         run_options=run_options,
     )
     objects = manifests(job, deployment)
@@ -125,7 +129,7 @@ def submit_to_ray(address: str, job: JobSpec, run_options: Sequence[str] = ()) -
 
     submission = ray_submission(job, run_options)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / SUBMITTED_SPEC).write_text(spec_yaml(job))
+        (Path(folder) / SUBMITTED_SPEC).write_text(spec_yaml(job), encoding="utf-8")
         try:
             client = JobSubmissionClient(address)
             return client.submit_job(
@@ -140,7 +144,7 @@ def submit_to_ray(address: str, job: JobSpec, run_options: Sequence[str] = ()) -
 
 
 def spec_yaml(job: JobSpec) -> str:
-    """The spec as a YAML file."""
+    """The spec as a YAML file. Raises SpecError where it has the webhook's address itself."""
     from jobs.kuberay.yaml_text import yaml_text
 
-    return yaml_text(job.as_given())
+    return yaml_text(job.as_sent())

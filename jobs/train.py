@@ -12,7 +12,14 @@ from pydantic import BaseModel, ValidationError
 from jointdit.errors import SpecError
 from jointdit.training.spec import AblationSpec, TrainSpec
 from pipelines.spec import as_tuples
-from pipelines.spec_file import apply_overrides, first_sentence, read_yaml, refuse_credentials
+from pipelines.spec_file import (
+    apply_overrides,
+    first_sentence,
+    read_yaml,
+    refuse_credentials,
+    refuse_unusable,
+    shown_value,
+)
 from pipelines.training.spec import AdapterJob
 
 RECIPES: dict[str, type[BaseModel]] = {
@@ -29,10 +36,11 @@ def load_train_spec(path: Path, overrides: Sequence[str] = ()) -> TrainSpec | Ad
         SpecError: one sentence on the first thing that is wrong.
     """
     data: dict[str, Any] = apply_overrides(read_yaml(path), overrides)
+    refuse_unusable(data)
     refuse_credentials(data)
     recipe = data.get("recipe", "tiny")
-    if recipe not in RECIPES:
-        raise SpecError(f"recipe {recipe!r} in {path} is unknown: choose one of {', '.join(RECIPES)}.")
+    if not isinstance(recipe, str) or recipe not in RECIPES:
+        raise SpecError(f"recipe {shown_value(recipe)} in {path} is unknown: choose one of {', '.join(RECIPES)}.")
     kind = RECIPES[recipe]
     try:
         spec = kind.model_validate(as_tuples(data))

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jointdit.errors import ModelError
+from jointdit.network_errors import network_errors
 
 FilePath = str | os.PathLike[str]
 # What the loaders raise at configurations that are damaged or of something else.
@@ -43,7 +44,7 @@ def told_as_model_error(what: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except LOAD_ERRORS as error:
+    except (*LOAD_ERRORS, *network_errors()) as error:
         raise ModelError(f"{what} ({_one_line(error)}).") from error
 
 
@@ -164,6 +165,13 @@ def model_type(name: FilePath) -> str | None:
         raise ModelError(f"{folder}: config.json is missing, give a model saved with save_pretrained.")
     with told_as_model_error(f"{path}: is no configuration of transformers, save the model again"):
         return str(json.loads(path.read_text())["model_type"])
+
+
+def model_name(path: FilePath) -> str:
+    """What tables call a model: the last part of its path; of a snapshot in the hub's cache, that of its repository."""
+    folder = Path(path)
+    is_snapshot = folder.parent.name == "snapshots"
+    return folder.parent.parent.name.rpartition("--")[2] if is_snapshot else folder.name
 
 
 def load_tokenizer(folder: FilePath) -> PreTrainedTokenizerBase:

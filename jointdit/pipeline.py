@@ -31,6 +31,7 @@ from jointdit.latents import (
     text_position_ids,
     unpack_latents,
 )
+from jointdit.network_errors import network_errors
 from jointdit.pixels import (
     check_disparities,
     check_images,
@@ -353,7 +354,7 @@ def _checkpoint_folder(name: FilePath | None, kwargs: dict[str, Any]) -> Path:
             raise ModelError(f"{folder}: there is no such folder, give a model saved with save_pretrained.")
         try:
             folder = Path(DiffusionPipeline.download(str(name), use_safetensors=True, **options))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, *network_errors()) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"{name}: neither a folder here nor to be had from the hub ({reason}).") from error
     if not (folder / "model_index.json").is_file():

@@ -23,7 +23,7 @@ def normalise(uri: str) -> str:
     """Give a uri its one spelling: an absolute local path, or scheme://bucket/key without a trailing slash.
 
     Raises:
-        ValueError: another kind of store, memory://, or an address without a bucket.
+        ValueError: another kind of store, memory://, an address without a bucket, or one that no store can have.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:
@@ -36,9 +36,26 @@ def normalise(uri: str) -> str:
         )
     if scheme not in SCHEMES:
         raise ValueError(f"{scheme}:// is not a store this can use: give a local path, s3://, gs:// or abfs://")
+    if reason := impossible(rest, scheme):
+        raise ValueError(f"{uri!r} {reason}: correct the address")
+    if SCHEMES[scheme] != "file" and rest.startswith("/"):
+        raise ValueError(f"{uri!r} has no bucket after ://: give {scheme}://bucket/prefix")
     if SCHEMES[scheme] == "file":
         return os.path.abspath(os.path.expanduser(rest))
     return f"{SCHEMES[scheme]}://{rest.rstrip('/')}"
+
+
+def impossible(path: str, scheme: str) -> str:
+    """Why no file or object can be asked for by this path, as the end of a sentence; empty where one can."""
+    try:
+        os.fsencode(path) if SCHEMES[scheme] == "file" else path.encode()
+    except UnicodeEncodeError:
+        return "is not valid UTF-8"
+    if "\0" in path:
+        return "has a NUL character"
+    if SCHEMES[scheme] == "s3" and "?versionId=" in path:  # s3fs cuts it off, and gives another object
+        return "has ?versionId=, and versions of an object cannot be read"
+    return ""
 
 
 def is_inside(uri: str, folder: str) -> bool:

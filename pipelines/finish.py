@@ -14,6 +14,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import pyarrow as pa
 
 from jointdit.depth import plan_fit, restore_size, source_window
 from jointdit.errors import TransientError
@@ -31,7 +34,7 @@ from pipelines.ledger import (
     sha256,
 )
 from pipelines.quality import Filter, decide, load_filters, measure
-from pipelines.read import ShardRows, source_disparity
+from pipelines.read import ShardRows, SourceRow, cut_by_bytes, read_again, source_disparity, without_arrays
 from pipelines.records import Row, SampleResult
 from pipelines.row_boundary import explain_row_failure
 from pipelines.sinks.geometry import geometry_of, point_cloud
@@ -81,9 +84,8 @@ def finish_shard(
     for result in results:
         if result.sample.id in unfinishable:
             result.error = result.error or "the process died each time this sample was scored and encoded."
-    complete(context, rows, results)
     writes: list[float] = []
-    objects = write_objects(context, entry.shard.id, token, results, writes)
+    objects = write_objects(context, entry.shard.id, token, rows, results, writes)
     commit = Commit(
         shard=entry.shard.id,
         token=token,
@@ -117,12 +119,14 @@ def finish_shard(
 def try_finish(context: RunContext, samples: frozenset[str], rows: ShardRows, *parts: Sequence[SampleResult]) -> None:
     """Score and encode some of a shard's samples and throw the bytes away: does the process survive it?"""
     results = [result for part in parts for result in part if result.sample.id in samples]
-    complete(context, rows, results)
-    _encode_all(context, results, {})
-    if context.spec.output.points.as_files:
-        for result in results:
-            if outcome_of(result) == "kept":
-                _encode_points(context, result)
+    for chunk in cut_by_bytes(rows, results):
+        complete(context, rows, chunk)
+        _encode_all(context, chunk, {})
+        if context.spec.output.points.as_files:
+            for result in chunk:
+                if outcome_of(result) == "kept":
+                    _encode_points(context, result)
+        _let_go(chunk)
 
 
 def _throw_away(storage: Storage, objects: Sequence[StoredObject]) -> None:
@@ -153,12 +157,15 @@ def _in_order(results: Iterable[SampleResult], entry: PlannedShard) -> list[Samp
 def complete(context: RunContext, rows: ShardRows, results: Iterable[SampleResult]) -> None:
     """Give each result its source row, the source's size, its scores and the filters' decision, or its error."""
     filters = load_filters(context.spec.quality.filters)
-    sources = {(source.row.uri, source.row.position): source.row for source in rows.rows}
+    sources = {(source.row.uri, source.row.position): source for source in rows.rows}
+    last: tuple[SourceRow, Row] | None = None  # samples of one row follow each other
     for result in results:
         if result.error is None:
             try:
                 source = sources[result.sample.row.uri, result.sample.row.position]
-                _complete(context, result, source, filters)
+                if last is None or last[0] is not source:
+                    last = source, read_again(context, source)
+                _complete(context, result, last[1], filters)
             except Exception as error:  # noqa: BLE001 - the boundary of a row
                 _fail(result, error, "scoring it")
 
@@ -197,15 +204,45 @@ def write_objects(
     context: RunContext,
     shard: str,
     token: str,
+    rows: ShardRows,
     results: Sequence[SampleResult],
     writes: list[float] | None = None,
 ) -> list[StoredObject]:
-    """Write an attempt's point clouds and tables under names of its own; `writes` gets the seconds that it took."""
+    """Complete an attempt's results, and write its point clouds and tables under names of its own.
+
+    It goes chunk by chunk, so that few arrays at the source's size are there at once; each result loses its own.
+    `writes` gets the seconds that writing took.
+    """
     writes = [] if writes is None else writes
     attempt = f"{shard}-{token}"
+    objects: list[StoredObject] = []
+    encoded: dict[Outcome, list[Encoded]] = {outcome: [] for outcome in OUTCOMES}
+    chunks, first = cut_by_bytes(rows, results), 0
+    for chunk in chunks:
+        complete(context, rows, chunk)
+        tables, points = _write_chunk(context, attempt, first, chunk, writes)
+        objects += points
+        for outcome, made in tables.items():
+            encoded[outcome].append(made if len(chunks) == 1 else made._replace(data=b""))
+        first += len(chunk)
+        _let_go(chunk)
+    started = time.monotonic()
+    for outcome, parts in encoded.items():
+        if parts:
+            data = parts[0].data or table_bytes(pa.concat_tables([part.table for part in parts]))
+            name = f"{FOLDERS[outcome]}/{attempt}.parquet"
+            objects.append(store(context.storage, name, data, sum(part.rows for part in parts), outcome))
+    writes.append(time.monotonic() - started)
+    return objects
+
+
+def _write_chunk(
+    context: RunContext, attempt: str, first: int, results: Sequence[SampleResult], writes: list[float]
+) -> tuple[dict[Outcome, Encoded], list[StoredObject]]:
+    """(tables, point clouds that were written) of results that are complete; `first` is the number of the first."""
     names: dict[str, str] = {}
     if context.spec.output.points.as_files:
-        kept_ones = ((number, r) for number, r in enumerate(results) if outcome_of(r) == "kept")
+        kept_ones = ((number, r) for number, r in enumerate(results, first) if outcome_of(r) == "kept")
         names = {r.sample.id: f"pointclouds/{attempt}/{number:05d}.ply" for number, r in kept_ones}
     tables = _encode_all(context, results, names)  # before any point cloud: who cannot be encoded must not have one
     with ThreadPoolExecutor(WRITERS) as pool:
@@ -217,35 +254,51 @@ def write_objects(
     objects = [stored for stored in made if stored is not None]
     if len(objects) < len(kept):
         tables = _encode_all(context, results, names)
-    started = time.monotonic()
-    for outcome, (rows, data) in tables.items():
-        objects.append(store(context.storage, f"{FOLDERS[outcome]}/{attempt}.parquet", data, rows, outcome))
-    writes.append(time.monotonic() - started)
-    return objects
+    return tables, objects
+
+
+def _let_go(results: Iterable[SampleResult]) -> None:
+    """Drop the arrays of results that are encoded."""
+    for result in results:
+        result.rgb = result.disparity = None
+        result.sample = replace(result.sample, row=without_arrays(result.sample.row))
+
+
+class Encoded(NamedTuple):
+    """Samples of one outcome."""
+
+    rows: int
+    table: pa.Table
+    data: bytes  # the table as a Parquet file
 
 
 def _encode_all(
     context: RunContext, results: Sequence[SampleResult], pointclouds: Mapping[str, str]
-) -> dict[Outcome, tuple[int, bytes]]:
-    """(rows, Parquet file) of each outcome that there is; who cannot be encoded joins the last, the quarantined."""
-    tables: dict[Outcome, tuple[int, bytes]] = {}
+) -> dict[Outcome, Encoded]:
+    """The samples of each outcome that there is; who cannot be encoded joins the last, the quarantined."""
+    tables: dict[Outcome, Encoded] = {}
     for outcome in OUTCOMES:
         chosen = [result for result in results if outcome_of(result) == outcome]
         if not chosen:
             continue
         try:
-            data = table_bytes(encode_samples(chosen, context.spec, outcome, pointclouds))
+            tables[outcome] = _encode(context, chosen, outcome, pointclouds)
         except TransientError:
             raise
         except Exception:
             if outcome == "quarantined" or not _isolate(context, chosen, outcome, pointclouds):
                 raise  # not about one row
             chosen = [result for result in chosen if result.error is None]
-            if not chosen:
-                continue
-            data = table_bytes(encode_samples(chosen, context.spec, outcome, pointclouds))
-        tables[outcome] = (len(chosen), data)
+            if chosen:
+                tables[outcome] = _encode(context, chosen, outcome, pointclouds)
     return tables
+
+
+def _encode(
+    context: RunContext, chosen: Sequence[SampleResult], outcome: Outcome, pointclouds: Mapping[str, str]
+) -> Encoded:
+    table = encode_samples(chosen, context.spec, outcome, pointclouds)
+    return Encoded(len(chosen), table, table_bytes(table))
 
 
 def _isolate(

@@ -5,7 +5,9 @@ An object is deleted only if it can never be named any more:
     of an attempt      its shard has a commit, which is final, and neither the commit nor a version names it
     of a publisher     its version's number is taken, which is final, and no version names it
     a half-written     (local folders) the same of the name that it was to have, and an hour has passed, so that no
-    file               attempt which is about to lose is disturbed
+    file               attempt which is about to lose is disturbed; in the ledger the hour alone is enough, because a
+                       writer that comes back is told that it failed, and writes again
+    a probe            of a driver that was killed while it probed the store an hour ago
 
 So a shard without a commit and a number that is not taken keep all they have, however old: their writers may be at
 work. A minimum age is a condition on top, never the reason: what a new version borrows is old.
@@ -34,9 +36,12 @@ from pipelines.storage import ObjectInfo, Storage
 DELETERS = 16
 WRITING_SECONDS = 3600.0  # longer than any write of one file takes
 # <folder>/<shard>-<token>..., or -v<version>-<token>-<hash> of a publisher (without a token in outputs of format 1)
-NAME = re.compile(r"[a-z]+/(?P<shard>[0-9a-f]+)-(?:v(?P<version>\d+)-(?:[0-9a-f]+-)?)?[0-9a-f]+[./]")
+NAME = re.compile(
+    r"[a-z]+/(?P<shard>[0-9a-f]+)-(?:v(?P<version>\d+)-(?:[0-9a-f]+-)?)?[0-9a-f]+(?:\.parquet|\.ply|/[^/]+\.ply)"
+)
 OF_A_VERSION = re.compile(r"_versions/(?P<version>\d{6,})/(?:outcomes|held)(?:-[0-9a-f]+)?\.parquet")
 MINIMUM_AGE_SECONDS = 3600.0
+LEDGER = ("_plan", "_commits", "_crashes", "_versions", "_leases", "_reports", "_rollup")
 
 
 @dataclass(frozen=True)
@@ -66,17 +71,19 @@ def collect_garbage(uri: str, older_than_seconds: float = MINIMUM_AGE_SECONDS, d
     folders = (*FOLDERS.values(), "pointclouds")
     listed = [each for folder in folders for each in storage.list(folder)]
     listed += [each for each in storage.list("_versions") if OF_A_VERSION.fullmatch(each.path)]
-    halves = [pair for folder in (*folders, "_versions") for pair in storage.unfinished(folder)]
+    halves = [pair for folder in folders for pair in storage.unfinished(folder)]
+    left = [half for folder in LEDGER for half, _ in storage.unfinished(folder)] + storage.list("_probe")
     taken, versions = _versions(storage)
     commits = ledger.read_commits(ledger.committed())
     named = {stored.path for commit in commits.values() for stored in commit.objects}
     named |= {path for version in versions for path in version.paths}
-    now = _store_time(storage) if older_than_seconds > 0 or halves else math.inf
+    now = _store_time(storage) if older_than_seconds > 0 or halves or left else math.inf
     orphans = [each for each in listed if each.path not in named]
     final = [each for each in orphans if is_decided(each.path, commits, taken)]
     objects = [each for each in final if each.modified <= now - older_than_seconds]
     oldest = now - max(older_than_seconds, WRITING_SECONDS)
     objects += [half for half, name in halves if half.modified <= oldest and is_decided(name, commits, taken)]
+    objects += [each for each in left if each.modified <= oldest]
     if not dry_run:
         with ThreadPoolExecutor(DELETERS) as pool:
             list(pool.map(lambda each: storage.delete(each.path), objects))
@@ -101,7 +108,7 @@ def _versions(storage: Storage) -> tuple[set[int], list[Version]]:
 
 def is_decided(path: str, commits: Mapping[str, Commit], taken: Collection[int]) -> bool:
     """Whether what an object was written for has been decided, so that nothing new can come to name it."""
-    match = NAME.match(path) or OF_A_VERSION.fullmatch(path)
+    match = NAME.fullmatch(path) or OF_A_VERSION.fullmatch(path)
     if match is None:
         return False  # no name of ours
     if match["version"] is not None:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from jointdit.errors import JointDiTError
+from pipelines import ledger_names
 from pipelines.ledger import FORMAT, new_token, now, parse
 from pipelines.storage import Storage
 
@@ -105,14 +106,16 @@ def find_live(
 
 
 def read_leases(storage: Storage) -> list[Lease]:
-    """All leases, in no order that matters; one that cannot be read is none."""
+    """All leases, in no order that matters; one that cannot be read is none, nor is a copy under another name."""
     leases = []
-    for name in storage.names(FOLDER, ".json"):
+    for name in ledger_names.in_folder(storage, FOLDER):
         try:
-            fields = parse(storage.read_bytes(f"{FOLDER}/{name}"), name)
-            leases.append(Lease(**{key: fields[key] for key in Lease.__dataclass_fields__}))
+            fields = parse(storage.read_bytes(_name(name["token"])), name[0])
+            lease = Lease(**{key: fields[key] for key in Lease.__dataclass_fields__})
         except (FileNotFoundError, KeyError, JointDiTError):
             continue  # its driver has just ended, or another version wrote it
+        if lease.token == name["token"] and isinstance(lease.counter, int):
+            leases.append(lease)
     return leases
 
 

@@ -7,7 +7,8 @@
     _versions/000001/version.json    a published version (publish.py)
 
 All of them are create-only (storage.py), so drivers and attempts may race and die at any time: the first write stands,
-and everybody reads the same. Nothing else is kept anywhere: resume = plan minus commits.
+and everybody reads the same. Nothing else is kept anywhere: resume = plan minus commits. Files of other names are
+passed over (ledger_names.py).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jointdit.errors import PermanentError, StoreError
+from pipelines import ledger_names
 from pipelines.fingerprint import Fingerprint, check_same, code_version
 from pipelines.parquet_bytes import read_parquet
 from pipelines.plan_tables import PLAN_SCHEMA, is_first, rows_of, table_of
@@ -154,10 +156,22 @@ class Commit:
             objects = tuple(StoredObject(**each) for each in fields["objects"])
             rest = {key: fields[key] for key in ("shard", "token", "code", "host", "finished", "seconds")}
             return cls(objects=objects, samples=samples, **rest)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(
                 f"{name} is damaged ({type(error).__name__}: {error}): restore it from a backup."
             ) from error
+
+
+def open_output(uri: str, single_writer: bool = False) -> Storage:
+    """The storage of an output. What `--single-writer` said when its job was started holds for every later command.
+
+    Raises:
+        StoreError: the store refuses, or `_job.json` is damaged.
+    """
+    storage = Storage(uri, single_writer)
+    if not single_writer:
+        storage.single_writer = Ledger(storage).is_single_writer()
+    return storage
 
 
 class Ledger:
@@ -206,7 +220,18 @@ class Ledger:
         except FileNotFoundError:
             raise StoreError(f"{self.storage.uri} holds no job: there is no _job.json; check the address.") from None
         fields.setdefault("sources", {})  # jobs of earlier versions have none
+        if missing := Job.__dataclass_fields__.keys() - fields:
+            what = f"{self.storage.uri_of('_job.json')} has no {min(missing)}"
+            raise StoreError(f"{what}, so it is damaged: restore it from a backup.")
+        for record in (fields["spec"], fields["resolved"]):
+            record.pop("notify", None)  # earlier code wrote it, and the address may be a secret
         return Job(**{name: fields[name] for name in Job.__dataclass_fields__})
+
+    def is_single_writer(self) -> bool:
+        """Whether this output's job was started with `--single-writer`; False where there is no job yet."""
+        with explained(self.storage.uri, at_start=True):
+            exists = self.storage.exists("_job.json")
+        return exists and self.read_job().single_writer
 
     def recorded_sources(self) -> dict[str, dict[str, Any]]:
         """Where the weights of this output's job came from; empty where there is no job yet."""
@@ -216,7 +241,7 @@ class Ledger:
 
     def plan_numbers(self) -> list[int]:
         """Numbers of the plan files, in order."""
-        return [int(name.removesuffix(".parquet")) for name in self.storage.names("_plan", ".parquet")]
+        return sorted(int(name["number"]) for name in ledger_names.in_folder(self.storage, "_plan"))
 
     def append_plan(self, number: int, shards: Sequence[PlannedShard]) -> None:
         """Write a plan file. Raises AlreadyExists where another driver was first with other shards."""
@@ -261,7 +286,7 @@ class Ledger:
 
     def committed(self) -> set[str]:
         """Ids of the shards that have a commit; one listing."""
-        return {name.removesuffix(".json") for name in self.storage.names("_commits", ".json")}
+        return {name["shard"] for name in ledger_names.in_folder(self.storage, "_commits")}
 
     def is_committed(self, shard: str) -> bool:
         """Whether a shard has a commit."""
@@ -299,7 +324,7 @@ class Ledger:
         """Add a crash record to a shard's."""
         data = _json({**record, "token": new_token(), "at": now(), "format": FORMAT})
         while True:
-            number = 1 + max(self._crash_numbers(shard), default=0)
+            number = 1 + max(self.crash_numbers(shard), default=0)
             try:
                 self.storage.create_bytes(f"_crashes/{shard}/{number}.json", data)
                 return
@@ -308,15 +333,27 @@ class Ledger:
 
     def crashes(self, shard: str) -> list[dict[str, Any]]:
         """The crash records of a shard, in order."""
-        names = [f"_crashes/{shard}/{number}.json" for number in self._crash_numbers(shard)]
-        return [parse(self.storage.read_bytes(name), name) for name in names]
+        names = [f"_crashes/{shard}/{number}.json" for number in self.crash_numbers(shard)]
+        records = [parse(self.storage.read_bytes(name), name) for name in names]
+        for name, record in zip(names, records, strict=True):
+            if "stage" not in record:
+                raise StoreError(
+                    f"{self.storage.uri_of(name)} has no stage, so it is damaged: restore it from a backup."
+                )
+        return records
 
-    def _crash_numbers(self, shard: str) -> list[int]:
-        return sorted(int(name.removesuffix(".json")) for name in self.storage.names(f"_crashes/{shard}", ".json"))
+    def crash_numbers(self, shard: str) -> list[int]:
+        """Numbers of the crash records of a shard, in order."""
+        names = (f"{shard}/{name}" for name in self.storage.names(f"_crashes/{shard}"))
+        return sorted(int(name["number"]) for name in ledger_names.matches("_crashes", names))
 
     def shards_with_crashes(self) -> set[str]:
         """Ids of the shards that ever took a worker down; one listing."""
-        return {name.split("/")[0] for name in self.storage.names("_crashes", ".json")}
+        return {name["shard"] for name in ledger_names.in_folder(self.storage, "_crashes")}
+
+    def foreign_names(self) -> list[str]:
+        """What lies in the ledger's folders and was not put there by this system, printable, sorted."""
+        return ledger_names.foreign_names(self.storage)
 
 
 def new_token() -> str:
@@ -349,7 +386,7 @@ def parse(data: bytes, name: str, formats: Sequence[int] = (FORMAT,)) -> dict[st
     """A ledger object's fields. Raises StoreError where it is damaged, PermanentError where its format is another."""
     try:
         fields = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{name} is not valid JSON: restore it from a backup.") from error
     if not isinstance(fields, dict) or fields.get("format") not in formats:
         found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__

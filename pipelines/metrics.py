@@ -4,6 +4,11 @@ Ray exports them on every node, at the port that `ray start --metrics-export-por
 and `_total` after that of a counter. The driver tells all of them, from what tasks and workers report to it: so a task
 that was lost, or ran twice, is not counted, and counts are those of the ledger.
 
+A driver exports every series from its start, counters as 0: Prometheus takes the first value that it sees as the
+beginning, so a series that appeared with its first event would hide that event from `increase`, and an alert that
+compares with an absent series would never fire. Each driver has series of its own (Ray's label `WorkerId`). When a
+driver ends, its gauges vanish within seconds, and its counters stay until the node's Ray ends.
+
 `infra/monitoring/` reads them; a test holds its names against these.
 """
 
@@ -11,8 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
+from urllib.parse import quote
 
+from pipelines.faults import Kind
 from pipelines.ledger import OUTCOMES
 
 if TYPE_CHECKING:
@@ -21,11 +28,13 @@ if TYPE_CHECKING:
     from pipelines.usage import Usage
 
 STAGES = ("read", "generate", "finish")
+RETRY_KINDS = (*get_args(Kind), "straggler")
+VISIBLE_ASCII = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric. `labels` beside `dataset`, the job's name, which all have."""
+    """One metric. `labels` beside `dataset`, the job's name (see `label_value`), which all have."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -61,7 +70,7 @@ Values = Mapping[tuple[Measure, str], float]  # (measure, value of its label or 
 def values_of(
     progress: Progress, usage: Usage, price: PriceSpec, workers: Mapping[str, int], shards: Mapping[str, int]
 ) -> Values:
-    """The state of a run; `workers` and `shards` by their state. Labels that may come up are told from the start."""
+    """The state of a run; `workers` and `shards` by their state. Every label value is there from the start."""
     values: dict[tuple[Measure, str], float] = {
         **{(SAMPLES, outcome): progress.counts[outcome] for outcome in OUTCOMES},
         (SHARDS, ""): progress.shards,
@@ -69,7 +78,7 @@ def values_of(
         **{(STAGE_SECONDS, stage): progress.seconds_of[stage] for stage in STAGES},
         (WORKER_SECONDS, "held"): usage.held_seconds,
         (WORKER_SECONDS, "busy"): usage.busy_seconds,
-        **{(RETRIES, kind): count for kind, count in progress.retries.items()},
+        **{(RETRIES, kind): progress.retries[kind] for kind in RETRY_KINDS},
         **{(WORKERS, state): workers.get(state, 0) for state in ("up", "starting", "leaving")},
         **{(QUEUE, state): shards.get(state, 0) for state in ("waiting", "in_flight")},
         (PLANNED, ""): progress.planned,
@@ -79,13 +88,18 @@ def values_of(
     return {key: float(value) for key, value in values.items()}
 
 
+def label_value(text: str) -> str:
+    """A text as the value of a label: Ray takes ASCII only, so other characters and % are percent-encoded as UTF-8."""
+    return quote(text, safe=VISIBLE_ASCII, errors="surrogatepass")
+
+
 class Metrics:
     """Tells Ray the state of a run, again and again; needs a Ray that is connected."""
 
     def __init__(self, dataset: str) -> None:
         from ray.util.metrics import Counter, Gauge
 
-        self._dataset = dataset
+        self._dataset = label_value(dataset)
         kinds = {"counter": Counter, "gauge": Gauge}
         self._metrics: dict[Measure, Any] = {
             each: kinds[each.kind](each.name, each.description, ("dataset", *each.labels)) for each in MEASURES
@@ -93,11 +107,14 @@ class Metrics:
         self._told: dict[tuple[Measure, str], float] = {}
 
     def tell(self, values: Values) -> None:
-        """Tell the totals; of counters Ray is told what has come since the last time."""
+        """Tell the totals; of counters Ray is told what has come since the last time, 0 included the first time."""
         for (measure, label), value in values.items():
             tags = {"dataset": self._dataset, **dict(zip(measure.labels, (label,), strict=False))}
             if measure.kind == "gauge":
                 self._metrics[measure].set(value, tags)
-            elif (more := value - self._told.get((measure, label), 0.0)) > 0:
-                self._metrics[measure].inc(more, tags)
+                continue
+            before = self._told.get((measure, label))
+            if before is None or value > before:
+                # Not `inc`, which refuses 0: then a counter would not exist before its first event.
+                self._metrics[measure]._record(value - (before or 0.0), tags)
                 self._told[measure, label] = value

@@ -21,7 +21,6 @@ for the whole dataset: from then on they hold for what is made later too, and sp
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -45,6 +44,7 @@ from pipelines.ledger import (
     parse,
     sha256,
 )
+from pipelines.ledger_names import versions_in
 from pipelines.parquet_bytes import read_parquet
 from pipelines.spec import JobSpec, QualitySpec, as_tuples, load_spec
 from pipelines.storage import AlreadyExists, Storage
@@ -53,7 +53,6 @@ from pipelines.version_files import Attempt, Before, VersionFile, ends_of, write
 PUBLISH_ATTEMPTS = 100
 VERSION_FORMATS = (1, 2)  # of version.json; 2 names its outcomes, which format 1 has under a fixed name
 PRUNED = "pruned.json"
-NAME = re.compile(r"(?P<number>\d{6,})/(?P<object>version|pruned)\.json")
 OUTCOMES_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -305,9 +304,9 @@ class Listing:
 
 def version_listing(storage: Storage) -> Listing:
     """List the versions once. Names that are not of this ledger are passed over."""
-    matches = [match for name in storage.names("_versions", ".json") if (match := NAME.fullmatch(name))]
-    numbers = {kind: {int(m["number"]) for m in matches if m["object"] == kind} for kind in ("version", "pruned")}
-    return Listing(tuple(sorted(numbers["version"])), frozenset(numbers["pruned"]))
+    found = versions_in(storage)
+    published = tuple(number for number, parts in found.items() if "version.json" in parts)
+    return Listing(published, frozenset(number for number, parts in found.items() if PRUNED in parts))
 
 
 def read_latest(storage: Storage) -> Version | None:
@@ -334,6 +333,7 @@ def read_version(storage: Storage, number: int) -> Version:
         fields["outcomes"] = _outcomes_in_format_1(number)
         fields["held_outcomes"] = _outcomes_in_format_1(fields["held"]) if fields.get("held") else ""
     del fields["token"], fields["format"]
+    fields["spec"].pop("notify", None)  # earlier code wrote it, and the address may be a secret
     return Version(files=files, plans=plans, **fields)
 
 

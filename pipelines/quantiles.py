@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import FiniteFloat, TypeAdapter
 
-from jointdit.errors import SpecError, StoreError
+from jointdit.errors import SpecError, StoreError, TransientError
 from pipelines.quality import FILTERS, Filter
+from pipelines.safe_text import shown_message
 from pipelines.storage import Storage
 
 FILE = "calibration.json"
@@ -42,7 +44,7 @@ class Calibration:
 
     samples: int  # with pixels
     quarantined: int
-    scores: dict[str, list[float]]  # finite ones, sorted
+    scores: dict[str, list[FiniteFloat]]  # finite ones, sorted
     fingerprint: dict[str, Any]  # of the job whose samples they are
     created: str
     format: int = FORMAT
@@ -56,20 +58,26 @@ class Calibration:
         storage.write_bytes(FILE, (json.dumps(asdict(self)) + "\n").encode())
 
 
+CALIBRATION = TypeAdapter(Calibration)
+
+
 def read_calibration(uri: str) -> Calibration:
     """The calibration of a folder. Raises SpecError where there is none, or what is there is damaged."""
     try:
         fields = json.loads(Storage(uri).read_bytes(FILE))
         if fields["format"] != FORMAT:
             raise ValueError(fields["format"])
-        return Calibration(**fields)
+        return CALIBRATION.validate_python(fields)
     except FileNotFoundError:
         raise SpecError(
-            f"quality.calibration {uri} holds no {FILE}: make it with `jointdit calibrate`, or correct the address."
+            f"quality.calibration {shown_message(uri)} holds no {FILE}: make it with `jointdit calibrate`, or "
+            "correct the address."
         ) from None
-    except (ValueError, TypeError, KeyError, StoreError) as error:
+    except TransientError as error:
+        raise TransientError(shown_message(f"quality.calibration: {error}")) from None
+    except (ValueError, TypeError, KeyError, RecursionError, StoreError, OSError) as error:
         raise SpecError(
-            f"quality.calibration {uri}: {FILE} cannot be read ({type(error).__name__}): make it again."
+            f"quality.calibration {shown_message(uri)}: {FILE} cannot be read ({type(error).__name__}): make it again."
         ) from None
 
 
@@ -104,7 +112,10 @@ def resolve_quantiles(quality: Any) -> Any:
     if not isinstance(quality, Mapping) or not isinstance(quality.get("filters"), list | tuple):
         return quality
     filters = [dict(each) if isinstance(each, Mapping) else each for each in quality["filters"]]
-    records = [each for each in quality.get("calibrated") or () if _is_about(filters, each)]
+    known = quality.get("calibrated") or ()
+    if not isinstance(known, list | tuple):
+        return quality
+    records = [each for each in known if _is_about(filters, each)]
     for position, setting in enumerate(filters):
         if isinstance(setting, dict) and str(setting.get("kind")) in FILTERS:
             for field, value in setting.items():

@@ -1,5 +1,7 @@
 """Rows -> samples: what to generate, at the model's size, in parts of at most a batch. A bad row is set aside alone.
 
+A shard holds a bounded number of bytes of its sources, whatever its images are: what is beyond is read a second time.
+
 A shard of n samples always gives ceil(n / batch_size) parts (the last ones may be empty), so that the driver can submit
 the whole chain before anything is read. Parts are cut from the samples in order of their size in pixels, so most of
 them hold one size.
@@ -21,7 +23,7 @@ from jointdit.errors import RowError
 from pipelines.context import RunContext
 from pipelines.ledger import PlannedShard
 from pipelines.readers import read_rows
-from pipelines.records import BadRow, Content, Row, Sample, SampleResult
+from pipelines.records import BadRow, Content, Row, Sample, SampleResult, Span
 from pipelines.row_boundary import explain_row_failure
 from pipelines.spec import EncodeSpec, PrepareSpec
 
@@ -49,14 +51,20 @@ class Isolation:
 
 
 NO_ISOLATION = Isolation()
+HELD_BYTES = 1 << 30  # of source arrays that a shard keeps from read to finish, and that finish has at once
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as read, with its place in the shard; its arrays are at the source's size."""
+    """A row as read, with its place in the shard; its arrays are at the source's size.
+
+    Beyond HELD_BYTES of a shard it comes without arrays, and finish reads it again: `again` is where.
+    """
 
     span: int
     row: Row
+    bytes: int = 0  # of its arrays, also of those that it comes without
+    again: Span | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ def read_shard(
     rows: list[SourceRow] = []
     failed: list[SampleResult] = []
     samples: list[Sample] = []
+    held = 0
     for span, found in _rows(context, entry, isolation):
         fitted = _fit(context, found)
         for sample in _samples_of(context, entry, fitted if isinstance(fitted, Sample) else found):
@@ -89,9 +98,15 @@ def read_shard(
                 )
             else:
                 sample.rgb, sample.disparity, sample.content = fitted.rgb, fitted.disparity, fitted.content
-                samples.append(replace(sample, row=_without_arrays(sample.row)))
+                samples.append(replace(sample, row=without_arrays(sample.row)))
         if isinstance(found, Row) and isinstance(fitted, Sample):
-            rows.append(SourceRow(span, found))
+            size = _source_bytes(found)
+            if held + size <= HELD_BYTES:
+                held += size
+                rows.append(SourceRow(span, found, size))
+            else:
+                place = replace(entry.shard.spans[span], start=found.position, stop=found.position + 1)
+                rows.append(SourceRow(span, without_arrays(found), size, place))
     trusted, suspects = cut_parts(samples, context.spec.model.batch_size, isolation.suspects)
     alone = isolation.suspected(entry.samples)
     suspects += [[] for _ in range(alone - len(suspects))]
@@ -212,9 +227,39 @@ def _samples_of(context: RunContext, entry: PlannedShard, found: Sample | Row | 
         yield Sample(id=f"{row.id}/{index}", row=row, index=index, round=entry.shard.round, seed=seed)
 
 
-def _without_arrays(row: Row) -> Row:
+def without_arrays(row: Row) -> Row:
     """What the worker needs of a row; the rest goes to finish directly."""
     return replace(row, rgb=None, depth=None, depth_valid=None, rgb_bytes=None)
+
+
+def _source_bytes(row: Row) -> int:
+    arrays = (row.rgb, row.depth, row.depth_valid)
+    return sum(array.nbytes for array in arrays if array is not None) + len(row.rgb_bytes or b"")
+
+
+def read_again(context: RunContext, source: SourceRow) -> Row:
+    """The row with its arrays. Raises RowError where it cannot be read any more."""
+    if source.again is None:
+        return source.row
+    (row,) = read_rows(source.again, source.again.start, source.again.stop, context.spec.input, context.spec.reading)
+    if isinstance(row, BadRow):
+        raise RowError(row.error)
+    return row
+
+
+def cut_by_bytes(rows: ShardRows, results: Sequence[SampleResult]) -> list[list[SampleResult]]:
+    """The results in their order, in chunks whose rows have HELD_BYTES of source arrays at most."""
+    sizes = {(source.row.uri, source.row.position): source.bytes for source in rows.rows}
+    chunks: list[list[SampleResult]] = []
+    left = 0
+    for result in results:
+        size = sizes.get((result.sample.row.uri, result.sample.row.position), 0)
+        if not chunks or size > left:
+            chunks.append([])
+            left = HELD_BYTES
+        chunks[-1].append(result)
+        left -= size
+    return chunks
 
 
 def try_rows(context: RunContext, entry: PlannedShard, span: int, start: int, stop: int) -> None:

@@ -21,7 +21,7 @@ from jointdit.errors import PermanentError, SpecError
 from pipelines import about
 from pipelines.counting import CountedSample
 from pipelines.decisions import Criteria, Decided, Key, Verdict, agree, by_scores, lacking, read_facts, settle
-from pipelines.ledger import Commit, Ledger
+from pipelines.ledger import Commit, Ledger, open_output
 from pipelines.publish import Decision, Version, publish_decision, read_latest, read_version, verdicts, version_numbers
 from pipelines.spec import JobSpec, load_spec
 from pipelines.spec_file import apply_overrides
@@ -55,7 +55,7 @@ def refilter(uri: str, overrides: Sequence[str] = (), spec_file: Path | None = N
         SpecError: an override of something else, or of something that is no filter.
         PermanentError: the job is not finished, or samples lack a score that the criteria need.
     """
-    storage = Storage(uri)
+    storage = open_output(uri)
     ledger = Ledger(storage)
     ledger.read_job()
     if read_latest(storage) is None:

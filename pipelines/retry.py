@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pipelines.counting import Counting
 from pipelines.decisions import is_over_the_set
 from pipelines.fingerprint import digest
-from pipelines.ledger import Job, Ledger, Outcome, PlannedShard
+from pipelines.ledger import Job, Ledger, Outcome, PlannedShard, open_output
 from pipelines.plan import append, cut_rows, next_number, row_of, with_id
 from pipelines.publish import read_latest, verdicts
 from pipelines.records import Shard, Span
-from pipelines.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def plan_retry(uri: str, outcomes: Collection[Outcome]) -> RetryPlan:
     Raises:
         StoreError: there is no job.
     """
-    storage = Storage(uri)
+    storage = open_output(uri)
     ledger = Ledger(storage)
     job = ledger.read_job()
     counts: Counter[str] = Counter()

@@ -17,9 +17,10 @@ def explain_row_failure(error: Exception, what: str) -> tuple[str, str]:
     """(one sentence, traceback) for the quarantine of a row. `what` was being done to it, "encoding" say.
 
     Raises:
-        the error itself, where it is about the store or the job; TransientError where the machine has no room left.
+        the error itself, where it is about the store or the job, and a MemoryError, which may be about the node: the
+        shard is tried again, and the row is searched for if it goes on. TransientError where the machine has no room.
     """
-    if isinstance(error, TransientError | PermanentError):
+    if isinstance(error, TransientError | PermanentError | MemoryError):
         raise error
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         raise TransientError(f"{what} on {socket.gethostname()}: {os.strerror(error.errno).lower()}.") from error

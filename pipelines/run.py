@@ -22,11 +22,11 @@ from pipelines.context import RunContext
 from pipelines.decisions import Criteria
 from pipelines.fingerprint import code_version, fingerprint_of
 from pipelines.lease import Heartbeat
-from pipelines.ledger import Commit, Ledger, PlannedShard, new_token, now
+from pipelines.ledger import Commit, Ledger, PlannedShard, new_token, now, open_output
 from pipelines.limits import Limits
 from pipelines.memory import check_memory
 from pipelines.model import check_job_weights, check_scorers, identify_job, with_guidance
-from pipelines.notify import message_of, notify
+from pipelines.notify import message_of, notify, webhook_of
 from pipelines.patience import patiently
 from pipelines.plan import extend_plan, extend_with_regeneration, propose
 from pipelines.profile import profile_of
@@ -36,7 +36,6 @@ from pipelines.publish import PUBLISH_ATTEMPTS, Version, publish, read_latest, s
 from pipelines.resume import drop_roll_up, look
 from pipelines.run_report import keep_report, report_of
 from pipelines.spec import JobSpec
-from pipelines.storage import Storage
 from pipelines.usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ def run_job(
     Raises:
         PermanentError and its kinds: one sentence; what is committed stays, and running again goes on from there.
     """
-    storage = Storage(spec.output.uri, single_writer)
+    storage = open_output(spec.output.uri, single_writer)
     ledger = Ledger(storage)
     model = identify_job(spec, ledger.recorded_sources())
     spec, fingerprint = with_guidance(spec, model), fingerprint_of(spec, model)
@@ -136,8 +135,8 @@ def run_job(
             retain = spec.output.retain_versions
             patiently(lambda: prune_versions(storage, retain), patience)
         stopped = patiently(lambda: what_is_left(ledger, limits.stopped), patience) if version is None else None
-    if version is not None and is_new and spec.notify.webhook:
-        notify(spec.notify.webhook, message_of(spec.name, storage.uri, version))
+    if version is not None and is_new and (webhook := webhook_of(spec.notify)):
+        notify(webhook, message_of(spec.name, storage.uri, version))
     return RunSummary(
         output=storage.uri,
         version=version,

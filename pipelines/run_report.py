@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from jointdit.errors import JointDiTError
+from pipelines import ledger_names
 from pipelines.fingerprint import code_version
 from pipelines.ledger import FORMAT, OUTCOMES, new_token, now, parse
 from pipelines.profile import profile_of, shares_of
 from pipelines.progress import Progress
-from pipelines.safe_text import mask_secrets
+from pipelines.safe_text import markdown_text, mask_secrets
 from pipelines.spec import JobSpec
 from pipelines.storage import Storage
 
@@ -75,8 +76,19 @@ class RunReport:
         if self.profile is not None:
             shares = shares_of(self.profile)
             rows += [(f"time in {name}", f"{self.profile[name]:,.1f} s, {shares[name]:.1%}") for name in self.profile]
-        lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
-        return "\n".join([f"# Run of {_cell(self.name)}", "", _cell(self.output), "", "| | |", "|---|---|", *lines, ""])
+        lines = [f"| {markdown_text(name)} | {markdown_text(value)} |" for name, value in rows]
+        return "\n".join(
+            [
+                f"# Run of {markdown_text(self.name)}",
+                "",
+                markdown_text(self.output),
+                "",
+                "| | |",
+                "|---|---|",
+                *lines,
+                "",
+            ]
+        )
 
 
 def report_of(spec: JobSpec, progress: Progress, version: int | None, stopped: str, profile: bool = False) -> RunReport:
@@ -126,7 +138,8 @@ def keep_report(storage: Storage, report: RunReport) -> str:
 
 def report_names(storage: Storage) -> list[str]:
     """Names of the reports there are, in the order of their ends."""
-    return [f"{FOLDER}/{name}" for name in storage.names(FOLDER, ".json")]
+    names = (match[0] for match in ledger_names.in_folder(storage, FOLDER))
+    return [f"{FOLDER}/{name}" for name in names if name.endswith(".json")]
 
 
 def read_report(storage: Storage, name: str) -> RunReport | None:
@@ -145,8 +158,3 @@ def cost_so_far(reports: Sequence[RunReport]) -> dict[str, float]:
         if report.cost:
             costs[report.currency] = costs.get(report.currency, 0.0) + report.cost
     return costs
-
-
-def _cell(text: str) -> str:
-    """Text from a spec or an error, as one cell of a table."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

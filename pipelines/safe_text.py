@@ -13,12 +13,19 @@ from pathlib import Path
 from urllib.parse import quote
 
 SHORTEST = 8  # characters; shorter values would mask ordinary words
-SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|KEY|KEY_ID|CONNECTION_STRING)$", re.IGNORECASE)
+LONG_WORD = re.compile(r"(\S{300})\S+")
+LONGEST_SENTENCE = 1000  # characters
+SECRET_NAME = re.compile(
+    r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|KEY|KEY_ID|CONNECTION_STRING|WEBHOOK|WEBHOOK_URL)$", re.IGNORECASE
+)
 AWS_FILES = (("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config"))
 AWS_SECRET = re.compile(r"^\s*aws_(?:access_key_id|secret_access_key|session_token)\s*=\s*(\S+)", re.MULTILINE)
-# user:password@ or token@ before a host; Azure's container@account is an address.
+# user:password@ or token@ before a host; Azure's container@account is an address. A store's key may have a slash, and a
+# bucket has no colon.
 USER_INFO = re.compile(
-    r"\b((?!abfss?:|az:)[a-z0-9+]+://|abfss?://[^/\s@:]*:|az://[^/\s@:]*:)[^/\s@'\"]+@", re.IGNORECASE
+    r"\b(?:((?!abfss?:|az:)[a-z0-9+]+://|abfss?://[^/\s@:]*:|az://[^/\s@:]*:)[^/\s@'\"]+@"
+    r"|((?:s3a?|gc?s)://)[^/\s@:'\"]*:[^\s@'\"]+@)",
+    re.IGNORECASE,
 )
 LOOKS_SECRET = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}"
@@ -47,9 +54,22 @@ def mask_secrets(text: str) -> str:
     """Replace known credentials, also as part of a url, and what looks like one, by ***."""
     for value in known_secrets():
         text = text.replace(value, "***").replace(quote(value, safe=""), "***")
-    return LOOKS_SECRET.sub("***", USER_INFO.sub(r"\1***@", text))
+    return LOOKS_SECRET.sub("***", USER_INFO.sub(lambda found: f"{found[1] or found[2]}***@", text))
 
 
 def printable(text: str) -> str:
     """The text on one line, with what is no visible character (escapes, line ends, right-to-left marks) spelt out."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def shown_message(text: str) -> str:
+    """A sentence that may repeat values: on one line, with long ones cut."""
+    line = LONG_WORD.sub(r"\1...", printable(text))
+    return line if len(line) <= LONGEST_SENTENCE else f"{line[:LONGEST_SENTENCE]}..."
+
+
+def markdown_text(text: str) -> str:
+    """Text from outside as one line of Markdown that is nothing but text, also in a cell of a table."""
+    line = printable(mask_secrets(" ".join(text.split()))).replace("&", "&amp;")
+    line = re.sub(r"([\\`*_{}\[\]<>#|!~@$])", r"\\\1", line)
+    return re.sub(r":(?=//)|(?<=www)\.", r"\\\g<0>", line)  # what looks like an address becomes no link

@@ -26,7 +26,7 @@ from jointdit.errors import InputError, PermanentError, SpecError
 from pipelines.context import RunContext
 from pipelines.decisions import read_facts
 from pipelines.fingerprint import code_version, digest, fingerprint_of
-from pipelines.ledger import Ledger, PlannedShard, now
+from pipelines.ledger import Ledger, PlannedShard, now, open_output
 from pipelines.limits import Limits
 from pipelines.model import check_job_weights, check_scorers, identify_job, with_guidance
 from pipelines.plan import cut_rows, make_shard
@@ -88,7 +88,7 @@ def calibrate(
     if spec.task == "encode":
         raise SpecError("task encode writes latents, which have no scores: there is nothing to calibrate.")
     sample = _sample_job(spec, uri or f"{spec.output.uri}-calibration")
-    storage = Storage(sample.output.uri)
+    storage = open_output(sample.output.uri)
     ledger = Ledger(storage)
     model = identify_job(sample, ledger.recorded_sources())
     sample, fingerprint = with_guidance(sample, model), fingerprint_of(sample, model)

@@ -18,7 +18,15 @@ from jointdit.errors import SpecError
 from pipelines.addresses import is_inside, overlaps
 from pipelines.quality import load_filters, load_scores
 from pipelines.quantiles import resolve_quantiles
-from pipelines.spec_file import apply_overrides, first_sentence, read_yaml, refuse_credentials
+from pipelines.spec_base import Name, Pixels
+from pipelines.spec_file import (
+    apply_overrides,
+    first_sentence,
+    read_yaml,
+    refuse_credentials,
+    refuse_unusable,
+    shown_value,
+)
 from pipelines.spec_sections import (
     BudgetSpec,
     Columns,
@@ -27,7 +35,6 @@ from pipelines.spec_sections import (
     ModelSpec,
     NotifySpec,
     OutputSpec,
-    Pixels,
     PointsSpec,
     PriceSpec,
     QualitySpec,
@@ -67,7 +74,7 @@ class Spec(Section):
     """What all tasks share."""
 
     task: str
-    name: str = ""
+    name: Name = ""
     seed: int = Field(0, ge=0, lt=2**63)
     model: ModelSpec = ModelSpec()
     input: InputSpec
@@ -77,13 +84,13 @@ class Spec(Section):
     resources: ResourcesSpec = ResourcesSpec()
     budget: BudgetSpec = BudgetSpec()
     price: PriceSpec = PriceSpec()
-    notify: NotifySpec = NotifySpec()
+    notify: NotifySpec = Field(NotifySpec(), exclude=True, repr=False)  # its address may be a secret
 
     @model_validator(mode="before")
     @classmethod
     def _named_after_output(cls, data: Any) -> Any:
         output = data.get("output") if isinstance(data, dict) else None
-        if isinstance(output, dict) and isinstance(output.get("uri"), str) and not data.get("name"):
+        if isinstance(output, dict) and isinstance(output.get("uri"), str) and data.get("name") in (None, ""):
             return {**data, "name": output["uri"].rstrip("/").rsplit("/", 1)[-1]}
         return data
 
@@ -112,8 +119,27 @@ class Spec(Section):
         return self.task
 
     def as_given(self) -> dict[str, Any]:
-        """The spec ready for JSON, without what was left to defaults: given and assumed values stay told apart."""
+        """The spec ready for JSON, without what was left to defaults: given and assumed values stay told apart.
+
+        It is what is written beside the dataset, so it has no `notify`.
+        """
         return self.model_dump(mode="json", exclude_unset=True)
+
+    def as_sent(self) -> dict[str, Any]:
+        """The spec for a run elsewhere: as given, with the name of the variable that has the webhook's address there.
+
+        Raises:
+            SpecError: the spec has the address itself, which others could read on its way.
+        """
+        if self.notify.webhook is not None:
+            raise SpecError(
+                "notify.webhook would be readable by all who may look at the job: give its address to the cluster's "
+                "environment, and the name of the variable to notify.webhook_variable."
+            )
+        given = self.as_given()
+        return (
+            {**given, "notify": self.notify.model_dump(exclude_unset=True)} if self.notify.webhook_variable else given
+        )
 
 
 class JointSpec(Spec):
@@ -257,6 +283,7 @@ def load_spec(source: str | os.PathLike[str] | dict[str, Any], overrides: Sequen
     label = "the spec" if isinstance(source, dict) else str(source)
     data = dict(source) if isinstance(source, dict) else read_yaml(Path(source))
     data = dict(apply_overrides(data, overrides))
+    refuse_unusable(data)
     refuse_credentials(data)
     if "quality" in data:
         data["quality"] = resolve_quantiles(data["quality"])
@@ -264,7 +291,7 @@ def load_spec(source: str | os.PathLike[str] | dict[str, Any], overrides: Sequen
     if task is None:
         raise SpecError(f"task is missing in {label}: choose one of {', '.join(TASKS)}.")
     if not isinstance(task, str) or task not in TASKS:
-        raise SpecError(f"task {task!r} in {label} is unknown: choose one of {', '.join(TASKS)}.")
+        raise SpecError(f"task {shown_value(task)} in {label} is unknown: choose one of {', '.join(TASKS)}.")
     try:
         spec = TASKS[task].model_validate(as_tuples(data))
         assert isinstance(spec, JobSpec)

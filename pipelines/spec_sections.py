@@ -2,52 +2,47 @@
 
 from __future__ import annotations
 
-import re
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jointdit.quantization import Backend, Component, Quantization
 from pipelines.addresses import normalise
 from pipelines.quality import MODEL_FILTERS, SCORES, KeepBest
+from pipelines.spec_base import FLOAT32_MAX, Fraction, Metres, Name, Pixels, Ratio, Section, Text
+from pipelines.spec_running import BudgetSpec, NotifySpec, PriceSpec, ResourcesSpec, RetriesSpec
 from pipelines.weights.addresses import parse_address, spelled
 
-MULTIPLE = 16  # pixels: 8 of the VAE times 2 of the patches
-
-
-def _multiple_of_16(value: int) -> int:
-    if value % MULTIPLE:
-        lower = max(MULTIPLE, value // MULTIPLE * MULTIPLE)
-        raise ValueError(f"must be a multiple of {MULTIPLE} pixels, found {value}: use {lower} or {lower + MULTIPLE}")
-    return value
-
-
-Pixels = Annotated[
-    int, Field(ge=MULTIPLE, le=8192), BeforeValidator(lambda v: _multiple_of_16(v) if type(v) is int else v)
+__all__ = [
+    "BudgetSpec",
+    "CalibrateSpec",
+    "Columns",
+    "DepthMaps",
+    "InputSpec",
+    "ModelSpec",
+    "NotifySpec",
+    "OutliersSpec",
+    "OutputSpec",
+    "PointsSpec",
+    "PriceSpec",
+    "QualitySpec",
+    "QuantizationSpec",
+    "ResourcesSpec",
+    "RetriesSpec",
+    "Section",
+    "absolute_folder",
 ]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-def _auto_or_count(value: Any) -> Any:
-    if value == "auto" or (type(value) is int and value >= 1):
-        return value
-    raise ValueError(f"must be auto or a whole number of at least 1, found {value!r}")
-
-
-class Section(BaseModel):
-    """A part of the spec: frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def absolute_folder(value: str | None) -> str | None:
     """Make a path that exists absolute, because Ray workers run in other folders; a hub name stays as it is."""
     if value is None or value == "tiny":
         return value
-    path = Path(value).expanduser()
-    looks_like_a_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.suffix == ".safetensors"
-    return str(path.absolute()) if looks_like_a_path or path.exists() else value
+    path = os.path.expanduser(value)
+    looks_like_a_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.endswith(".safetensors")
+    return str(Path(path).absolute()) if looks_like_a_path or os.path.exists(path) else value
 
 
 class QuantizationSpec(Section):
@@ -89,7 +84,7 @@ class ModelSpec(Section):
     license: str | None = Field(None, min_length=1, max_length=200)  # of the weights, where nothing else tells it
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     steps: int = Field(20, ge=1, le=1000)
-    guidance: float | None = Field(None, ge=0)  # left out: 3.5, for task depth the checkpoint's own
+    guidance: float | None = Field(None, ge=0, le=1000)  # left out: 3.5, for task depth the checkpoint's own
     rgb_refresh: int = Field(1, ge=1, le=1000)
     compile: bool = False
     height: Pixels | None = None
@@ -162,18 +157,20 @@ class ModelSpec(Section):
 class Columns(Section):
     """What the columns are called in the input. Without an `id` column rows are named by file and row number."""
 
-    id: str = "id"
-    prompt: str = "prompt"
-    image: str = "image"
-    depth: str = "depth"
+    id: Name = "id"
+    prompt: Name = "prompt"
+    image: Name = "image"
+    depth: Name = "depth"
 
 
 class DepthMaps(Section):
     """What the numbers in the depth maps are. It has no default: a wrong guess inverts the world in silence."""
 
     kind: Literal["metric", "disparity"]
-    scale: float = Field(1.0, gt=0)  # stored value x scale = metres (metric) or disparity
-    invalid: float | None = 0.0  # this stored value marks a hole; null: every value is a measurement
+    scale: float = Field(1.0, ge=1e-12, le=1e12)  # stored value x scale = metres (metric) or disparity
+    invalid: float | None = Field(
+        0.0, ge=-FLOAT32_MAX, le=FLOAT32_MAX
+    )  # this stored value marks a hole; null: every value is a measurement
 
 
 class InputSpec(Section):
@@ -182,7 +179,7 @@ class InputSpec(Section):
     uri: tuple[str, ...]
     columns: Columns = Columns()
     samples_per_row: int = Field(1, ge=1, le=1000)
-    prompt: str | None = None  # for rows that bring none
+    prompt: Text | None = None  # for rows that bring none
     depth: DepthMaps | None = None
 
     @field_validator("uri", mode="before")
@@ -200,7 +197,7 @@ class OutliersSpec(Section):
     """Points whose mean distance to their nearest `neighbours` lies `ratio` standard deviations above the mean go."""
 
     neighbours: int = Field(20, ge=2, le=1000)
-    ratio: float = Field(3.0, gt=0)
+    ratio: Ratio = 3.0
 
 
 class CalibrateSpec(Section):
@@ -223,14 +220,14 @@ class PointsSpec(Section):
     """
 
     format: Literal["ply", "parquet", "both", "none"] = "none"
-    z_near: float = Field(1.0, gt=0)
-    z_far: float = Field(10.0, gt=0)
+    z_near: Metres = 1.0
+    z_far: Metres = 10.0
     fov_degrees: float = Field(55.0, gt=1, lt=179)
     calibrate: CalibrateSpec | None = None
-    edge_threshold: float = Field(0.05, gt=0)  # relative jump of depth in a 3x3 window; points beyond it are dropped
+    edge_threshold: Ratio = 0.05  # relative jump of depth in a 3x3 window; points beyond it are dropped
     normals: bool = False
     confidence: bool = False
-    voxel: float | None = Field(None, gt=0)  # metres: one point a cube of this side
+    voxel: Metres | None = None  # metres: one point a cube of this side
     outliers: OutliersSpec | None = None
 
     @model_validator(mode="after")
@@ -259,7 +256,7 @@ class OutputSpec(Section):
     shard_rows: int = Field(256, ge=1, le=100_000)
     image_format: Literal["png", "jpeg", "webp"] = "png"
     # So many published versions stay, the latest ones; null: all. A publisher may be at the last but one: two at least.
-    retain_versions: int | None = Field(None, ge=2)
+    retain_versions: int | None = Field(None, ge=2, le=1_000_000)
     rgb: Literal["copy", "reference"] = "copy"  # task depth: whether the corpus is copied beside its labels
     points: PointsSpec = PointsSpec()
     license: str = Field("other", pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$")  # of the dataset card, as the hub names it
@@ -302,6 +299,8 @@ class QualitySpec(Section):
     @field_validator("filters", "scores")
     @classmethod
     def _model_paths(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        if not all(isinstance(each.get("kind", ""), str) for each in value):
+            raise ValueError("must be mappings whose kind is the name of a filter, which is text")
         return tuple(
             {**each, "model": absolute_folder(each["model"])} if isinstance(each.get("model"), str) else each
             for each in value
@@ -321,77 +320,4 @@ class QualitySpec(Section):
     def _by_a_score(cls, value: KeepBest | None) -> KeepBest | None:
         if value is not None and value.by not in SCORES:
             raise ValueError(f"by is {value.by!r}, which is no score: choose one of {', '.join(SCORES)}")
-        return value
-
-
-class RetriesSpec(Section):
-    """Budgets a shard: attempts after infrastructure faults, and workers it may take down."""
-
-    infrastructure: int = Field(20, ge=0)
-    crash: int = Field(3, ge=0)
-
-
-class ResourcesSpec(Section):
-    """How much of the cluster: `auto` takes all its GPUs as they come and go, or its CPUs where it has none.
-
-    With GPUs there are never more workers than shards to make.
-    """
-
-    workers: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)] = "auto"
-    # cuda: wait for GPUs, also where the cluster has none yet because it grows when they are asked for: `workers` then
-    # is the number that it may grow to.
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    gpus_per_worker: float = Field(1.0, gt=0)  # below 1 several small models share a GPU
-    gpu_memory_gb: float | None = Field(
-        None, gt=0
-    )  # of one GPU, 1e9 bytes: what cannot fit is refused before it starts
-    # Read and finish tasks run only on nodes with these labels of Ray's, which keeps them off nodes with GPUs.
-    task_labels: dict[str, str] = Field(default_factory=dict)
-    shards_in_flight: int = Field(3, ge=1, le=16)  # a worker; more hides slower storage and costs memory
-    start_seconds: float = Field(1800.0, gt=0)  # to load the model: tens of gigabytes from a cold disk take minutes
-    stall_seconds: float = Field(900.0, gt=0)  # a worker with work that finishes no batch for so long is taken for dead
-    # A shard that takes so many times the median of its run is started again on an idle worker, and the first commit
-    # wins; never before straggler_seconds. null: never.
-    straggler_factor: float | None = Field(3.0, gt=1)
-    straggler_seconds: float = Field(30.0, ge=0)
-
-    @field_validator("gpus_per_worker")
-    @classmethod
-    def _one_gpu(cls, value: float) -> float:
-        if value > 1:
-            raise ValueError(
-                f"must be at most 1, found {value:g}: a worker runs one model on one GPU, so ask for more workers"
-            )
-        return value
-
-
-class BudgetSpec(Section):
-    """What one run may take: it stops at the border of a shard, and running again goes on from there.
-
-    A row that is made again in a later round counts again. GPU-hours are those that workers hold GPUs, busy or not.
-    """
-
-    max_rows: int | None = Field(None, ge=1)  # in whole shards: the one that reaches it is finished
-    max_gpu_hours: float | None = Field(None, gt=0)
-    max_cost: float | None = Field(None, gt=0)  # by `price`
-
-
-class PriceSpec(Section):
-    """What an hour costs, for `budget.max_cost` and for what is told of a run: of a GPU, and of a CPU where none is."""
-
-    gpu_hour: float = Field(0.0, ge=0)
-    cpu_hour: float = Field(0.0, ge=0)
-    currency: str = Field("USD", min_length=1, max_length=10)
-
-
-class NotifySpec(Section):
-    """Who is told of a new version: an http address that gets a signed JSON text (pipelines/notify.py)."""
-
-    webhook: str | None = None
-
-    @field_validator("webhook")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"https?://[^/\s]+", value):
-            raise ValueError(f"must be an http:// or https:// address, found {value!r}")
         return value

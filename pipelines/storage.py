@@ -6,7 +6,7 @@ or the usual AWS files.
 
 Create-only, and why it is done like this (all measured):
   local    fsspec's mode="create" is exists-then-open: two processes both won 225 of 1,500 races, and a kill leaves
-           half a file. So: temporary file, fsync, os.link to the final name.
+           half a file. So: temporary file, fsync, os.link to the final name (local_files.py).
   S3       pipe_file(mode="create") sends If-None-Match. open(path, "xb") does not for zero bytes, so empty objects are
            refused here; some servers answer a failed precondition as OSError errno 22; a response that got lost makes
            the client's own retry meet its own object. So every answer but a plain yes is settled by reading back: our
@@ -21,8 +21,7 @@ Create-only, and why it is done like this (all measured):
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
+import logging
 import os
 import secrets
 import time
@@ -31,20 +30,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
-import fsspec
 from botocore.exceptions import ClientError
 from fsspec.spec import AbstractFileSystem
 
-from jointdit.errors import CommitFailed, CommitUnknown, StoreError, TransientError
-from pipelines.addresses import SCHEMES, normalise
-from pipelines.store_errors import CREDENTIALS_OF, explain, explained, is_unreachable, no_bucket, store_exceptions
+from jointdit.errors import CommitFailed, CommitUnknown, InputError, JointDiTError, StoreError, TransientError
+from pipelines import local_files
+from pipelines.addresses import SCHEMES, impossible, normalise
+from pipelines.connections import filesystem
+from pipelines.store_errors import explain, explained, is_unreachable, no_bucket, store_exceptions
 
-TEMPORARY = ".tmp-"  # local files being written; listings leave them out
 CREATE_ATTEMPTS = 4
 IN_ONE_REQUEST = {"chunksize": 5 * 2**30}
-FOLDER_ATTEMPTS = 100
+logger = logging.getLogger(__name__)
 
 
 class AlreadyExists(Exception):
@@ -62,9 +60,12 @@ class ObjectInfo:
 
 
 def for_input(uri: str) -> tuple[AbstractFileSystem, str]:
-    """The fsspec file system of a normalised uri, and the path in it."""
-    uri = normalise(uri)
-    return _filesystem(uri), uri.partition("://")[2] or uri
+    """The fsspec file system of a uri, and the path in it. Raises InputError for an address that no store can have."""
+    try:
+        uri = normalise(uri)
+    except ValueError as error:
+        raise InputError(f"{error}.") from None
+    return filesystem(uri), uri.partition("://")[2] or uri
 
 
 def uri_of(fs: AbstractFileSystem, path: str) -> str:
@@ -85,35 +86,6 @@ def etag_of(info: dict[str, Any]) -> str:
         return str(etag).strip('"')
     nanoseconds = os.stat(info["name"]).st_mtime_ns
     return f"{info['size']}-{nanoseconds}"
-
-
-def _filesystem(uri: str) -> AbstractFileSystem:
-    scheme = urlsplit(uri).scheme
-    if scheme != "s3":
-        try:
-            return fsspec.filesystem(scheme or "file", **({"use_listings_cache": False} if scheme else {}))
-        except ImportError:
-            extra = "gcs" if scheme == "gs" else "azure"
-            raise StoreError(f"{scheme}:// needs a package that is not here: install jointdit[{extra}].") from None
-        except ValueError as error:  # of adlfs, without an account
-            raise StoreError(f"{uri}: {' '.join(str(error).split())}: {CREDENTIALS_OF[scheme]}.") from None
-    names = sorted(name for name in os.environ if name.startswith("AWS_"))
-    return _open_s3(tuple((name, os.environ[name]) for name in names))
-
-
-@functools.lru_cache(maxsize=8)
-def _open_s3(environment: tuple[tuple[str, str], ...]) -> AbstractFileSystem:
-    """One connection a process and environment: fsspec's own cache would keep the credentials of an earlier one."""
-    settings = dict(environment)
-    fs = fsspec.filesystem(
-        "s3",
-        endpoint_url=settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL") or None,
-        use_listings_cache=False,
-        skip_instance_cache=True,
-        config_kwargs={"connect_timeout": 3, "read_timeout": 60, "retries": {"mode": "standard", "max_attempts": 3}},
-    )
-    fs.retries = 3
-    return fs
 
 
 class Storage:
@@ -147,15 +119,24 @@ class Storage:
     def fs(self) -> AbstractFileSystem:
         """The fsspec file system, opened in this process."""
         if self._fs is None:
-            self._fs = _filesystem(self.uri)
+            self._fs = filesystem(self.uri)
         return self._fs
 
     def path(self, name: str) -> str:
         """The file system's path of a name in this storage."""
         root = self.uri.partition("://")[2] or self.uri
+        if not name:
+            return root
         if name.startswith("/") or ".." in name.split("/"):  # such as one that a tampered ledger gives
             raise StoreError(f"{self.uri}: the name {name!r} leads out of it: restore the ledger from a backup.")
-        return f"{root.rstrip('/')}/{name}" if name else root
+        if not self._can_name(name):
+            raise StoreError(f"{self.uri}: {name!r} is no name of an object: restore the ledger from a backup.")
+        return f"{root.rstrip('/')}/{name}"
+
+    def _can_name(self, name: str) -> bool:
+        """Whether an object can be asked for by this name: neither collapsed, nor cut, nor without an encoding."""
+        scheme = "" if self.is_local else self.uri.partition("://")[0]
+        return not {"", ".", ".."} & set(name.split("/")) and not impossible(name, scheme)
 
     def uri_of(self, name: str) -> str:
         """The full address of a name in this storage, for messages and cards."""
@@ -163,6 +144,9 @@ class Storage:
 
     def read_bytes(self, name: str) -> bytes:
         """The whole object. Raises FileNotFoundError."""
+        if self.is_local:
+            with self.open(name) as file, explained(self.uri, name):
+                return file.read()
         with explained(self.uri, name):
             data: bytes = self.fs.cat_file(self.path(name))
             return data
@@ -170,6 +154,8 @@ class Storage:
     def open(self, name: str) -> BinaryIO:
         """The object as a seekable binary file, for reading columns of a Parquet file without the rest."""
         with explained(self.uri, name):
+            if self.is_local:
+                return local_files.open_file(self.path(name))
             file: BinaryIO = self.fs.open(self.path(name), "rb")
             return file
 
@@ -182,51 +168,74 @@ class Storage:
         return True
 
     def info(self, name: str) -> ObjectInfo:
-        """Size and version of an object. Raises FileNotFoundError."""
+        """Size and version of an object. Raises FileNotFoundError, also for a folder."""
         with explained(self.uri, name):
-            return self._object_info(self.fs.info(self.path(name)))
+            if self.is_local:
+                return self._file_info(self.path(name))
+            found = self.fs.info(self.path(name))
+            if found["type"] != "file":
+                raise FileNotFoundError(name)
+            return self._object_info(found)
 
-    def names(self, folder: str, suffix: str = "") -> list[str]:
-        """Names of the objects directly or deeper in a folder, relative to it, sorted."""
+    def names(self, folder: str, suffix: str = "", everything: bool = False) -> list[str]:
+        """Names of the objects directly or deeper in a folder, relative to it, sorted.
+
+        everything: also of what is no object: local pipes, broken links, empty folders ("name/"), unusable keys.
+        """
+        begin = len(self.path(folder).rstrip("/")) + 1
         if self.is_local:
-            begin = len(self.path(folder).rstrip("/")) + 1
             with explained(self.uri, folder):
-                found = self._walk_names(folder, temporary=False)
-                return sorted(path[begin:] for path in found if path.endswith(suffix))
-        prefix = f"{folder}/" if folder else ""
-        return [f.path.removeprefix(prefix) for f in self.list(folder) if f.path.endswith(suffix)]
+                found = list(self._walk(folder, temporary=False, everything=everything))
+        else:
+            found = [info["name"] for info in self._find(folder, everything)]
+        # An empty name is the marker that the consoles of object stores make for a folder.
+        return sorted(path[begin:] for path in found if path.endswith(suffix) and path[begin:])
 
     def unfinished(self, folder: str) -> list[tuple[ObjectInfo, str]]:
         """Local files that are being written, or whose writer was killed, each with the name it was to have."""
         if not self.is_local:
             return []  # an object store shows nothing before it is whole
         with explained(self.uri, folder):
-            files = sorted(self._walk(folder, temporary=True), key=lambda file: file.path)
-        return [(file, _final_name(file.path)) for file in files]
+            files = sorted(self._walk_files(folder, temporary=True), key=lambda file: file.path)
+        return [(file, local_files.final_name(file.path)) for file in files]
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """All objects under a folder of the storage, sorted by name; none where the folder does not exist."""
-        with explained(self.uri, prefix):
-            if self.is_local:
-                files = list(self._walk(prefix))
-            else:
-                found = self.fs.find(self.path(prefix), detail=True)
-                files = [self._object_info(info) for info in found.values() if info["type"] == "file"]
+        if self.is_local:
+            with explained(self.uri, prefix):
+                files = list(self._walk_files(prefix, temporary=False))
+        else:
+            files = [self._object_info(info) for info in self._find(prefix)]
         return sorted(files, key=lambda file: file.path)
 
-    def _walk(self, prefix: str, temporary: bool = False) -> Iterator[ObjectInfo]:
-        """Local files under a folder. fsspec's own listing fails as a whole where a file vanishes while it looks."""
-        root = self.path("")
-        for path in self._walk_names(prefix, temporary):
-            with contextlib.suppress(FileNotFoundError):
-                found = os.stat(path)
-                etag = f"{found.st_size}-{found.st_mtime_ns}"
-                yield ObjectInfo(os.path.relpath(path, root), found.st_size, etag, found.st_mtime)
+    def _find(self, prefix: str, everything: bool = False) -> Iterator[dict[str, Any]]:
+        """Objects under a prefix of an object store, as fsspec tells them.
 
-    def _walk_names(self, prefix: str, temporary: bool) -> Iterator[str]:
+        A key that no call could name again (such as `x?versionId=1`, which s3fs takes for a version of x) is left out.
+        """
+        begin = len(self.path("")) + 1
+        with explained(self.uri, prefix):
+            found = self.fs.find(self.path(prefix), detail=True)
+        for info in found.values():
+            if info["type"] == "file" and (everything or self._can_name(info["name"].lstrip("/")[begin:])):
+                yield info
+
+    def _walk_files(self, prefix: str, temporary: bool) -> Iterator[ObjectInfo]:
+        """Local files under a folder. fsspec's own listing fails as a whole where a file vanishes while it looks."""
+        for path in self._walk(prefix, temporary):
+            with contextlib.suppress(FileNotFoundError):
+                yield self._file_info(path)
+
+    def _walk(self, prefix: str, temporary: bool, everything: bool = False) -> Iterator[str]:
         """Paths of local files under a folder."""
-        for folder, _, names in os.walk(self.path(prefix), onerror=_raise_unless_gone):
-            yield from (os.path.join(folder, name) for name in names if name.startswith(TEMPORARY) == temporary)
+        for path in local_files.walk(self.path(prefix), everything):
+            if os.path.basename(path).startswith(local_files.TEMPORARY) == temporary:
+                yield path
+
+    def _file_info(self, path: str) -> ObjectInfo:
+        found = local_files.stat_file(path)
+        name = path[len(self.path("").rstrip("/")) + 1 :]
+        return ObjectInfo(name, found.st_size, f"{found.st_size}-{found.st_mtime_ns}", found.st_mtime)
 
     def delete(self, name: str) -> None:
         """Remove an object, and the local folder that it leaves empty; one that is gone already is no error."""
@@ -238,12 +247,13 @@ class Storage:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write an object, replacing what is there; a reader sees the old bytes or the new, never a part."""
-        with explained(self.uri, name):
-            if self.is_local:
-                with _temporary_file(Path(self.path(name)), data) as temporary:
-                    os.replace(temporary, self.path(name))
-                    _fsync_folder(Path(self.path(name)).parent)  # a commit may name it, and commits outlast a power cut
-            else:
+        final = Path(self.path(name))
+        if self.is_local:
+            with self._written(name), local_files.temporary_file(final, data) as temporary:
+                local_files.rename(temporary, final, data)
+                local_files.flush_folder(final.parent)  # a commit may name it, and commits outlast a power cut
+        else:
+            with explained(self.uri, name):
                 self.fs.pipe_file(self.path(name), data)
 
     def create_bytes(self, name: str, data: bytes) -> None:
@@ -274,19 +284,36 @@ class Storage:
         name = f"_probe/{secrets.token_hex(8)}"
         with explained(self.uri, at_start=True):
             try:
-                self.create_bytes(name, b"first")
-            except FileNotFoundError:  # gcsfs has no word of its own for it
-                raise no_bucket(self.uri) from None
-            try:
-                if not self.single_writer and not self._refuses_second(name):
-                    raise StoreError(
-                        f"{self.uri} overwrites objects that must be created only once: "
-                        "use another store, or --single-writer if nothing else writes there."
-                    )
-                if self.read_bytes(name) != b"first":
-                    raise StoreError(f"{self.uri} does not give back what was written: use another store.")
-            finally:
-                self.delete(name)
+                self._probe(name)
+            except BaseException:
+                with contextlib.suppress(JointDiTError, OSError):  # the first error is the one to report
+                    self.delete(name)
+                raise
+            self.delete(name)
+
+    def _probe(self, name: str) -> None:
+        """Create, create again, read and list an object."""
+        try:
+            self.create_bytes(name, b"first")
+        except FileNotFoundError:  # gcsfs has no word of its own for it
+            raise no_bucket(self.uri) from None
+        if not self.single_writer and not self._refuses_second(name):
+            raise StoreError(
+                f"{self.uri} overwrites objects that must be created only once: "
+                "use another store, or --single-writer if nothing else writes there."
+            )
+        try:
+            is_whole = self.read_bytes(name) == b"first"
+        except FileNotFoundError:
+            is_whole = False
+        if not is_whole:
+            raise StoreError(f"{self.uri} does not give back what was written: use another store.")
+        if name.partition("/")[2] not in self.names("_probe"):  # some stores take a//b for a/b
+            raise StoreError(f"{self.uri} does not list what was written: give the address as the store lists it.")
+        with self._written(name):
+            is_flushed = not self.is_local or local_files.flush_folder(Path(self.path("_probe")))
+        if not is_flushed:
+            logger.warning("%s: this file system does not flush folders: a power cut may undo commits", self.uri)
 
     def _refuses_second(self, name: str) -> bool:
         try:
@@ -295,20 +322,37 @@ class Storage:
             return True
         return False
 
+    @contextlib.contextmanager
+    def _written(self, name: str) -> Iterator[None]:
+        """Explain what goes wrong while a local object is written; a writer never gets a FileNotFoundError."""
+        try:
+            with explained(self.uri, name):
+                yield
+        except FileNotFoundError:
+            raise TransientError(f"{self.uri_of(name)}: its folder was removed while it was written.") from None
+
     def _create_local(self, name: str, data: bytes) -> None:
-        final = Path(self.path(name))
-        with explained(self.uri, name), _temporary_file(final, data) as temporary:
-            try:
-                os.link(temporary, final)
-            except FileExistsError:
-                raise AlreadyExists(name) from None
-            except OSError as error:
-                if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV):
-                    raise StoreError(
-                        f"{self.uri}: this file system has no hard links, so nothing there can be created only once."
-                    ) from None
-                raise
-            _fsync_folder(final.parent)
+        final, is_in_doubt = Path(self.path(name)), False
+        try:
+            with self._written(name), local_files.temporary_file(final, data) as temporary:
+                is_in_doubt = True
+                try:
+                    local_files.link(temporary, final)
+                except FileExistsError:
+                    raise AlreadyExists(name) from None
+                except local_files.HardLinksMissing as error:
+                    if not self.single_writer:
+                        raise StoreError(
+                            f"{self.uri}: this file system has no hard links ({error}), so nothing there can be "
+                            "created only once: use another one, or --single-writer if nothing else writes there."
+                        ) from None
+                    if final.exists():
+                        raise AlreadyExists(name) from None
+                    local_files.rename(temporary, final, data)
+                local_files.flush_folder(final.parent)
+        except TransientError as error:
+            kind = CommitUnknown if is_in_doubt else CommitFailed
+            raise kind(str(error)) from error.__cause__
 
     def _create_remote(self, name: str, data: bytes) -> None:
         address = self.uri_of(name)
@@ -353,44 +397,3 @@ class Storage:
         modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0.0
         seconds = modified.timestamp() if isinstance(modified, datetime) else float(modified)
         return ObjectInfo(name, int(info["size"] or 0), etag_of(info), seconds)
-
-
-def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
-
-
-@contextlib.contextmanager
-def _temporary_file(final: Path, data: bytes) -> Iterator[str]:
-    """`data`, safely on disk under a temporary name beside `final`; removed at the end unless it was renamed."""
-    temporary = final.parent / f"{TEMPORARY}{secrets.token_hex(8)}-{final.name}"
-    try:
-        with _open_new(temporary) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield str(temporary)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _final_name(temporary: str) -> str:
-    folder, _, name = temporary.rpartition("/")
-    return f"{folder}/{name.removeprefix(TEMPORARY).partition('-')[2]}"
-
-
-def _open_new(path: Path) -> BinaryIO:
-    """A new file, its folder made; made again where another process has just removed it because it was empty."""
-    for _ in range(FOLDER_ATTEMPTS):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            return path.open("xb")
-    raise FileNotFoundError(str(path))
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

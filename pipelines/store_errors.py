@@ -14,6 +14,7 @@ from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
 from jointdit.errors import StoreError, TransientError
+from pipelines.local_files import NotRegular
 from pipelines.safe_text import mask_secrets as mask_secrets
 
 STORE_EXCEPTIONS = (
@@ -26,6 +27,23 @@ STORE_EXCEPTIONS = (
 )
 NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
 UNREACHABLE = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
+LOCAL_FOR_GOOD = {  # what a local file system answers each time -> what to do
+    errno.ENOSPC: "make room or choose another place",
+    errno.EDQUOT: "make room or choose another place",
+    errno.EROFS: "make it writable or choose another place",
+    errno.EFBIG: "choose another file system, or smaller shards by output.shard_rows",
+    errno.EMLINK: "the folder can hold no more folders, choose another file system",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "a link leads back to itself, remove it",
+    errno.EINVAL: "the file system cannot do this, choose another place",
+    errno.ENOTSUP: "the file system cannot do this, choose another place",
+    errno.ENOSYS: "the file system cannot do this, choose another place",
+}
+LOCAL_FAULTS = {  # what may pass -> what helps if it does not
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files of this machine",
+    errno.ESTALE: "its file server gave it away, mount it again",
+}
 CREDENTIALS_OF = {  # scheme -> how to give them
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an AWS profile",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or run where Google gives an account",
@@ -91,8 +109,9 @@ def explain(error: BaseException, root: str, name: str = "", at_start: bool = Fa
         return FileNotFoundError(address)
     if isinstance(error, NO_CREDENTIALS) or _is(error, "google.auth.exceptions", "DefaultCredentialsError"):
         return StoreError(f"{root}: no credentials were found: {CREDENTIALS_OF[root.partition('://')[0]]}.")
-    is_local = "://" not in root
-    if isinstance(error, NotADirectoryError) or (is_local and isinstance(error, FileExistsError)):
+    if "://" not in root and isinstance(error, OSError):
+        return _explain_local(error, root, address)
+    if isinstance(error, NotADirectoryError):
         return StoreError(f"{root}: a file is where a folder is needed: give another place.")
     if code == "ContainerNotFound":
         return no_bucket(root)
@@ -106,11 +125,26 @@ def explain(error: BaseException, root: str, name: str = "", at_start: bool = Fa
         if not root.startswith("s3://"):
             sentence = f"{root}: the store cannot be reached: check the network."
         return StoreError(sentence) if at_start else TransientError(sentence)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return StoreError(f"{root}: {os.strerror(error.errno).lower()}: make room or choose another place.")
     if isinstance(error, boto.ParamValidationError) or code in ("InvalidBucketName", "InvalidAccessPoint"):
         return StoreError(f"{root}: {bucket!r} is not a valid bucket name: correct the address.")
     return TransientError(f"{address}: the store did not answer as it should ({code or type(error).__name__}).")
+
+
+def _explain_local(error: OSError, root: str, address: str) -> StoreError | TransientError:
+    """What the operating system says of a local file: refused for good, or a fault that may pass."""
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return StoreError(f"{root}: a file is where a folder is needed: give another place.")
+    if isinstance(error, NotRegular | IsADirectoryError):
+        return StoreError(f"{address} is no regular file: move it away.")
+    if isinstance(error, PermissionError):
+        where = error.filename if isinstance(error.filename, str) else address
+        name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        return StoreError(f"{where}: no access ({name}): check that this user may list, read and write there.")
+    code = error.errno or 0
+    reason = f"{os.strerror(code).lower()} ({errno.errorcode.get(code, type(error).__name__)})"
+    if code in LOCAL_FOR_GOOD:
+        return StoreError(f"{address}: {reason}: {LOCAL_FOR_GOOD[code]}.")
+    return TransientError(f"{address}: {reason}: {LOCAL_FAULTS.get(code, 'look at the disk and the mount')}.")
 
 
 def store_code(error: BaseException) -> str:

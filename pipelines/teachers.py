@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointdit.errors import ModelError
+from jointdit.network_errors import network_errors
 from pipelines.records import Sample
 
 if TYPE_CHECKING:
@@ -130,6 +131,6 @@ def check_teacher(name: str) -> None:
 def _load(kind: Any, name: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, *network_errors()) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{name}: cannot be loaded by {kind.__name__} ({reason}).") from error

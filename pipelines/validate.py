@@ -76,6 +76,7 @@ def validate(uri: str) -> Validation:
         found.problems.append("no version is published: the job has not run to its end.")
     _check_objects(storage, job, commits, versions, found)
     _note_orphans(storage, commits, versions, found)
+    found.notes += [f"{name} is no file of the ledger: it is passed over." for name in ledger.foreign_names()]
     del found.problems[MOST_PROBLEMS:]
     return found
 
@@ -171,7 +172,7 @@ def _check_crashes(ledger: Ledger, planned: Iterable[PlannedShard]) -> Iterator[
         except (JointDiTError, ValueError) as error:
             yield f"_crashes/{shard} is damaged ({error})."
             continue
-        if set(ledger.storage.names(f"_crashes/{shard}")) != {f"{n}.json" for n in range(1, len(records) + 1)}:
+        if ledger.crash_numbers(shard) != list(range(1, len(records) + 1)):
             yield f"_crashes/{shard}: a record between the first and the last is missing."
 
 

@@ -22,7 +22,7 @@ expect.set_options(timeout=DEADLINE)
 
 
 def find_chromium() -> str | None:
-    """The browser on this machine, or None; tests/install_chromium.sh installs it."""
+    """The browser on this machine, or None; tests/install_tools.sh installs it."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 

@@ -38,6 +38,7 @@ class Hub:
     models: dict[str, HubModel] = field(default_factory=dict)
     downloads: Counter[str] = field(default_factory=Counter)  # requests for content, by file
     spoil: set[str] = field(default_factory=set)  # files whose content arrives with a wrong byte
+    status: int | None = None  # what every request is answered with, where it is set
 
 
 def _git_hash(data: bytes) -> str:
@@ -64,6 +65,8 @@ def running_hub() -> Iterator[Hub]:
 
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
+            if hub.status is not None:
+                return self._refuse(hub.status, "")
             if path.startswith("/api/models/"):
                 self._api(path.removeprefix("/api/models/").split("/"))
             else:

@@ -19,7 +19,7 @@ def main(dataset: str, output: str) -> None:
     """Two pictures, some 200 kB in all, of the gallery of a dataset in a local folder."""
     executable = find_chromium()
     if executable is None:
-        sys.exit("There is no Chromium: tests/install_chromium.sh, or apt-get install chromium.")
+        sys.exit("There is no Chromium: tests/install_tools.sh, or apt-get install chromium.")
     address = (Path(dataset).resolve() / "gallery" / "index.html").as_uri()
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ def _in_one_line(error: Exception) -> str:
 
 def main() -> int:
     """Make what a file of manifests holds; the exit code."""
-    objects = list(yaml.safe_load_all(Path(sys.argv[1]).read_text()))
+    objects = list(yaml.safe_load_all(Path(sys.argv[1]).read_text(encoding="utf-8")))
     try:
         print("\n".join(send(objects)))
     except PermanentError as error:

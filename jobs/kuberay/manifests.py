@@ -5,20 +5,22 @@
     NetworkPolicies  network.py
     RayJob           head without GPUs, GPU workers from none to as many as asked for, on demand and spot
 
-With a schedule, instead of the RayJob: a ConfigMap with its manifest, an account that may make RayJobs and nothing
-else, and a CronJob that makes one at each tick. (KubeRay's own RayCronJob is alpha and off by default.) A tick that
-finds another one at work leaves after a look, before any GPU is asked for: its entrypoint is `jointdit run --if-idle`.
+With a schedule, instead of the RayJob: a ConfigMap with its manifest, an account that may make RayJobs (and so, through
+one, any pod that the namespace admits), and a CronJob that makes one at each tick. (KubeRay's own RayCronJob is alpha
+and off by default.) A tick that finds another one at work leaves after a look, before any GPU is asked for: its
+entrypoint is `jointdit run --if-idle`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
-from jobs.kuberay.network import api_server_policy, cluster_policy, ticker_policy
+from jobs.kuberay.network import OPERATOR_NAMESPACE, api_server_policy, cluster_policy, ticker_policy
 from jobs.kuberay.objects import (
     ConfigMap,
     CronJob,
@@ -55,6 +57,7 @@ from jointdit.errors import SpecError
 from pipelines.spec import JobSpec
 
 JOB_FILE = "rayjob.yaml"
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SPOT_LABEL = "jointdit.io/pool"  # nodes of a spot pool carry this label and this taint, with the value spot
 SPOT_TOLERATION = Toleration(key=SPOT_LABEL, operator="Equal", value="spot", effect="NoSchedule")
 TASK_LABELS = {"jointdit.io/tasks": "here"}
@@ -76,6 +79,7 @@ class Deployment:
     spot_gpus: int = 4  # workers on spot nodes, at most; they come first
     schedule: str | None = None  # as in cron, UTC
     tasks_on_head: bool = False  # read and finish tasks: no CPU of a node with GPUs for them
+    operator_namespace: str = OPERATOR_NAMESPACE  # KubeRay's; only from there the dashboard's API is reached
     run_options: tuple[str, ...] = ()  # of `jointdit run`
     head: Size = field(default=Size("4", "16Gi"))
     worker: Size = field(default=Size("4", "48Gi", gpus=1))
@@ -89,7 +93,7 @@ def manifests(spec: JobSpec, deployment: Deployment) -> list[KubernetesObject]:
     """
     store = store_of(deployment.store, deployment.endpoint)
     _check(spec, deployment, store.scheme)
-    if (spec.model.name != "tiny" or spec.notify.webhook) and HTTPS not in store.egress:
+    if (spec.model.name != "tiny" or spec.notify.webhook_variable) and HTTPS not in store.egress:
         store = replace(store, egress=(*store.egress, HTTPS))  # weights come from the hub, a notice goes to the webhook
     name = name_of(spec)
     labels = {"app.kubernetes.io/name": "jointdit", "app.kubernetes.io/instance": name}
@@ -99,7 +103,7 @@ def manifests(spec: JobSpec, deployment: Deployment) -> list[KubernetesObject]:
     objects: list[KubernetesObject] = [
         ServiceAccount(metadata=about, automount_service_account_token=False),
         ConfigMap(metadata=_named(about, "spec"), data={SPEC_FILE: spec_text(spec, deployment)}),
-        cluster_policy(about, labels, store),
+        cluster_policy(about, labels, store, deployment.operator_namespace),
         api_server_policy(_named(about, "head"), {**labels, ROLE: "head"}),
     ]
     return objects + (scheduled(about, deployment, pods, job) if deployment.schedule else [job])
@@ -199,7 +203,7 @@ def scheduled(about: Metadata, deployment: Deployment, pods: Pods, job: RayJob) 
 
 def spec_text(spec: JobSpec, deployment: Deployment) -> str:
     """The spec as the pods run it: for as many GPU workers as there can be, also before the first of them is there."""
-    data = spec.as_given()
+    data = spec.as_sent()
     workers = deployment.gpus + deployment.spot_gpus
     given = data.get("resources", {})
     data["resources"] = {**given, "device": "cuda", "workers": given.get("workers", workers)}
@@ -218,11 +222,16 @@ def as_yaml(objects: Sequence[KubernetesObject]) -> str:
 def name_of(spec: JobSpec) -> str:
     """The spec's name as Kubernetes takes it: lower case, - for what it does not know.
 
+    A name with other than ASCII letters gets a digest of the whole: what is left of it may be the same for others.
+
     Raises:
         SpecError: nothing is left of it, or it is too long.
     """
     name = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")
     longest = LONGEST_NAME - len("-xxxxx")
+    if not spec.name.isascii():
+        digest = hashlib.sha256(spec.name.encode()).hexdigest()[:8]
+        name = f"{name[: longest - 9].strip('-') or 'job'}-{digest}"
     if not DNS_LABEL.fullmatch(name) or len(name) > longest:
         raise SpecError(
             f"name {spec.name!r} gives {name!r}, which is no name for a RayJob: give at most {longest} lower-case "
@@ -236,6 +245,14 @@ def _check(spec: JobSpec, deployment: Deployment, scheme: str) -> None:
         if not uri.startswith(f"{scheme}://"):
             raise SpecError(
                 f"{field_name} {uri} is out of reach of pods: with --store {deployment.store} give {scheme}://."
+            )
+    for option, namespace in (
+        ("--namespace", deployment.namespace),
+        ("--operator-namespace", deployment.operator_namespace),
+    ):
+        if not NAMESPACE.fullmatch(namespace):
+            raise SpecError(
+                f"{option} {namespace[:100]!r} is no name of a namespace: give lower-case letters, digits and -."
             )
     if deployment.gpus < 0 or deployment.spot_gpus < 0 or deployment.gpus + deployment.spot_gpus < 1:
         raise SpecError("--gpus and --spot-gpus together must be at least 1: a job needs a GPU to run on.")

@@ -5,6 +5,9 @@
     out of them         to each other, to DNS, to the store; the head also to the API server, for the autoscaler
     the schedule's pod  out to DNS and to the API server, nothing in
 
+The dashboard's API runs what it is sent, and a label of a pod is whatever its namespace says. So the operator is known
+by the name of its namespace too, which the API server sets; Prometheus, which only reads, by its label anywhere.
+
 A Service's port is not what a policy sees: it sees the pods behind it. So the API server is let through on both of its
 usual ports.
 """
@@ -28,26 +31,35 @@ GCS_PORT, CLIENT_PORT, DASHBOARD_PORT, METRICS_PORT = 6379, 10001, 8265, 8080
 PORTS = {"gcs-server": GCS_PORT, "client": CLIENT_PORT, "dashboard": DASHBOARD_PORT, "metrics": METRICS_PORT}
 API_SERVER_PORTS = (443, 6443)
 OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}  # as its Helm chart labels it
+OPERATOR_NAMESPACE = "kuberay-system"  # where infra/README.md installs it
+NAMESPACE_NAME = "kubernetes.io/metadata.name"  # label that the API server gives each namespace, and keeps
 PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}  # as the Prometheus operator and its Helm charts label it
 
 DNS = EgressRule(
-    to=(NetworkPeer(namespace_selector=LabelSelector(match_labels={"kubernetes.io/metadata.name": "kube-system"})),),
+    to=(NetworkPeer(namespace_selector=LabelSelector(match_labels={NAMESPACE_NAME: "kube-system"})),),
     ports=(NetworkPort(port=53, protocol="UDP"), NetworkPort(port=53)),
 )
 API_SERVER = EgressRule(to=(OUTSIDE,), ports=tuple(NetworkPort(port=port) for port in API_SERVER_PORTS))
 
 
-def cluster_policy(metadata: Metadata, pods: dict[str, str], store: Store) -> NetworkPolicy:
+def cluster_policy(
+    metadata: Metadata, pods: dict[str, str], store: Store, operator_namespace: str = OPERATOR_NAMESPACE
+) -> NetworkPolicy:
     """For all pods with the labels `pods`: head, workers, submitter."""
     among_themselves = NetworkPeer(pod_selector=LabelSelector(match_labels=pods))
+    operator = NetworkPeer(
+        namespace_selector=LabelSelector(match_labels={NAMESPACE_NAME: operator_namespace}),
+        pod_selector=LabelSelector(match_labels=OPERATOR),
+    )
+    prometheus = NetworkPeer(namespace_selector=LabelSelector(), pod_selector=LabelSelector(match_labels=PROMETHEUS))
     return NetworkPolicy(
         metadata=metadata,
         spec=NetworkPolicySpec(
             pod_selector=LabelSelector(match_labels=pods),
             ingress=(
                 IngressRule(from_=(among_themselves,)),
-                IngressRule(from_=(_anywhere(OPERATOR),), ports=(NetworkPort(port=DASHBOARD_PORT),)),
-                IngressRule(from_=(_anywhere(PROMETHEUS),), ports=(NetworkPort(port=METRICS_PORT),)),
+                IngressRule(from_=(operator,), ports=(NetworkPort(port=DASHBOARD_PORT),)),
+                IngressRule(from_=(prometheus,), ports=(NetworkPort(port=METRICS_PORT),)),
             ),
             egress=(EgressRule(to=(among_themselves,)), DNS, *store.egress),
         ),
@@ -70,8 +82,3 @@ def ticker_policy(metadata: Metadata, pods: dict[str, str]) -> NetworkPolicy:
         metadata=metadata,
         spec=NetworkPolicySpec(pod_selector=LabelSelector(match_labels=pods), egress=(DNS, API_SERVER)),
     )
-
-
-def _anywhere(labels: dict[str, str]) -> NetworkPeer:
-    """Pods with these labels in any namespace."""
-    return NetworkPeer(namespace_selector=LabelSelector(), pod_selector=LabelSelector(match_labels=labels))

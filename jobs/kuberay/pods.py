@@ -31,7 +31,7 @@ from jobs.kuberay.objects import (
 )
 from jobs.kuberay.stores import Store, secret
 from pipelines.fingerprint import code_version
-from pipelines.notify import SECRET_VARIABLE
+from pipelines.notify import ADDRESS_VARIABLE, SECRET_VARIABLE
 
 IMAGE = f"jointdit-engine:{code_version()}"  # what `make image` builds
 USER = 1000  # the user of infra/docker/Dockerfile
@@ -52,10 +52,12 @@ AUTOSCALER_SECURITY = CONTAINER_SECURITY.model_copy(update={"read_only_root_file
 SCRATCH = (Volume(name="tmp", empty_dir=EmptyDirVolume()), Volume(name="home", empty_dir=EmptyDirVolume()))
 SCRATCH_MOUNTS = (VolumeMount(name="tmp", mount_path="/tmp"), VolumeMount(name="home", mount_path=HOME))
 PLAIN = (EnvironmentVariable(name="HOME", value=HOME), EnvironmentVariable(name="JOINTDIT_LOG", value="json"))
-# Secrets that a job can do without: the hub's token, for gated weights; the key that signs notices of new versions.
+# Secrets that a job can do without: the hub's token, for gated weights; the key that signs notices of new versions, and
+# the address that they go to.
 OPTIONAL_SECRETS = (
     secret("HF_TOKEN", "jointdit-hub", optional=True),
     secret(SECRET_VARIABLE, "jointdit-webhook", optional=True),
+    secret(ADDRESS_VARIABLE, "jointdit-webhook", optional=True),
 )
 
 

@@ -91,6 +91,8 @@ def _way_to(address: str) -> EgressRule:
         host, port = parts.hostname or "", parts.port or {"http": 80, "https": 443}[parts.scheme]
     except (KeyError, ValueError):
         raise SpecError(f"--endpoint {address!r} is no http address: give one such as {MINIO_ENDPOINT}.") from None
+    if parts.username is not None:
+        raise SpecError("--endpoint holds a user name, which the manifests would show: credentials come from a Secret.")
     labels = host.split(".")
     if len(labels) >= 3 and labels[2] == "svc":
         inside = LabelSelector(match_labels={"kubernetes.io/metadata.name": labels[1]})

@@ -1,10 +1,18 @@
-"""YAML for people: keys in their order, long texts as blocks, lists indented below their key."""
+"""YAML for people: keys in their order, long texts as blocks, lists indented below their key.
+
+Text that reads like a number is quoted, also where PyYAML itself would read it as text (1e10).
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
+
+from pipelines.spec_yaml import FLOAT, INT
+
+LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")  # of YAML 1.1; only escaped they come back as they are
 
 
 class _Dumper(yaml.SafeDumper):
@@ -16,10 +24,13 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = '"' if LINE_ENDS.search(text) else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _text)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", INT, list("-+0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 
 
 def yaml_text(data: Any) -> str:

@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from jointdit.checkpoint_files import check_foreign_model, model_type, told_as_model_error
+from jointdit.checkpoint_files import check_foreign_model, model_name, model_type, told_as_model_error
 from jointdit.errors import ModelError
 from jointdit.evaluation.inception import FEATURES, Inception, load_inception
+from jointdit.network_errors import network_errors
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -81,14 +82,14 @@ class TransformersFeatures(nn.Module):
             self.network = network.eval().requires_grad_(False)
         except ModelError:
             raise
-        except (OSError, ValueError, ImportError, KeyError) as error:
+        except (OSError, ValueError, ImportError, KeyError, *network_errors()) as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(
                 f"{path}: neither an Inception-v3 safetensors file nor a vision model of transformers ({reason})."
             ) from error
         probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
         self.num_features = int(self(probe).shape[1])
-        self.name = f"{Path(path).name}, {self.num_features} features"
+        self.name = f"{model_name(path)}, {self.num_features} features"
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         out = getattr(self.network, self.network.base_model_prefix, self.network)(**self._inputs(pictures))
@@ -163,7 +164,7 @@ def load_clip(path: str, device: str = "cpu", revision: str | None = None) -> Cl
         processor = CLIPProcessor.from_pretrained(path, **options)
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{path}: tensor {missing[0]} ({len(missing)} in all) is missing, download or save it again.")
-    return Clip(Path(path).name, model.to(device).eval(), processor)
+    return Clip(model_name(path), model.to(device).eval(), processor)
 
 
 def check_clip(path: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jointdit.checkpoint_files import check_foreign_model, model_type, told_as_model_error
+from jointdit.checkpoint_files import check_foreign_model, model_name, model_type, told_as_model_error
 from jointdit.errors import InputError, ModelError
 from jointdit.evaluation.alignment import Alignment, FloatArray
 
@@ -49,7 +49,7 @@ class TransformersDepth:
             )
             self._model = model.to(device).eval()
         self._device = device
-        self.name = Path(path).name
+        self.name = model_name(path)
         self.space: Alignment = space or _space_of(self._model.config)
         self.is_metric = _is_metric(self._model.config.to_dict())
 

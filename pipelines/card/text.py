@@ -20,7 +20,7 @@ from pipelines.card.tables import Seen, spec_of
 from pipelines.card.what import WHAT
 from pipelines.ledger import OUTCOMES, Job
 from pipelines.publish import Version
-from pipelines.safe_text import mask_secrets, printable
+from pipelines.safe_text import markdown_text
 from pipelines.sinks.parquet import DESCRIPTIONS, IMAGE
 from pipelines.spec import JobSpec
 from pipelines.weights.terms import Terms
@@ -37,7 +37,7 @@ def render(job: Job, version: Version, seen: Seen, figures: Sequence[str] = (), 
     shown = {path.rsplit("/", 1)[-1]: path for path in figures}
     sections = [
         f"---\n{head}---",
-        f"# {inline(spec.name)}",
+        f"# {markdown_text(spec.name)}",
         f"{WHAT[spec.task]}, by the JointDiT data engine. {stamp(version)}",
         _usage(version, has_gallery),
         _samples(seen, shown),
@@ -82,7 +82,7 @@ def _samples(seen: Seen, shown: Mapping[str, str]) -> str:
     lines = ["## Samples", "", f"![Pictures above their depth, near bright]({shown['samples.jpg']})", ""]
     lines += ["Unselected: the first ones of some files.", "", "| | id | prompt |", "|---:|---|---|"]
     for number, row in enumerate(seen.rows, 1):
-        lines.append(f"| {number} | {inline(row.id)} | {inline(_shortened(row.prompt or ''))} |")
+        lines.append(f"| {number} | {markdown_text(row.id)} | {markdown_text(_shortened(row.prompt or ''))} |")
     if "points.ply" in shown:
         lines += ["", f"Their points side by side: [points.ply]({shown['points.ply']})."]
     return "\n".join(lines)
@@ -146,7 +146,7 @@ def _making(spec: JobSpec, job: Job, version: Version) -> str:
     return "\n\n".join(
         [
             "## How it was made",
-            f"With jointdit {inline(version.code)}; where it was published: {libraries}. The job:",
+            f"With jointdit {markdown_text(version.code)}; where it was published: {libraries}. The job:",
             _fenced(yaml.safe_dump(asked, sort_keys=False, allow_unicode=True)),
             "What decides its pixels (`model.weights` is a SHA-256 over the checkpoint's files, or the hub's commit):",
             _fenced(yaml.safe_dump(job.fingerprint, sort_keys=False, allow_unicode=True)),
@@ -171,10 +171,10 @@ def _weights(job: Job) -> str:
     for field, source in job.sources.items():
         terms = Terms(**{key: value for key, value in source.get("terms", {}).items() if key in TERM_FIELDS})
         at = f" at {source['commit']}" if source.get("commit") else ""
-        where = printable(mask_secrets(str(source["value"]).partition("@")[0] if at else str(source["value"])))
+        where = str(source["value"]).partition("@")[0] if at else str(source["value"])
         licence = f"{terms.license}{', gated on the hub' if terms.gated else ''}" if terms.license else "not known"
-        link = f" ({inline(terms.link)})" if terms.link else ""
-        lines.append(f"| `{field}` | {_cell(inline(where + at))} | {_cell(inline(licence))}{_cell(link)} |")
+        link = f" ({markdown_text(terms.link)})" if terms.link else ""
+        lines.append(f"| `{field}` | {markdown_text(where + at)} | {markdown_text(licence)}{link} |")
     if any("non-commercial" in str(source.get("terms", {}).get("license", "")) for source in job.sources.values()):
         lines += ["", "**A non-commercial licence is among them: read it before this dataset is used or passed on.**"]
     return "\n".join([*lines, "", "Their terms may bind what is made with them, and so may those of the input."])
@@ -201,7 +201,7 @@ def _limits(spec: JobSpec) -> str:
     if spec.output.points.calibrate is not None:
         lines.append(
             "- Where `range_source` is `calibrated`, metres are those of "
-            f"{inline(spec.output.points.calibrate.model)}, with its errors; `quality.calibration_residual` and "
+            f"{markdown_text(spec.output.points.calibrate.model)}, with its errors; `quality.calibration_residual` and "
             "`quality.calibration_inlier_ratio` say how well the two maps agree."
         )
     if spec.task == "prepare":
@@ -209,13 +209,6 @@ def _limits(spec: JobSpec) -> str:
     elif spec.task in GENERATED:
         lines.append("- The pictures are generated: they show nothing that exists, and what the model gets wrong.")
     return "\n".join(lines)
-
-
-def inline(text: str) -> str:
-    """Text from outside as one line of Markdown that is nothing but text."""
-    line = printable(mask_secrets(" ".join(text.split()))).replace("&", "&amp;")
-    line = re.sub(r"([\\`*_{}\[\]<>#|!~@])", r"\\\1", line)
-    return re.sub(r":(?=//)|(?<=www)\.", r"\\\g<0>", line)  # what looks like an address becomes no link
 
 
 def _shortened(text: str) -> str:

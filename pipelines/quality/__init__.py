@@ -84,6 +84,7 @@ from pipelines.quality.self_consistency import SelfConsistency
 from pipelines.quality.text_agreement import TextAgreement
 from pipelines.quality.upright import Upright
 from pipelines.records import SampleResult
+from pipelines.safe_text import printable
 
 __all__ = [
     "FILTERS",
@@ -164,8 +165,8 @@ def load_scores(
             value = getattr(loaded, name)
             if known.setdefault(name, value) != value:
                 raise SpecError(
-                    f"{where}.{name} is {value!r} and was {known[name]!r} for {loaded.kind} before: a score is "
-                    "measured in one way, so give one value."
+                    f"{where}.{name} is {value!r:.100} and was {known[name]!r:.100} for {loaded.kind} before: a score "
+                    "is measured in one way, so give one value."
                 )
     return tuple(MODEL_FILTERS[kind].model_validate(settings) for kind, settings in wanted.items())
 
@@ -213,17 +214,17 @@ def _load(where: str, setting: Mapping[str, Any]) -> Filter:
     if kind not in FILTERS:
         near = difflib.get_close_matches(str(kind), FILTERS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(FILTERS)}."
-        raise SpecError(f"{where}.kind is {kind!r}, which is no filter: {hint}")
+        raise SpecError(f"{where}.kind is {kind!r:.100}, which is no filter: {hint}")
     thresholds = {name: value for name, value in setting.items() if name != "kind"}
     known = FILTERS[kind].model_fields
     for name in thresholds:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}."
-            raise SpecError(f"{where}.{name} is no setting of {kind}: {hint}")
+            raise SpecError(f"{where}.{printable(name):.100} is no setting of {kind}: {hint}")
     try:
         return FILTERS[kind].model_validate(thresholds)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise SpecError(f"{where}.{field} is {first['input']!r}: {first['msg'].lower()}.") from None
+        raise SpecError(f"{where}.{field} is {first['input']!r:.100}: {first['msg'].lower()}.") from None

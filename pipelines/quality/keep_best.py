@@ -16,7 +16,7 @@ class KeepBest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    k: int = Field(1, ge=1)
+    k: int = Field(1, ge=1, le=1_000_000)
     by: str
     order: Literal["lowest", "highest"]
 

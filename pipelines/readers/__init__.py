@@ -20,7 +20,12 @@ told in depth_maps.py, pictures in pictures.py.
 A row's id is its id column, where there is one, else "<relative path>:<row number>", also for a row that cannot be read
 so far. Whatever is wrong with a row makes it a BadRow and leaves its neighbours alone; a file that is damaged, gone or
 changed since it was planned gives BadRows for all its rows that could not be read. The store's own faults raise
-TransientError or StoreError: they are no property of a row.
+TransientError or StoreError: they are no property of a row. What is wrong with an address that a row gives is the
+row's, unless the table cannot be read any more either (row_addresses.py).
+
+Text is UTF-8, with or without a byte order mark; other encodings are refused where they can be told, and no id or
+prompt has a NUL. What could be read in two ways (a key or column that is there twice, a quote that is not closed) is
+refused.
 
 Ids, keys and prompts are data: no name of an object is made from them, so nothing in them can leave the output. Paths
 in a table may name any picture that this user may read in the same kind of store: run tables of strangers as a user who
@@ -34,16 +39,18 @@ in FORMATS here and in listing.py, and add it to the table-driven tests.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from jointdit.errors import InputError, RowError
+from jointdit.errors import InputError, RowError, StoreError
 from pipelines.readers import csv_records, json_lines, parquet_rows, single_files, text_lines, webdataset
 from pipelines.readers.listing import list_files, suffix_of
 from pipelines.readers.opening import check_unchanged
+from pipelines.readers.row_addresses import check_reachable, shortened
 from pipelines.readers.rows import Format, build_row, default_id, wanted_columns
 from pipelines.records import BadRow, Row, SourceFile, Span
-from pipelines.safe_text import printable
+from pipelines.safe_text import mask_secrets, printable
 
 if TYPE_CHECKING:
     from pipelines.spec import InputSpec
@@ -93,12 +100,12 @@ def check_columns(files: Sequence[SourceFile], spec_input: InputSpec, task: str)
         except (RowError, FileNotFoundError) as error:
             raise as_input_error(error, file) from error
         if lacking:
-            shown = ", ".join(printable(name) for name in names[:SHOWN_COLUMNS])
+            shown = ", ".join(shortened(name) for name in names[:SHOWN_COLUMNS])
             more = f" and {len(names) - SHOWN_COLUMNS} more" if len(names) > SHOWN_COLUMNS else ""
             has = f"it has {shown}{more}" if names else "files of this kind have no columns"
             raise InputError(
-                f"{file.uri} has no column {wanted[lacking[0]]!r} for input.columns.{lacking[0]}: {has}; correct "
-                "input.columns."
+                f"{printable(file.uri)} has no column {wanted[lacking[0]]!r} for input.columns.{lacking[0]}: {has}; "
+                "correct input.columns."
             )
 
 
@@ -117,11 +124,16 @@ def read_rows(
         reason = str(error)
     except FileNotFoundError:
         reason = f"{file.uri} does not exist any more."
+    except StoreError as error:
+        if format_of(file) is not single_files:
+            raise
+        check_reachable(posixpath.dirname(file.uri))  # an image that is refused alone is one bad row
+        reason = str(error)
     for missing in range(position, stop):
-        yield BadRow(default_id(file, missing), file.uri, missing, reason)
+        yield BadRow(default_id(file, missing), file.uri, missing, printable(mask_secrets(reason)))
 
 
 def as_input_error(error: Exception, file: SourceFile) -> InputError:
     if isinstance(error, FileNotFoundError):
-        return InputError(f"{file.uri} does not exist any more: it was listed a moment ago.")
-    return InputError(f"{str(error).rstrip('.')}: repair the file or take it out of input.uri.")
+        return InputError(f"{printable(file.uri)} does not exist any more: it was listed a moment ago.")
+    return InputError(f"{printable(str(error)).rstrip('.')}: repair the file or take it out of input.uri.")

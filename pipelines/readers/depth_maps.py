@@ -22,6 +22,7 @@ from PIL import Image
 
 from jointdit.errors import RowError
 from pipelines.readers.pictures import DECODE_ERRORS, MAX_PIXELS, check_pixels, open_checked
+from pipelines.spec_base import FARTHEST, NEAREST
 
 if TYPE_CHECKING:
     from pipelines.spec import DepthMaps
@@ -32,7 +33,8 @@ NPY_MAGIC = b"\x93NUMPY"
 def decode_depth(stored: bytes | list[Any], meaning: DepthMaps) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """(depth in the units of `meaning` with 0 in holes, valid), each (H, W).
 
-    Raises RowError for what cannot be decoded, is not one grey map, has no valid pixel, or is constant.
+    Raises RowError for what cannot be decoded, is not one grey map, has no valid pixel, is constant, or lies beyond any
+    distance in metres.
     """
     raw = _decode(stored)
     valid = np.isfinite(raw)
@@ -46,8 +48,14 @@ def decode_depth(stored: bytes | list[Any], meaning: DepthMaps) -> tuple[NDArray
     if not valid.any():
         raise RowError("depth map has no valid pixel: check input.depth scale and invalid.")
     depth = np.where(valid, depth, np.float32(0))
-    if depth[valid].min() == depth[valid].max():
-        raise RowError(f"depth map is constant at {depth[valid][0]:g} and has no relative disparity: take it out.")
+    lowest, highest = float(depth[valid].min()), float(depth[valid].max())
+    if meaning.kind == "metric" and (lowest < NEAREST or highest > FARTHEST):
+        raise RowError(
+            f"depth map lies between {lowest:g} and {highest:g} metres, which nobody measures: check input.depth scale "
+            "and invalid."
+        )
+    if lowest == highest:
+        raise RowError(f"depth map is constant at {lowest:g} and has no relative disparity: take it out.")
     return depth, valid
 
 
@@ -60,7 +68,9 @@ def _decode(stored: bytes | list[Any]) -> NDArray[np.float64]:
     elif not stored:
         raise RowError("depth map has zero bytes: copy it again.")
     elif stored.startswith(NPY_MAGIC):
-        array = _decode_npy(stored)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            array = _decode_npy(stored)
     else:
         array = _decode_image(stored)
     array = np.squeeze(array, axis=tuple(axis for axis in (0, -1) if array.ndim == 3 and array.shape[axis] == 1))
@@ -72,19 +82,28 @@ def _decode(stored: bytes | list[Any]) -> NDArray[np.float64]:
 def _decode_npy(data: bytes) -> NDArray[np.float64]:
     stream = io.BytesIO(data)
     try:
-        version = npy_format.read_magic(stream)
-        read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        shape, _, dtype = read_header(stream)
+        shape, dtype = _npy_header(stream)
         check_pixels(int(np.prod(shape[:-1], dtype=object)), int(shape[-1]) if shape else 1, "depth map")
         if dtype.kind not in "iuf":
             raise RowError(f"depth map holds {dtype}: give real numbers.")
         stream.seek(0)
-        return np.load(stream, allow_pickle=False).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            return np.load(stream, allow_pickle=False).astype(np.float64)
     except RowError:
         raise
     except (*DECODE_ERRORS, tokenize.TokenError) as error:  # NumPy reads the header as Python literals
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise RowError(f"depth map cannot be decoded as .npy ({reason}): save it again with numpy.save.") from error
+
+
+def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = npy_format.read_magic(stream)
+    read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+    try:
+        shape, _, dtype = read_header(stream)
+    except MemoryError:  # of Python's parser, for a header that is nested too deep
+        raise ValueError("its header is no description of an array") from None
+    return shape, dtype
 
 
 def _decode_image(data: bytes) -> NDArray[np.float64]:

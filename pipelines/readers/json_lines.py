@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from jointdit.errors import RowError
+from pipelines.readers.row_addresses import shown
 from pipelines.readers.rows import RawRow
 from pipelines.readers.text_lines import index_lines, read_lines
 from pipelines.records import SourceFile, Span
 
 LOOKED_AT = 100  # rows whose keys count as the file's columns: JSON lines have no header
+
+
+class DuplicateKey(ValueError):
+    """An object names a key twice, and one of the values would be lost."""
+
+
+def load_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError, for an object with one key twice too, and RecursionError."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise DuplicateKey(f"the key {shown(twice)} is there twice: keep one of them")
+    return found
 
 
 def count(file: SourceFile | Span) -> int:
@@ -45,9 +65,11 @@ def _parse(line: bytes | RowError) -> dict[str, object] | str:
     if not line.strip():
         return "line is blank, not a JSON object: take it out."
     try:
-        record = json.loads(line)
+        record = load_json(line.decode("utf-8"))  # of bytes, json.loads would guess the encoding
     except UnicodeDecodeError:
         return "line is not valid UTF-8 text: write it again as UTF-8."
+    except DuplicateKey as error:
+        return f"line holds an object in which {error}."
     except json.JSONDecodeError as error:
         return f"line is not valid JSON ({error.msg} at column {error.colno})."
     except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits

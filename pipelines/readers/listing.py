@@ -9,8 +9,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from jointdit.errors import InputError
+from pipelines.addresses import impossible
 from pipelines.readers.pictures import PICTURE_SUFFIXES
 from pipelines.records import SourceFile
+from pipelines.safe_text import printable
 from pipelines.storage import Storage, etag_of, for_input, uri_of
 from pipelines.store_errors import explained
 
@@ -59,19 +61,21 @@ def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
         except FileNotFoundError:
             magic = re.search(r"[*?\[]", path)
             if magic is None:
-                raise InputError(f"input.uri {uri} does not exist: correct the address.") from None
+                raise InputError(f"input.uri {printable(uri)} does not exist: correct the address.") from None
             prefix = path[: magic.start()].rpartition("/")[0]
             infos = fs.glob(path, detail=True)
         else:
             if info["type"] != "directory":
                 if not _is_file(info):
-                    raise InputError(f"input.uri {uri} is no regular file: give a file or a folder.")
+                    raise InputError(f"input.uri {printable(uri)} is no regular file: give a file or a folder.")
                 if suffix_of(path) not in suffixes:
-                    raise InputError(f"input.uri {uri} is of no kind this task reads: give one of {kinds}.")
+                    raise InputError(f"input.uri {printable(uri)} is of no kind this task reads: give one of {kinds}.")
                 try:
                     return [_source_file(fs, info, posixpath.dirname(path))]
                 except FileNotFoundError:
-                    raise InputError(f"input.uri {uri} does not exist any more: correct the address.") from None
+                    raise InputError(
+                        f"input.uri {printable(uri)} does not exist any more: correct the address."
+                    ) from None
             prefix, infos = path.rstrip("/"), _published(uri) or fs.find(path, detail=True)
     files = []
     for name, info in infos.items():
@@ -79,7 +83,7 @@ def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
             with contextlib.suppress(FileNotFoundError):  # a local file that was deleted since it was listed
                 files.append(_source_file(fs, info, prefix))
     if not files:
-        raise InputError(f"input.uri {uri} has no file that this task reads: give one of {kinds}.")
+        raise InputError(f"input.uri {printable(uri)} has no file that this task reads: give one of {kinds}.")
     _refuse_mixture(uri, files)
     return files
 
@@ -100,8 +104,13 @@ def _source_file(fs: Any, info: dict[str, Any], prefix: str) -> SourceFile:
     name = info["name"]
     if any("\ud800" <= letter <= "\udfff" for letter in name):
         raise InputError(f"input.uri holds the file {name!r}, whose name is not valid UTF-8: rename it.")
+    uri = uri_of(fs, name)
+    if reason := impossible(name, uri.partition("://")[0] if "://" in uri else ""):
+        raise InputError(f"input.uri holds {uri!r}, whose name {reason}: rename it.")
+    if prefix and not name.startswith(f"{prefix.rstrip('/')}/"):  # a store that takes a//b for a/b
+        raise InputError(f"input.uri {prefix} is listed by its store as {uri!r}: write the address as the store does.")
     return SourceFile(
-        uri=uri_of(fs, name),
+        uri=uri,
         etag=etag_of(info),
         size_bytes=int(info["size"]),
         relative_path=name[len(prefix) :].lstrip("/") if prefix else name.lstrip("/"),
@@ -123,6 +132,6 @@ def _refuse_mixture(uri: str, files: list[SourceFile]) -> None:
     tables = [name for name, suffix in suffixes.items() if suffix in TABLE_SUFFIXES]
     if tables and any(suffix in PICTURE_SUFFIXES + DEPTH_MAP_SUFFIXES for suffix in suffixes.values()):
         raise InputError(
-            f"input.uri {uri} holds single pictures and tables ({tables[0]}): name one kind, "
+            f"input.uri {printable(uri)} holds single pictures and tables ({printable(tables[0])}): name one kind, "
             "such as folder/*.png or the table alone."
         )

@@ -26,7 +26,8 @@ from jointdit.errors import RowError
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif")
 MAX_PIXELS = 80_000_000  # a row above it is quarantined before it is decoded; below the size Pillow itself warns at
-# What decoders raise at damaged data, found by feeding them millions of damaged files.
+# What decoders raise at damaged data, found by feeding them millions of damaged files. A MemoryError may be the node's:
+# the shard is tried again, and a row is blamed only if it goes on (row_boundary.py).
 DECODE_ERRORS = (
     OSError,  # truncated, unidentified
     SyntaxError,  # PNG chunks
@@ -37,7 +38,6 @@ DECODE_ERRORS = (
     AttributeError,
     ArithmeticError,
     RuntimeError,  # AVIF
-    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,

@@ -6,7 +6,6 @@ to find values. What a value means, and all that can be wrong with it, is decide
 
 from __future__ import annotations
 
-import posixpath
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointdit.errors import RowError
-from pipelines.addresses import normalise
 from pipelines.readers.depth_maps import decode_depth
-from pipelines.readers.opening import fetch
 from pipelines.readers.pictures import decode_picture
+from pipelines.readers.row_addresses import shown, stored_value
 from pipelines.records import BadRow, Row, SourceFile, Span
-from pipelines.store_errors import mask_secrets
+from pipelines.safe_text import mask_secrets, printable
 
 if TYPE_CHECKING:
     from pipelines.spec import InputSpec
@@ -96,7 +94,7 @@ def build_row(raw: RawRow, file: SourceFile | Span, spec_input: InputSpec, task:
             _check_pair(rgb, depth, valid)
     except RowError as error:
         trace = mask_secrets(traceback.format_exc()) if error.__cause__ else ""
-        return BadRow(row_id, file.uri, raw.position, mask_secrets(str(error)), trace)
+        return BadRow(row_id, file.uri, raw.position, printable(mask_secrets(str(error))), trace)
     return Row(row_id, file.uri, raw.position, prompt, rgb, depth, valid, rgb_bytes)
 
 
@@ -115,7 +113,7 @@ def _check_pair(rgb: NDArray[np.uint8], depth: NDArray[np.float32], valid: NDArr
 def read_id(value: Any) -> str:
     """An id column's value as text. Raises RowError for what is no id."""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError(f"id is {_shown(value)}: give text or a whole number.")
+        raise RowError(f"id is {shown(value)}: give text or a whole number.")
     text = str(value)
     if not text.strip():
         raise RowError("id is empty: give text or a whole number.")
@@ -130,7 +128,7 @@ def _prompt(value: Any, default: str | None) -> str:
     if value is None:
         raise RowError("prompt is missing: give one in the row, or input.prompt for all rows.")
     if not isinstance(value, str):
-        raise RowError(f"prompt is {_shown(value)}: give text.")
+        raise RowError(f"prompt is {shown(value)}: give text.")
     if not value.strip():
         raise RowError("prompt is empty: say what the picture shows.")
     if len(value) > MAX_PROMPT_CHARACTERS:
@@ -141,58 +139,10 @@ def _prompt(value: Any, default: str | None) -> str:
 
 
 def _storable(text: str, name: str) -> str:
+    if "\0" in text:
+        raise RowError(f"{name} holds a NUL character, as UTF-16 text read as UTF-8 does: write it again as UTF-8.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise RowError(f"{name} is not valid UTF-8 text: write it again as UTF-8.") from error
     return text
-
-
-def stored_value(value: Any, name: str, manifest: str) -> bytes | list[Any]:
-    """Encoded bytes (or nested lists) of an image or depth value, fetched where it is a path."""
-    if isinstance(value, Mapping):
-        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-    if value is None:
-        raise RowError(f"{name} is missing.")
-    if isinstance(value, bytes | list):
-        return value
-    if not isinstance(value, str):
-        raise RowError(f"{name} is {_shown(value)}: give encoded bytes or a path.")
-    uri = _beside(value, name, manifest)
-    if max(len(part.encode("utf-8", "replace")) for part in value.split("/")) > 255:  # the longest name a disk takes
-        raise RowError(f"{name} is {_shown(value)}, which is no path.")
-    try:
-        return fetch(uri)
-    except FileNotFoundError:
-        raise RowError(f"{name} {uri} does not exist, or is no file.") from None
-    except RowError:
-        raise
-    except ValueError as error:  # a path with a NUL byte
-        raise RowError(f"{name} is {_shown(value)}, which is no path.") from error
-
-
-def _beside(path: str, name: str, manifest: str) -> str:
-    """The address of a path given in a table: relative to the table's folder, or absolute in the same kind of store."""
-    scheme = manifest.partition("://")[0] if "://" in manifest else ""
-    if not path.strip():
-        raise RowError(f"{name} is empty.")
-    if "://" in path:
-        try:
-            uri = normalise(path)
-        except ValueError as error:
-            raise RowError(f"{name} is {path!r}, which is no address this can read.") from error
-        if (uri.partition("://")[0] if "://" in uri else "") != scheme:
-            raise RowError(f"{name} is {path!r}, in another kind of store than its table: put both in one.")
-        return uri
-    if not scheme:
-        return posixpath.normpath(posixpath.join(posixpath.dirname(manifest), path))
-    bucket, _, key = manifest.partition("://")[2].partition("/")
-    joined = posixpath.normpath(posixpath.join(posixpath.dirname(key), path))
-    if path.startswith("/") or joined == ".." or joined.startswith("../"):
-        raise RowError(f"{name} is {path!r}, outside the bucket of its table: give a path relative to the table.")
-    return f"{scheme}://{bucket}/{joined}"
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

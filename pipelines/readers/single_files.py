@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Mapping
 
-from pipelines.readers.opening import fetch
+from pipelines.readers.row_addresses import fetch_for_row
 from pipelines.readers.rows import RawRow
 from pipelines.records import SourceFile, Span
 
@@ -30,7 +30,8 @@ def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, st
     values: dict[str, str] = {name: file.uri for name in wanted if name in ("image", "depth")}
     if "prompt" in wanted:
         try:
-            values["prompt"] = fetch(posixpath.splitext(file.uri)[0] + ".txt").decode("utf-8-sig").strip()
+            beside = posixpath.splitext(file.uri)[0] + ".txt"
+            values["prompt"] = fetch_for_row(beside, "prompt", file.uri).decode("utf-8-sig").strip()
         except FileNotFoundError:
             pass
         except UnicodeDecodeError:

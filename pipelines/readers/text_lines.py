@@ -6,6 +6,7 @@ shard deep in a large file does not read all before it again.
 
 from __future__ import annotations
 
+import codecs
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,13 @@ MAX_LINE_BYTES = 1 << 24  # a small .gz can unpack to one endless line
 INDEX_EVERY = 1024  # rows between two remembered offsets
 UNPACK_ERRORS = (EOFError, OSError, zlib.error)  # of gzip; the store's own faults are no OSError here
 BOM = b"\xef\xbb\xbf"
+LOOKED_AT_BYTES = 4096  # to tell the encoding
+MARKS = {  # in this order: one begins with another
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,21 @@ class RowIndex:
 
     rows: int
     offsets: tuple[int, ...]
+
+
+def check_encoding(stream: BinaryIO, uri: str) -> None:
+    """Leave a stream at its begin. Raises RowError where its text is UTF-16 or UTF-32, whose lines are cut elsewhere.
+
+    Without a byte order mark it is told by NULs: every second byte of European text is one.
+    """
+    head = stream.read(LOOKED_AT_BYTES)
+    stream.seek(0)
+    found = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
+    pairs = len(head) // 2
+    if found is None and max(head[0::2].count(0), head[1::2].count(0)) > pairs / 4:
+        found = "UTF-16 or UTF-32"
+    if found is not None and pairs:
+        raise RowError(f"{uri} is {found} text: write it again as UTF-8.")
 
 
 def bounded_lines(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -46,6 +69,7 @@ def index_lines(uri: str, etag: str) -> RowIndex:
     offsets, offset, number = [], 0, 0
     try:
         with open_text(uri) as stream:
+            check_encoding(stream, uri)
             for _, length in bounded_lines(stream):
                 if number % INDEX_EVERY == 0:
                     offsets.append(offset)
@@ -76,8 +100,7 @@ def read_lines(file: SourceFile | Span, start: int, stop: int) -> Iterator[tuple
                         RowError(f"line has {length} bytes, more than the limit of {MAX_LINE_BYTES >> 20} MiB."),
                     )
                     continue
-                line = line.rstrip(b"\r\n")
-                yield number, line.removeprefix(BOM) if number == 0 else line
+                yield number, line.rstrip(b"\r\n").removeprefix(BOM)  # files put together have marks inside
     except UNPACK_ERRORS as error:
         raise RowError(f"{file.uri} is damaged ({error}).") from error
 
@@ -97,6 +120,9 @@ def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, st
     for number, line in read_lines(file, start, stop):
         if isinstance(line, RowError):
             yield RawRow(number, error=str(line))
+            continue
+        if b"\r" in line:
+            yield RawRow(number, error="line has carriage returns inside: end each line with a line feed.")
             continue
         try:
             yield RawRow(number, {"prompt": line.decode("utf-8")})

@@ -14,13 +14,13 @@ Nothing is unpacked to a disk: names are keys and never paths, and links, device
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, BinaryIO, cast
 
 from jointdit.errors import RowError
+from pipelines.readers.json_lines import LOOKED_AT, DuplicateKey, load_json
 from pipelines.readers.opening import check_bytes, open_input
 from pipelines.readers.pictures import DECODE_ERRORS, PICTURE_SUFFIXES
 from pipelines.readers.rows import RawRow
@@ -90,19 +90,20 @@ def count(file: SourceFile | Span) -> int:
 
 
 def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Fields that the first row does not have."""
-    index = _index(file.uri, file.etag)
-    if not index:
-        return [], []
-    key, members = index[0]
+    """Fields that none of the first rows has; nothing is lacking where no row can be read."""
+    names: dict[str, None] = {}
+    missing = list(wanted)
     with open_input(file.uri, random_access=True) as stream:
-        try:
-            about = _about(stream, members)
-        except RowError:
-            about = {}
-        names = [*members, *about]
-        found = {name for name, column in wanted.items() if _find(name, column, key, members, about) is not None}
-    return [name for name in wanted if name not in found], names
+        for key, members in _index(file.uri, file.etag)[:LOOKED_AT]:
+            try:
+                about = _about(stream, members)
+            except RowError:
+                continue
+            names.update(dict.fromkeys([*members, *about]))
+            missing = [name for name in missing if _find(name, wanted[name], key, members, about) is None]
+            if not missing:
+                break
+    return missing if names else [], list(names)
 
 
 def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
@@ -146,7 +147,9 @@ def _about(stream: BinaryIO, members: Members) -> dict[str, Any]:
     if "json" not in members:
         return {}
     try:
-        about = json.loads(_text(_read(stream, members["json"])))
+        about = load_json(_text(_read(stream, members["json"])))
+    except DuplicateKey as error:
+        raise RowError(f"member json holds an object in which {error}.") from None
     except (ValueError, RecursionError) as error:
         raise RowError(f"member json is not valid JSON ({error}).") from error
     if not isinstance(about, dict):
@@ -166,6 +169,6 @@ def _read(stream: BinaryIO, place: Place) -> bytes:
 
 def _text(data: bytes) -> str:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RowError("member is not valid UTF-8 text.") from error

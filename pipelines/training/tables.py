@@ -20,7 +20,8 @@ from jointdit.errors import InputError, RowError
 from jointdit.training.pairs import Bucket, Pair, fit_to_bucket
 from pipelines.readers import check_columns, count_rows, format_of, list_files
 from pipelines.readers.opening import open_input
-from pipelines.readers.rows import RawRow, build_row, default_id, stored_value, wanted_columns
+from pipelines.readers.row_addresses import stored_value
+from pipelines.readers.rows import RawRow, build_row, default_id, wanted_columns
 from pipelines.records import BadRow, Row, SourceFile
 from pipelines.spec import InputSpec
 

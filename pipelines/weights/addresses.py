@@ -10,6 +10,7 @@ s3://bucket/weights/FLUX.1-dev           a folder, or a single file, in an objec
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +53,12 @@ def parse_address(value: str) -> WeightsAddress:
         return WeightsAddress("store", normalise(value))
     if separator:
         return WeightsAddress("local", normalise(value))
-    path = Path(value).expanduser()
-    looks_like_a_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.suffix == SINGLE_FILE
+    path = os.path.expanduser(value)
+    looks_like_a_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.endswith(SINGLE_FILE)
     if value == "tiny":
         return WeightsAddress("local", value)
-    if looks_like_a_path or path.exists():
-        return WeightsAddress("local", str(path.absolute()))  # Ray's workers run in other folders
+    if looks_like_a_path or os.path.exists(path):
+        return WeightsAddress("local", str(Path(path).absolute()))  # Ray's workers run in other folders
     return _hub_address(value, value)
 
 

@@ -6,11 +6,18 @@ A mutant is a function without arguments that changes modules of the engine in t
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import secrets
 from collections.abc import Callable
 from typing import Any
 
 import pipelines.counting
+import pipelines.garbage
+import pipelines.plan
 import pipelines.publish
+import pipelines.refilter
+from pipelines.storage import AlreadyExists
 
 
 def lose_a_sample() -> None:
@@ -29,4 +36,89 @@ def forget_decisions() -> None:
     pipelines.publish.verdicts = lambda *_: {}
 
 
-MUTANTS: dict[str, Callable[[], None]] = {"lose-a-sample": lose_a_sample, "forget-decisions": forget_decisions}
+def list_versions_twice() -> None:
+    """Garbage collection asks one listing what is named and a later one which numbers are taken."""
+
+    def versions(storage: Any) -> Any:
+        listing = pipelines.publish.version_listing(storage)
+        named = [pipelines.publish.read_version(storage, number) for number in listing.retained]
+        return set(pipelines.publish.version_listing(storage).published), named
+
+    pipelines.garbage._versions = versions
+
+
+def borrow_from_older_versions() -> None:
+    """A publisher takes tables and standing decisions from any retained version, without a copy."""
+    before = pipelines.publish._before
+
+    def before_of_all(latest: Any, table: Any) -> Any:
+        found = before(latest, table)
+        storage = storages[-1]
+        numbers = pipelines.publish.version_numbers(storage)
+        versions = [pipelines.publish.read_version(storage, number) for number in numbers]
+        known = {(file.shard, file.sha256): file.path for version in versions for file in version.files}
+        return dataclasses.replace(found, known={**known, **found.known})
+
+    storages: list[Any] = []
+    following = pipelines.publish._next_version
+
+    def next_version(storage: Any, *given: Any) -> Any:
+        storages.append(storage)
+        return following(storage, *given)
+
+    pipelines.publish._before = before_of_all
+    pipelines.publish._next_version = next_version
+    pipelines.publish._held_outcomes = lambda storage, attempt, latest, held: held.outcomes if held else ""
+
+
+def skip_taken_numbers() -> None:
+    """A publisher whose number is taken publishes what it had decided under the next one."""
+
+    def publish_decision(storage: Any, ledger: Any, decide: Any) -> Any:
+        latest = pipelines.publish.read_latest(storage)
+        version, is_new = pipelines.publish._next_version(storage, ledger, latest, decide)
+        while is_new:
+            try:
+                fields = {**dataclasses.asdict(version), "token": secrets.token_hex(8), "format": 2}
+                name = f"_versions/{version.number:06d}/version.json"
+                storage.create_bytes(name, json.dumps(fields).encode())
+                break
+            except AlreadyExists:
+                version = dataclasses.replace(version, number=version.number + 1)
+        return version, is_new
+
+    pipelines.publish.publish_decision = publish_decision
+    pipelines.refilter.publish_decision = publish_decision
+
+
+def read_ids_count_alone() -> None:
+    """A row is known by the id that each attempt recorded, whether that attempt could read it or not."""
+    pipelines.counting.Counting._read_ids = lambda *_: {}  # type: ignore[method-assign]
+
+
+def share_default_ids() -> None:
+    """Two files of one relative path give their rows the same default ids."""
+    pipelines.plan.with_distinct_paths = lambda listed, planned: listed
+
+
+def ignore_moves() -> None:
+    """A file that was moved before it was read counts under both names."""
+    pipelines.plan.unread_moves = lambda *_: {}
+
+
+def ignore_restored_files() -> None:
+    """A file that is back keeps the text of the one that replaced it."""
+    pipelines.plan.restored_files = lambda *_: []
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    "lose-a-sample": lose_a_sample,
+    "forget-decisions": forget_decisions,
+    "list-versions-twice": list_versions_twice,
+    "borrow-from-older-versions": borrow_from_older_versions,
+    "skip-taken-numbers": skip_taken_numbers,
+    "read-ids-count-alone": read_ids_count_alone,
+    "share-default-ids": share_default_ids,
+    "ignore-moves": ignore_moves,
+    "ignore-restored-files": ignore_restored_files,
+}

@@ -198,7 +198,7 @@ def perform(operation: Operation, plot: Plot, uris: Sequence[str], output: str) 
         found = pipelines.refilter.refilter(output, overrides)
         return f"version {found.version.number}, {'new' if found.is_new else 'as before'}"
     if operation.kind == "prune":
-        return f"pruned {prune_versions(Storage(output), settings['retain'])}"
+        return f"pruned {prune_versions(Storage(output), settings['retain'], 0)}"
     if operation.kind == "gc":
         return f"deleted {len(collect_garbage(output, 3600.0 * settings.get('hours', 0)).objects)} objects"
     assert operation.kind == "validate", operation.kind

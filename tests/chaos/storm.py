@@ -130,7 +130,7 @@ class Storm:
             tolerance = 2.0 if self.is_tiny else 0.0
             for name, job in planted.items():
                 output, clean = self._output("storm", name), self._output("calm", name)
-                swept = collect_garbage(output)
+                swept = collect_garbage(output, 0)
                 self.say(f"{name}: gc deletes {len(swept.objects)} objects ({swept.bytes} bytes) that nobody names")
                 self._show(take_account(name, job, output, clean, tolerance), job)
         return self.problems

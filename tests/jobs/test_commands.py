@@ -135,6 +135,16 @@ def test_generate_writes_picture_disparity_and_points_for_each_seed(tmp_path, ca
         assert stem.with_suffix(".ply").read_bytes().startswith(PLY_HEADER)
 
 
+def test_prompts_in_any_script_have_files_of_their_own(tmp_path, capsys):
+    for prompt in ("数据", "e\u0301ine Größe", "字" * 200):
+        words = ["generate", prompt, "-o", str(tmp_path), "--steps", "1", "--height", "32", "--width", "32"]
+        assert main(words) == 0
+    names = {path.name for path in tmp_path.glob("*.ply")}
+    assert names == {"数据-0.ply", "éine-größe-0.ply", f"{'字' * 60}-0.ply"}
+    assert main(["generate", "a cube \udcff", "-o", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "Error: the prompt is not valid Unicode: give it in UTF-8.\n"
+
+
 def test_the_same_seed_gives_the_same_files(tmp_path):
     for folder in ("one", "two"):
         assert main(["generate", PROMPT, "-o", str(tmp_path / folder), "--seed", "3", "--steps", "1"]) == 0

@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 
 from jobs.cli import app, main
 from jobs.kuberay.cluster_api import FIELD_MANAGER
-from jobs.kuberay.manifests import Deployment, as_yaml, manifests
+from jobs.kuberay.manifests import Deployment, as_yaml, manifests, name_of
 from jobs.kuberay.network import PORTS
 from jobs.kuberay.objects import Metadata
 from jobs.kuberay.pods import HOME, IMAGE, SPEC_FILE, SPEC_FOLDER, USER
-from jobs.kuberay.ray_job import RayJob
-from jointdit.errors import JointDiTError
+from jobs.kuberay.ray_job import DNS_LABEL, LONGEST_NAME, RayJob
+from jointdit.errors import JointDiTError, SpecError
+from pipelines.notify import ADDRESS_VARIABLE, SECRET_VARIABLE
 from pipelines.spec import load_spec
 from pipelines.spec_file import refuse_credentials
 
@@ -236,6 +237,9 @@ def test_nobody_outside_reaches_the_dashboard_and_the_store_is_the_only_way_out(
     assert among["from"] == [{"podSelector": policy["podSelector"]}]
     assert "ports" not in among
     assert [port["port"] for port in operator["ports"]] == [PORTS["dashboard"]]
+    (peer,) = operator["from"]
+    assert peer["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}}
+    assert peer["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}
     assert [port["port"] for port in prometheus["ports"]] == [PORTS["metrics"]]
     tiny = load_spec(load_spec(SPEC).as_given(), ["model={name: tiny}"])
     offline = next(each for each in manifests(tiny, Deployment("minio")) if each.kind == "NetworkPolicy").manifest()
@@ -250,8 +254,12 @@ def test_nobody_outside_reaches_the_dashboard_and_the_store_is_the_only_way_out(
         (["--store", "gcs"], "is out of reach of pods: with --store gcs give gs://"),
         (["--endpoint", "http://store:9000"], "--endpoint is for --store minio"),
         (["--store", "minio", "--endpoint", "store"], "--endpoint 'store' is no http address"),
+        (["--store", "minio", "--endpoint", "http://u:p@store:9000"], "--endpoint holds a user name"),
         (["--gpus", "0", "--spot-gpus", "0"], "a job needs a GPU to run on"),
         (["--set", "name=7 nights"], "is no name for a RayJob"),
+        (["--set", "name=数据集"], "is no name for a RayJob"),
+        (["--operator-namespace", "a b"], "--operator-namespace 'a b' is no name of a namespace"),
+        (["--set", "notify.webhook=https://h/x"], "notify.webhook would be readable by all who may look at the job"),
     ],
 )
 def test_what_cannot_run_there_is_one_sentence(
@@ -261,6 +269,47 @@ def test_what_cannot_run_there_is_one_sentence(
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
+
+
+def test_nothing_but_what_a_policy_names_by_its_namespace_may_reach_what_runs_code() -> None:
+    """Any namespace may put any label on its pods: such a peer gets the metrics at most."""
+    anywhere = []
+    for each in EVERY:
+        if each["kind"] == "NetworkPolicy":
+            for rule in each["spec"].get("ingress", ()):
+                if any(peer.get("namespaceSelector") == {} for peer in rule["from"]):
+                    anywhere += [port["port"] for port in rule["ports"]]
+    assert set(anywhere) == {PORTS["metrics"]}
+    deployment = Deployment("s3", operator_namespace="operators")
+    policy = next(each for each in manifests(load_spec(SPEC), deployment) if each.kind == "NetworkPolicy").manifest()
+    names = [found for key, found in walk(policy) if key == "kubernetes.io/metadata.name"]
+    assert set(names) == {"operators", "kube-system"}
+
+
+def test_the_address_of_a_webhook_goes_to_a_cluster_by_the_name_of_its_variable() -> None:
+    options = ["--set", "notify.webhook_variable=JOINTDIT_WEBHOOK_URL", "--dry-run"]
+    sent = json.loads(CliRunner().invoke(app, ["submit", SPEC, "--ray", "http://head:8265", *options]).stdout)
+    spec = load_spec(yaml.safe_load(sent["files"]["spec.yaml"]))
+    assert spec.notify.webhook_variable == "JOINTDIT_WEBHOOK_URL"
+    objects = manifests(spec, Deployment("minio"))
+    map_ = next(each for each in objects if each.kind == "ConfigMap").manifest()
+    assert load_spec(yaml.safe_load(map_["data"][SPEC_FILE])).notify == spec.notify
+    variables = {each["name"] for listed in named("env") for each in listed}
+    assert {ADDRESS_VARIABLE, SECRET_VARIABLE} <= variables
+    refused = CliRunner().invoke(
+        app, ["submit", SPEC, "--ray", "http://h:1", "--dry-run", "--set", "notify.webhook=http://h/x"]
+    )
+    assert isinstance(refused.exception, SpecError)
+
+
+def test_names_in_any_script_give_names_of_their_own() -> None:
+    given = ["größe", "grüße", "数据", "数", "👩‍🎨", "\u202eשלום", "e\u0301", "é", "ü" * 200, "a\tü\n"]
+    names = [name_of(load_spec(SPEC, [f"name={json.dumps(name, ensure_ascii=False)}"])) for name in given]
+    assert len(set(names)) == len(given)
+    for name in names:
+        assert DNS_LABEL.fullmatch(name)
+        assert len(name) + len("-xxxxx") <= LONGEST_NAME
+    assert name_of(load_spec(SPEC, ["name=Nightly, indoor"])) == "nightly-indoor"
 
 
 def test_a_ray_cluster_is_asked_for_the_same_run() -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
 
 from jobs.kuberay.network import PORTS, PROMETHEUS
-from pipelines.faults import Kind
 from pipelines.ledger import OUTCOMES
-from pipelines.metrics import MEASURES, STAGES
+from pipelines.metrics import MEASURES, RETRY_KINDS, STAGES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "monitoring"
@@ -28,7 +28,7 @@ BY_NAME = {measure.exported: measure for measure in MEASURES}
 VALUES = {
     "outcome": set(OUTCOMES),
     "stage": set(STAGES),
-    "kind": {*get_args(Kind), "straggler"},
+    "kind": set(RETRY_KINDS),
     "state": {"up", "starting", "leaving", "waiting", "in_flight", "held", "busy"},
 }
 
@@ -64,6 +64,45 @@ def test_each_alert_says_what_it_is_about_and_the_readme_what_to_do() -> None:
         assert "{{ $labels.dataset }}" in rule["annotations"]["summary"]
         assert "by (dataset)" in rule["expr"], "the label is there"
         assert f"`{rule['alert']}`" in text
+
+
+def test_each_alert_is_shown_to_fire_and_to_be_quiet() -> None:
+    cases = yaml.safe_load((FOLDER / "alerts.test.yaml").read_text())["tests"]
+    shown = {(each["alertname"], bool(each["exp_alerts"])) for case in cases for each in case["alert_rule_test"]}
+    assert shown == {(rule["alert"], fires) for rule in RULES for fires in (True, False)}
+
+
+def test_prometheus_reads_the_rules_and_their_tests_pass(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("there is no promtool: tests/install_tools.sh, or apt-get install prometheus")
+    scraped = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
+    scraped["rule_files"] = [str(FOLDER / "alerts.yaml")]
+    pods = scraped["scrape_configs"][0]
+    del pods["kubernetes_sd_configs"]  # which Debian's Prometheus is built without
+    pods["static_configs"] = [{"targets": ["127.0.0.1:1"]}]
+    config = tmp_path / "prometheus.yaml"
+    config.write_text(yaml.safe_dump(scraped))
+    for words in (
+        ["check", "config", config],
+        ["check", "rules", FOLDER / "alerts.yaml"],
+        ["test", "rules", FOLDER / "alerts.test.yaml"],
+    ):
+        ended = subprocess.run([promtool, *words], capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_each_expression_of_the_dashboard_is_one_that_prometheus_parses(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("there is no promtool: tests/install_tools.sh, or apt-get install prometheus")
+    variables = {"$__rate_interval": "1m", "$dataset": ".*"}
+    expressions = [re.sub(r"\$\w+", lambda name: variables[name[0]], each) for each in EXPRESSIONS.values()]
+    rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(expressions)]
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    ended = subprocess.run([promtool, "check", "rules", path], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_the_dashboard_is_one_that_grafana_loads() -> None:

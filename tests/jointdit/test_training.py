@@ -100,13 +100,13 @@ def test_the_autoencoder_learns_and_keeps_decoding_when_standardised(scenes: Ren
     lines: list[str] = []
     fit(
         "vae",
-        stage(60),
+        stage(30),
         list(vae.named_parameters()),
         lambda generator: vae_loss(vae, shown, 8, generator),
         tmp_path,
         0,
         lines.append,
-        every=15,
+        every=8,
     )
     losses = losses_of(lines)
     assert losses[-1] < 0.9 * losses[0]
@@ -205,13 +205,13 @@ def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: 
     lines: list[str] = []
     fit(
         "base",
-        stage(24, batch_size=4, checkpoint_every=24),
+        stage(12, batch_size=4, checkpoint_every=12),
         named,
         lambda g: base_loss(flux, rgb, text, 4, 0.1, g),
         tmp_path,
         0,
         lines.append,
-        every=6,
+        every=3,
     )
     assert losses_of(lines)[-1] < 0.8 * losses_of(lines)[0]
 
@@ -226,7 +226,7 @@ def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: 
     before = distance()
     fit(
         "guidance",
-        stage(24, batch_size=4, checkpoint_every=24),
+        stage(20, checkpoint_every=20, learning_rate=5e-4),
         list(guided.named_parameters()),
         lambda g: guidance_loss(guided, flux, rgb, text, 8, 0.1, g),
         tmp_path,
@@ -242,13 +242,13 @@ def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: 
     lines.clear()
     fit(
         "joint",
-        stage(24, batch_size=4, checkpoint_every=24),
+        stage(20, batch_size=4, checkpoint_every=20),
         adapter,
         lambda g: joint_loss(model, rgb, disparity, text, 4, 0.1, 0.5, g),
         tmp_path,
         0,
         lines.append,
-        every=6,
+        every=5,
     )
     assert losses_of(lines)[-1] < 0.9 * losses_of(lines)[0]
     for name, value in frozen.items():
@@ -283,13 +283,13 @@ def test_the_recipe_from_nothing_to_a_checkpoint(scenes_folder: Path, tmp_path: 
     shutil.copytree(scenes_folder, tmp_path / "scenes")
     short = [f"output={tmp_path}", "scenes.count=256", "scenes.size=32", "scenes.processes=1", "threads=1"]
     short += ["scenes.mirrored=true", "device=cpu"]
-    for stage_name, steps in {"vae": 16, "decoder": 2, "base": 16, "guidance": 2, "joint": 4}.items():
+    for stage_name, steps in {"vae": 12, "decoder": 1, "base": 12, "guidance": 1, "joint": 1}.items():
         settings = {"steps": steps, "batch_size": 4, "warmup": 2, "autocast": "none", "learning_rate": 2e-3}
         short += [f"{stage_name}.{key}={value}" for key, value in settings.items()]
     spec = load_train_spec(Path(__file__).parents[2] / "jobs/train_tiny.yaml", short)
     assert isinstance(spec, TrainSpec)
     lines: list[str] = []
-    made = train(spec, lines.append, every=4)
+    made = train(spec, lines.append, every=3)
     for stage_name in ("vae", "base"):
         losses = losses_of([line for line in lines if line.startswith(f"{stage_name}:")])
         assert losses[-1] < 0.9 * losses[0], (stage_name, losses)

@@ -340,6 +340,16 @@ def test_a_spec_or_a_prompt_cannot_break_out_of_its_place(storage: Storage, vers
     assert not re.search(r"(?<!\\)[`\[\]!]|(?<!\\)://|www\.", row)
 
 
+def test_terms_and_addresses_of_weights_cannot_break_the_card(storage: Storage, version: Version) -> None:
+    text = "a | b ![x](http://h/p) `c`"
+    source = {"value": f"hub/{text}", "terms": {"license": text, "link": text}}
+    card.write(storage, replace(JOB, sources={"model.base": source}), version)
+    (row,) = [line for line in readme(storage).splitlines() if line.startswith("| `model.base` |")]
+    bare = re.sub(r"\\.", "", row.removeprefix("| `model.base`"))  # a backslash takes what follows out of Markdown
+    assert bare.count("|") == 3
+    assert not re.search(r"[`\[\]!]|://", bare)
+
+
 def test_a_version_that_kept_nothing_has_a_card(storage: Storage, version: Version) -> None:
     card.write(storage, JOB, replace(version, files=(), counts=dict.fromkeys(version.counts, 0), reasons={}))
     assert "No sample was kept" in readme(storage)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jointdit.errors import CommitFailed, CommitUnknown
+from jointdit.errors import CommitFailed, CommitUnknown, JointDiTError
 from pipelines.finish import Receipt
 from pipelines.ledger import Commit, Ledger
 from pipelines.publish import version_numbers
@@ -113,6 +113,19 @@ def test_a_plan_whose_answer_is_lost_is_planned_once(s3, proxy: FaultProxy, make
     assert proxy.counts["lost-response"] == 1
     assert job.ledger.plan_numbers() == [1]
     assert job.complete().counts["kept"] == 2
+
+
+@pytest.mark.slow
+def test_a_probe_whose_answer_is_lost_leaves_nothing(s3, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.storage.CREATE_ATTEMPTS", 1)
+    storage = Storage(s3.make_bucket() + "/out")
+    proxy.inject("lost-response", "PUT", "_probe/", times=20)
+    proxy.inject("reset", "GET", "_probe/", times=100)
+    with pytest.raises(JointDiTError, match="did not answer as it should"):
+        storage.probe()
+    assert proxy.counts["lost-response"] > 0
+    proxy.forget()
+    assert storage.list() == []
 
 
 def test_opening_with_xb_overwrites_where_nothing_is_written_and_create_bytes_does_not(s3) -> None:

@@ -332,6 +332,13 @@ def test_maps_of_every_kind_give_metres_and_the_hole(stored: bytes | list[Any], 
     assert valid.tolist() == [[False, True], [True, True]]
 
 
+@pytest.mark.parametrize(("values", "scale"), [([1e-9, 1.0], 1.0), ([1.0, 1e30], 1.0), ([1.0, 2.0], 1e12)])
+def test_metres_that_nobody_measures_are_a_bad_row(values: list[float], scale: float) -> None:
+    with pytest.raises(RowError, match=r"metres, which nobody measures: check input.depth scale and invalid\.$"):
+        decode_depth(npy(np.array([values])), DepthMaps(kind="metric", scale=scale))
+    decode_depth(npy(np.array([values])), DepthMaps(kind="disparity", scale=scale))
+
+
 def test_holes_are_what_the_spec_says_and_what_cannot_be() -> None:
     stored = npy(np.array([[np.nan, np.inf, -1.0, 0.0, 65.0, 2.0, 3.0]]))
     assert decode_depth(npy(np.array([[1e300, 2.0, 3.0]])), DepthMaps(kind="metric"))[1].tolist() == [

@@ -38,7 +38,7 @@ SEEN = "[...document.querySelectorAll('.card')].map((card) => Selection.rows[car
 def browser() -> Iterator[Browser]:
     executable = find_chromium()
     if executable is None:
-        pytest.skip("there is no Chromium: tests/install_chromium.sh, or apt-get install chromium")
+        pytest.skip("there is no Chromium: tests/install_tools.sh, or apt-get install chromium")
     with running_chromium(executable) as running:
         yield running
 

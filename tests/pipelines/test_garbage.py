@@ -105,6 +105,21 @@ def test_a_half_written_file_goes_when_its_shard_is_decided_and_its_writer_long_
     assert validate(job.context.storage.uri).notes == []
 
 
+def test_what_killed_writers_left_in_the_ledger_goes_after_an_hour(make_job, tmp_path: Path) -> None:
+    job = make_job(["a"])
+    job.complete()
+    out = tmp_path / "out"
+    names = ["_plan/.tmp-0123-000002.parquet", "_commits/.tmp-0123-ab.json", "_probe/0123456789abcdef"]
+    for name in names:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(b"half")
+    assert collect_garbage(str(out), 0).objects == (), "their writers may be at work"
+    for name in names:
+        os.utime(out / name, (0, 0))
+    assert sorted(each.path for each in collect_garbage(str(out), 0).objects) == sorted(names)
+    assert validate(str(out)).problems == []
+
+
 def test_a_retained_version_keeps_its_files(make_job, tmp_path: Path) -> None:
     folder = input_folder(tmp_path, a="a0\na1\n", b="b0\n")
     job = make_job(input={"uri": str(folder)})
@@ -224,6 +239,8 @@ def test_a_damaged_commit_stops_it_before_anything_is_deleted(make_job) -> None:
         ("_versions/000002/notes.parquet", False),
         ("data/somebody's own.parquet", False),
         ("data/aa11.parquet", False),
+        ("data/aa11-0123456789abcdef.parquet.part", False),
+        ("data/aa11-0123456789abcdef (copy).parquet", False),
     ],
 )
 def test_what_is_decided(path: str, decided: bool) -> None:

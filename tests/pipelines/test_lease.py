@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -157,3 +158,34 @@ def test_a_damaged_lease_is_none(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write_bytes(f"{FOLDER}/x.json", b"{")
     assert find_live(storage, stale_seconds=1000) is None
+
+
+DAMAGED = {
+    "a copy of a lease": lambda lease: json.dumps({**lease, "counter": 7}),
+    "another type of counter": lambda lease: json.dumps({**lease, "token": "ab" * 8, "counter": "7"}),
+    "no field": lambda lease: json.dumps({"format": 1}),
+    "a path for a token": lambda lease: json.dumps({**lease, "token": "../../_job"}),
+    "nested too deep": lambda _: "[" * 100_000,
+    "no text": lambda _: "\udcff\udcfe",
+    "empty": lambda _: "",
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["abababababababab.json", "0123 (copy).json", "._abab.json", "abab.json.part", "x.json"]
+)
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_strange_file_among_the_leases_is_nobody_at_work(damage: str, name: str, tmp_path: Path) -> None:
+    """A copy that does not move beside a lease that does looks like a counter that moves at each look."""
+    storage, clock = Storage(str(tmp_path)), Clock()
+    driver = Heartbeat(storage)
+    driver._beat()
+    (path,) = (tmp_path / FOLDER).iterdir()
+    data = DAMAGED[damage](json.loads(path.read_text()))
+    (tmp_path / FOLDER / name).write_bytes(data.encode("utf-8", "surrogateescape"))
+    watch = Watch(storage, stale_seconds=60, clock=clock)
+    assert states(watch) == ["unknown"]
+    clock.now += 30
+    assert states(watch) == ["unknown"]
+    assert find_live(storage, stale_seconds=0, look_seconds=BEAT) is None
+    assert [each.name for each in (tmp_path / FOLDER).iterdir()] == [name], "only the stale lease is tidied away"

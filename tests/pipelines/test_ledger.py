@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from jointdit.errors import PermanentError, SpecError, StoreError
-from pipelines.ledger import Commit, Ledger, SampleOutcome, StoredObject
+from pipelines.ledger import Commit, Ledger, SampleOutcome, StoredObject, open_output
 from pipelines.spec import load_spec
 from pipelines.storage import Storage
+
+SHARD, OTHER = "0123456789abcdef0123", "fedcba98765432100000"
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -27,23 +30,23 @@ def commit(token: str) -> Commit:
         SampleOutcome("b/1", 0, 1, 1, "kept"),
     )
     objects = (StoredObject("data/x.parquet", 10, "0" * 64, 2, "kept"),)
-    return Commit("shard", token, objects, samples, code="1", host="h", finished="now", seconds=1.5)
+    return Commit(SHARD, token, objects, samples, code="1", host="h", finished="now", seconds=1.5)
 
 
 def test_a_commit_comes_back_as_it_was(ledger: Ledger) -> None:
-    assert ledger.read_commit("shard") is None
+    assert ledger.read_commit(SHARD) is None
     assert ledger.commit(commit("one")) == commit("one")
-    found = ledger.read_commit("shard")
+    found = ledger.read_commit(SHARD)
     assert found == commit("one")
     assert found.counts == {"kept": 2, "rejected": 1, "quarantined": 1}
-    assert ledger.committed() == {"shard"}
-    assert ledger.read_commits(["shard", "other"]) == {"shard": commit("one")}
+    assert ledger.committed() == {SHARD}
+    assert ledger.read_commits([SHARD, OTHER]) == {SHARD: commit("one")}
 
 
 def test_the_first_commit_stands_and_the_second_learns_of_it(ledger: Ledger) -> None:
     ledger.commit(commit("one"))
     assert ledger.commit(commit("two")).token == "one"
-    assert ledger.read_commit("shard").token == "one"
+    assert ledger.read_commit(SHARD).token == "one"
 
 
 def test_committing_again_with_the_same_token_is_a_success(ledger: Ledger) -> None:
@@ -53,22 +56,22 @@ def test_committing_again_with_the_same_token_is_a_success(ledger: Ledger) -> No
 
 
 def test_crashes_are_counted_across_drivers(ledger: Ledger) -> None:
-    ledger.record_crash("shard", {"stage": "read"})
-    Ledger(ledger.storage).record_crash("shard", {"stage": "generate"})
+    ledger.record_crash(SHARD, {"stage": "read"})
+    Ledger(ledger.storage).record_crash(SHARD, {"stage": "generate"})
     for _ in range(9):
-        ledger.record_crash("shard", {"stage": "finish"})
-    assert [record["stage"] for record in ledger.crashes("shard")] == ["read", "generate"] + ["finish"] * 9
-    assert ledger.shards_with_crashes() == {"shard"}
-    assert ledger.crashes("other") == []
+        ledger.record_crash(SHARD, {"stage": "finish"})
+    assert [record["stage"] for record in ledger.crashes(SHARD)] == ["read", "generate"] + ["finish"] * 9
+    assert ledger.shards_with_crashes() == {SHARD}
+    assert ledger.crashes(OTHER) == []
 
 
 def test_a_crash_is_counted_although_an_earlier_record_is_gone(ledger: Ledger) -> None:
     """Counting the records would give the number of the last one again, for ever."""
     for stage in ("read", "generate"):
-        ledger.record_crash("shard", {"stage": stage})
-    ledger.storage.delete("_crashes/shard/1.json")
-    ledger.record_crash("shard", {"stage": "finish"})
-    assert [record["stage"] for record in ledger.crashes("shard")] == ["generate", "finish"]
+        ledger.record_crash(SHARD, {"stage": stage})
+    ledger.storage.delete(f"_crashes/{SHARD}/1.json")
+    ledger.record_crash(SHARD, {"stage": "finish"})
+    assert [record["stage"] for record in ledger.crashes(SHARD)] == ["generate", "finish"]
 
 
 def test_a_job_is_frozen_and_agreed_with(ledger: Ledger) -> None:
@@ -93,18 +96,29 @@ def test_no_job_is_one_sentence(ledger: Ledger) -> None:
 def test_damage_is_named(tmp_path: Path) -> None:
     ledger = Ledger(Storage(str(tmp_path)))
     ledger.commit(commit("one"))
-    path = tmp_path / "_commits" / "shard.json"
+    path = tmp_path / "_commits" / f"{SHARD}.json"
     fields = json.loads(path.read_text())
-    path.write_text("{")
-    with pytest.raises(StoreError, match=r"shard.json is not valid JSON"):
-        ledger.read_commit("shard")
+    for text in ("{", "[" * 100_000, "\0"):
+        path.write_text(text)
+        with pytest.raises(StoreError, match=rf"{SHARD}.json is not valid JSON"):
+            ledger.read_commit(SHARD)
     path.write_text(json.dumps({**fields, "format": 2}))
     with pytest.raises(PermanentError, match="has format 2 and this version reads 1"):
-        ledger.read_commit("shard")
-    del fields["objects"]
-    path.write_text(json.dumps(fields))
-    with pytest.raises(StoreError, match="is damaged"):
-        ledger.read_commit("shard")
+        ledger.read_commit(SHARD)
+    reasons = {**fields["samples"], "reasons": []}
+    for damaged in ({**fields, "objects": None}, {**fields, "samples": []}, {**fields, "samples": reasons}):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(StoreError, match="is damaged"):
+            ledger.read_commit(SHARD)
+
+
+def test_a_damaged_job_or_crash_record_is_named(ledger: Ledger) -> None:
+    ledger.storage.write_bytes("_job.json", b'{"format": 1, "spec": {}}')
+    with pytest.raises(StoreError, match=r"_job.json has no code, so it is damaged: restore it from a backup\.$"):
+        ledger.read_job()
+    ledger.record_crash(SHARD, {"at": "now"})
+    with pytest.raises(StoreError, match=rf"_crashes/{SHARD}/1.json has no stage, so it is damaged"):
+        ledger.crashes(SHARD)
 
 
 def test_a_commit_stays_small(tmp_path: Path) -> None:
@@ -117,3 +131,48 @@ def test_a_commit_stays_small(tmp_path: Path) -> None:
         for n in range(512)
     )
     assert len(replace(commit("one"), samples=samples, objects=objects).to_bytes()) < 200_000
+
+
+def test_a_single_writer_is_remembered_by_whoever_opens_the_output(ledger: Ledger) -> None:
+    uri = ledger.storage.uri
+    spec = load_spec({"task": "joint", "input": {"uri": "/in.txt"}, "output": {"uri": uri}})
+    assert not open_output(uri).single_writer, "there is no job yet"
+    assert open_output(uri, single_writer=True).single_writer
+    Ledger(Storage(uri, single_writer=True)).open_job(spec, {"task": "joint"})
+    assert open_output(uri).single_writer
+
+
+def test_a_job_of_several_writers_stays_one(ledger: Ledger) -> None:
+    uri = ledger.storage.uri
+    ledger.open_job(
+        load_spec({"task": "joint", "input": {"uri": "/in.txt"}, "output": {"uri": uri}}), {"task": "joint"}
+    )
+    assert not open_output(uri).single_writer
+
+
+ROOT = Path(__file__).parents[2]
+OPENED_WITHOUT_ITS_JOB = {
+    "pipelines/ledger.py": "open_output itself",
+    "pipelines/validate.py": "reads",
+    "pipelines/versions.py": "reads",
+    "pipelines/status.py": "reads",
+    "pipelines/plan.py": "the preview, which writes nothing",
+    "pipelines/garbage.py": "deletes, and writes nothing that must be created once",
+    "pipelines/gallery/__init__.py": "writes only what is rewritten",
+    "pipelines/export.py": "reads an output; what it writes is none",
+    "pipelines/quantiles.py": "reads",
+    "pipelines/readers/listing.py": "reads input",
+    "pipelines/weights/store.py": "reads weights",
+    "jobs/datasets.py": "reads leases",
+    "jobs/demo.py": "local folders of its own",
+}
+
+
+def test_whoever_writes_to_an_output_opens_it_with_what_its_job_says() -> None:
+    """`open_output`, and no `Storage` of its own: --single-writer holds for every command."""
+    found = set()
+    for file in [*(ROOT / "pipelines").rglob("*.py"), *(ROOT / "jobs").glob("*.py")]:
+        calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        if any(isinstance(call, ast.Name) and call.id == "Storage" for call in calls):
+            found.add(file.relative_to(ROOT).as_posix())
+    assert found <= set(OPENED_WITHOUT_ITS_JOB), "open it with pipelines.ledger.open_output, or say why not here"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from jointdit.errors import SpecError
+from pipelines.deadline import deadline
 from pipelines.limits import Limits, next_time
 from pipelines.run import shards_to_make
-from pipelines.spec import load_spec
+from pipelines.spec import TASKS, load_spec
 from pipelines.spec_sections import BudgetSpec, PriceSpec
 from pipelines.usage import Usage
 
@@ -85,3 +89,70 @@ def test_a_run_stops_at_its_time_and_when_its_budget_is_spent() -> None:
 def test_a_limit_that_makes_no_sense_is_one_sentence(section: dict, sentence: str) -> None:
     with pytest.raises(SpecError, match=sentence):
         load_spec({"task": "joint", "input": {"uri": "prompts.txt"}, "output": {"uri": "out"}, **section})
+
+
+def number_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The numbers of a spec, with the field or the part of a type that bounds them."""
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        kinds = [annotation, *get_args(annotation)]
+        if any(kind in (int, float) for kind in kinds):
+            yield f"{prefix}{name}", field
+        for kind in [*kinds, *(inner for each in kinds for inner in get_args(each))]:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from number_fields(kind, f"{prefix}{name}.")
+
+
+def test_every_number_of_a_spec_has_two_bounds() -> None:
+    """A new field without them fails here; 1e300 seconds, rows or metres make something overflow, or never end."""
+    base = {"task": "joint", "input": {"uri": "in"}, "output": {"uri": "out"}}
+    maps = {"depth": {"kind": "metric"}}
+    seen = 0
+    for task, model in TASKS.items():
+        spec: dict[str, Any] = {**base, "task": task, **({"teachers": "t"} if task == "prepare" else {})}
+        if task in ("depth-to-image", "encode"):
+            spec["input"] = {**spec["input"], **maps}
+        for path, field in number_fields(model):
+            if path.startswith("input.depth.") and "depth" not in spec["input"]:
+                continue
+            values = [2**62, -(2**62)] if int in (field.annotation, *get_args(field.annotation)) else [1e300, -1e300]
+            for value in values:
+                if (path, value) == ("seed", 2**62):
+                    continue  # any 63 bits are a seed
+                with pytest.raises(SpecError, match=r"must be|width belong together"):
+                    load_spec(spec, [f"{path}={value}", *EXTRA.get(path.rpartition(".")[0], ())])
+                seen += 1
+    assert seen > 200
+
+
+EXTRA = {"quality.keep_best": ("quality.keep_best.by=depth_span", "quality.keep_best.order=highest")}
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "resources.workers=1000000000",
+            "resources.workers must be auto or a whole number of at least 1 and at most 10,",
+        ),
+        ("resources.stall_seconds=1e10", "resources.stall_seconds must be at most 1000000000.0, found 10000000000."),
+        ("resources.stall_seconds=1e-9", "resources.stall_seconds must be at least 0.001"),
+        ("resources.gpus_per_worker=1e-9", "resources.gpus_per_worker must be at least 0.01"),
+        ("output.points.z_near=1e-300", "output.points.z_near must be at least 1e-06"),
+        ("output.points.z_far=1e300", "output.points.z_far must be at most 1000000000.0"),
+        ("output.points.voxel=1e-300", "output.points.voxel must be at least 1e-06"),
+        ("retries.infrastructure=1000000000000", "retries.infrastructure must be at most 1000000000"),
+    ],
+)
+def test_a_number_that_would_hang_or_overflow_is_one_sentence(override: str, sentence: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec({"task": "joint", "input": {"uri": "in"}, "output": {"uri": "out"}}, [override])
+    assert str(caught.value).startswith(sentence)
+
+
+def test_the_longest_times_that_a_spec_takes_are_taken_by_the_timers() -> None:
+    spec = load_spec(
+        {"task": "joint", "input": {"uri": "in"}, "output": {"uri": "out"}}, ["resources.stall_seconds=1e9"]
+    )
+    with deadline(spec.resources.stall_seconds, "nothing"):
+        pass

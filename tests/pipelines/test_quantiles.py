@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,18 @@ def test_a_calibration_that_is_not_there_is_one_sentence(tmp_path: Path) -> None
     (tmp_path / "calibration.json").write_text("{}")
     with pytest.raises(SpecError, match=r"calibration.json cannot be read \(KeyError\): make it again"):
         spec_with({"filters": filters, "calibration": str(tmp_path)})
+    sound = {"samples": 1, "quarantined": 0, "fingerprint": {}, "created": "now", "format": 1}
+    for scores in (
+        "3",
+        "[0.1]",
+        '{"depth_span": 0.1}',
+        '{"depth_span": ["x"]}',
+        '{"depth_span": [NaN]}',
+        "[" * 100_000,
+    ):
+        (tmp_path / "calibration.json").write_text(f'{json.dumps(sound)[:-1]}, "scores": {scores}}}')
+        with pytest.raises(SpecError, match=r"calibration.json cannot be read \(\w+Error\): make it again"):
+            spec_with({"filters": filters, "calibration": str(tmp_path)})
     assert without_quantiles({"filters": filters, "calibration": "x"}) == {"filters": [{"kind": "depth_range"}]}
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from jobs import report
+from jobs import report as printed
 from jobs.cli import main
 from jointdit.errors import SpecError
 from jointdit.points import PointCloud
 from pipelines.progress import Progress
-from pipelines.safe_text import mask_secrets, printable
+from pipelines.run_report import RunReport
+from pipelines.safe_text import markdown_text, mask_secrets, printable
 from pipelines.sinks.geometry import Geometry, Intrinsics
 from pipelines.sinks.ply import describe, ply_bytes
 from pipelines.spec import PointsSpec, load_spec
@@ -40,6 +42,8 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
         "http://user:hunter2hunter2@proxy:3128 cannot be reached",
         "abfs://container:hunter2hunter2@account.dfs.core.windows.net/x",
         "https://hunter2hunter2@host/x",
+        "s3://key:hunter2/hunter2@bucket/x cannot be listed",
+        "https://h/x?X-Goog-Credential=a&X-Goog-Signature=hunter2hunter2",
         "https://h/x?X-Amz-Signature=0123abcd&X-Amz-Credential=hunter2hunter2/2026",
         "https://h.blob.core.windows.net/x?sv=1&sig=hunter2hunter2",
         "InvalidAccessKeyId: AKIAABCDEFGHIJKLMNOP",
@@ -65,6 +69,8 @@ def test_other_text_stays_as_it_is(secret: str) -> None:
     for text in (
         "s3://bucket/a b/naïve.parquet: e-mail someone@example.org, 3 tokens, key: value",
         "abfs://container@account.dfs.core.windows.net/prompts/*.parquet",
+        "s3://bucket/a:b/c@d.parquet",
+        "http://host:8080/x@y",
     ):
         assert mask_secrets(text) == text
         assert printable(text) == text
@@ -74,15 +80,15 @@ def test_other_text_stays_as_it_is(secret: str) -> None:
 def test_the_terminal_shows_input_text_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, highlight=False, width=200)
-    monkeypatch.setattr(report, "console", terminal)
-    report.say(STEERING)
+    monkeypatch.setattr(printed, "console", terminal)
+    printed.say(STEERING)
     Progress(terminal).note(STEERING)
     assert screen.getvalue().splitlines() == [SPELT_OUT, SPELT_OUT]
 
 
 def test_log_lines_are_masked_and_steer_nothing(secret: str) -> None:
     record = logging.LogRecord("pipelines", logging.WARNING, "", 0, "row %s: %s", (STEERING, SECRET), None)
-    assert report.PlainFormatter("%(message)s").format(record) == f"row {SPELT_OUT}: ***"
+    assert printed.PlainFormatter("%(message)s").format(record) == f"row {SPELT_OUT}: ***"
 
 
 def test_errors_of_the_command_line_are_masked_and_steer_nothing(secret: str, capsys: pytest.CaptureFixture) -> None:
@@ -110,11 +116,57 @@ def test_a_point_clouds_comments_are_single_lines_of_visible_ascii() -> None:
     assert lines.count("end_header") == 1
 
 
+LIVE = (
+    "![x](http://h/p.png) [click](javascript:alert(1)) <img src=x onerror=alert(1)> | a | `c` **b** _i_ ~~s~~ # h "
+    "$x^2$ &lt; www.h.org https://h.org a@h.org \\| \n\n---\n- item\x1b[31m"
+)
+
+
+def test_text_in_markdown_is_nothing_but_text() -> None:
+    line = markdown_text(LIVE)
+    assert not re.search(r"[\n\x1b]", line)
+    bare = re.sub(r"\\.", "", line)  # a backslash takes what follows out of Markdown, another backslash included
+    assert not re.search(r"[`*_\[\]<>|!~#@$]|://|www\.|&(?!amp;)", bare)
+
+
+def report(stopped: str) -> RunReport:
+    numbers = {"seconds": 1.0, "shards": 1, "rows": 1, "samples": 1, "bytes": 1, "gpu_hours": 0.0, "cpu_hours": 1.0}
+    counts = {"counts": {"kept": 1, "rejected": 0, "quarantined": 0}, "rejected_by": {}, "retries": {}}
+    text = {
+        "name": LIVE,
+        "output": f"/out/{LIVE}",
+        "finished": "now",
+        "code": "1",
+        "stopped": stopped,
+        "currency": LIVE,
+    }
+    return RunReport(**numbers, **counts, **text, version=None, busy_share=0.5, rows_per_gpu_hour=None, cost=0.0)
+
+
+def test_an_id_from_the_input_is_text_in_the_report_of_a_run() -> None:
+    lines = report(f"row {LIVE} was quarantined").markdown().splitlines()
+    for line in lines:
+        cells = re.sub(r"\\.", "", line)
+        assert not re.search(r"[`*_\[\]<>!~@$]|://|www\.|&(?!amp;)", cells)
+        assert cells.count("|") in (0, 3)
+        assert cells.count("#") == line.startswith("# Run of ")
+
+
+def test_the_address_of_a_webhook_in_the_environment_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEAM_WEBHOOK_URL", "https://hooks.example.org/T0/B0/x")
+    assert mask_secrets("cannot post to https://hooks.example.org/T0/B0/x") == "cannot post to ***"
+
+
 MINIMAL = {"task": "joint", "input": {"uri": "prompts.txt"}, "output": {"uri": "out"}}
 HIDDEN = {
     "key and secret before the bucket": "output.uri=s3://AKIAX:hunter2hunter2@bucket/out",
     "a secret alone before the bucket": "output.uri=s3://hunter2hunter2@bucket/out",
     "user info in a list": "input.uri=[a.txt, 's3://k:hunter2hunter2@b/x']",
+    "a key with a slash before the bucket": "input.uri=s3://key:hunter2/hunter2@bucket/in",
+    "in the address of weights": "model.name=s3://key:hunter2hunter2@bucket/weights",
+    "in the address of a calibration": "quality.calibration=gs://k:hunter2/hunter2@bucket/c",
+    "a signature of Google": "input.uri='gs://b/x?X-Goog-Signature=hunter2hunter2'",
+    "a signature of CloudFront": "model.name='hf://a/b?Key-Pair-Id=hunter2hunter2'",
     "a signature in a query": "input.uri=s3://b/x?X-Amz-Signature=hunter2hunter2",
     "a shared access signature": "input.uri='abfs://c/x?sv=1&sig=hunter2hunter2'",
     "a token in a query": "input.uri='s3://b/x?token=hunter2hunter2'",
