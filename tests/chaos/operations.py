@@ -212,7 +212,7 @@ def perform(operation: Operation, plot: Plot, uris: Sequence[str], output: str) 
 def rehearse(folder: Path) -> None:
     """Do one of each in this process, so that what is imported late is there when others are forked off it."""
     (folder / "in").mkdir(parents=True)
-    (folder / "in" / "a.csv").write_text("id,prompt\nr1,RAISE\nr2,FLAT\nr3,\nr4,w\n")
+    (folder / "in" / "a.csv").write_text("id,prompt\nr1,NAN\nr2,FLAT\nr3,\nr4,w\n")
     plot, uris, output = Plot(0, 1, ()), [str(folder / "in")], str(folder / "out")
     quality = {"filters": [{"kind": "depth_range", "min_span": 0.0}, {"kind": "near_duplicate"}]}
     work = [("run", {"describes": True}), ("refilter", {"quality": quality}), ("retry", {"outcomes": ["quarantined"]})]
