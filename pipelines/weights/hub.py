@@ -209,7 +209,7 @@ def _cached_commits(root: Path, revision: str | None) -> list[str]:
     if revision is None and (root / "snapshots").is_dir():
         folders = sorted((root / "snapshots").iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
         found += [folder.name for folder in folders]
-    return [commit for commit in found if COMMIT.fullmatch(commit)]
+    return [commit for commit in found if re.fullmatch(r"[0-9a-f]+", commit)]
 
 
 def _remember(name: str, revision: str | None, commit: str) -> None:
