@@ -156,13 +156,22 @@ def range_reader(what: str, name: str, commit: str) -> Callable[[str, int, int],
 
 
 def _bound_waiting() -> None:
-    """Give the library's client a timeout: for its listings it has none, and a silent server would hang it for ever."""
+    """Give the library's client a timeout: its listings ask for none, and a silent server would hang them for ever."""
     from huggingface_hub import get_session, set_client_factory
 
     session = get_session()
-    if session.timeout.read is None:
-        kind, hooks = type(session), session.event_hooks
+    hooks = session.event_hooks
+    if _limit_waiting not in hooks["request"]:
+        kind, hooks = type(session), {**hooks, "request": [*hooks["request"], _limit_waiting]}
         set_client_factory(lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=SECONDS))
+
+
+def _limit_waiting(request: Any) -> None:
+    """The client's hook for each request that is sent."""
+    given = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {
+        step: SECONDS if given.get(step) is None else given[step] for step in ("connect", "read", "write", "pool")
+    }
 
 
 def snapshot_folder(name: str, commit: str) -> Path:
@@ -209,7 +218,7 @@ def _cached_commits(root: Path, revision: str | None) -> list[str]:
     if revision is None and (root / "snapshots").is_dir():
         folders = sorted((root / "snapshots").iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
         found += [folder.name for folder in folders]
-    return [commit for commit in found if COMMIT.fullmatch(commit)]
+    return [commit for commit in found if re.fullmatch(r"[0-9a-f]+", commit)]
 
 
 def _remember(name: str, revision: str | None, commit: str) -> None:

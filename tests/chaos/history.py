@@ -198,8 +198,9 @@ def _problems_of(operation: Operation, result: Result, is_end: bool, has_job: bo
     if result.state == "hung":
         yield Problem("hang", f"{operation}: {result.told}")
     elif result.state == "failed":
-        kind = "validate" if "VALIDATE" in result.told else "traceback"
-        yield Problem(kind, f"{operation}: {result.told}")
+        is_validate = "VALIDATE" in result.told
+        if not (is_validate and operation.failure):  # it tells what it could not read
+            yield Problem("validate" if is_validate else "traceback", f"{operation}: {result.told}")
     elif is_end and has_job and result.state == "refused":
         yield Problem("stuck", f"{operation}: {result.told}")
 
