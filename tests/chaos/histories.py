@@ -34,7 +34,8 @@ from tests.chaos.history import Story, play
 from tests.chaos.minimize import smallest
 from tests.chaos.mutants import MUTANTS
 from tests.chaos.objects import empty_bucket
-from tests.chaos.operations import Plot, draw_plot, rehearse
+from tests.chaos.operations import rehearse
+from tests.chaos.plots import Plot, draw_plot
 from tests.chaos.steps import use_one_thread
 from tests.s3_server import find_weed, running_s3, s3_settings
 

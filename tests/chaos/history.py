@@ -1,7 +1,7 @@
 """One history: its operations, each in a process of its own, and the account after each.
 
 Operations at once take turns: of all processes exactly one runs at any time, until its next step (steps.py), and the
-seed of the operation says which one goes on and for how many steps. So a seed gives the same history again.
+seed of the operation says which one goes on (turns.py). So a seed gives the same history again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from typing import Literal
 from jointdit.errors import InputError, JointDiTError
 from tests.chaos.history_account import Account, Problem
 from tests.chaos.objects import objects_of
-from tests.chaos.operations import Operation, Plot, perform
+from tests.chaos.operations import perform
+from tests.chaos.plots import Operation, Plot
 from tests.chaos.steps import Steps, take_control
+from tests.chaos.turns import CREATE, STEP, TURNING, take_turns
 from tests.chaos.world import CHANGES, World
 
 PATIENCE_SECONDS = 60.0  # for one step: more is a hang
-BURSTS = (1, 2, 5, 15, 50)  # steps that a process goes on for, on average; drawn for each group
 State = Literal["done", "refused", "refused input", "killed", "failed", "hung"]
 END = (
     Operation("run", 1),
@@ -71,6 +72,7 @@ class Actor:
     def __init__(self, operation: Operation, plot: Plot, uris: Sequence[str], output: str, takes_turns: bool) -> None:
         self.operation = operation
         self.result: Result | None = None
+        self.next_step: bytes | None = STEP
         self._read, to_parent = os.pipe()
         from_parent, self._write = os.pipe()
         self.pid = os.fork()
@@ -84,7 +86,7 @@ class Actor:
             self._wait()
 
     def go_on(self) -> None:
-        """Let it take a step and wait until it stands before the next one, or has ended."""
+        """Let it take a step, and wait until it stands before the next one, or has ended."""
         os.write(self._write, b".")
         self._wait()
 
@@ -102,7 +104,8 @@ class Actor:
                 self._end(Result("hung", f"nothing happened for {PATIENCE_SECONDS:.0f} s"))
                 return
             piece = os.read(self._read, 65536)
-            if piece == b"." and not told:
+            if piece in (STEP, TURNING, CREATE) and not told:
+                self.next_step = piece
                 return
             told += piece
             if not piece:
@@ -117,7 +120,7 @@ class Actor:
         os.waitpid(self.pid, 0)
         os.close(self._read)
         os.close(self._write)
-        self.result = result
+        self.result, self.next_step = result, None
 
 
 def _be_actor(
@@ -130,14 +133,14 @@ def _be_actor(
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
 
-        def turn() -> None:
-            os.write(tell, b".")
+        def turn(kind: bytes) -> None:
+            os.write(tell, kind)
             os.read(hear, 1) or os._exit(1)
 
         steps = Steps(turn if takes_turns else None, operation.death, operation.failure)
         take_control(steps, f"{operation.seed}/tokens")
         if takes_turns:
-            turn()
+            turn(STEP)
         try:
             result = Result("done", perform(operation, plot, uris, output), steps.count)
         except InputError as error:
@@ -215,16 +218,11 @@ def _do(operation: Operation, plot: Plot, world: World, output: str) -> list[tup
 
 def _take_turns(operation: Operation, plot: Plot, world: World, output: str) -> list[tuple[Operation, Result]]:
     draw = random.Random(f"{operation.seed}/turns")
-    burst = draw.choice(BURSTS)
     results: list[tuple[Operation, Result]] = []
     changes = [part for part in operation.parts if part.kind in CHANGES]
     work = [part for part in operation.parts if part.kind not in CHANGES]
     actors = [Actor(part, plot, world.uris, output, takes_turns=True) for part in work]
-    while waiting := [actor for actor in actors if actor.result is None]:
-        chosen = draw.choice(waiting)
-        for _ in range(1 + int(draw.expovariate(1 / burst))):
-            if chosen.result is None:
-                chosen.go_on()
+    for _ in take_turns(actors, draw):
         if changes and draw.random() < 0.2:
             change = changes.pop(0)
             results.append((change, Result("done", world.change(change.kind, change.seed))))

@@ -65,12 +65,9 @@ class Account:
         return problems or [*self._check_versions(), *self._check_objects()]
 
     def retained(self) -> list[Published]:
-        """The versions that are there to be read, in order."""
-        return [
-            self.versions[number]
-            for number in self._numbers()
-            if f"_versions/{number:06d}/pruned.json" not in self.files
-        ]
+        """The versions that are there to be read, in order; without those that cannot be."""
+        pruned = {int(name.split("/")[1]) for name in self.files if name.endswith("/pruned.json")}
+        return [self.versions[number] for number in self._numbers() if number in self.versions.keys() - pruned]
 
     def check_end(self, listed: Mapping[str, str], strict: bool) -> Iterator[Problem]:
         """After an undisturbed run: each row of the listed files (uri -> etag) is in the latest version.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from tests.chaos.operations import Operation, Plot
+from tests.chaos.plots import Operation, Plot
 
 MOST_TRIES = 200
 

@@ -1,18 +1,15 @@
-"""The operations of a history: drawn from a seed, told in one line, and done by the engine's own functions.
+"""The operations of a history, done by the engine's own functions.
 
-Each operation carries all that it needs, its seed included, so that the others stay what they are when one is left out.
 `perform` is for a process of its own (history.py): it changes modules of the engine, so that shards are made in this
 process by a stand-in for the model instead of by Ray.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +19,7 @@ import numpy as np
 import pipelines.about
 import pipelines.card
 import pipelines.gallery.blocks
+import pipelines.prune
 import pipelines.refilter
 import pipelines.retry
 import pipelines.run
@@ -39,132 +37,13 @@ from pipelines.prune import prune_versions
 from pipelines.read import read_shard
 from pipelines.spec import load_spec
 from pipelines.storage import Storage
-from tests.chaos.steps import Death, Failure
-from tests.chaos.world import CHANGES
+from tests.chaos.plots import Operation, Plot
 from tests.stand_in import StandInPipeline, StandInWorker
 
 SIZE = 16  # pixels
 IDENTITY = ModelIdentity(weights="stand-in", bytes=0, height=SIZE, width=SIZE)
-SHARD_ATTEMPTS = 25  # transient faults that a run bears
-FAVOURS = (0.2, 1, 1, 3)  # a history does some kinds of things more often than others do
-WEIGHTS_TOGETHER = {"run": 3, "retry": 1, "refilter": 2, "prune": 1, "gc": 1.5}
-WEIGHTS = {"run": 9, "retry": 2, "refilter": 2.5, "prune": 1.5, "gc": 1.5, "validate": 0.5, "together": 4}
-CHANGE_WEIGHTS = dict(zip(CHANGES, (2, 1.5, 1, 1.5, 0.7, 1, 1.5, 0.4, 0.3, 1), strict=True))
 UNTIDY = ("README.md and stats.json are not those of", "no version is published")  # while a history is under way
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation; `parts` run at once, in turns that the seed decides."""
-
-    kind: str
-    seed: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    death: Death | None = None
-    failure: Failure | None = None
-    parts: tuple[Operation, ...] = ()
-
-    def __str__(self) -> str:
-        words = [f"{name}={value!r}" for name, value in self.settings.items()]
-        if self.death:
-            words.append(f"killed {'after' if self.death.after else 'before'} step {self.death.step}")
-        if self.failure:
-            name, when = errno.errorcode[self.failure.errno], "after" if self.failure.after else "at"
-            words.append(f"{name} {when} step {self.failure.step}, {self.failure.times} times")
-        if self.parts:
-            return "at once: " + " | ".join(map(str, self.parts)) + f" (seed {self.seed})"
-        return f"{self.kind}({', '.join(words)}) (seed {self.seed})"
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A whole history: the job, and what happens to it."""
-
-    seed: int  # of the input that it begins with
-    samples_per_row: int
-    operations: tuple[Operation, ...]
-
-
-def draw_plot(seed: int, number: int) -> Plot:
-    """The history of this seed and number."""
-    draw = random.Random(f"{seed}/{number}")
-    theme = {kind: draw.choice(FAVOURS) for kind in (*WEIGHTS, *CHANGES)}
-    operations = [_draw_work(draw, "run")]
-    for place in range(draw.randint(14, 24)):
-        operations.append(draw_operation(random.Random(f"{seed}/{number}/{place}"), theme))
-    return Plot(draw.getrandbits(48), draw.choice([1, 1, 2]), tuple(operations))
-
-
-def draw_operation(draw: random.Random, theme: Mapping[str, float]) -> Operation:
-    """One operation: a change of the input, work, or two or three of both at once."""
-    if draw.random() < 0.38:
-        return _draw_change(draw, theme)
-    kind = _draw_kind(draw, WEIGHTS, theme)
-    if kind != "together":
-        return _draw_work(draw, kind)
-    seed = draw.getrandbits(48)
-    kinds = [_draw_kind(draw, WEIGHTS_TOGETHER, theme) for _ in range(draw.choice([2, 2, 3]))]
-    parts = [_draw_work(draw, each, rarely=0.08) for each in kinds]
-    parts += [_draw_change(draw, theme) for _ in range(draw.choice([0, 0, 1, 2]))]
-    return Operation("together", seed, parts=tuple(parts))
-
-
-def _draw_kind(draw: random.Random, weights: Mapping[str, float], theme: Mapping[str, float]) -> str:
-    return draw.choices(list(weights), [weight * theme[kind] for kind, weight in weights.items()])[0]
-
-
-def _draw_change(draw: random.Random, theme: Mapping[str, float]) -> Operation:
-    kind = _draw_kind(draw, CHANGE_WEIGHTS, theme)
-    return Operation(kind, draw.getrandbits(48))
-
-
-def _draw_work(draw: random.Random, kind: str, rarely: float = 0.2) -> Operation:
-    seed, settings = draw.getrandbits(48), {}
-    if kind == "run":
-        settings = draw_run(draw)
-    elif kind == "retry":
-        settings = {
-            "outcomes": draw.choice([["quarantined"], ["quarantined"], ["rejected"], ["quarantined", "rejected"]])
-        }
-    elif kind == "refilter":
-        settings = {"quality": draw_quality(draw)}
-    elif kind == "prune":
-        settings = {"retain": draw.choice([2, 2, 3])}
-    elif kind == "gc":
-        settings = {"hours": draw.choice([0, 0, 0, 24])}
-    death = failure = None
-    if draw.random() < rarely:
-        death = Death(_draw_step(draw), draw.random() < 0.5)
-    elif draw.random() < rarely / 2:
-        number = draw.choice([errno.EIO, errno.EIO, errno.ENOSPC])
-        failure = Failure(_draw_step(draw), number, draw.choice([1, 1, 2, 5]), draw.random() < 0.4)
-    return Operation(kind, seed, {name: value for name, value in settings.items() if value}, death, failure)
-
-
-def _draw_step(draw: random.Random) -> int:
-    return int(2 ** draw.uniform(0, 8))
-
-
-def draw_run(draw: random.Random) -> dict[str, Any]:
-    """Settings of a run; what is left out is off."""
-    return {
-        "shards": draw.choice([None, None, None, 1, 2]),
-        "regenerate": draw.choice([0, 0, 0, 1, 2]),
-        "quality": draw_quality(draw) if draw.random() < 0.5 else {},
-        "retain": draw.choice([None, None, None, 2]),
-        "shard_rows": draw.choice([2, 3, 4]),
-        "heals": draw.random() < 0.15,
-        "describes": draw.random() < 0.07,
-    }
-
-
-def draw_quality(draw: random.Random) -> dict[str, Any]:
-    """The section `quality` of a spec, as far as `refilter` can set it."""
-    filters: list[dict[str, Any]] = [{"kind": "depth_range", "min_span": draw.choice([0.05, 0.5, 0.8])}]
-    if draw.random() < 0.4:
-        filters.append({"kind": "near_duplicate"})
-    best = {"k": 1, "by": "depth_span", "order": draw.choice(["highest", "lowest"])}
-    return {"filters": filters, **({"keep_best": best} if draw.random() < 0.4 else {})}
+SHARD_ATTEMPTS = 25  # transient faults that a run bears
 
 
 def spec_of(operation: Operation, plot: Plot, uris: Sequence[str], output: str) -> dict[str, Any]:
@@ -187,6 +66,8 @@ def perform(operation: Operation, plot: Plot, uris: Sequence[str], output: str) 
     if not operation.settings.get("describes"):
         pipelines.about.refresh = lambda *_: None  # README.md and the gallery cost more than all else
     settings = operation.settings
+    if settings.get("later"):  # a day after all that is there was written
+        pipelines.prune.collect_garbage = lambda uri, *_: collect_garbage(uri, 0.0)
     if operation.kind == "run":
         return _run(operation, spec_of(operation, plot, uris, output))
     if operation.kind == "retry":

@@ -22,6 +22,7 @@ from typing import Any
 
 from pipelines.storage import Storage
 from pipelines.store_errors import explain
+from tests.chaos.turns import CREATE, STEP, TURNING
 
 METHODS = ("read_bytes", "open", "info", "exists", "names", "unfinished", "list", "delete", "write_bytes")
 METHODS += ("create_bytes", "probe")
@@ -47,21 +48,24 @@ class Failure:
 
 
 class Steps:
-    """Counts the steps of this process. `turn` is called before each and returns when this process may go on."""
+    """Counts the steps of this process. `turn` is called before each and returns when this process may go on.
+
+    It is told what kind of step it is: create-only writes, removals and listings of the ledger are turning points.
+    """
 
     def __init__(
-        self, turn: Callable[[], None] | None = None, death: Death | None = None, failure: Failure | None = None
+        self, turn: Callable[[bytes], None] | None = None, death: Death | None = None, failure: Failure | None = None
     ) -> None:
         self.turn, self.death, self.failure = turn, death, failure
         self.count = self.failed = 0
         self.inside = False  # a Storage method
 
-    def take(self, call: Callable[[], Any], error_of: Callable[[OSError], Exception]) -> Any:
+    def take(self, call: Callable[[], Any], error_of: Callable[[OSError], Exception], kind: bytes = STEP) -> Any:
         """Do one step."""
         self.count += 1
         number = self.count
         if self.turn:
-            self.turn()
+            self.turn(kind)
         self._die(number, after=False)
         self._fail(number, error_of, after=False)
         result = call()
@@ -99,11 +103,19 @@ def _method(steps: Steps, name: str, method: Callable[..., Any]) -> Callable[...
         steps.inside = True
         try:
             about = str(args[0]) if args else ""
-            return steps.take(lambda: method(self, *args, **named), lambda error: explain(error, self.uri, about))
+            error_of = functools.partial(explain, root=self.uri, name=about)
+            return steps.take(lambda: method(self, *args, **named), error_of, _kind_of(name, about))
         finally:
             steps.inside = False
 
     return stepped
+
+
+def _kind_of(method: str, about: str) -> bytes:
+    if method == "create_bytes":
+        return CREATE
+    is_listing = method in ("names", "list") and about.startswith("_")
+    return TURNING if method == "delete" or is_listing else STEP
 
 
 def _system_call(steps: Steps, call: Callable[..., Any]) -> Callable[..., Any]:

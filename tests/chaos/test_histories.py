@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.minimize import smallest
-from tests.chaos.operations import Plot, draw_plot
+from tests.chaos.plots import Plot, draw_plot
 from tests.chaos.steps import Death
 
 ROOT = Path(__file__).parents[2]

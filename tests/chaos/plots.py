@@ -1,0 +1,142 @@
+"""What happens in a history: operations that are drawn from its seed and number, each of which is told in one line.
+
+Each operation carries all that it needs, its seed included, so that the others stay what they are when one is left out.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.chaos.steps import Death, Failure
+from tests.chaos.world import CHANGES
+
+WORK = {"run": 7, "retry": 2, "refilter": 1.5, "prune": 0.5, "gc": 0.5, "validate": 0.5, "together": 8}
+WORK_TOGETHER = {"run": 3, "retry": 0.7, "refilter": 3, "prune": 1.5, "gc": 2}
+CHANGE = dict(zip(CHANGES, (2, 1.5, 1, 1.5, 0.7, 1, 1.5, 0.4, 0.3, 1), strict=True))
+FAVOURS = (0.2, 1, 1, 3)  # a history does some kinds of things more often than others do
+CHANGES_SHARE = 0.35
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation; `parts` run at once, in turns that the seed decides."""
+
+    kind: str
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    death: Death | None = None
+    failure: Failure | None = None
+    parts: tuple[Operation, ...] = ()
+
+    def __str__(self) -> str:
+        words = [f"{name}={value!r}" for name, value in self.settings.items()]
+        if self.death:
+            words.append(f"killed {'after' if self.death.after else 'before'} step {self.death.step}")
+        if self.failure:
+            name, when = errno.errorcode[self.failure.errno], "after" if self.failure.after else "at"
+            words.append(f"{name} {when} step {self.failure.step}, {self.failure.times} times")
+        if self.parts:
+            return "at once: " + " | ".join(map(str, self.parts)) + f" (seed {self.seed})"
+        return f"{self.kind}({', '.join(words)}) (seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A whole history: the job, and what happens to it."""
+
+    seed: int  # of the input that it begins with
+    samples_per_row: int
+    operations: tuple[Operation, ...]
+
+
+def draw_plot(seed: int, number: int) -> Plot:
+    """The history of this seed and number."""
+    draw = random.Random(f"{seed}/{number}")
+    theme = Theme.draw(draw)
+    operations = [theme.work(draw, "run")]
+    for place in range(draw.randint(14, 24)):
+        operations.append(theme.operation(random.Random(f"{seed}/{number}/{place}")))
+    return Plot(draw.getrandbits(48), draw.choice([1, 1, 2]), tuple(operations))
+
+
+@dataclass(frozen=True)
+class Theme:
+    """What one history is about: which kinds of operations it favours, and between which criteria it changes."""
+
+    favours: Mapping[str, float]
+    qualities: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def draw(cls, draw: random.Random) -> Theme:
+        favours = {kind: draw.choice(FAVOURS) for kind in (*WORK, *CHANGES)}
+        return cls(favours, tuple(_draw_quality(draw) for _ in range(3)))
+
+    def operation(self, draw: random.Random) -> Operation:
+        """One operation: a change of the input, work, or two or three of both at once."""
+        if draw.random() < CHANGES_SHARE:
+            return self.change(draw)
+        kind = self._kind(draw, WORK)
+        if kind != "together":
+            return self.work(draw, kind)
+        seed = draw.getrandbits(48)
+        kinds = [self._kind(draw, WORK_TOGETHER) for _ in range(draw.choice([2, 3]))]
+        parts = [self.work(draw, each, rarely=0.08) for each in kinds]
+        parts += [self.change(draw) for _ in range(draw.choice([0, 0, 1, 2]))]
+        return Operation("together", seed, parts=tuple(parts))
+
+    def change(self, draw: random.Random) -> Operation:
+        """A change of the input."""
+        return Operation(self._kind(draw, CHANGE), draw.getrandbits(48))
+
+    def work(self, draw: random.Random, kind: str, rarely: float = 0.2) -> Operation:
+        """Work of a kind; it is killed, or its store fails, `rarely`."""
+        seed, settings = draw.getrandbits(48), self._settings(draw, kind)
+        death = failure = None
+        if draw.random() < rarely:
+            death = Death(_draw_step(draw), draw.random() < 0.5)
+        elif draw.random() < rarely / 2:
+            number = draw.choice([errno.EIO, errno.EIO, errno.ENOSPC])
+            failure = Failure(_draw_step(draw), number, draw.choice([1, 1, 2, 5]), draw.random() < 0.4)
+        return Operation(kind, seed, {name: value for name, value in settings.items() if value}, death, failure)
+
+    def _kind(self, draw: random.Random, weights: Mapping[str, float]) -> str:
+        return draw.choices(list(weights), [weight * self.favours[kind] for kind, weight in weights.items()])[0]
+
+    def _settings(self, draw: random.Random, kind: str) -> dict[str, Any]:
+        """What is left out is off; `later`: pruned files go at once, as if a day had passed since they were written."""
+        if kind == "run":
+            return {
+                "shards": draw.choice([None, None, None, 1, 2]),
+                "regenerate": draw.choice([0, 0, 0, 1, 2]),
+                "quality": draw.choice(self.qualities) if draw.random() < 0.5 else {},
+                "retain": draw.choice([None, None, None, 2]),
+                "later": draw.random() < 0.7,
+                "shard_rows": draw.choice([2, 3, 4]),
+                "heals": draw.random() < 0.15,
+                "describes": draw.random() < 0.07,
+            }
+        if kind == "retry":
+            outcomes = draw.choice([["quarantined"], ["quarantined"], ["rejected"], ["quarantined", "rejected"]])
+            return {"outcomes": outcomes}
+        if kind == "refilter":
+            return {"quality": draw.choice(self.qualities)}
+        if kind == "prune":
+            return {"retain": draw.choice([2, 2, 3]), "later": draw.random() < 0.7}
+        return {"hours": draw.choice([0, 0, 0, 24])} if kind == "gc" else {}
+
+
+def _draw_step(draw: random.Random) -> int:
+    return int(2 ** draw.uniform(0, 8))
+
+
+def _draw_quality(draw: random.Random) -> dict[str, Any]:
+    """The section `quality` of a spec, as far as `refilter` can set it."""
+    filters: list[dict[str, Any]] = [{"kind": "depth_range", "min_span": draw.choice([0.05, 0.5, 0.8])}]
+    if draw.random() < 0.4:
+        filters.append({"kind": "near_duplicate"})
+    best = {"k": 1, "by": "depth_span", "order": draw.choice(["highest", "lowest"])}
+    return {"filters": filters, **({"keep_best": best} if draw.random() < 0.4 else {})}
