@@ -19,7 +19,7 @@ from pipelines.safe_text import printable
 from pipelines.storage import for_input
 from pipelines.store_errors import explained
 
-SHOWN_CHARACTERS = 80
+SHOWN_CHARACTERS = 200  # a path whose end is cut off names nothing
 
 
 def stored_value(value: Any, name: str, manifest: str) -> bytes | list[Any]:
