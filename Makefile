@@ -32,9 +32,9 @@ format: setup ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup ## every test but the slow ones, in two processes: most of them wait
+test: setup ## every test but the slow ones, in three processes: those that start jobs mostly wait for Ray
 	@tests/install_tools.sh
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## the slow ones
 	$(BIN)/python -m pytest -m slow --timeout 1800

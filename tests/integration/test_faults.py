@@ -14,7 +14,6 @@ import pytest
 import ray
 import torch
 
-import pipelines.run
 from jointdit.errors import InputError, ModelError, PermanentError
 from pipelines import attempts
 from pipelines.dispatch import Dispatcher
@@ -170,7 +169,7 @@ class FlakyStore(Storage):
 def test_a_store_that_is_throttled_costs_a_finish_and_no_gpu(
     run_stand_in, make_spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines.run, "Storage", FlakyStore)
+    monkeypatch.setattr("pipelines.ledger.Storage", FlakyStore)
     spec = make_spec(["fine", "fine"], output={"shard_rows": 1})
     assert run_stand_in(spec, stand_in.RecordingWorker).version.counts["kept"] == 2
     assert Path(spec.output.uri + ".failures").read_bytes() == b"xx"
@@ -179,7 +178,7 @@ def test_a_store_that_is_throttled_costs_a_finish_and_no_gpu(
 
 
 def test_a_spent_budget_stops_the_run(run_stand_in, make_spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipelines.run, "Storage", FlakyStore)
+    monkeypatch.setattr("pipelines.ledger.Storage", FlakyStore)
     with pytest.raises(PermanentError, match=r"met 1 infrastructure faults, more than retries.infrastructure 0"):
         run_stand_in(make_spec(["fine"], retries={"infrastructure": 0}))
 

@@ -15,7 +15,7 @@ PROMPTS = [
 ]
 
 
-def test_batches_of_1_and_5_by_1_worker_and_3(ray_cluster: None, make_spec, tmp_path: Path) -> None:
+def test_batches_of_1_and_5_by_1_worker_and_2(ray_cluster: None, make_spec, tmp_path: Path) -> None:
     def run(name: str, batch_size: int, workers: int, shard_rows: int) -> dict[str, dict]:
         spec = make_spec(
             PROMPTS,
@@ -26,7 +26,7 @@ def test_batches_of_1_and_5_by_1_worker_and_3(ray_cluster: None, make_spec, tmp_
         return {row["id"]: row for row in rows_of(spec.output.uri, run_job(spec).version)}
 
     single = run("single", batch_size=1, workers=1, shard_rows=6)
-    batched = run("batched", batch_size=5, workers=3, shard_rows=2)
+    batched = run("batched", batch_size=5, workers=2, shard_rows=2)
     assert list(single) == list(batched) == [f"prompts.txt:{n}/0" for n in range(len(PROMPTS))]
     for identifier, row in single.items():
         other = batched[identifier]

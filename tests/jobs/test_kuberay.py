@@ -257,7 +257,6 @@ def test_nobody_outside_reaches_the_dashboard_and_the_store_is_the_only_way_out(
         (["--store", "minio", "--endpoint", "http://u:p@store:9000"], "--endpoint holds a user name"),
         (["--gpus", "0", "--spot-gpus", "0"], "a job needs a GPU to run on"),
         (["--set", "name=7 nights"], "is no name for a RayJob"),
-        (["--set", "name=数据集"], "is no name for a RayJob"),
         (["--operator-namespace", "a b"], "--operator-namespace 'a b' is no name of a namespace"),
         (["--set", "notify.webhook=https://h/x"], "notify.webhook would be readable by all who may look at the job"),
     ],

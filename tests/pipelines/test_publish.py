@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +12,9 @@ from pipelines import about
 from pipelines.garbage import collect_garbage
 from pipelines.ledger import Ledger, sha256
 from pipelines.progress import Progress
+from pipelines.prune import prune_versions
 from pipelines.publish import Version, publish, read_latest, read_outcomes, read_version, version_numbers
+from pipelines.refilter import refilter
 from pipelines.run import generate_and_publish, pending_shards
 from pipelines.storage import Storage
 from pipelines.validate import validate
@@ -111,6 +114,36 @@ def test_the_claim_of_an_earlier_format_is_overtaken(folder_job: LocalJob, tmp_p
     assert version_numbers(storage) == [1, 2]
     assert validate(storage.uri).problems == []
     assert [each.path for each in collect_garbage(storage.uri, 0).objects] == [claim]
+
+
+def as_format_1(storage: Storage) -> None:
+    """Make the versions what the first format had: outcomes under a fixed name, and decisions that stand by number."""
+    for number in version_numbers(storage):
+        name = f"_versions/{number:06d}/version.json"
+        fields = json.loads(storage.read_bytes(name))
+        old = f"_versions/{number:06d}/outcomes.parquet"
+        storage.write_bytes(old, storage.read_bytes(fields["outcomes"]))
+        storage.delete(fields.pop("outcomes"))
+        del fields["held_outcomes"]
+        storage.write_bytes(name, json.dumps({**fields, "format": 1}).encode())
+
+
+def test_an_output_of_an_earlier_format_goes_on(folder_job: LocalJob, tmp_path: Path) -> None:
+    storage = folder_job.context.storage
+    (tmp_path / "in" / "a.txt").write_text("a0 changed\n")
+    folder_job.complete()
+    as_format_1(storage)
+    assert validate(storage.uri).problems == []
+    assert folder_job.publish()[1] is False
+    assert collect_garbage(storage.uri, 0).objects == ()
+    (tmp_path / "in" / "d.txt").write_text("d0\n")
+    assert (folder_job.complete().number, folder_job.publish()[1]) == (3, False)
+    back = refilter(storage.uri, ["quality.filters=[{kind: depth_range, min_span: 0.0}]"]).version
+    assert back.number == 4
+    assert validate(storage.uri).problems == []
+    assert prune_versions(storage, 1, 0) == [1, 2, 3]
+    assert not storage.exists("_versions/000002/outcomes.parquet")
+    assert validate(storage.uri).problems == []
 
 
 def test_what_a_publisher_wrote_that_died_is_garbage_once_its_number_is_taken(
