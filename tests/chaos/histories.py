@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import fcntl
 import functools
-import importlib.metadata
 import multiprocessing
 import os
 import shutil
@@ -30,6 +29,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is loaded: processes with threads must not be forked
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import pipelines.fingerprint
 from tests.chaos.history import Story, play
 from tests.chaos.minimize import smallest
 from tests.chaos.mutants import MUTANTS
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     use_one_thread()
     for name in os.environ.keys() - KEPT:
         del os.environ[name]  # the engine looks for secrets in each, again and again
-    importlib.metadata.version = functools.cache(importlib.metadata.version)
+    pipelines.fingerprint.version = functools.cache(pipelines.fingerprint.version)  # it reads a file each time
     started, failed = time.monotonic(), 0
     states: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
