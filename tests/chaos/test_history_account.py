@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tests.chaos.objects import LocalObjects
 from tests.chaos.world import InputRow
 from tests.local_job import job_in
 
+ROOT = Path(__file__).parents[2]
 Table = list[dict[str, Any]]
 ROWS = [
     InputRow("r1", "a lamp"),
@@ -183,6 +186,12 @@ def test_what_is_written_once_and_changes_is_found(output: Path, account: Accoun
     assert "changed" in kinds(account)
     path.unlink()
     assert "changed" in kinds(account)
+
+
+def test_the_account_shares_no_code_with_what_it_checks() -> None:
+    code = "import sys, tests.chaos.history_account; print([n for n in sys.modules if n.startswith('pipelines')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def test_a_pruned_version_may_lose_its_files(output: Path, account: Account) -> None:
