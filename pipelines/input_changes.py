@@ -52,14 +52,10 @@ class PlannedInput:
         return sorted(uri for uri in gone if not self.files[uri].etag.startswith(MOVED))
 
     def moves(self, listed: Sequence[SourceFile], removed: Iterable[str]) -> dict[str, str]:
-        """Planned files that are gone -> the listed file of the same content that was planned later, or is new."""
-        of_etag = {file.etag: file for file in listed}
+        """Planned files that do not exist any more -> a listed file of the same content."""
+        of_etag = {file.etag: file.uri for file in listed}
         moves = {uri: of_etag[self.files[uri].etag] for uri in removed if self.files[uri].etag in of_etag}
-        return {uri: to.uri for uri, to in moves.items() if self._is_later(to, uri) and is_gone(uri)}
-
-    def _is_later(self, file: SourceFile, uri: str) -> bool:
-        """Whether a listed file is planned after another one, or is to be planned now."""
-        return not self.is_current(file) or self.files[file.uri].plan > self.files[uri].plan
+        return {uri: to for uri, to in moves.items() if is_gone(uri)}
 
 
 def with_distinct_paths(listed: Sequence[SourceFile], planned: PlannedInput) -> list[SourceFile]:

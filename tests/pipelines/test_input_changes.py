@@ -215,6 +215,21 @@ def test_a_file_may_move_onto_another_one(make_job, tmp_path: Path) -> None:
     assert ends_of(job) == {"r0/0": "kept"}
 
 
+def test_a_file_may_move_and_move_back(make_job, tmp_path: Path) -> None:
+    """The file that it moves back to is planned already, before the one that was never read."""
+    folder = tmp_path / "in"
+    path = csv(folder / "a.csv", r0="a")
+    job = job_on(make_job, folder)
+    job.complete()
+    path.rename(folder / "b.csv")
+    job.plan()
+    (folder / "b.csv").rename(path)
+    job.complete()
+    job.complete()
+    assert ends_of(job) == {"r0/0": "kept"}
+    assert job.plan().shards == ()
+
+
 def test_a_file_that_is_gone_for_good_leaves_its_account(make_job, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     csv(folder / "a.csv", r0="a")
