@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from jointdit.errors import InputError
+from jointdit.errors import InputError, RowError
 from pipelines.counting import CountedSample, Counting
 from pipelines.fingerprint import Fingerprint, digest, fingerprint_of
 from pipelines.input_changes import PlannedInput, end_of, restored_files, unread_moves, with_distinct_paths
@@ -26,13 +26,15 @@ from pipelines.memory import MemoryBound, MemoryNeed, memory_shown
 from pipelines.model import ModelIdentity, check_scorers, identify_job
 from pipelines.publish import read_latest, spec_in_force
 from pipelines.quality import load_scores, rejects_input
-from pipelines.readers import check_columns, count_rows, list_files
+from pipelines.readers import FORMATS, check_columns, count_rows, list_files, suffix_of
 from pipelines.readers.duplicates import find_duplicate_ids
+from pipelines.readers.opening import check_unchanged
 from pipelines.records import Shard, SourceFile, Span
 from pipelines.spec import JobSpec
 from pipelines.storage import AlreadyExists, Storage
 
 APPEND_ATTEMPTS = 100
+LISTING_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,24 @@ def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposa
 
 
 def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
-    """Shards for the input versions that are not planned yet."""
+    """Shards for the input versions that are not planned yet.
+
+    Raises:
+        InputError: no rows, a missing column, duplicate ids, a file that keeps changing.
+    """
+    for _ in range(LISTING_ATTEMPTS):
+        try:
+            return _propose(spec, fingerprint, ledger)
+        except _Changed as error:
+            changed = error
+    raise InputError(f"{changed} keeps changing while its rows are counted: run again when it is written.")
+
+
+class _Changed(Exception):
+    """A file that is another version than the one that was listed."""
+
+
+def _propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
     tables = ledger.plan_tables()  # before the input is listed: whoever extends it in between makes this proposal fail
     number, planned = max(tables, default=0) + 1, PlannedInput.of(tables)
     listed = with_distinct_paths(list_files(spec.input, spec.reading), planned)
@@ -79,7 +98,7 @@ def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal
     if not new and not again and not moved:
         return Proposal(number, (), removed=stays)
     check_columns(new, spec.input, spec.reading)
-    counts = [(file, count_rows(file, spec.input)) for file in [*new, *again]]
+    counts = [(file, _count(file, spec)) for file in [*new, *again]]
     if not tables and not any(rows for _, rows in counts):
         raise InputError(f"input.uri {', '.join(spec.input.uri)} has no rows: give at least one.")
     if duplicates := find_duplicate_ids(listed, spec.input):
@@ -91,6 +110,17 @@ def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal
     shards += cut_shards(counts, spec.output.shard_rows, digest(fingerprint))
     changed = tuple(sorted(file.uri for file in new if file.uri in planned.files))
     return Proposal(number, tuple(shards), changed, stays, tuple(moved.items()), tuple(file.uri for file in again))
+
+
+def _count(file: SourceFile, spec: JobSpec) -> int:
+    """The rows of a file as it was listed. Raises _Changed where they may be those of another version."""
+    rows = count_rows(file, spec.input)
+    if suffix_of(file.uri) in FORMATS:  # else it is one row, whatever it holds
+        try:
+            check_unchanged(file.uri, file.etag)
+        except (RowError, FileNotFoundError):
+            raise _Changed(file.uri) from None
+    return rows
 
 
 def cut_shards(counts: Iterable[tuple[SourceFile, int]], shard_rows: int, fingerprint_digest: str) -> Iterator[Shard]:

@@ -55,7 +55,7 @@ from pipelines.safe_text import mask_secrets, printable
 if TYPE_CHECKING:
     from pipelines.spec import InputSpec
 
-__all__ = ["check_columns", "count_rows", "list_files", "read_rows"]
+__all__ = ["FORMATS", "check_columns", "count_rows", "list_files", "read_rows", "suffix_of"]
 
 SHOWN_COLUMNS = 20
 FORMATS: dict[str, Format] = {

@@ -31,7 +31,8 @@ from tests.chaos.world import InputRow
 
 OUTCOMES = ("kept", "rejected", "quarantined")
 MOVED = "moved:"  # before the ETag of a file that was moved before all its rows were read
-COLUMNS = ("id", "prompt", "pointcloud", "quality")
+COLUMNS = ("id", "prompt", "pointcloud", "quality", "error")
+NEVER_READ = "does not exist any more"  # what quarantines the rows of a file that is gone
 Key = tuple[str, ...]  # what makes a row the same row, wherever it lies
 
 
@@ -136,9 +137,10 @@ class Account:
             if (uri, etag) not in self.contents:
                 yield Problem("plan", f"{_short(uri)} {etag} is planned and was never there.")
                 continue
-            wanted = range(len(self.contents[uri, etag]))
-            if [rows[uri, etag, position] for position in wanted] != [1] * len(wanted):
-                yield Problem("plan", f"_plan/{number:06d}: rows of {_short(uri)} are not planned once each.")
+            planned = sorted(position for file, tag, position in rows.elements() if (file, tag) == (uri, etag))
+            if planned != list(range(len(self.contents[uri, etag]))):
+                has = f"has {len(self.contents[uri, etag])} rows, and rows {planned} are planned"
+                yield Problem("plan", f"_plan/{number:06d}: {_short(uri)} {has}.")
 
     def _check_move(self, number: int, uri: str, etag: str) -> Iterator[Problem]:
         """A file whose rows count no more because it was moved: one of the same content is planned in its place."""
@@ -293,6 +295,9 @@ class Account:
         clouds |= {
             each["path"] for commit in self.commits.values() for each in commit.objects if each["kind"] == "points"
         }
+        places: dict[tuple[str, int, int], set[str]] = defaultdict(set)  # a sample of a content -> files that have it
+        for row in version.outcomes:
+            places[row["etag"], row["position"], row["index"]].add(row["uri"])
         for path in rows_of.keys() & named.keys() & self.files.keys():
             table = table_rows(self.objects.read(path), COLUMNS)
             ids = Counter(row["id"] for row in table)
@@ -303,6 +308,11 @@ class Account:
             for row in table:
                 told = outcome_of[row["id"]]
                 text = self.contents[told["uri"], told["etag"]][told["position"]].text
+                if NEVER_READ in str(row.get("error")):
+                    others = places[told["etag"], told["position"], told["index"]] - {told["uri"]}
+                    if others:
+                        names = f"{_short(told['uri'])}, which was never read, and of {_short(min(others))}"
+                        yield Problem("doubled row", f"version {version.number}: {row['id']} is of {names}.")
                 if told["outcome"] != named[path]["outcome"]:
                     yield Problem("outcome", f"version {version.number}: {row['id']} is {told['outcome']} in {path}.")
                 if told["outcome"] != "quarantined" and row["prompt"] != text:

@@ -17,8 +17,9 @@ from tests.chaos.world import CHANGES
 WORK = {"run": 7, "retry": 2, "refilter": 1.5, "prune": 0.5, "gc": 0.5, "validate": 0.5, "together": 8}
 WORK_TOGETHER = {"run": 3, "retry": 0.7, "refilter": 3, "prune": 1.5, "gc": 2}
 CHANGE = dict(zip(CHANGES, (2, 1.5, 1, 1.5, 0.7, 1, 1.5, 0.4, 0.3, 1), strict=True))
-FAVOURS = (0.2, 1, 1, 3)  # a history does some kinds of things more often than others do
-CHANGES_SHARE = 0.35
+FAVOURS = (0.2, 1, 1, 4)  # a history does some kinds of things more often than others do
+CHANGES_SHARES = (0.15, 0.35, 0.5)  # of the operations that are changes of the input
+BACK_AND_FORTH = 0.15  # of the histories refilter again and again while old versions are pruned
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,29 @@ class Theme:
     """What one history is about: which kinds of operations it favours, and between which criteria it changes."""
 
     favours: Mapping[str, float]
+    changes: float
+    is_back_and_forth: bool
     qualities: tuple[dict[str, Any], ...]
 
     @classmethod
     def draw(cls, draw: random.Random) -> Theme:
         favours = {kind: draw.choice(FAVOURS) for kind in (*WORK, *CHANGES)}
-        return cls(favours, tuple(_draw_quality(draw) for _ in range(3)))
+        changes, is_back_and_forth = draw.choice(CHANGES_SHARES), draw.random() < BACK_AND_FORTH
+        return cls(favours, changes, is_back_and_forth, tuple(_draw_quality(draw) for _ in range(3)))
 
     def operation(self, draw: random.Random) -> Operation:
         """One operation: a change of the input, work, or two or three of both at once."""
-        if draw.random() < CHANGES_SHARE:
+        if draw.random() < self.changes:
             return self.change(draw)
         kind = self._kind(draw, WORK)
+        if self.is_back_and_forth:
+            kind = draw.choice(["run", "refilter", "refilter", "together", "together"])
         if kind != "together":
             return self.work(draw, kind)
         seed = draw.getrandbits(48)
         kinds = [self._kind(draw, WORK_TOGETHER) for _ in range(draw.choice([2, 3]))]
+        if self.is_back_and_forth:
+            kinds = ["refilter", "prune"]  # back to the criteria of a version that is pruned meanwhile
         parts = [self.work(draw, each, rarely=0.08) for each in kinds]
         parts += [self.change(draw) for _ in range(draw.choice([0, 0, 1, 2]))]
         return Operation("together", seed, parts=tuple(parts))
@@ -113,7 +121,7 @@ class Theme:
                 "shards": draw.choice([None, None, None, 1, 2]),
                 "regenerate": draw.choice([0, 0, 0, 1, 2]),
                 "quality": draw.choice(self.qualities) if draw.random() < 0.5 else {},
-                "retain": draw.choice([None, None, None, 2]),
+                "retain": None if self.is_back_and_forth else draw.choice([None, None, None, 2]),
                 "later": draw.random() < 0.7,
                 "shard_rows": draw.choice([2, 3, 4]),
                 "heals": draw.random() < 0.15,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jointdit.errors import InputError
+from pipelines import plan
 from pipelines.counting import Counting
 from pipelines.ledger import parquet_bytes, sha256
 from pipelines.plan import extend_with_regeneration
@@ -242,6 +245,29 @@ def test_a_file_that_is_gone_for_good_leaves_its_account(make_job, tmp_path: Pat
     proposal = job.plan()
     assert (proposal.moved, proposal.removed) == ((), (str(path),))
     assert ends_of(job) == {"r0/0": "kept", "b.csv:0/0": "quarantined", "b.csv:1/0": "quarantined"}
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_file_that_changes_while_it_is_planned_has_the_rows_of_its_version(
+    make_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Between the listing and the count: its ETag would stand with another version's rows."""
+    path = csv(tmp_path / "a.csv", r0="a")
+    job, count = job_on(make_job, path), plan.count_rows
+    changes = iter(range(times))
+
+    def count_rows(file, spec):
+        for change in itertools.islice(changes, 1):
+            csv(path, **{f"r{n}": "b" for n in range(change + 2)})
+        return count(file, spec)
+
+    monkeypatch.setattr(plan, "count_rows", count_rows)
+    if times > 1:
+        with pytest.raises(InputError, match=r"a\.csv keeps changing while its rows are counted"):
+            job.plan()
+    else:
+        job.complete()
+        assert ends_of(job) == {"r0/0": "kept", "r1/0": "kept"}
 
 
 def test_equal_tables_of_two_shards_are_sound(make_job, tmp_path: Path) -> None:
