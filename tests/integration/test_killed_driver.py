@@ -51,6 +51,7 @@ def test_a_killed_driver_is_resumed_with_the_tiny_model(
     assert ids == [f"prompts.txt:{n}/0" for n in range(12)]
 
 
+@pytest.mark.slow  # the test after next kills four drivers as well
 @pytest.mark.timeout(900)
 def test_drivers_killed_again_and_again_finish_the_job(
     ray_cluster: None, make_spec, output: str, tmp_path: Path

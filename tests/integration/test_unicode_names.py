@@ -32,7 +32,13 @@ def exported_datasets() -> set[str]:
     return set(re.findall(r'ray_jointdit_samples_total\{.*dataset="([^"]*)"', text))
 
 
-@pytest.mark.parametrize(("kind", "name"), [("local", f"{LETTERS}\t\n\x1b[31m"), ("s3", "")], ids=["local", "s3"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param("local", f"{LETTERS}\t\n\x1b[31m", id="local"),
+        pytest.param("s3", "", id="s3", marks=pytest.mark.slow),
+    ],
+)
 def test_a_job_of_any_name_runs_and_is_read(kind, name, s3, run_stand_in, make_spec, tmp_path: Path, capsys) -> None:
     root = tmp_path / f"out {name}" if kind == "local" else s3.make_bucket()
     (tmp_path / f"{LETTERS}.txt").write_text("".join(f"{LETTERS} {number}\n" for number in range(3)))
