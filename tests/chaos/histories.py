@@ -40,6 +40,7 @@ from tests.chaos.steps import use_one_thread
 from tests.s3_server import find_weed, running_s3, s3_settings
 
 KEPT = {"PATH", "HOME", "TMPDIR", "PYTHONPATH", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}  # environment variables
+PROGRESS = 50  # histories between two lines that say how far it is
 MINIMIZED = 2  # failures of each kind that a process makes small; the others are told as they are
 
 
@@ -118,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 kinds[told["kind"]] += 1
             if told["text"]:
                 print(told["text"] + "\n", flush=True)
+            if played % PROGRESS == 0:
+                print(f"{played} of {options.count} histories, {failed} failed", file=sys.stderr, flush=True)
             if failed and options.until_failure:
                 break
     seconds = time.monotonic() - started
