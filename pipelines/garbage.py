@@ -5,8 +5,8 @@ An object is deleted only if it can never be named any more:
     of an attempt      its shard has a commit, which is final, and neither the commit nor a version names it
     of a publisher     its version's number is taken, which is final, and no version names it
     a half-written     (local folders) the same of the name that it was to have, and an hour has passed, so that no
-    file               attempt which is about to lose is disturbed; in the ledger the hour alone is enough, because a
-                       writer that comes back is told that it failed, and writes again
+    file               attempt which is about to lose is disturbed; in the ledger the hour alone is enough, because the
+                       create of a writer that comes back fails, and it writes again
     a probe            of a driver that was killed while it probed the store an hour ago
 
 So a shard without a commit and a number that is not taken keep all they have, however old: their writers may be at
@@ -94,8 +94,8 @@ def collect_garbage(uri: str, older_than_seconds: float = MINIMUM_AGE_SECONDS, d
 def _versions(storage: Storage) -> tuple[set[int], list[Version]]:
     """(numbers that are taken, versions whose objects stay): the retained ones, and the highest, pruned or not.
 
-    A listing is not atomic: it may show a later version and miss an earlier one that was published while it ran. So a
-    number below the highest that it does not show is looked for, and what is found there is kept.
+    A listing is not atomic: it may show a later version and miss an earlier one that was published while it ran.
+    Each number below the highest that the listing misses is therefore read directly; a version found there stays.
     """
     listing = version_listing(storage)
     highest = listing.published[-1] if listing.published else 0

@@ -90,7 +90,7 @@ def _longer_paths(file: SourceFile) -> Iterable[str]:
 
 
 def is_gone(uri: str) -> bool:
-    """Whether a file of the input does not exist any more; False where that cannot be told."""
+    """Whether a file of the input no longer exists; False where the store does not answer."""
     try:
         fs, path = for_input(uri)
         with explained(uri):
@@ -124,11 +124,11 @@ def restored_files(
     Reads the commits of the files in question, and only where a removed file was planned after a listed one.
     """
     last = max((planned.files[uri].plan for uri in removed), default=0)
-    asked = [file for file in listed if planned.is_current(file) and planned.files[file.uri].plan < last]
-    if not asked:
+    candidates = [file for file in listed if planned.is_current(file) and planned.files[file.uri].plan < last]
+    if not candidates:
         return []
     counting = Counting(ledger.planned())
-    uris = {file.uri for file in asked}
+    uris = {file.uri for file in candidates}
     entries = _entries_of(counting, {*uris, *removed})
     commits = ledger.read_commits(entry.shard.id for entry in entries)
     home = counting.homes(commits)
@@ -140,7 +140,7 @@ def restored_files(
                 if span.uri in uris and (at := home.get(row_id(sample), ("", ""))[0]) in removed:
                     lost.setdefault(span.uri, set()).add(at)
     gone = {uri: is_gone(uri) for uri in set().union(*lost.values())}
-    return [file for file in asked if any(gone[uri] for uri in lost.get(file.uri, ()))]
+    return [file for file in candidates if any(gone[uri] for uri in lost.get(file.uri, ()))]
 
 
 def end_of(uri: str, planned: PlannedInput) -> Span:

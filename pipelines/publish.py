@@ -268,7 +268,7 @@ def _next_version(
 
 
 def _held_outcomes(storage: Storage, attempt: Attempt, latest: Version | None, held: Version | None) -> str:
-    """Where the decisions that stand are found; those of a version that is not the latest may be deleted: a copy."""
+    """The path of the decisions that stand. Those of an older version are copied, because it may be pruned."""
     if held is None:
         return ""
     if latest is not None and held.number == latest.number:

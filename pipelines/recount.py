@@ -1,4 +1,4 @@
-"""Which planned samples a version must hold, found a second way: `jointdit validate` shares no code with publishing.
+"""Which planned samples a version must hold, counted without the code that publishing counts with (counting.py).
 
 counting.py goes through the shards and asks of each sample whether it counts. This goes through the samples that were
 planned for the files as they are now, and asks of each which attempt made it and which file its row belongs to. A
