@@ -2,8 +2,8 @@
 
     default ids   "<relative path>:<row number>" belongs to one file: where two files would share it, the path of the
                   later one is made longer, and a file keeps the path that it was first planned with
-    moved         a file is gone before all its rows were read, and a file of the same content is there in its place:
-                  the rows count under the new name alone
+    moved         a file is gone before all its rows were read, and a listed file has its content, or had it before it
+                  was edited: the rows count under the listed file's name alone
     restored      a file is back, unchanged, after a file with the same row ids that is gone now had replaced its rows:
                   it is planned again, so that its own rows count
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 from jointdit.errors import StoreError, TransientError
 from pipelines.counting import Counting, row_id
 from pipelines.ledger import Commit, Ledger, PlannedShard
-from pipelines.plan_tables import PlannedFile, files_of
+from pipelines.plan_tables import PlannedFile, files_of, owners_of
 from pipelines.records import SourceFile, Span
 from pipelines.storage import for_input
 from pipelines.store_errors import explained
@@ -35,11 +35,12 @@ class PlannedInput:
     """The input as the plan has it: the version of each file that was planned last."""
 
     files: Mapping[str, PlannedFile]  # by uri
+    tables: Mapping[int, pa.Table]  # the plan files
 
     @classmethod
     def of(cls, tables: Mapping[int, pa.Table]) -> Self:
         """Of the plan files, by their numbers."""
-        return cls(files_of(tables))
+        return cls(files_of(tables), tables)
 
     def is_current(self, file: SourceFile) -> bool:
         """Whether a listed file is planned as it is."""
@@ -52,10 +53,18 @@ class PlannedInput:
         return sorted(uri for uri in gone if not self.files[uri].etag.startswith(MOVED))
 
     def moves(self, listed: Sequence[SourceFile], removed: Iterable[str]) -> dict[str, str]:
-        """Planned files that do not exist any more -> a listed file of the same content."""
+        """Planned files that do not exist any more -> a listed file that has their content, or has had it.
+
+        The second is a file that moved away and back, and was edited on its way or afterwards.
+        """
+        etags = {uri: self.files[uri].etag for uri in removed}
         of_etag = {file.etag: file.uri for file in listed}
-        moves = {uri: of_etag[self.files[uri].etag] for uri in removed if self.files[uri].etag in of_etag}
-        return {uri: to for uri, to in moves.items() if is_gone(uri)}
+        unknown = set(etags.values()) - of_etag.keys()
+        if unknown:
+            current = {file.uri for file in listed}
+            for etag, owners in owners_of(self.tables, unknown).items():
+                of_etag.update((etag, uri) for uri in owners if uri in current)
+        return {uri: of_etag[etag] for uri, etag in etags.items() if etag in of_etag and is_gone(uri)}
 
 
 def with_distinct_paths(listed: Sequence[SourceFile], planned: PlannedInput) -> list[SourceFile]:
@@ -102,17 +111,23 @@ def is_gone(uri: str) -> bool:
     return False
 
 
-def unread_moves(ledger: Ledger, moves: Mapping[str, str]) -> dict[str, str]:
-    """The moves of files with rows that were not read before: their shards have no commit, or quarantined them."""
+def unread_moves(ledger: Ledger, moves: Mapping[str, str], listed: Sequence[SourceFile]) -> dict[str, str]:
+    """The moves of files with rows that were not read before: their shards have no commit, or quarantined them.
+
+    Where the content is listed no more, a file of which rows were read that have no ids of their own stays: nothing
+    else holds these rows.
+    """
     if not moves:
         return {}
     counting = Counting(ledger.planned())
     entries = _entries_of(counting, moves)
     commits = ledger.read_commits(entry.shard.id for entry in entries)
+    etags = {file.etag for file in listed}
     return {
         uri: to
         for uri, to in moves.items()
-        if any(not _was_read(entry, uri, commits.get(entry.shard.id)) for entry in entries)
+        if not all(_was_read(entry, uri, commits.get(entry.shard.id)) for entry in entries)
+        and (counting.versions[uri][0] in etags or not _has_default_ids(entries, uri, commits))
     }
 
 
@@ -160,10 +175,17 @@ def _entries_of(counting: Counting, uris: Collection[str]) -> list[PlannedShard]
 
 def _was_read(entry: PlannedShard, uri: str, commit: Commit | None) -> bool:
     """Whether a shard's rows of a file were read, as far as a commit tells: a missing file quarantines them all."""
-    outcomes: dict[int, set[str]] = {n: set() for n, span in enumerate(entry.shard.spans) if span.uri == uri}
-    if commit is None:
-        return not outcomes
-    for sample in commit.samples:
-        if sample.span in outcomes:
-            outcomes[sample.span].add(sample.outcome)
-    return {"quarantined"} not in outcomes.values()
+    spans = {n for n, span in enumerate(entry.shard.spans) if span.uri == uri and span.rows}
+    read = {sample.span for sample in commit.samples if sample.outcome != "quarantined"} if commit else set()
+    return spans <= read
+
+
+def _has_default_ids(entries: Sequence[PlannedShard], uri: str, commits: Mapping[str, Commit]) -> bool:
+    """Whether any row of a file was read and has no id of its own."""
+    for entry in entries:
+        for sample in commits[entry.shard.id].samples if entry.shard.id in commits else ():
+            span = entry.shard.spans[sample.span]
+            is_default = row_id(sample) == f"{span.relative_path}:{sample.position}"
+            if span.uri == uri and sample.outcome != "quarantined" and is_default:
+                return True
+    return False

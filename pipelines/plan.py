@@ -91,7 +91,7 @@ def _propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposa
     number, planned = max(tables, default=0) + 1, PlannedInput.of(tables)
     listed = with_distinct_paths(list_files(spec.input, spec.reading), planned)
     removed = planned.removed(listed)
-    moved = unread_moves(ledger, planned.moves(listed, removed))
+    moved = unread_moves(ledger, planned.moves(listed, removed), listed)
     stays = tuple(uri for uri in removed if uri not in moved)
     new = [file for file in listed if not planned.is_current(file)]
     again = restored_files(ledger, planned, listed, stays)

@@ -7,7 +7,7 @@ files_of(tables)             which version of each input file was planned last
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -106,6 +106,18 @@ def files_of(tables: Mapping[int, pa.Table]) -> dict[str, PlannedFile]:
         rows = zip(*(found[name] for name in names), strict=True)
         files.update({uri: PlannedFile(etag, number, path) for uri, etag, path in rows})
     return files
+
+
+def owners_of(tables: Mapping[int, pa.Table], etags: Collection[str]) -> dict[str, list[str]]:
+    """ETag -> the files that were planned with it, whatever they are by now; of shards that plan their rows."""
+    owners: dict[str, list[str]] = {}
+    for number in sorted(tables):
+        spans = _flat(tables[number].filter(is_first(tables[number])))
+        spans = spans.filter(pc.is_in(spans.field("etag"), pa.array(sorted(etags), pa.string())))
+        found = pa.table({name: spans.field(name) for name in ("uri", "etag")}).group_by(["uri", "etag"], False)
+        for row in found.aggregate([]).to_pylist():
+            owners.setdefault(row["etag"], []).append(row["uri"])
+    return owners
 
 
 def versions_of(tables: Mapping[int, pa.Table]) -> dict[str, tuple[str, int]]:

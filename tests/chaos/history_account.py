@@ -144,11 +144,12 @@ class Account:
                 yield Problem("plan", f"_plan/{number:06d}: {_short(uri)} {has}.")
 
     def _check_move(self, number: int, uri: str, etag: str) -> Iterator[Problem]:
-        """A file whose rows count no more because it was moved: one of the same content is planned in its place."""
-        current = current_versions([entry for n in sorted(self.plans) if n <= number for entry in self.plans[n]])
-        content = self.contents.get((uri, etag))
+        """A file whose rows count no more because it was moved: one that has, or had, its content stands for it."""
+        planned = [entry for n in sorted(self.plans) if n <= number for entry in self.plans[n]]
+        current, content = current_versions(planned), self.contents.get((uri, etag))
+        had = {span.uri for entry in planned for span in entry.spans if span.etag == etag} - {uri}
         if not any(
-            there == etag and self.contents.get((file, etag)) == content for file, (there, _) in current.items()
+            self.contents.get((file, etag)) == content and not current[file][0].startswith(MOVED) for file in had
         ):
             yield Problem("plan", f"_plan/{number:06d}: {_short(uri)} ends as moved, and nothing has its rows.")
 

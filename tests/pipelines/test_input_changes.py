@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -231,6 +232,42 @@ def test_a_file_may_move_and_move_back(make_job, tmp_path: Path) -> None:
     job.complete()
     assert ends_of(job) == {"r0/0": "kept"}
     assert job.plan().shards == ()
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_file_may_move_and_move_back_and_be_edited(make_job, tmp_path: Path, read: bool) -> None:
+    """Nothing has the content of the one that was never read; the file that had it before stands for it."""
+    folder = tmp_path / "in"
+    path = csv(folder / "a.csv", r0="a", r1="b")
+    job = job_on(make_job, folder)
+    job.complete() if read else job.plan()
+    path.rename(folder / "b.csv")
+    job.plan()
+    (folder / "b.csv").rename(path)
+    csv(path, r0="edited", r1="b", r2="c")
+    job.complete()
+    job.complete()
+    assert ends_of(job) == {f"r{n}/0": "kept" for n in range(3)}
+    assert prompts_of(job)["r0/0"] == "edited"
+    proposal = job.plan()
+    assert (proposal.shards, proposal.removed) == ((), ())
+
+
+def test_rows_without_ids_stay_when_a_file_of_the_same_content_is_edited(make_job, tmp_path: Path) -> None:
+    """A copy that was read in part: its rows are nowhere else."""
+    text(tmp_path / "mon" / "p.txt", "a", "b", "c")
+    job_on(make_job, tmp_path / "mon").complete()
+    copy = tmp_path / "tue" / "p.txt"
+    text(tmp_path / "tue" / "q.txt", "another")
+    shutil.copy2(tmp_path / "mon" / "p.txt", copy)
+    job = job_on(make_job, [tmp_path / "mon", tmp_path / "tue"], output={"shard_rows": 2})
+    job.plan()
+    job.run_shard(pending_shards(job.ledger)[0])
+    copy.unlink()
+    text(tmp_path / "mon" / "p.txt", "edited")
+    job.complete()
+    assert sorted(prompts_of(job).values()) == ["a", "another", "b", "edited"]
+    assert ends_of(job)["tue/p.txt:2/0"] == "quarantined"
 
 
 def test_a_file_that_is_gone_for_good_leaves_its_account(make_job, tmp_path: Path) -> None:
