@@ -46,7 +46,7 @@ $(QUANTIZATION)/.installed: $(INSTALLED)
 	@touch $@
 
 test-quantization: $(QUANTIZATION)/.installed ## the tests of quantised weights, with their libraries beside the environment
-	PYTHONPATH=$(QUANTIZATION) $(BIN)/python -m pytest tests/jointdit/test_quantization.py
+	PYTHONPATH=$(QUANTIZATION) $(BIN)/python -m pytest tests/jointdit/loading/test_quantization.py
 
 chaos: setup ## a storm of faults over 2,000 rows, and the exact account; SEED=n for another one
 	$(BIN)/python -m tests.chaos.storm --seed $(SEED) --rows 2000 --faults 300
@@ -58,9 +58,9 @@ histories: setup ## 1,000 random histories of one output, with an account after 
 histories-s3: setup ## 100 of them on a real S3 server
 	$(BIN)/python -m tests.chaos.histories --seed $(SEED) --count 100 --jobs 2 --s3
 
-bench: setup ## every bench, beside what it is compared with; the table goes to jobs/BENCH.md
+bench: setup ## every bench, beside what it is compared with; the table goes to jobs/tools/BENCH.md
 	$(BIN)/jointdit bench --all --write
-	$(BIN)/python -m jobs.throughput --write
+	$(BIN)/python -m jobs.tools.throughput --write
 
 bench-million: setup ## how long a driver looks at a million committed shards: 10 GB of small files for some minutes
 	$(BIN)/jointdit bench resume-million --write

@@ -12,7 +12,7 @@ from jobs.datasets import Overrides, SpecFile
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from pipelines.score_sample import Calibrated, Proposal
+    from pipelines.run.calibrate import Calibrated, Proposal
 
 BINS = 32
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -32,8 +32,8 @@ def calibrate(
 ) -> None:
     """Make a sample of a job and propose thresholds for its filters, with histograms of the scores and as YAML."""
     from jobs.report import log_progress
-    from pipelines.score_sample import calibrate as make
-    from pipelines.score_sample import load_to_calibrate
+    from pipelines.run.calibrate import calibrate as make
+    from pipelines.run.calibrate import load_to_calibrate
 
     log_progress()
     show_calibration(make(load_to_calibrate(spec, overrides or ()), samples, output, reject))

@@ -11,6 +11,7 @@ import io
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Literal
@@ -18,14 +19,13 @@ from typing import Annotated, Literal
 import typer
 
 from jobs import calibration, datasets
-from jobs.bench.command import bench
 from jobs.datasets import Overrides, SpecFile
 from jobs.export import export
 from jobs.interruption import INTERRUPTED, noting_interruptions
 from jobs.submit import submit
 from jointdit.errors import JointDiTError
-from jointdit.network_errors import network_errors, network_reason
-from pipelines.safe_text import mask_secrets, printable
+from jointdit.loading.network_errors import network_errors, network_reason
+from pipelines.store.safe_text import mask_secrets, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -165,8 +165,8 @@ def prepare(
 ) -> None:
     """Label pictures for training: depth by teachers, captions by a captioner or as given; goes on where it stopped."""
     from jobs.report import log_progress, show_run
-    from pipelines.run import run_job
-    from pipelines.spec import load_spec
+    from pipelines.run.job import run_job
+    from pipelines.spec.job import load_spec
 
     log_progress()
     data = {"task": "prepare", "input": {"uri": images}, "output": {"uri": output}}
@@ -270,7 +270,10 @@ def evaluate(
     say(run_evaluation(settings))
 
 
-app.command(rich_help_panel=MODEL, epilog="Example: jointdit bench pipeline --json")(bench)
+if find_spec("jobs.tools") is not None:  # a checkout: benches do not ship in the wheel
+    from jobs.tools.bench.command import bench
+
+    app.command(rich_help_panel=MODEL, epilog="Example: jointdit bench pipeline --json")(bench)
 
 
 @app.command(rich_help_panel=MODEL, epilog="Example: jointdit scenes -n 24 -o runs/scenes")
@@ -286,7 +289,7 @@ def scenes(
     """Render scenes with exact depth: pictures, disparity, depth in metres, captions and intrinsics."""
     from jobs.report import show_progress
     from jobs.scenes import write_scenes
-    from jointdit.training.data import HELD_OUT_SEED
+    from jointdit.tiny.data import HELD_OUT_SEED
 
     first = HELD_OUT_SEED if seed is None else seed
     show_progress(write_scenes(output, count, first, width, height), count, f"scenes in {output}")

@@ -14,7 +14,7 @@ import typer
 from jointdit.errors import SpecError
 
 if TYPE_CHECKING:
-    from pipelines.ledger import Outcome
+    from pipelines.ledger.entries import Outcome
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The job spec, a YAML file.")]
 Overrides = Annotated[
@@ -48,11 +48,11 @@ def run(
 ) -> None:
     """Run a job, or go on with one that was interrupted; a finished job does nothing."""
     from jobs.report import log_progress, say, show_run
-    from pipelines.lease import find_live
-    from pipelines.limits import next_time
-    from pipelines.run import run_job
-    from pipelines.spec import load_spec
-    from pipelines.storage import Storage
+    from pipelines.engine.limits import next_time
+    from pipelines.ledger.lease import find_live
+    from pipelines.run.job import run_job
+    from pipelines.spec.job import load_spec
+    from pipelines.store.storage import Storage
 
     log_progress()
     job = load_spec(spec, overrides or ())
@@ -70,8 +70,8 @@ def run(
 def plan(spec: SpecFile, overrides: Overrides = None) -> None:
     """Say what a run would do: shards, rows, what is done already, the bytes and memory to expect. Writes nothing."""
     from jobs.report import show_plan
-    from pipelines.plan import preview
-    from pipelines.spec import load_spec
+    from pipelines.run.preview import preview
+    from pipelines.spec.job import load_spec
 
     show_plan(preview(load_spec(spec, overrides or ())))
 
@@ -85,7 +85,7 @@ def status(
 ) -> None:
     """Tell how far a job is, from its ledger alone."""
     from jobs.report import show_status
-    from pipelines.status import read_status
+    from pipelines.dataset.status import read_status
 
     if watch:
         from jobs.watch import watch as follow
@@ -100,7 +100,7 @@ def status(
 def validate(uri: DatasetUri) -> None:
     """Recount a dataset from its files alone; exit code 1 and the list if a sample is lost, doubled or damaged."""
     from jobs.report import show_validation
-    from pipelines.validate import validate as recount
+    from pipelines.dataset.validation.validate import validate as recount
 
     if not show_validation(recount(uri)):
         raise typer.Exit(1)
@@ -120,7 +120,7 @@ def retry(
     Rejected prompts get new pictures by quality.regenerate, not here.
     """
     from jobs.report import show_retry
-    from pipelines.retry import plan_retry
+    from pipelines.plan.retry import plan_retry
 
     asked: dict[Outcome, bool] = {"rejected": rejected, "quarantined": quarantined}
     chosen = [outcome for outcome, wanted in asked.items() if wanted]
@@ -145,7 +145,7 @@ def refilter(
     They hold for what later runs make too, until the next refilter. The original ones give the original version back.
     """
     from jobs.report import show_refilter
-    from pipelines.refilter import refilter as decide_anew
+    from pipelines.dataset.refilter import refilter as decide_anew
 
     found = decide_anew(uri, overrides or (), spec)
     if as_json:
@@ -164,7 +164,7 @@ def gc(
 ) -> None:
     """Delete the files of attempts that lost or died: those that no commit and no version names or can come to name."""
     from jobs.report import show_garbage
-    from pipelines.garbage import collect_garbage
+    from pipelines.dataset.garbage import collect_garbage
 
     found = collect_garbage(uri, seconds_of(older_than), dry_run)
     if as_json:
@@ -176,7 +176,7 @@ def gc(
 def versions(uri: DatasetUri, as_json: AsJson = False) -> None:
     """List the published versions of a dataset."""
     from jobs.report import show_versions
-    from pipelines.versions import list_versions
+    from pipelines.dataset.diff import list_versions
 
     found = list_versions(uri)
     if as_json:
@@ -193,7 +193,7 @@ def diff(
 ) -> None:
     """Tell what changed between two versions: samples added, gone, with another outcome, made again."""
     from jobs.report import show_difference
-    from pipelines.versions import compare
+    from pipelines.dataset.diff import compare
 
     found = compare(uri, first, second)
     if as_json:
@@ -218,8 +218,8 @@ def gallery(
 ) -> None:
     """Write the gallery of a dataset's latest version again: with more rows, or for a copy on this machine."""
     from jobs.report import say
-    from pipelines.gallery import build
-    from pipelines.storage import Storage
+    from pipelines.dataset.gallery import build
+    from pipelines.store.storage import Storage
 
     if open_page and not Storage(output or uri).is_local:
         raise typer.BadParameter("a browser opens it from a disk: add -o DIR, a folder of this machine.")

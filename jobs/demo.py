@@ -32,21 +32,21 @@ from rich.table import Table
 from jobs.recolour import recolour
 from jobs.report import console, counted, log_progress, say, several, show_progress, show_validation
 from jobs.scenes import write_scenes
-from jointdit.depth import decode_depth_png
 from jointdit.errors import JointDiTError
 from jointdit.evaluation.baselines import constant_disparity, mean_training_disparity
-from jointdit.evaluation.colours import check_colours
 from jointdit.evaluation.scenes import DepthScore, held_out_scenes, score_depth
-from jointdit.training.data import HELD_OUT_SEED
-from pipelines.cluster import connect
-from pipelines.ledger import Outcome
-from pipelines.publish import Version, read_latest, read_outcomes
-from pipelines.readers.pictures import decode_picture
-from pipelines.run import RunSummary, run_job
-from pipelines.score_sample import calibrate, load_to_calibrate
-from pipelines.spec import JobSpec, load_spec
-from pipelines.storage import Storage
-from pipelines.validate import validate
+from jointdit.geometry.depth import decode_depth_png
+from jointdit.scenes.colours import check_colours
+from jointdit.tiny.data import HELD_OUT_SEED
+from pipelines.dataset.validation.validate import validate
+from pipelines.engine.cluster import connect
+from pipelines.ledger.entries import Outcome
+from pipelines.ledger.versions import Version, read_latest, read_outcomes
+from pipelines.run.calibrate import calibrate, load_to_calibrate
+from pipelines.run.job import RunSummary, run_job
+from pipelines.spec.job import JobSpec, load_spec
+from pipelines.stages.readers.images import decode_picture
+from pipelines.store.storage import Storage
 
 OUTPUT = Path("demo-output")
 SCENES = 24

@@ -1,8 +1,8 @@
 """Hand on a node's work before it goes: `python -m jobs.drain --seconds 110`, run on the node itself.
 
 A pod's preStop hook runs it, before the node's Ray is told to end. The cluster is told that the node goes, so that no
-new work is put there and drivers move what was not begun (pipelines/dispatch.py); this returns when nothing holds GPUs
-or CPUs of the node any more, or when the time is over. Ray's own command for it, `ray drain-node`, does not wait.
+new work is put there and drivers move what was not begun (dispatch.py); this returns when nothing holds GPUs or
+CPUs of the node any more, or when the time is over. Ray's own command for it, `ray drain-node`, does not wait.
 """
 
 from __future__ import annotations

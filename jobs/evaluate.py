@@ -23,19 +23,14 @@ from jobs.evaluation.depth import depth_tables, lifting_tables, step_tables, sty
 from jobs.evaluation.pictures import joint_tables, restyle_tables, spectra_tables
 from jobs.report import console, say
 from jointdit.errors import InputError, SpecError
-from jointdit.evaluation.published import (
-    depth_to_image_table,
-    joint_models_table,
-    robust_table,
-    text_to_image_table,
-)
+from jointdit.evaluation.published import depth_to_image_table, joint_models_table, robust_table, text_to_image_table
 from jointdit.evaluation.tables import ResultTable, markdown_report, without_nan
-from pipelines.model import load_pipeline
-from pipelines.spec import ModelSpec
-from pipelines.spec_file import first_sentence
-from pipelines.weights.addresses import parse_address
-from pipelines.weights.node_cache import local_path
-from pipelines.weights.pins import pin
+from pipelines.model.loading import load_pipeline
+from pipelines.model.weights.node_cache import local_path
+from pipelines.model.weights.pins import pin
+from pipelines.spec.file import first_sentence
+from pipelines.spec.job import ModelSpec
+from pipelines.spec.weights_address import parse_address
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline

@@ -21,7 +21,7 @@ def export(
 ) -> None:
     """Copy the kept samples of the latest version, as tars or as a folder of tables with a card of its own."""
     from jobs.report import readable, say, several
-    from pipelines.export import export_hf, export_webdataset
+    from pipelines.dataset.export import export_hf, export_webdataset
 
     if webdataset is None and hf is None:
         raise SpecError("export needs a place and a form: give --webdataset DIR, or --hf DIR, or both.")

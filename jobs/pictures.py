@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from jointdit.depth import (
+from jointdit.errors import InputError, RowError, SpecError
+from jointdit.geometry.depth import (
     depth_range,
     disparity_from_depth,
     encode_depth_png,
@@ -26,15 +27,15 @@ from jointdit.depth import (
     intrinsics_from_fov,
     restore_size,
 )
-from jointdit.errors import InputError, RowError, SpecError
-from pipelines.model import identify, load_pipeline
-from pipelines.readers.depth_maps import decode_depth
-from pipelines.readers.pictures import decode_picture
+from pipelines.model.identity import identify
+from pipelines.model.loading import load_pipeline
 from pipelines.records import Row, Sample, SampleResult
-from pipelines.sinks.geometry import Geometry, point_cloud
-from pipelines.sinks.ply import describe, ply_bytes
-from pipelines.spec import DepthMaps, ModelSpec, PointsSpec
-from pipelines.spec_file import first_sentence
+from pipelines.spec.file import first_sentence
+from pipelines.spec.job import DepthMaps, ModelSpec, PointsSpec
+from pipelines.stages.readers.depth_maps import decode_depth
+from pipelines.stages.readers.images import decode_picture
+from pipelines.stages.sinks.geometry import Geometry, point_cloud
+from pipelines.stages.sinks.ply import describe, ply_bytes
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline

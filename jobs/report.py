@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import track
 
-from pipelines.safe_text import mask_secrets, printable
+from pipelines.store.safe_text import mask_secrets, printable
 
 if TYPE_CHECKING:
-    from pipelines.garbage import Garbage
-    from pipelines.memory import MemoryBound, MemoryNeed
-    from pipelines.plan import PlanPreview
-    from pipelines.publish import Version
-    from pipelines.refilter import Refiltered
-    from pipelines.retry import RetryPlan
-    from pipelines.run import RunSummary
-    from pipelines.spec_sections import PriceSpec
-    from pipelines.status import RoundStatus, Status
-    from pipelines.usage import Usage
-    from pipelines.validate import Validation
-    from pipelines.versions import Difference
+    from pipelines.dataset.diff import Difference
+    from pipelines.dataset.garbage import Garbage
+    from pipelines.dataset.refilter import Refiltered
+    from pipelines.dataset.status import RoundStatus, Status
+    from pipelines.dataset.validation.validate import Validation
+    from pipelines.engine.usage import Usage
+    from pipelines.ledger.versions import Version
+    from pipelines.model.memory import MemoryBound, MemoryNeed
+    from pipelines.plan.retry import RetryPlan
+    from pipelines.run.job import RunSummary
+    from pipelines.run.preview import PlanPreview
+    from pipelines.spec.sections import PriceSpec
 
 console = Console(highlight=False)
 EXAMPLES = 10  # samples of a kind that a difference shows
@@ -122,7 +122,7 @@ def show_profile(profile: Mapping[str, float]) -> None:
     """Where the time of a run went."""
     from rich.table import Table
 
-    from pipelines.profile import WORKERS, shares_of
+    from pipelines.engine.usage import WORKERS, shares_of
 
     table, shares = Table("step", "seconds", "share", "of"), shares_of(profile)
     for name, seconds in profile.items():
@@ -168,7 +168,7 @@ def show_plan(plan: PlanPreview) -> None:
 
 def memory_lines(need: MemoryNeed | MemoryBound) -> list[str]:
     """What a worker's GPU must hold: in all, the weights by component, and what a batch takes by stage; or a bound."""
-    from pipelines.memory import MemoryBound
+    from pipelines.model.memory import MemoryBound
 
     if isinstance(need, MemoryBound):
         how = "with activations as wide as FLUX.1's; resources.gpu_memory_gb in the spec asks for the estimate"
@@ -295,7 +295,7 @@ def show_versions(uri: str, versions: Sequence[Version]) -> None:
 
 def show_difference(found: Difference) -> None:
     """What changed, by kind, with the first few samples of each."""
-    from pipelines.versions import tally
+    from pipelines.dataset.diff import tally
 
     say(f"{found.output}: version {found.first.number} -> {found.second.number}")
     kinds = {"added": found.added, "gone": found.gone, "changed": found.changed, "made again": found.made_again}

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jointdit.depth import disparity_from_depth, encode_depth_png
 from jointdit.errors import InputError
+from jointdit.geometry.depth import disparity_from_depth, encode_depth_png
 from jointdit.scenes import Scene, render_scene
 
 

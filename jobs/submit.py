@@ -14,7 +14,7 @@ from jobs.datasets import Overrides, SpecFile, show_json
 from jointdit.errors import PermanentError, SpecError
 
 if TYPE_CHECKING:
-    from pipelines.spec import JobSpec
+    from pipelines.spec.job import JobSpec
 
 SUBMITTED_SPEC = "spec.yaml"
 
@@ -61,8 +61,8 @@ def submit(
 ) -> None:
     """Submit a job to Kubernetes or to a Ray cluster, or print what would be sent."""
     from jobs.report import say
-    from pipelines.limits import next_time
-    from pipelines.spec import load_spec
+    from pipelines.engine.limits import next_time
+    from pipelines.spec.job import load_spec
 
     if kube == (ray is not None):
         raise typer.BadParameter("say where to: --kube, or --ray with the address of a cluster's dashboard.")

@@ -10,9 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from jointdit.errors import SpecError
-from jointdit.training.spec import AblationSpec, TrainSpec
-from pipelines.spec import as_tuples
-from pipelines.spec_file import (
+from jointdit.tiny.spec import AblationSpec, TrainSpec
+from pipelines.spec.file import (
     apply_overrides,
     first_sentence,
     read_yaml,
@@ -20,6 +19,7 @@ from pipelines.spec_file import (
     refuse_unusable,
     shown_value,
 )
+from pipelines.spec.job import as_tuples
 from pipelines.training.spec import AdapterJob
 
 RECIPES: dict[str, type[BaseModel]] = {
@@ -59,8 +59,8 @@ def train_from_spec(path: Path, overrides: Sequence[str] = ()) -> Path:
         made = run_training(spec, lambda line: print(line, flush=True))
         print(f"adapter: {made.adapter}")
         return made.pipeline or made.adapter
-    from jointdit.training.ablation import run_ablation
-    from jointdit.training.run import train
+    from jointdit.tiny.ablation import run_ablation
+    from jointdit.tiny.recipe import train
 
     spec.output.mkdir(parents=True, exist_ok=True)
     with (spec.output / "train.log").open("a", encoding="utf-8") as log:

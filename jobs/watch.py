@@ -9,9 +9,9 @@ from rich.live import Live
 from rich.text import Text
 
 from jobs.report import console, say, status_lines
-from jointdit.errors import TransientError
-from pipelines.safe_text import printable
-from pipelines.status import Status, StatusReader
+from pipelines.dataset.status import Status, StatusReader
+from pipelines.store.errors import TransientError
+from pipelines.store.safe_text import printable
 
 REFRESH_SECONDS = 2.0
 

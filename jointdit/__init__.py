@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jointdit.denoising import denoise
+    from jointdit.model.transformer import JointDiTTransformer2DModel
     from jointdit.pipeline import JointDiTOutput, JointDiTPipeline
-    from jointdit.transformer import JointDiTTransformer2DModel
 
 __all__ = ["JointDiTOutput", "JointDiTPipeline", "JointDiTTransformer2DModel", "denoise"]
 
@@ -38,7 +38,7 @@ __all__ = ["JointDiTOutput", "JointDiTPipeline", "JointDiTTransformer2DModel", "
 _HOME = {
     "JointDiTOutput": "jointdit.pipeline",
     "JointDiTPipeline": "jointdit.pipeline",
-    "JointDiTTransformer2DModel": "jointdit.transformer",
+    "JointDiTTransformer2DModel": "jointdit.model.transformer",
     "denoise": "jointdit.denoising",
 }
 

@@ -14,10 +14,10 @@ from typing import Literal, get_args
 
 import torch
 
-from jointdit.condition_cache import ConditionCache
 from jointdit.errors import InputError
 from jointdit.flow_matching import sampling_schedule
-from jointdit.transformer import JointDiTTransformer2DModel
+from jointdit.model.condition_cache import ConditionCache
+from jointdit.model.transformer import JointDiTTransformer2DModel
 
 Task = Literal["joint", "depth", "depth-to-image"]
 TASKS: tuple[Task, ...] = get_args(Task)

@@ -5,12 +5,10 @@
     │   ├── SpecError           the job or training spec (also a ValueError)
     │   ├── InputError          the input files, their columns, their rows (also a ValueError)
     │   ├── ModelError          a checkpoint or an adapter that does not fit (also a ValueError)
-    │   ├── StoreError          bucket missing, no access, a store that cannot create-only
-    │   └── Unfinished          a planned shard has no commit yet: run the job to its end
-    ├── TransientError          doing it again may work: the shard is retried with its own budget
-    │   ├── CommitFailed        the commit did not land
-    │   └── CommitUnknown       the commit may have landed: read it back
+    │   └── StoreError          bucket missing, no access, a disk that is full, a store without create-only writes
     └── RowError                one row is bad: it is quarantined alone, its neighbours go on (also a ValueError)
+
+The engine adds TransientError (pipelines/store/errors.py) and Unfinished (pipelines/ledger/entries.py).
 
 A message is one sentence: the field or file, what was found, what to do. The command line prints it and exits with 1;
 a traceback appears with `--debug` only.
@@ -41,22 +39,6 @@ class ModelError(PermanentError, ValueError):
 
 class StoreError(PermanentError):
     """The object store refuses for good: missing bucket, no access, no create-only write."""
-
-
-class Unfinished(PermanentError):
-    """What is planned is not all committed."""
-
-
-class TransientError(JointDiTError):
-    """Trying again may work: lost actor, 5xx, timeout, throttle."""
-
-
-class CommitFailed(TransientError):
-    """The commit did not land."""
-
-
-class CommitUnknown(TransientError):
-    """The store's answer does not tell whether the commit landed."""
 
 
 class RowError(JointDiTError, ValueError):

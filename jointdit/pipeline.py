@@ -1,7 +1,7 @@
 """JointDiTPipeline: prompts, pictures and depth in, RGB and relative disparity out.
 
 Shapes: B samples, H x W pixels, N packed image tokens, T text tokens. All samples of a call have one size, a multiple
-of 16 pixels for FLUX's VAE; sizes of any kind are fitted by `jointdit.depth`.
+of 16 pixels for FLUX's VAE; sizes of any kind are fitted by `jointdit.geometry.depth`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from numpy.typing import ArrayLike, NDArray
 from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 
-from jointdit.base_network import COMPONENTS_ADVICE, is_single_file, load_base
-from jointdit.checkpoint_files import FilePath, load_component, load_tokenizer, placed, told_as_model_error
 from jointdit.denoising import StepCallback, Task, check_task, denoise
 from jointdit.errors import InputError, ModelError
-from jointdit.latents import (
+from jointdit.loading.base_network import COMPONENTS_ADVICE, is_single_file, load_base
+from jointdit.loading.checkpoint_files import FilePath, load_component, load_tokenizer, placed, told_as_model_error
+from jointdit.loading.network_errors import network_errors
+from jointdit.loading.quantization import Quantization
+from jointdit.model.latents import (
     decode_latents,
     encode_image,
     image_position_ids,
@@ -31,7 +33,7 @@ from jointdit.latents import (
     text_position_ids,
     unpack_latents,
 )
-from jointdit.network_errors import network_errors
+from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.pixels import (
     check_disparities,
     check_images,
@@ -41,9 +43,7 @@ from jointdit.pixels import (
     vae_to_disparity,
     vae_to_image,
 )
-from jointdit.quantization import Quantization
-from jointdit.stopwatch import Stopwatch, step_of
-from jointdit.transformer import JointDiTTransformer2DModel
+from jointdit.profiling.stopwatch import Stopwatch, step_of
 
 TINY_CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
 GUIDANCE = 3.5  # what the authors sample with

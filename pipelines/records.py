@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jointdit.calibration import Calibration
+from jointdit.geometry.calibration import Calibration
 
 
 @dataclass(frozen=True)

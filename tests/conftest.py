@@ -59,7 +59,7 @@ def s3(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(scope="session")
 def ray_cluster(s3_environment: str) -> Iterator[None]:
     """One local Ray for the whole session, with token authentication and without a dashboard."""
-    from pipelines.cluster import connect
+    from pipelines.engine.cluster import connect
 
     with connect():
         yield

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jointdit.depth import Intrinsics, intrinsics_from_fov
+from jointdit.geometry.depth import Intrinsics, intrinsics_from_fov
 
 FOV = 50.0  # degrees, vertical
 WALL = 6.0  # metres: a wall behind the sphere and the box, so that they have edges

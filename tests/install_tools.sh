@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What tests drive beside Python: Debian's Chromium (tests/pipelines/test_gallery_browser.py) and Prometheus with its
+# What tests drive beside Python: Debian's Chromium (tests/pipelines/dataset/test_gallery_browser.py) and Prometheus with its
 # promtool (tests/jobs/test_monitoring.py, tests/integration/test_alerts.py). They are installed where that needs
 # nobody's consent, in continuous integration and in containers run as root. Elsewhere it is left to the user, and those
 # tests are skipped and say so.

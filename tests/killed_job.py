@@ -7,9 +7,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from pipelines.ledger import Ledger
-from pipelines.plan import extend_with_regeneration
-from pipelines.run import pending_shards
+from pipelines.ledger.ledger import Ledger
+from pipelines.plan.regeneration import extend_with_regeneration
+from pipelines.run.rounds import pending_shards
 from tests.local_job import LocalJob, job_in
 
 Step = tuple[str, int]
@@ -49,7 +49,7 @@ def all_rounds(job: LocalJob) -> None:
 
 def run_until(step: Step, folder: str, sections: dict[str, Any]) -> None:
     """Run a job until it is killed at a step; commits are made by the finish task, with a ledger of its own."""
-    from pipelines import finish
+    from pipelines.stages import finish
 
     DyingLedger.step = step
     finish.Ledger = DyingLedger

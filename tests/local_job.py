@@ -10,18 +10,20 @@ from typing import Any
 
 import pytest
 
-from pipelines import about
-from pipelines.context import RunContext
-from pipelines.fingerprint import fingerprint_of
-from pipelines.finish import Receipt, finish_shard
-from pipelines.ledger import Ledger, PlannedShard
-from pipelines.model import ModelIdentity
-from pipelines.plan import Proposal, extend_plan, propose
-from pipelines.publish import Version, publish
-from pipelines.read import NO_ISOLATION, Isolation, read_shard
-from pipelines.run import pending_shards
-from pipelines.spec import load_spec
-from pipelines.storage import Storage
+from pipelines.dataset import about
+from pipelines.dataset.publish import publish
+from pipelines.ledger.entries import PlannedShard
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.versions import Version
+from pipelines.model.fingerprint import fingerprint_of
+from pipelines.model.identity import ModelIdentity
+from pipelines.plan.propose import Proposal, extend_plan, propose
+from pipelines.run.rounds import pending_shards
+from pipelines.spec.job import load_spec
+from pipelines.stages.context import RunContext
+from pipelines.stages.finish import Receipt, finish_shard
+from pipelines.stages.read import NO_ISOLATION, Isolation, read_shard
+from pipelines.store.storage import Storage
 from tests.stand_in import StandInWorker
 
 IDENTITY = ModelIdentity(weights="stand-in", bytes=0, height=32, width=32)

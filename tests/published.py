@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.ledger import OUTCOMES, Outcome, sha256
-from pipelines.publish import Version
+from pipelines.ledger.entries import OUTCOMES, Outcome, sha256
+from pipelines.ledger.versions import Version, VersionFile
 from pipelines.quality import SCORES
 from pipelines.records import Row, Sample, SampleResult
-from pipelines.sinks.parquet import encode_samples, table_bytes
-from pipelines.spec import JobSpec, load_spec
-from pipelines.storage import Storage
-from pipelines.version_files import VersionFile
+from pipelines.spec.job import JobSpec, load_spec
+from pipelines.stages.sinks.parquet import encode_samples, table_bytes
+from pipelines.store.storage import Storage
 
 FIRST, SECOND = list(SCORES)[:2]  # the scores that are set here; the others are null
 FOLDERS: dict[Outcome, str] = {"kept": "data", "rejected": "rejected", "quarantined": "quarantine"}

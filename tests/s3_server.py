@@ -77,8 +77,8 @@ def running_s3(
         {"name": "reader", "credentials": [reader], "actions": ["Read", "List"]},
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
-    names += ("filer.port", "filer.port.grpc", "s3.port.grpc")
+    names = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc"]
+    names += ["filer.port", "filer.port.grpc", "s3.port.grpc"]
     numbers = dict(zip(names, free_ports(len(names)), strict=True))
     ports = [f"-{name}={port}" for name, port in numbers.items()]
     settings = [

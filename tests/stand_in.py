@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from pipelines.worker import GenerationWorker
+from pipelines.stages.generate import GenerationWorker
 
 
 class StandInPipeline:

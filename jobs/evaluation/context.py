@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jointdit.depth import disparity_from_depth
 from jointdit.errors import InputError
 from jointdit.evaluation.baselines import mean_training_disparity
 from jointdit.evaluation.estimators import DepthEstimator
 from jointdit.evaluation.scenes import EstimateDepth, depth_estimator, held_out_scenes
+from jointdit.geometry.depth import disparity_from_depth
 from jointdit.scenes import Scene
 
 if TYPE_CHECKING:

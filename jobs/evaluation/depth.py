@@ -16,12 +16,12 @@ from jobs.evaluation.context import BATCH, SHOWN, SceneEvaluation, exact, genera
 from jobs.evaluation.sheets import Picture, grey, save_sheet, stretched
 from jointdit.evaluation.alignment import fit_scale_shift
 from jointdit.evaluation.baselines import constant_disparity
-from jointdit.evaluation.colours import check_colours
 from jointdit.evaluation.estimators import JointDiTEstimator
 from jointdit.evaluation.lifting import score_lifting
 from jointdit.evaluation.scenes import DepthScore, depth_estimator, evaluate_vae, score_depth
 from jointdit.evaluation.tables import Column, ResultTable
 from jointdit.scenes import Scene
+from jointdit.scenes.colours import check_colours
 from jointdit.scenes.styles import STYLES
 
 STEPS_COMPARED = (4, 8, 20)

@@ -16,10 +16,10 @@ from jobs.evaluation.sheets import grey, save_sheet
 from jobs.evaluation.spectra_figure import spectra_figure
 from jobs.recolour import recolour
 from jointdit.evaluation.agreement import assumed_depth, depth_agreement, typical_range
-from jointdit.evaluation.colours import ColourReport, check_two_objects
 from jointdit.evaluation.estimators import DepthEstimator
 from jointdit.evaluation.scenes import EstimateDepth, evaluate_prompts, score_depth
 from jointdit.evaluation.tables import Column, ResultTable
+from jointdit.scenes.colours import ColourReport, check_two_objects
 
 SPECTRA_PROMPTS = 16  # at most
 IS_SPLITS = 10

@@ -36,9 +36,7 @@ from jobs.kuberay.objects import (
     Subject,
     Toleration,
 )
-from jobs.kuberay.objects import (
-    JobSpec as KubernetesJobSpec,
-)
+from jobs.kuberay.objects import JobSpec as KubernetesJobSpec
 from jobs.kuberay.pods import AUTOSCALER_SECURITY, IMAGE, ROLE, SPEC_FILE, SPEC_FOLDER, Pods, Size
 from jobs.kuberay.ray_job import (
     DNS_LABEL,
@@ -54,7 +52,7 @@ from jobs.kuberay.ray_job import (
 from jobs.kuberay.stores import HTTPS, StoreKind, store_of
 from jobs.kuberay.yaml_text import yaml_text
 from jointdit.errors import SpecError
-from pipelines.spec import JobSpec
+from pipelines.spec.job import JobSpec
 
 JOB_FILE = "rayjob.yaml"
 NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")

@@ -30,8 +30,8 @@ from jobs.kuberay.objects import (
     VolumeMount,
 )
 from jobs.kuberay.stores import Store, secret
-from pipelines.fingerprint import code_version
-from pipelines.notify import ADDRESS_VARIABLE, SECRET_VARIABLE
+from pipelines.model.fingerprint import code_version
+from pipelines.run.notify import ADDRESS_VARIABLE, SECRET_VARIABLE
 
 IMAGE = f"jointdit-engine:{code_version()}"  # what `make image` builds
 USER = 1000  # the user of infra/docker/Dockerfile

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.spec_yaml import FLOAT, INT
+from pipelines.spec.yaml_text import FLOAT, INT
 
 LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")  # of YAML 1.1; only escaped they come back as they are
 

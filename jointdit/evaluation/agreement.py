@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jointdit.depth import metric_depth
 from jointdit.errors import InputError
 from jointdit.evaluation.alignment import Alignment, FloatArray, fit_scale_shift
 from jointdit.evaluation.ensemble import ensemble_maps
 from jointdit.evaluation.metrics import depth_metrics, metrics_of_pixels
+from jointdit.geometry.depth import metric_depth
 
 if TYPE_CHECKING:
     from jointdit.evaluation.scenes import EstimateDepth

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointdit.scenes import render_scene
-from jointdit.training.data import relative_disparity
+from jointdit.tiny.data import relative_disparity
 
 
 def constant_disparity(height: int, width: int) -> NDArray[np.float32]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from jointdit.depth import MODEL_MULTIPLE, fit_to_model, restore_size
 from jointdit.errors import InputError
 from jointdit.evaluation.alignment import Alignment, FloatArray
+from jointdit.geometry.depth import MODEL_MULTIPLE, fit_to_model, restore_size
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline

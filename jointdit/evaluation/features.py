@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from jointdit.checkpoint_files import check_foreign_model, model_name, model_type, told_as_model_error
 from jointdit.errors import ModelError
 from jointdit.evaluation.inception import FEATURES, Inception, load_inception
-from jointdit.network_errors import network_errors
+from jointdit.loading.checkpoint_files import check_foreign_model, model_name, model_type, told_as_model_error
+from jointdit.loading.network_errors import network_errors
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

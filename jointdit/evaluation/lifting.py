@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jointdit.depth import depth_edges, unproject
 from jointdit.evaluation.alignment import Alignment, FloatArray
 from jointdit.evaluation.metrics import clipped_depth
+from jointdit.geometry.depth import depth_edges, unproject
 from jointdit.scenes import FLAT_SHAPES, Scene
 from jointdit.scenes.open3d_import import import_open3d
 

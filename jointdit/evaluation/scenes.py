@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from jointdit.evaluation.alignment import Alignment
 from jointdit.evaluation.baselines import constant_disparity, mean_training_disparity
-from jointdit.evaluation.colours import ColourReport, check_colours, colours_kept
+from jointdit.evaluation.images import opponent_r2, psnr
 from jointdit.evaluation.metrics import clipped_depth, metrics_of_pixels
-from jointdit.evaluation.pictures import opponent_r2, psnr
 from jointdit.scenes import Scene, render_scene
-from jointdit.training.data import HELD_OUT_SEED
+from jointdit.scenes.colours import ColourReport, check_colours, colours_kept
+from jointdit.tiny.data import HELD_OUT_SEED
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from jointdit.flow_matching import sampling_schedule
-from jointdit.latents import unpack_latents
+from jointdit.model.latents import unpack_latents
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline

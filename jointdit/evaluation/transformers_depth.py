@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jointdit.checkpoint_files import check_foreign_model, model_name, model_type, told_as_model_error
 from jointdit.errors import InputError, ModelError
 from jointdit.evaluation.alignment import Alignment, FloatArray
+from jointdit.loading.checkpoint_files import check_foreign_model, model_name, model_type, told_as_model_error
 
 # Models that give distance; every other relative model of transformers gives inverse depth.
 GIVES_DEPTH = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from jointdit.depth import unproject
+from jointdit.geometry.depth import unproject
 from jointdit.scenes.render import Scene
 from jointdit.scenes.vocabulary import COLOURS, FLAT_SHAPES
 

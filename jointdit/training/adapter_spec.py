@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from jointdit.training.spec import Frozen
+from jointdit.tiny.spec import Frozen
 
 MULTIPLE = 16  # pixels: 8 of the VAE times 2 of the patches
 Side = Annotated[int, Field(ge=MULTIPLE, le=8192, multiple_of=MULTIPLE)]

@@ -33,8 +33,8 @@ def load_encoding_pipeline(name: str, dtype: torch.dtype) -> JointDiTPipeline:
     Its network has one block of each kind with random weights and is never called: the real one takes tens of GB.
     Raises ModelError for a checkpoint that does not fit.
     """
+    from jointdit.model.transformer import JointDiTTransformer2DModel
     from jointdit.pipeline import JointDiTPipeline, local_checkpoint
-    from jointdit.transformer import JointDiTTransformer2DModel
 
     folder = local_checkpoint(name)
     given = FluxTransformer2DModel.load_config(folder / "transformer")

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jointdit.depth import fit_to_model
+from jointdit.geometry.depth import fit_to_model
 from jointdit.scenes import render_scene
-from jointdit.training.data import relative_disparity
+from jointdit.tiny.data import relative_disparity
 
 Bucket = tuple[int, int]  # height, width in pixels
 

@@ -17,7 +17,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from jointdit.transformer import JointDiTTransformer2DModel
+from jointdit.model.transformer import JointDiTTransformer2DModel
 
 Strategy = Literal["ddp", "fsdp"]
 

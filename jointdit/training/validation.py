@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from jointdit.tiny.data import relative_disparity
 from jointdit.training.adapter_spec import ValidationSpec
-from jointdit.training.data import relative_disparity
 
 if TYPE_CHECKING:
     from jointdit.pipeline import JointDiTPipeline

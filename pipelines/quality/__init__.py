@@ -24,7 +24,7 @@ only where `quality.filters` or `quality.scores` names their kind (model_scored.
                      caption_letter_fraction                        banned words
 
 How well each does it, on planted faults and clean samples, stands with pictures in pipelines/quality/README.md;
-`python -m jobs.measure_filters` measures it again. Scores are cheap, and lengths in them are shares of the picture.
+`python -m jobs.tools.measure_filters` measures it again. Scores are cheap; lengths in them are shares of the image.
 
     at the cost of a model
     self_consistency  self_consistency_abs_rel,                  depth that is not what the joint model sees in the
@@ -49,8 +49,8 @@ In a spec: `quality.filters: [{kind: depth_range, min_span: 0.2}]`, `quality.sco
 
 To add a filter: write a module here with one class like DepthRange (its fields are the thresholds, with defaults that
 keep whatever is usable), name the class in PIXEL_FILTERS below and in the table above, plant the fault it is made for
-in jobs/filtering/faults.py, and test it as CONTRIBUTING.md says. New scores become a column by themselves; in files
-written before they are missing, and a filter rejects a sample whose score is missing.
+in jobs/tools/filtering/faults.py, and test it as CONTRIBUTING.md says. New scores become a column by themselves; in
+files written before they are missing, and a filter rejects a sample whose score is missing.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ from pipelines.quality.self_consistency import SelfConsistency
 from pipelines.quality.text_agreement import TextAgreement
 from pipelines.quality.upright import Upright
 from pipelines.records import SampleResult
-from pipelines.safe_text import printable
+from pipelines.store.safe_text import printable
 
 __all__ = [
     "FILTERS",

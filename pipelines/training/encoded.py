@@ -14,12 +14,12 @@ import torch
 
 from jointdit.errors import InputError
 from jointdit.training.pairs import Bucket, EncodedPair
-from pipelines.model import encoders_hash
-from pipelines.readers import list_files
-from pipelines.readers.opening import open_input
+from pipelines.model.identity import encoders_hash
 from pipelines.records import SourceFile
-from pipelines.sinks.latents import ARRAYS
-from pipelines.spec import InputSpec
+from pipelines.spec.job import InputSpec
+from pipelines.stages.readers import list_files
+from pipelines.stages.readers.opening import open_input
+from pipelines.stages.sinks.latents import ARRAYS
 
 CACHED_ROWS = 1024
 COLUMNS = ["id", "height", "width", "tokens", "text_tokens", *ARRAYS]

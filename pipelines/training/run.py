@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jointdit.errors import JointDiTError, PermanentError, StoreError, TransientError
+from jointdit.errors import JointDiTError, PermanentError, StoreError
 from jointdit.training.pairs import PairSource, ScenePairs
-from pipelines.cluster import connect
-from pipelines.model import check_weights, identify
-from pipelines.spec import ModelSpec
+from pipelines.engine.cluster import connect
+from pipelines.model.identity import check_weights, identify
+from pipelines.spec.job import ModelSpec
+from pipelines.store.errors import TransientError
 from pipelines.training.spec import AdapterJob, TrainedModel
 
 if TYPE_CHECKING:
@@ -225,10 +226,10 @@ def load_for_training(model: TrainedModel, device: Any) -> JointDiTPipeline:
     import torch
     from diffusers import FluxTransformer2DModel
 
-    from jointdit.checkpoint_files import load_component
-    from jointdit.cpu_dtype import fast_dtype
+    from jointdit.loading.checkpoint_files import load_component
+    from jointdit.loading.cpu_dtype import fast_dtype
+    from jointdit.model.transformer import JointDiTTransformer2DModel
     from jointdit.pipeline import JointDiTPipeline, local_checkpoint
-    from jointdit.transformer import JointDiTTransformer2DModel
 
     dtype = fast_dtype(device, getattr(torch, model.dtype))
     if model.adapter is not None:
@@ -254,7 +255,7 @@ def base_of(network: Any) -> Any:
     """A JointDiT network's base as diffusers' FLUX, in memory of its own."""
     from diffusers import FluxTransformer2DModel
 
-    from jointdit.transformer import ADAPTER_SETTINGS
+    from jointdit.model.transformer import ADAPTER_SETTINGS
 
     config = {name: value for name, value in network.config.items() if name not in ADAPTER_SETTINGS and name[0] != "_"}
     flux = FluxTransformer2DModel(**config).to(network.dtype)

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from jointdit.training.adapter_spec import AdapterTraining
-from pipelines.addresses import normalise
-from pipelines.spec import Columns, DepthMaps, InputSpec, Section, absolute_folder
+from pipelines.spec.job import Columns, DepthMaps, InputSpec, Section, absolute_folder
+from pipelines.store.addresses import normalise
 
 
 class TrainedModel(Section):

@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jointdit.depth import disparity_from_depth
 from jointdit.errors import InputError, RowError
+from jointdit.geometry.depth import disparity_from_depth
 from jointdit.training.pairs import Bucket, Pair, fit_to_bucket
-from pipelines.readers import check_columns, count_rows, format_of, list_files
-from pipelines.readers.opening import open_input
-from pipelines.readers.row_addresses import stored_value
-from pipelines.readers.rows import RawRow, build_row, default_id, wanted_columns
 from pipelines.records import BadRow, Row, SourceFile
-from pipelines.spec import InputSpec
+from pipelines.spec.job import InputSpec
+from pipelines.stages.readers import check_columns, count_rows, format_of, list_files
+from pipelines.stages.readers.opening import open_input
+from pipelines.stages.readers.row_addresses import stored_value
+from pipelines.stages.readers.rows import RawRow, build_row, default_id, wanted_columns
 
 BLOCK_ROWS = 64  # of files without row groups
 CACHED_ROWS = 1024  # undecoded, in memory

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.ledger import Ledger
-from pipelines.publish import read_latest, read_outcomes
-from pipelines.storage import Storage
-from pipelines.validate import validate
+from pipelines.dataset.validation.validate import validate
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.versions import read_latest, read_outcomes
+from pipelines.store.storage import Storage
 from tests.chaos.corpus import Planted
 
 MOST_SHOWN = 10

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.storage import Storage
+from pipelines.store.storage import Storage
 
 GROUP_ROWS = 8  # of the Parquet file's row groups
 REGENERATE = 1

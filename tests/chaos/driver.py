@@ -9,8 +9,8 @@ import sys
 import ray
 
 from jointdit.errors import JointDiTError
-from pipelines.run import run_job
-from pipelines.spec import load_spec
+from pipelines.run.job import run_job
+from pipelines.spec.job import load_spec
 from tests import stand_in
 from tests.chaos import models
 

@@ -29,7 +29,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is loaded: processes with threads must not be forked
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import pipelines.fingerprint
+import pipelines.model.fingerprint
 from tests.chaos.history import Story, play
 from tests.chaos.minimize import smallest
 from tests.chaos.mutants import MUTANTS
@@ -101,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     use_one_thread()
     for name in os.environ.keys() - KEPT:
         del os.environ[name]  # the engine looks for secrets in each, again and again
-    pipelines.fingerprint.version = functools.cache(pipelines.fingerprint.version)  # it reads a file each time
+    pipelines.model.fingerprint.version = functools.cache(
+        pipelines.model.fingerprint.version
+    )  # it reads a file each time
     started, failed = time.monotonic(), 0
     states: Counter[str] = Counter()
     kinds: Counter[str] = Counter()

@@ -12,71 +12,72 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-import pipelines.counting
-import pipelines.garbage
-import pipelines.plan
-import pipelines.publish
-import pipelines.refilter
-from pipelines.storage import AlreadyExists
+import pipelines.dataset.garbage
+import pipelines.dataset.publish
+import pipelines.dataset.refilter
+import pipelines.ledger.counting
+import pipelines.ledger.versions
+import pipelines.plan.propose
+from pipelines.store.storage import AlreadyExists
 
 
 def lose_a_sample() -> None:
     """Publishing leaves the last sample out, where there are more than two."""
-    counted = pipelines.counting.Counting.counted
+    counted = pipelines.ledger.counting.Counting.counted
 
     def without_last(self: Any, *given: Any, **named: Any) -> Any:
         samples = list(counted(self, *given, **named))
         return iter(samples[:-1] if len(samples) > 2 else samples)
 
-    pipelines.counting.Counting.counted = without_last  # type: ignore[method-assign]
+    pipelines.ledger.counting.Counting.counted = without_last  # type: ignore[method-assign]
 
 
 def forget_decisions() -> None:
     """Decisions of the version before do not stand."""
-    pipelines.publish.verdicts = lambda *_: {}
+    pipelines.dataset.publish.verdicts = lambda *_: {}
 
 
 def list_versions_twice() -> None:
     """Garbage collection asks one listing what is named and a later one which numbers are taken."""
 
     def versions(storage: Any) -> Any:
-        listing = pipelines.publish.version_listing(storage)
-        named = [pipelines.publish.read_version(storage, number) for number in listing.retained]
-        return set(pipelines.publish.version_listing(storage).published), named
+        listing = pipelines.ledger.versions.version_listing(storage)
+        named = [pipelines.ledger.versions.read_version(storage, number) for number in listing.retained]
+        return set(pipelines.ledger.versions.version_listing(storage).published), named
 
-    pipelines.garbage._versions = versions
+    pipelines.dataset.garbage._versions = versions
 
 
 def borrow_from_older_versions() -> None:
     """A publisher takes tables and standing decisions from any retained version, without a copy."""
-    before = pipelines.publish._before
+    before = pipelines.dataset.publish._before
 
     def before_of_all(latest: Any, table: Any) -> Any:
         found = before(latest, table)
         storage = storages[-1]
-        numbers = pipelines.publish.version_numbers(storage)
-        versions = [pipelines.publish.read_version(storage, number) for number in numbers]
+        numbers = pipelines.ledger.versions.version_numbers(storage)
+        versions = [pipelines.ledger.versions.read_version(storage, number) for number in numbers]
         known = {(file.shard, file.sha256): file.path for version in versions for file in version.files}
         return dataclasses.replace(found, known={**known, **found.known})
 
     storages: list[Any] = []
-    following = pipelines.publish._next_version
+    following = pipelines.dataset.publish._next_version
 
     def next_version(storage: Any, *given: Any) -> Any:
         storages.append(storage)
         return following(storage, *given)
 
-    pipelines.publish._before = before_of_all
-    pipelines.publish._next_version = next_version
-    pipelines.publish._held_outcomes = lambda storage, attempt, latest, held: held.outcomes if held else ""
+    pipelines.dataset.publish._before = before_of_all
+    pipelines.dataset.publish._next_version = next_version
+    pipelines.dataset.publish._held_outcomes = lambda storage, attempt, latest, held: held.outcomes if held else ""
 
 
 def skip_taken_numbers() -> None:
     """A publisher whose number is taken publishes what it had decided under the next one."""
 
     def publish_decision(storage: Any, ledger: Any, decide: Any) -> Any:
-        latest = pipelines.publish.read_latest(storage)
-        version, is_new = pipelines.publish._next_version(storage, ledger, latest, decide)
+        latest = pipelines.ledger.versions.read_latest(storage)
+        version, is_new = pipelines.dataset.publish._next_version(storage, ledger, latest, decide)
         while is_new:
             try:
                 fields = {**dataclasses.asdict(version), "token": secrets.token_hex(8), "format": 2}
@@ -87,28 +88,28 @@ def skip_taken_numbers() -> None:
                 version = dataclasses.replace(version, number=version.number + 1)
         return version, is_new
 
-    pipelines.publish.publish_decision = publish_decision
-    pipelines.refilter.publish_decision = publish_decision
+    pipelines.dataset.publish.publish_decision = publish_decision
+    pipelines.dataset.refilter.publish_decision = publish_decision
 
 
 def read_ids_count_alone() -> None:
     """A row is known by the id that each attempt recorded, whether that attempt could read it or not."""
-    pipelines.counting.Counting._read_ids = lambda *_: {}  # type: ignore[method-assign]
+    pipelines.ledger.counting.Counting._read_ids = lambda *_: {}  # type: ignore[method-assign]
 
 
 def share_default_ids() -> None:
     """Two files of one relative path give their rows the same default ids."""
-    pipelines.plan.with_distinct_paths = lambda listed, planned: listed
+    pipelines.plan.propose.with_distinct_paths = lambda listed, planned: listed
 
 
 def ignore_moves() -> None:
     """A file that was moved before it was read counts under both names."""
-    pipelines.plan.unread_moves = lambda *_: {}
+    pipelines.plan.propose.unread_moves = lambda *_: {}
 
 
 def ignore_restored_files() -> None:
     """A file that is back keeps the text of the one that replaced it."""
-    pipelines.plan.restored_files = lambda *_: []
+    pipelines.plan.propose.restored_files = lambda *_: []
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

@@ -16,27 +16,27 @@ from typing import Any
 
 import numpy as np
 
-import pipelines.about
-import pipelines.card
-import pipelines.gallery.blocks
-import pipelines.prune
-import pipelines.refilter
-import pipelines.retry
-import pipelines.run
-import pipelines.validate
-from jointdit.errors import TransientError
-from pipelines.context import RunContext
-from pipelines.finish import finish_shard
-from pipelines.garbage import collect_garbage
-from pipelines.lease import Heartbeat
-from pipelines.ledger import Ledger, PlannedShard
-from pipelines.limits import Limits
-from pipelines.model import ModelIdentity
-from pipelines.progress import Progress
-from pipelines.prune import prune_versions
-from pipelines.read import read_shard
-from pipelines.spec import load_spec
-from pipelines.storage import Storage
+import pipelines.dataset.about
+import pipelines.dataset.card
+import pipelines.dataset.gallery.blocks
+import pipelines.dataset.garbage
+import pipelines.dataset.refilter
+import pipelines.dataset.validation.validate
+import pipelines.plan.retry
+import pipelines.run.job
+from pipelines.dataset.garbage import collect_garbage, prune_versions
+from pipelines.engine.limits import Limits
+from pipelines.engine.progress import Progress
+from pipelines.ledger.entries import PlannedShard
+from pipelines.ledger.lease import Heartbeat
+from pipelines.ledger.ledger import Ledger
+from pipelines.model.identity import ModelIdentity
+from pipelines.spec.job import load_spec
+from pipelines.stages.context import RunContext
+from pipelines.stages.finish import finish_shard
+from pipelines.stages.read import read_shard
+from pipelines.store.errors import TransientError
+from pipelines.store.storage import Storage
 from tests.chaos.plots import Operation, Plot
 from tests.stand_in import StandInPipeline, StandInWorker
 
@@ -64,26 +64,26 @@ def spec_of(operation: Operation, plot: Plot, uris: Sequence[str], output: str) 
 def perform(operation: Operation, plot: Plot, uris: Sequence[str], output: str) -> str:
     """Do it in this process; returns what came of it, in words."""
     if not operation.settings.get("describes"):
-        pipelines.about.refresh = lambda *_: None  # README.md and the gallery cost more than all else
+        pipelines.dataset.about.refresh = lambda *_: None  # README.md and the gallery cost more than all else
     settings = operation.settings
     if settings.get("later"):  # a day after all that is there was written
-        pipelines.prune.collect_garbage = lambda uri, *_: collect_garbage(uri, 0.0)
+        pipelines.dataset.garbage.collect_garbage = lambda uri, *_: collect_garbage(uri, 0.0)
     if operation.kind == "run":
         return _run(operation, spec_of(operation, plot, uris, output))
     if operation.kind == "retry":
-        planned = pipelines.retry.plan_retry(output, settings["outcomes"])
+        planned = pipelines.plan.retry.plan_retry(output, settings["outcomes"])
         return f"planned again {planned.counts}"
     if operation.kind == "refilter":
         quality = {"keep_best": None, **settings["quality"]}
         overrides = [f"quality.{name}={json.dumps(value)}" for name, value in quality.items()]
-        found = pipelines.refilter.refilter(output, overrides)
+        found = pipelines.dataset.refilter.refilter(output, overrides)
         return f"version {found.version.number}, {'new' if found.is_new else 'as before'}"
     if operation.kind == "prune":
         return f"pruned {prune_versions(Storage(output), settings['retain'], 0)}"
     if operation.kind == "gc":
         return f"deleted {len(collect_garbage(output, 3600.0 * settings.get('hours', 0)).objects)} objects"
     assert operation.kind == "validate", operation.kind
-    problems = pipelines.validate.validate(output).problems
+    problems = pipelines.dataset.validation.validate.validate(output).problems
     if not settings.get("strict"):
         problems = [each for each in problems if not each.startswith(UNTIDY)]
     assert not problems, f"VALIDATE {problems}"
@@ -98,18 +98,18 @@ def rehearse(folder: Path) -> None:
     quality = {"filters": [{"kind": "depth_range", "min_span": 0.0}, {"kind": "near_duplicate"}]}
     work = [("run", {"describes": True}), ("refilter", {"quality": quality}), ("retry", {"outcomes": ["quarantined"]})]
     work += [("run", {"heals": True}), ("prune", {"retain": 1}), ("gc", {"hours": 1}), ("validate", {})]
-    refresh = pipelines.about.refresh
+    refresh = pipelines.dataset.about.refresh
     for kind, settings in work:
         perform(Operation(kind, 0, settings), plot, uris, output)
-    pipelines.about.refresh = refresh
+    pipelines.dataset.about.refresh = refresh
 
 
 def _run(operation: Operation, spec: dict[str, Any]) -> str:
-    pipelines.run.identify_job = lambda *_: IDENTITY
-    pipelines.run.check_job_weights = lambda *_: None
-    pipelines.run.Heartbeat = functools.partial(Heartbeat, beat_seconds=1e6)  # its thread would take steps
-    pipelines.run.generate_all = functools.partial(_make_here, operation)
-    summary = pipelines.run.run_job(load_spec(spec))
+    pipelines.run.job.identify_job = lambda *_: IDENTITY
+    pipelines.run.job.check_job_weights = lambda *_: None
+    pipelines.run.job.Heartbeat = functools.partial(Heartbeat, beat_seconds=1e6)  # its thread would take steps
+    pipelines.run.rounds.generate_all = functools.partial(_make_here, operation)
+    summary = pipelines.run.job.run_job(load_spec(spec))
     if summary.version is None:
         return f"stopped, {summary.stopped and summary.stopped.shards} shards left"
     new = "new" if summary.is_new else "as before"
@@ -124,15 +124,15 @@ def _make_here(
     left = operation.settings.get("shards", -1)
     worker = (Healed if operation.settings.get("heals") else Varied)(context, "cpu", 1)
     worker.set_up()
-    pending = pipelines.run.shards_to_make(ledger) or pipelines.run.next_round(context, ledger)
+    pending = pipelines.run.rounds.shards_to_make(ledger) or pipelines.run.rounds.next_round(context, ledger)
     while pending:
         for entry in draw.sample(pending, len(pending)):
             if left == 0:
                 limits.stopped = "the operation makes some shards only"
-                return pipelines.run.shards_to_make(ledger)
+                return pipelines.run.rounds.shards_to_make(ledger)
             _make(context, entry, worker)
             left -= 1
-        pending = pipelines.run.next_round(context, ledger)
+        pending = pipelines.run.rounds.next_round(context, ledger)
     return []
 
 

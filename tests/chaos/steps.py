@@ -20,8 +20,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.storage import Storage
-from pipelines.store_errors import explain
+from pipelines.store.explain import explain
+from pipelines.store.storage import Storage
 from tests.chaos.turns import CREATE, STEP, TURNING
 
 METHODS = ("read_bytes", "open", "info", "exists", "names", "unfinished", "list", "delete", "write_bytes")

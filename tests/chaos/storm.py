@@ -41,9 +41,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jointdit.errors import JointDiTError
-from pipelines.garbage import collect_garbage
-from pipelines.ledger import Ledger
-from pipelines.storage import Storage
+from pipelines.dataset.garbage import collect_garbage
+from pipelines.ledger.ledger import Ledger
+from pipelines.store.storage import Storage
 from tests.chaos.account import Account, take_account
 from tests.chaos.corpus import DELETED, MANY_ROWS, REGENERATE, Planted, plant_few, plant_pictures, plant_prompts
 from tests.chaos.proxy import Fault, FaultProxy

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.storage import Storage
+from pipelines.store.storage import Storage
 from tests.chaos.account import Account, take_account
 from tests.chaos.corpus import POISON, Planted, plant_pictures, plant_prompts
 from tests.local_job import LocalJob, make_job

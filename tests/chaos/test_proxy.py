@@ -10,8 +10,8 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from jointdit.errors import TransientError
-from pipelines.storage import AlreadyExists, Storage
+from pipelines.store.errors import TransientError
+from pipelines.store.storage import AlreadyExists, Storage
 from tests.chaos.proxy import FAULTS, FaultProxy, draw
 
 

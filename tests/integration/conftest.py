@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import ray
 
-from pipelines.run import RunSummary, run_job
-from pipelines.spec import JobSpec, load_spec
+from pipelines.run.job import RunSummary, run_job
+from pipelines.spec.job import JobSpec, load_spec
 from tests import stand_in
 
 # The workers of the session's Ray do not import from tests/: the stand-in travels with its class.

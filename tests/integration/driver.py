@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
-from pipelines.run import run_job
-from pipelines.spec import load_spec
+from pipelines.run.job import run_job
+from pipelines.spec.job import load_spec
 from tests import stand_in
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ray
 
-from pipelines.spec import JobSpec
+from pipelines.spec.job import JobSpec
 
 ROOT = Path(__file__).parents[2]
 

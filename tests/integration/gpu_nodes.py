@@ -23,10 +23,10 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
 
 from jobs.drain import drain_node, wait_until_empty
-from pipelines.ledger import Ledger
-from pipelines.run import RunSummary, run_job
-from pipelines.spec import JobSpec, load_spec
-from pipelines.storage import Storage
+from pipelines.ledger.ledger import Ledger
+from pipelines.run.job import RunSummary, run_job
+from pipelines.spec.job import JobSpec, load_spec
+from pipelines.store.storage import Storage
 from tests import stand_in
 from tests.integration.driver_process import kill, start_driver
 
@@ -116,7 +116,7 @@ def grow_and_drain(folder: Path, cluster: Cluster) -> dict[str, Any]:
     Each worker waits in its first shard until the driver knows of the drain, and after it until the node is empty.
     """
     spec = make_spec(folder, "growing", GROWING_SHARDS)
-    leaving = Listener("pipelines.oversight", "its node is being drained")
+    leaving = Listener("pipelines.engine.oversight", "its node is being drained")
 
     def workers() -> int:
         return len({pid for pid, _, _ in stand_in.read_calls(spec)})

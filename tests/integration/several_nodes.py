@@ -18,11 +18,11 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-import pipelines.cluster
+import pipelines.engine.cluster
 from jobs.drain import drain_node, wait_until_empty
 from jointdit.errors import PermanentError
-from pipelines.run import run_job
-from pipelines.spec import JobSpec, load_spec
+from pipelines.run.job import run_job
+from pipelines.spec.job import JobSpec, load_spec
 from tests import stand_in
 
 DETECTION = {  # so that the cluster learns of a dead node within seconds
@@ -111,7 +111,7 @@ def lose_nodes(folder: Path, cluster: Cluster, drained: Any, killed: Any) -> dic
 
 def lose_head(folder: Path, cluster: Cluster) -> dict[str, Any]:
     spec = make_spec(folder, "head", 60)
-    pipelines.cluster.HEAD_SECONDS = HEAD_SECONDS
+    pipelines.engine.cluster.HEAD_SECONDS = HEAD_SECONDS
     commits = Path(spec.output.uri) / "_commits"
     thread = when(
         lambda: commits.is_dir() and len(list(commits.glob("*.json"))) >= 2,

@@ -18,9 +18,9 @@ import pytest
 import ray
 import yaml
 
-from pipelines.ledger import Ledger
-from pipelines.metrics import label_value
-from pipelines.storage import Storage
+from pipelines.engine.metrics import label_value
+from pipelines.ledger.ledger import Ledger
+from pipelines.store.storage import Storage
 from tests.integration.driver_process import kill, start_driver, wait_until
 from tests.stand_in import open_gate
 

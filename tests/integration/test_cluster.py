@@ -10,8 +10,8 @@ import pytest
 import ray
 
 from jointdit.errors import PermanentError
-from pipelines.cluster import TASK_CPUS, _fitting, _gpu_room, _share, plan_workers
-from pipelines.spec import ResourcesSpec
+from pipelines.engine.cluster import TASK_CPUS, _fitting, _gpu_room, _share, plan_workers
+from pipelines.spec.job import ResourcesSpec
 
 
 def test_workers_follow_the_cpus_where_there_is_no_gpu(ray_cluster: None) -> None:
@@ -74,8 +74,8 @@ def test_a_share_of_a_gpu_is_of_one_gpu_on_a_node_that_stays(share: float, room:
 
 SCRIPT = """
 import os
-from pipelines.cluster import connect, plan_workers
-from pipelines.spec import ResourcesSpec
+from pipelines.engine.cluster import connect, plan_workers
+from pipelines.spec.job import ResourcesSpec
 from jointdit.errors import PermanentError
 with connect():
     import ray
@@ -113,7 +113,7 @@ def test_a_local_ray_of_our_own_and_a_cluster_with_gpus() -> None:
 
 @pytest.mark.timeout(120)
 def test_a_cluster_that_cannot_be_reached_is_one_sentence() -> None:
-    script = "from pipelines.cluster import connect\nwith connect(): pass"
+    script = "from pipelines.engine.cluster import connect\nwith connect(): pass"
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:9"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode != 0

@@ -15,12 +15,12 @@ import ray
 import torch
 
 from jointdit.errors import InputError, ModelError, PermanentError
-from pipelines import attempts
-from pipelines.dispatch import Dispatcher
-from pipelines.ledger import Ledger
-from pipelines.publish import read_latest, read_outcomes
-from pipelines.storage import Storage
-from pipelines.validate import validate
+from pipelines.dataset.validation.validate import validate
+from pipelines.engine import chains
+from pipelines.engine.dispatch import Dispatcher
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.versions import read_latest, read_outcomes
+from pipelines.store.storage import Storage
 from tests import stand_in
 
 # The workers of the session's Ray do not import from tests/: the faults travel with their functions.
@@ -160,7 +160,7 @@ class FlakyStore(Storage):
         failures = len(marker.read_bytes()) if marker.exists() else 0
         if name.startswith("data/") and failures < 2:
             marker.write_bytes(b"x" * (failures + 1))
-            from jointdit.errors import TransientError
+            from pipelines.store.errors import TransientError
 
             raise TransientError("the store did not answer as it should (SlowDown).")
         super().write_bytes(name, data)
@@ -169,7 +169,7 @@ class FlakyStore(Storage):
 def test_a_store_that_is_throttled_costs_a_finish_and_no_gpu(
     run_stand_in, make_spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.ledger.Storage", FlakyStore)
+    monkeypatch.setattr("pipelines.ledger.ledger.Storage", FlakyStore)
     spec = make_spec(["fine", "fine"], output={"shard_rows": 1})
     assert run_stand_in(spec, stand_in.RecordingWorker).version.counts["kept"] == 2
     assert Path(spec.output.uri + ".failures").read_bytes() == b"xx"
@@ -178,7 +178,7 @@ def test_a_store_that_is_throttled_costs_a_finish_and_no_gpu(
 
 
 def test_a_spent_budget_stops_the_run(run_stand_in, make_spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.ledger.Storage", FlakyStore)
+    monkeypatch.setattr("pipelines.ledger.ledger.Storage", FlakyStore)
     with pytest.raises(PermanentError, match=r"met 1 infrastructure faults, more than retries.infrastructure 0"):
         run_stand_in(make_spec(["fine"], retries={"infrastructure": 0}))
 
@@ -226,13 +226,13 @@ def reader_that_row_5_kills(context, entry, isolation):
     rows = {(n, row) for n, span in enumerate(entry.shard.spans) for row in range(span.start, span.stop)}
     if 5 in {row for _, row in rows - isolation.poison_rows}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return attempts._read(context, entry, isolation)
+    return chains._read(context, entry, isolation)
 
 
 def try_that_row_5_kills(context, entry, span, start, stop):
     if start <= 5 < stop:
         os.kill(os.getpid(), signal.SIGKILL)
-    return attempts._try_read(context, entry, span, start, stop)
+    return chains._try_read(context, entry, span, start, stop)
 
 
 def test_a_row_that_kills_its_reader_is_found_and_only_it_is_quarantined(
@@ -240,8 +240,8 @@ def test_a_row_that_kills_its_reader_is_found_and_only_it_is_quarantined(
 ) -> None:
     spec = make_spec([f"fine {n}" for n in range(12)], retries={"crash": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(attempts, "_read", reader_that_row_5_kills)
-        patch.setattr(attempts, "_try_read", try_that_row_5_kills)
+        patch.setattr(chains, "_read", reader_that_row_5_kills)
+        patch.setattr(chains, "_try_read", try_that_row_5_kills)
         summary = run_stand_in(spec, stand_in.RecordingWorker)
     assert summary.version.counts == {"kept": 11, "rejected": 0, "quarantined": 1}
     assert outcome_of(spec.output.uri)["prompts.txt:5/0"] == "quarantined"
@@ -376,14 +376,14 @@ class FrozenFinish:
     def __call__(self, *arguments):
         if first(self.marker):
             threading.Event().wait()
-        return attempts._finish(*arguments)
+        return chains._finish(*arguments)
 
 
 class LostReceipt(FrozenFinish):
     """A finish whose process dies right after its commit: the first one of all."""
 
     def __call__(self, *arguments):
-        receipt = attempts._finish(*arguments)
+        receipt = chains._finish(*arguments)
         if first(self.marker):
             os.kill(os.getpid(), signal.SIGKILL)
         return receipt
@@ -393,7 +393,7 @@ def test_a_commit_whose_receipt_is_lost_is_counted_once(
     run_stand_in, make_spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = LostReceipt(str(tmp_path / "lost"))
-    monkeypatch.setattr(attempts, "_finish", lambda *arguments: lost(*arguments))
+    monkeypatch.setattr(chains, "_finish", lambda *arguments: lost(*arguments))
     spec = make_spec(["fine", "", "fine", "fine"], output={"shard_rows": 2})
     summary = run_stand_in(spec, stand_in.RecordingWorker)
     assert (tmp_path / "lost").exists()
@@ -408,7 +408,7 @@ def test_a_finish_that_never_ends_is_started_again(
     run_stand_in, make_spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen = FrozenFinish(str(tmp_path / "frozen"))
-    monkeypatch.setattr(attempts, "_finish", lambda *arguments: frozen(*arguments))
+    monkeypatch.setattr(chains, "_finish", lambda *arguments: frozen(*arguments))
     spec = make_spec(["fine", "fine"], resources={"stall_seconds": 2.0})
     try:
         assert run_stand_in(spec, stand_in.RecordingWorker).version.counts["kept"] == 2

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.validate import validate
+from pipelines.dataset.validation.validate import validate
 from tests.integration.gpu_nodes import ASKED_FOR, BATCH, GPUS, GROWING_SHARDS, NODES, SHARD
 
 ROOT = Path(__file__).parents[2]

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipelines.ledger import Ledger
-from pipelines.publish import read_outcomes
-from pipelines.run import run_job
-from pipelines.storage import Storage
-from pipelines.validate import validate
+from pipelines.dataset.validation.validate import validate
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.versions import read_outcomes
+from pipelines.run.job import run_job
+from pipelines.store.storage import Storage
 from tests.integration import driver as driver_module
 from tests.integration.driver_process import kill, start_driver, wait_until
 from tests.stand_in import SlowWorker, StandInWorker, read_calls

@@ -11,12 +11,12 @@ from collections import Counter
 import pytest
 import ray
 
-from pipelines.ledger import Ledger
-from pipelines.metrics import MEASURES, RETRIES, RETRY_KINDS, SAMPLES, SHARDS, STAGE_SECONDS, WRITTEN
-from pipelines.run_report import read_report, report_names
-from pipelines.status import read_status
-from pipelines.storage import Storage
-from pipelines.validate import validate
+from pipelines.dataset.status import read_status
+from pipelines.dataset.validation.validate import validate
+from pipelines.engine.metrics import MEASURES, RETRIES, RETRY_KINDS, SAMPLES, SHARDS, STAGE_SECONDS, WRITTEN
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.reports import read_report, report_names
+from pipelines.store.storage import Storage
 
 SECONDS = 45.0  # Ray's processes tell theirs every ten seconds
 ALL = {each.exported for each in MEASURES}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jointdit.depth import decode_depth_png
-from pipelines.run import run_job
+from jointdit.geometry.depth import decode_depth_png
+from pipelines.run.job import run_job
 from tests.integration.test_tasks import picture, rows_of
 
 PROMPTS = [

@@ -10,15 +10,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.fingerprint import fingerprint_of
-from pipelines.ledger import Ledger
-from pipelines.model import identify_job
-from pipelines.publish import Version, read_outcomes
-from pipelines.refilter import refilter
-from pipelines.run import run_job
-from pipelines.score_sample import calibrate
-from pipelines.storage import Storage
-from pipelines.validate import validate
+from pipelines.dataset.refilter import refilter
+from pipelines.dataset.validation.validate import validate
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.versions import Version, read_outcomes
+from pipelines.model.fingerprint import fingerprint_of
+from pipelines.model.identity import identify_job
+from pipelines.run.calibrate import calibrate
+from pipelines.run.job import run_job
+from pipelines.store.storage import Storage
 from tests.integration.driver_process import kill, start_driver, wait_until
 from tests.killed_job import all_rounds
 from tests.local_job import job_in

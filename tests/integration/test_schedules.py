@@ -13,10 +13,10 @@ import ray
 import yaml
 
 from jobs.cli import main
-from pipelines.lease import read_leases
-from pipelines.run import run_job
-from pipelines.storage import Storage
-from pipelines.validate import validate
+from pipelines.dataset.validation.validate import validate
+from pipelines.ledger.lease import read_leases
+from pipelines.run.job import run_job
+from pipelines.store.storage import Storage
 from tests.stand_in import RecordingWorker, SlowWorker, read_calls
 
 

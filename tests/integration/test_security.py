@@ -16,8 +16,8 @@ import ray
 import yaml
 
 from jobs.report import PlainFormatter
-from pipelines.storage import Storage
-from pipelines.worker import DeviceFault
+from pipelines.stages.generate import DeviceFault
+from pipelines.store.storage import Storage
 from tests import stand_in
 
 ASK = """
@@ -29,7 +29,7 @@ print(len(GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None, timeout=10)
 
 OWN = """
 import sys
-from pipelines.cluster import connect
+from pipelines.engine.cluster import connect
 with connect():
     import ray
     print(ray.get_runtime_context().gcs_address, flush=True)

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.ledger import Ledger
-from pipelines.run import run_job
-from pipelines.spec import load_spec
-from pipelines.storage import Storage
-from pipelines.validate import validate
+from pipelines.dataset.validation.validate import validate
+from pipelines.ledger.ledger import Ledger
+from pipelines.run.job import run_job
+from pipelines.spec.job import load_spec
+from pipelines.store.storage import Storage
 from tests.stand_in import SlowWorker, read_calls
 
 ROOT = Path(__file__).parents[2]

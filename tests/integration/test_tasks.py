@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jointdit.depth import decode_depth_png, encode_depth_png
-from pipelines.publish import Version
-from pipelines.run import run_job
-from pipelines.status import read_status
-from pipelines.storage import Storage
-from pipelines.validate import validate
+from jointdit.geometry.depth import decode_depth_png, encode_depth_png
+from pipelines.dataset.status import read_status
+from pipelines.dataset.validation.validate import validate
+from pipelines.ledger.versions import Version
+from pipelines.run.job import run_job
+from pipelines.store.storage import Storage
 
 PROMPTS = ["a large red sphere on a blue floor", "a small green cube", "", "two cylinders", "a yellow cone"]
 

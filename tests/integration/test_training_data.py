@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.run import run_job
-from pipelines.spec import load_spec
+from pipelines.dataset.validation.validate import validate
+from pipelines.run.job import run_job
+from pipelines.spec.job import load_spec
 from pipelines.training.encoded import LatentPairs
 from pipelines.training.spec import DataSpec
-from pipelines.validate import validate
 from tests.s3_server import S3Server
 from tests.small_models import save_captioner, save_depth_anything
 

@@ -91,7 +91,7 @@ def worker_with(path: Path) -> int | None:
     return None
 
 
-@pytest.mark.slow  # whole processes start four times; tests/jointdit/test_adapter_training.py kills one in seconds
+@pytest.mark.slow  # whole processes start four times; test_adapter_training.py kills one in seconds
 def test_a_worker_killed_with_sigkill_changes_no_digit_of_the_curve(ray_cluster: None, tmp_path: Path) -> None:
     whole, killed = make_job(tmp_path, "whole"), make_job(tmp_path, "killed")
     train_here(whole)

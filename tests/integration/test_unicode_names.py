@@ -14,9 +14,9 @@ import ray
 
 from jobs.cli import main
 from jointdit.errors import SpecError
-from pipelines.metrics import label_value
-from pipelines.spec import load_spec
-from pipelines.storage import Storage
+from pipelines.engine.metrics import label_value
+from pipelines.spec.job import load_spec
+from pipelines.store.storage import Storage
 
 # umlauts, Chinese, an emoji of several code points, right-to-left with its mark, a combining accent
 LETTERS = "größe 数据 👩‍🎨 \u202eשלום e\u0301"

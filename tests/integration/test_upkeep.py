@@ -11,21 +11,21 @@ import pytest
 import ray
 
 from jobs.cli import main
-from pipelines import attempts
-from pipelines.fingerprint import fingerprint_of
-from pipelines.lease import read_leases
-from pipelines.ledger import Ledger
-from pipelines.model import identify_job
-from pipelines.plan import extend_plan, propose
-from pipelines.publish import read_outcomes
-from pipelines.retry import plan_retry
-from pipelines.spec import JobSpec
-from pipelines.storage import Storage
-from pipelines.validate import validate
+from pipelines.dataset.validation.validate import validate
+from pipelines.engine import chains
+from pipelines.ledger.lease import read_leases
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.versions import read_outcomes
+from pipelines.model.fingerprint import fingerprint_of
+from pipelines.model.identity import identify_job
+from pipelines.plan.propose import extend_plan, propose
+from pipelines.plan.retry import plan_retry
+from pipelines.spec.job import JobSpec
+from pipelines.store.storage import Storage
 from tests import stand_in
 from tests.integration.driver_process import kill, start_driver, wait_until
 
-attempts_read = attempts._read
+attempts_read = chains._read
 
 
 class CountingWorker(stand_in.StandInWorker):
@@ -155,7 +155,7 @@ def test_rows_of_a_file_that_changed_since_do_not_stop_the_run(run_stand_in, mak
 
 
 def test_what_workers_begin_with_is_read_while_they_load_their_model(run_stand_in, make_spec, monkeypatch) -> None:
-    monkeypatch.setattr(attempts, "_read", read_and_note)
+    monkeypatch.setattr(chains, "_read", read_and_note)
     spec = make_spec([f"fine {number}" for number in range(6)], output={"shard_rows": 2})
     assert run_stand_in(spec, LateWorker).counts_now["kept"] == 6
     reads = Path(spec.output.uri + ".read").read_text().split()

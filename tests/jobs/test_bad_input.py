@@ -26,13 +26,13 @@ import yaml
 from PIL import Image
 
 from jobs.cli import main
-from pipelines.fingerprint import fingerprint_of
-from pipelines.ledger import Ledger
-from pipelines.model import identify
-from pipelines.readers import count_rows, list_files, read_rows
+from pipelines.ledger.ledger import Ledger
+from pipelines.model.fingerprint import fingerprint_of
+from pipelines.model.identity import identify
 from pipelines.records import BadRow, Row
-from pipelines.spec import InputSpec, load_spec
-from pipelines.storage import Storage
+from pipelines.spec.job import InputSpec, load_spec
+from pipelines.stages.readers import count_rows, list_files, read_rows
+from pipelines.store.storage import Storage
 
 PROMPTS = ["a red cube on a blue floor in front of a white wall", "a green sphere on a gray floor"]
 JOINT: dict[str, Any] = {"task": "joint", "input": {"uri": "in/prompts.txt"}, "output": {"uri": "out"}}

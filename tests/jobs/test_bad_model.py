@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs.cli import main
 from jointdit.tiny.architecture import build_flux
-from pipelines.model import checkpoint_folder
+from pipelines.model.weights.local import checkpoint_folder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TENSOR = "proj_out.weight"

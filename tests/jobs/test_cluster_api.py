@@ -20,7 +20,7 @@ from jobs.cli import main
 from jobs.kuberay.cluster_api import send
 from jobs.kuberay.manifests import Deployment, manifests
 from jointdit.errors import PermanentError
-from pipelines.spec import load_spec
+from pipelines.spec.job import load_spec
 
 ROOT = Path(__file__).parents[2]
 KINDS = {  # group version -> kinds

@@ -15,11 +15,11 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.report import JsonFormatter
-from jointdit.depth import decode_depth_png, disparity_from_depth
+from jointdit.geometry.depth import decode_depth_png, disparity_from_depth
 from jointdit.scenes import render_scene
-from pipelines.readers import check_columns, list_files, read_rows
 from pipelines.records import Row
-from pipelines.spec import load_spec
+from pipelines.spec.job import load_spec
+from pipelines.stages.readers import check_columns, list_files, read_rows
 
 COMMANDS = ["run", "plan", "status", "validate", "retry", "gc", "versions", "diff", "submit"]
 COMMANDS += ["generate", "depth", "restyle", "train", "evaluate", "scenes"]

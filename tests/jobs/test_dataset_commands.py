@@ -16,8 +16,8 @@ from jobs.cli import main
 from jobs.datasets import seconds_of
 from jobs.watch import duration, watch
 from jointdit.errors import SpecError
-from pipelines.lease import Heartbeat
-from pipelines.run import pending_shards
+from pipelines.ledger.lease import Heartbeat
+from pipelines.run.rounds import pending_shards
 from tests.local_job import LocalJob
 
 

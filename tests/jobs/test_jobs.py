@@ -11,14 +11,14 @@ from jobs import demo
 from jobs.cli import main
 from jobs.recolour import recolour
 from jobs.report import show_profile
-from jointdit.evaluation.colours import named_colours
 from jointdit.scenes import COLOURS, sample_layout
 from jointdit.scenes.caption import describe
-from pipelines.cluster import _share
-from pipelines.profile import WORKERS
-from pipelines.quantiles import Calibration
-from pipelines.readers import count_rows, list_files
-from pipelines.storage import Storage
+from jointdit.scenes.colours import named_colours
+from pipelines.engine.cluster import _share
+from pipelines.engine.usage import WORKERS
+from pipelines.spec.quantiles import Calibration
+from pipelines.stages.readers import count_rows, list_files
+from pipelines.store.storage import Storage
 from tests.local_job import job_in
 
 ROOT = Path(__file__).parents[2]

@@ -24,9 +24,9 @@ from jobs.kuberay.objects import Metadata
 from jobs.kuberay.pods import HOME, IMAGE, SPEC_FILE, SPEC_FOLDER, USER
 from jobs.kuberay.ray_job import DNS_LABEL, LONGEST_NAME, RayJob
 from jointdit.errors import JointDiTError, SpecError
-from pipelines.notify import ADDRESS_VARIABLE, SECRET_VARIABLE
-from pipelines.spec import load_spec
-from pipelines.spec_file import refuse_credentials
+from pipelines.run.notify import ADDRESS_VARIABLE, SECRET_VARIABLE
+from pipelines.spec.file import refuse_credentials
+from pipelines.spec.job import load_spec
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "kuberay"

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from jobs.kuberay.network import PORTS, PROMETHEUS
-from pipelines.ledger import OUTCOMES
-from pipelines.metrics import MEASURES, RETRY_KINDS, STAGES
+from pipelines.engine.metrics import MEASURES, RETRY_KINDS, STAGES
+from pipelines.ledger.entries import OUTCOMES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "monitoring"

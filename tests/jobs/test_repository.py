@@ -10,8 +10,8 @@ import typer
 from typer.main import get_command
 
 from jobs.cli import app
-from pipelines.score_sample import load_to_calibrate
-from pipelines.spec import TASKS
+from pipelines.run.calibrate import load_to_calibrate
+from pipelines.spec.job import TASKS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "infra/README.md"]

@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.pipeline import JointDiTPipeline
-from jointdit.transformer import JointDiTTransformer2DModel
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

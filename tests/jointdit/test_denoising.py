@@ -6,7 +6,7 @@ from diffusers import FluxTransformer2DModel
 
 from jointdit import JointDiTTransformer2DModel, denoise
 from jointdit.errors import InputError
-from jointdit.latents import image_position_ids
+from jointdit.model.latents import image_position_ids
 
 GOLDEN_NAMES = {"joint": "joint_generation", "depth": "depth_estimation", "depth-to-image": "depth_to_image"}
 

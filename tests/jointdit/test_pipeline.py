@@ -296,4 +296,4 @@ def test_index_names_our_classes(small_pipeline, tmp_path):
     small_pipeline.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "JointDiTPipeline"
-    assert index["transformer"] == ["jointdit.transformer", "JointDiTTransformer2DModel"]
+    assert index["transformer"] == ["jointdit.model.transformer", "JointDiTTransformer2DModel"]

@@ -1,0 +1,110 @@
+"""Depth by few sampling steps and with a kept picture half (`rgb_refresh`), beside 20 steps: error and time.
+
+The tiny checkpoint on held-out scenes. Batches go through all settings by turns, so each batch gives one ratio of times
+a setting; errors are over all scenes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.tools.bench.frame import Line, Reach, Settings, Spread
+from jobs.tools.bench.networks import use_all_cores
+from jointdit.evaluation.scenes import held_out_scenes, score_depth
+from jointdit.scenes import Scene
+
+if TYPE_CHECKING:
+    from jointdit import JointDiTPipeline
+
+BATCH = 8
+ERROR_LIMIT = 1.02  # AbsRel over that of the reference
+SCENES = 64
+
+
+class Sampling(NamedTuple):
+    """How depth is sampled."""
+
+    steps: int
+    rgb_refresh: int = 1
+
+    def __str__(self) -> str:
+        refresh = f", rgb_refresh {self.rgb_refresh}" if self.rgb_refresh > 1 else ""
+        return f"{self.steps} step{'s' if self.steps > 1 else ''}{refresh}"
+
+
+REFERENCE = Sampling(20)
+SAMPLINGS = [Sampling(1), Sampling(2), Sampling(2, 2), Sampling(4), Sampling(4, 2), Sampling(4, 4)]
+SAMPLINGS += [Sampling(8), Sampling(8, 2), Sampling(8, 8), Sampling(20, 2), Sampling(20, 5), Sampling(20, 20)]
+
+
+def measure(settings: Settings) -> Iterator[Line]:
+    """One line a setting, and one of the fastest whose error is near that of 20 steps."""
+    from jointdit import JointDiTPipeline
+
+    cores = use_all_cores(settings.quick)
+    pipe = JointDiTPipeline.from_pretrained("tiny")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.keep_texts(1)
+    scenes = held_out_scenes(1 if settings.quick else SCENES)
+    samplings = [Sampling(2), Sampling(2, 2)] if settings.quick else SAMPLINGS
+    seconds, maps = _run(pipe, scenes, [*samplings, REFERENCE])
+    errors = {sampling: score_depth(found, scenes).abs_rel for sampling, found in maps.items()}
+    lines = {each: _line(each, seconds, errors, len(scenes)) for each in samplings}
+    yield from lines.values()
+    near = [each for each in samplings if errors[each] <= ERROR_LIMIT * errors[REFERENCE]]
+    best = max(near, key=lambda each: lines[each].figure.median, default=None)
+    how = f"{len(scenes)} held-out scenes, batches of {BATCH}, float32, {cores} threads, from pictures to disparity"
+    if best is None:
+        none = Spread.of([float("nan")])
+        yield Line(
+            "no setting has an AbsRel within 2 %", "s a map", none, none, reach=Reach("at least", 5), notes=(how,)
+        )
+        return
+    chosen = f"the fastest with an AbsRel within 2 %: {best}"
+    found = lines[best]
+    yield Line(chosen, "s a map", found.ours, found.figure, found.theirs, Reach("at least", 5), found.work, (how,))
+
+
+def _run(
+    pipe: JointDiTPipeline, scenes: Sequence[Scene], samplings: Sequence[Sampling]
+) -> tuple[dict[Sampling, list[float]], dict[Sampling, list[NDArray[np.float32]]]]:
+    """Seconds a map of each batch, and the maps (H, W) of all scenes, by setting."""
+    seconds: dict[Sampling, list[float]] = {each: [] for each in samplings}
+    maps: dict[Sampling, list[NDArray[np.float32]]] = {each: [] for each in samplings}
+    for number, start in enumerate(range(0, len(scenes), BATCH)):
+        pictures = [scene.rgb for scene in scenes[start : start + BATCH]]
+        seeds = list(range(start, start + len(pictures)))
+        if number == 0 and len(scenes) > BATCH:
+            pipe(image=pictures, task="depth", seeds=seeds, num_inference_steps=1)  # the first call pays for buffers
+        for each in samplings if number % 2 == 0 else reversed(samplings):
+            started = time.perf_counter()
+            output = pipe(
+                image=pictures,
+                task="depth",
+                seeds=seeds,
+                num_inference_steps=each.steps,
+                rgb_refresh=each.rgb_refresh,
+            )
+            took = time.perf_counter() - started
+            seconds[each].append(took / len(pictures))
+            maps[each] += list(output.disparity)
+    return seconds, maps
+
+
+def _line(sampling: Sampling, seconds: dict[Sampling, list[float]], errors: dict[Sampling, float], scenes: int) -> Line:
+    """How much faster than the reference, with the error beside it."""
+    faster = [theirs / ours for ours, theirs in zip(seconds[sampling], seconds[REFERENCE], strict=True)]
+    relative = errors[sampling] / errors[REFERENCE]
+    return Line(
+        f"{sampling}: AbsRel {errors[sampling]:.4f}, {relative:.3f} of {REFERENCE}'",
+        "s a map",
+        Spread.of(seconds[sampling]),
+        Spread.of(faster),
+        Spread.of(seconds[REFERENCE]),
+        work={"scenes": scenes, "steps": sampling.steps, "rgb_refresh": sampling.rgb_refresh},
+    )

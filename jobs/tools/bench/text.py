@@ -1,0 +1,55 @@
+"""What it saves to encode the empty prompt once: depth of a batch with kept text embeddings, beside encoding anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from jobs.tools.bench.frame import Line, Settings, Side, Turn, alternate, timed
+from jobs.tools.bench.networks import check_equal, use_all_cores
+from jointdit.evaluation.scenes import held_out_scenes
+
+if TYPE_CHECKING:
+    from jointdit import JointDiTPipeline
+
+BATCH = 8
+
+
+def measure(settings: Settings) -> Iterator[Line]:
+    """One line a number of steps: the time with kept embeddings over that without."""
+    import torch
+
+    from jointdit import JointDiTPipeline
+
+    cores = use_all_cores(settings.quick)
+    keeping, encoding = (JointDiTPipeline.from_pretrained("tiny") for _ in range(2))
+    for pipe in (keeping, encoding):
+        pipe.set_progress_bar_config(disable=True)
+    keeping.keep_texts(1)
+    pictures = [scene.rgb for scene in held_out_scenes(1 if settings.quick else BATCH)]
+    for steps in (1,) if settings.quick else (1, 4):
+        maps = [_depth(pipe, pictures, steps) for pipe in (keeping, encoding)]
+        check_equal("the disparity", *(torch.from_numpy(found) for found in maps))
+        found = alternate(
+            _side(keeping, pictures, steps),
+            _side(encoding, pictures, steps),
+            pairs=2 if settings.quick else 15,
+            seconds=settings.seconds / 2,
+            warm_up=False,
+        )
+        what = f"depth of {len(pictures)} pictures, {steps} step{'s' if steps > 1 else ''}, tiny"
+        note = f"so encoding takes {1 - found.ratio.median:.1%} of the call; {cores} threads"
+        yield found.line(what, "s", None, [note])
+
+
+def _depth(pipe: JointDiTPipeline, pictures: list, steps: int):  # type: ignore[no-untyped-def, type-arg]
+    seeds = list(range(len(pictures)))
+    return pipe(image=pictures, task="depth", seeds=seeds, num_inference_steps=steps).disparity
+
+
+def _side(pipe: JointDiTPipeline, pictures: list, steps: int) -> Side:  # type: ignore[type-arg]
+    def side() -> Turn:
+        seconds, disparity = timed(lambda: _depth(pipe, pictures, steps))
+        return Turn(seconds, {"maps": len(disparity)})
+
+    return side

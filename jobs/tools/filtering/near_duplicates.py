@@ -1,0 +1,95 @@
+"""How well perceptual hashes find pictures that were seen before: `python -m jobs.tools.filtering.near_duplicates`.
+
+Each scene is compared with a copy of itself that was changed a little (recall), and with all other scenes, as
+near_duplicate does (false alarms: scenes that would be dropped in error).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from jobs.report import say
+from jointdit.scenes import render_scene
+from jointdit.tiny.data import HELD_OUT_SEED
+from pipelines.quality.near_duplicate import HashIndex, NearDuplicate, perceptual_hash
+
+FIRST_SEED = HELD_OUT_SEED + 2_000_000  # scenes of neither training nor evaluation
+DISTANCES = (0, 2, 4, 6, 8, 10)
+
+
+def _compressed(picture: Image.Image) -> Image.Image:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=40)
+    return Image.open(buffer)
+
+
+def _noisy(picture: Image.Image) -> Image.Image:
+    pixels = np.asarray(picture, np.float32)
+    noise = np.random.default_rng(pixels.sum().astype(int)).normal(0, 6, pixels.shape)
+    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+
+
+def _cropped(picture: Image.Image) -> Image.Image:
+    width, height = picture.size
+    edge = max(1, round(0.02 * width))
+    return picture.crop((edge, edge, width - edge, height - edge))
+
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "the same bytes": lambda picture: picture,
+    "JPEG of quality 40": _compressed,
+    "1.5 times the size": lambda picture: picture.resize((picture.width * 3 // 2, picture.height * 3 // 2)),
+    "15 % brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.15),
+    "noise, sigma 6 of 255": _noisy,
+    "2 % cropped on each side": _cropped,
+    "mirrored": lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+}
+
+
+def measure_near_duplicates(
+    count: Annotated[int, typer.Option("-n", "--count", min=2, help="Scenes.")] = 500,
+    size: Annotated[int, typer.Option(min=16, help="Pixels a side.")] = 128,
+) -> None:
+    """Print recall and false alarms as a table in Markdown."""
+    pictures = [render_scene(FIRST_SEED + number, size, size).rgb for number in range(count)]
+    hashes = [hash_of(picture) for picture in pictures]
+    default = NearDuplicate().max_distance
+    heads = [f"{distance}{' (default)' if distance == default else ''}" for distance in DISTANCES]
+    say(f"{count} scenes of {size} x {size} pixels; columns: `max_distance`")
+    say("")
+    say(f"| picture | {' | '.join(heads)} |")
+    say(f"|---|{'---:|' * len(heads)}")
+    for name, change in CHANGES.items():
+        changed = [hash_of(np.asarray(change(Image.fromarray(picture)))) for picture in pictures]
+        apart = [(one ^ other).bit_count() for one, other in zip(hashes, changed, strict=True)]
+        shares = [sum(bits <= distance for bits in apart) / count for distance in DISTANCES]
+        say(f"| {name} | {' | '.join(f'{share:.1%}' for share in shares)} |")
+    alarms = [dropped(hashes, distance) / count for distance in DISTANCES]
+    say(f"| *another scene (false alarm)* | {' | '.join(f'{share:.1%}' for share in alarms)} |")
+
+
+def hash_of(picture: NDArray[np.uint8]) -> int:
+    """The perceptual hash of a picture (H, W, 3) as a number."""
+    return int(perceptual_hash(picture), 16)
+
+
+def dropped(hashes: list[int], distance: int) -> int:
+    """How many would be dropped as near-duplicates, in their order."""
+    index, number = HashIndex(distance), 0
+    for place, value in enumerate(hashes):
+        if index.nearest(value) is None:
+            index.add(value, str(place), str(place))
+        else:
+            number += 1
+    return number
+
+
+if __name__ == "__main__":
+    typer.run(measure_near_duplicates)

@@ -1,0 +1,177 @@
+"""Meet a GPU: `python -m jobs.tools.gpu_check -o gpu.json`, in less than 8 minutes and without a download.
+
+A network of FLUX.1-dev's size with random weights is made on the device: seconds of a forward and of 20 steps at 512
+and 1024 pixels, batches of 1 to 8, plain and compiled; FLOP use; memory against the estimate; and the tiny checkpoint
+on the CPU and on the device. `--device cpu --small` runs the same code at small size. `--estimate` prints the table of
+memory instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+
+from jobs.report import say
+from jobs.tools.bench.machine import machine
+from jobs.tools.gpu_cases import PATCH, Clock, measure_memory, parity, random_network, random_vae, run_case
+from jointdit.loading.offload import Offload
+from jointdit.loading.quantization import Quantization
+from jointdit.pipeline import TINY_CHECKPOINT
+from jointdit.profiling.activations import Architecture, Call, activation_bytes
+from jointdit.profiling.memory import estimate_memory, flux_model, read_model
+
+BUDGET = 450.0  # seconds, of the 480 that it may take
+SIZES, BATCHES, STEPS = (512, 1024), (1, 2, 4, 8), 20
+SMALL_SIZES, SMALL_BATCHES, SMALL_STEPS = (32, 64), (1, 2), 2
+NF4 = Quantization("bitsandbytes_4bit")
+COLUMNS: Mapping[str, tuple[Quantization | None, Offload | None, bool]] = {  # and whether the VAE takes them one by one
+    "bf16": (None, None, False),
+    "bf16, vae_slicing": (None, None, True),
+    "nf4, vae_slicing": (NF4, None, True),
+    "offload: model, vae_slicing": (None, "model", True),
+    "offload: group, vae_slicing": (None, "group", True),
+}
+
+
+class Plan(NamedTuple):
+    """What is run: all sizes with all batches."""
+
+    small: bool
+    sizes: tuple[int, ...]
+    batches: tuple[int, ...]
+
+    @classmethod
+    def of(cls, small: bool = False, sizes: Sequence[int] | None = None, batches: Sequence[int] | None = None) -> Plan:
+        """What is asked for, or all."""
+        usual = (SMALL_SIZES, SMALL_BATCHES) if small else (SIZES, BATCHES)
+        return cls(small, tuple(sizes or usual[0]), tuple(batches or usual[1]))
+
+
+def gpu_check(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The report, JSON.")] = Path("gpu_check.json"),
+    device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu.")] = "cuda",
+    small: Annotated[bool, typer.Option("--small", help="The tiny checkpoint's size: to try the script.")] = False,
+    size: Annotated[list[int] | None, typer.Option(min=32, help="Pixels, again for more: 512 and 1024.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Samples, again for more: 1, 2, 4 and 8.")] = None,
+    compiled: Annotated[bool, typer.Option(help="Also with compiled blocks.")] = True,
+    budget: Annotated[float, typer.Option(min=1, help="Seconds; what does not fit is left out.")] = BUDGET,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only print the table of memory.")] = False,
+) -> None:
+    """Throughput, FLOP use and memory of a network of FLUX's size with random weights, and parity with the CPU."""
+    if estimate:
+        for line in estimate_table():
+            say(line)
+        return
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise typer.BadParameter("PyTorch sees no GPU here: use --device cpu --small to try the script.")
+    plan = Plan.of(small, size, batch)
+    if unfit := [side for side in plan.sizes if side % PATCH]:
+        raise typer.BadParameter(f"--size is {unfit[0]}: give a multiple of {PATCH}, as the network's tokens are.")
+    report = check(torch.device(device), plan, compiled, Clock(budget))
+    output.write_text(json.dumps(report, indent=1) + "\n")
+    for line in summary(report):
+        say(line)
+    say(output)
+
+
+def check(device: torch.device, plan: Plan, compiled: bool, clock: Clock) -> dict[str, Any]:
+    """The report. Parity first, then memory, then the cases as they are, then compiled, as far as the time goes."""
+    architecture = (read_model(TINY_CHECKPOINT) if plan.small else flux_model()).architecture
+    dtype = torch.float32 if plan.small else torch.bfloat16
+    sizes, batches, steps = plan.sizes, plan.batches, SMALL_STEPS if plan.small else STEPS
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "device": device_of(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "parity": parity(device, steps),
+    }
+    with torch.no_grad():
+        network, vae = random_network(architecture.network, device, dtype), random_vae(architecture.vae, device)
+        report["parameters"] = sum(parameter.numel() for parameter in network.parameters())
+        report["built_after_seconds"] = clock.spent
+        report["memory"] = [
+            measure_memory(network, vae, architecture, size, batch)
+            for size in sizes
+            for batch in batches
+            if clock.left > 0
+        ]
+        report["cases"] = cases(network, architecture, sizes, batches, steps, clock, is_compiled=False)
+        if compiled and clock.left > 0:
+            network.compile_repeated_blocks()
+            report["cases"] += cases(network, architecture, sizes, batches, steps, clock, is_compiled=True)
+    report["seconds"] = clock.spent
+    return report
+
+
+def cases(
+    network: Any,
+    architecture: Architecture,
+    sizes: tuple[int, ...],
+    batches: tuple[int, ...],
+    steps: int,
+    clock: Clock,
+    is_compiled: bool,
+) -> list[dict[str, Any]]:
+    """One after the other; when the time is over the rest are left out."""
+    found = []
+    for size in sizes:
+        for batch in batches:
+            if clock.left <= 0:
+                case: dict[str, Any] = {"size": size, "batch": batch, "left_out": "no time is left"}
+            else:
+                case = run_case(network, architecture, size, batch, steps, clock, is_compiled)
+            found.append(case | {"compiled": is_compiled})
+    return found
+
+
+def device_of(device: torch.device) -> dict[str, Any]:
+    """Name and bytes of a GPU."""
+    if device.type != "cuda":
+        return {"name": str(device)}
+    properties = torch.cuda.get_device_properties(device)
+    return {"name": properties.name, "bytes": properties.total_memory, "cuda": torch.version.cuda}
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """The report in a few lines."""
+    lines = [f"{report['device']['name']}, {report['parameters'] / 1e9:.3f} billion parameters in {report['dtype']}"]
+    for case in report["cases"]:
+        what = f"{case['size']} px, batch {case['batch']}{', compiled' if case['compiled'] else ''}"
+        if "pairs_per_second" in case:
+            use = f", {case['flop_use']:.0%} of the peak" if case["flop_use"] else ""
+            speed = f"{case['forward_seconds']:.3f} s a forward, {case['pairs_per_second']:.3f} pairs/s"
+            lines.append(f"{what}: {speed}, {case['tflops']:.2f} TFLOP/s{use}")
+        else:
+            lines.append(f"{what}: left out, {case['left_out']}")
+    for found in report["memory"]:
+        for stage, measured in found["measured"].items():
+            said = found["estimated"][stage]
+            shares = f"{measured / 1e9:.3f} GB measured, {said / 1e9:.3f} GB estimated ({said / measured - 1:+.1%})"
+            lines.append(f"{found['size']} px, batch {found['batch']}, {stage}: {shares}")
+    lines.append(f"parity with the CPU: {'passed' if report['parity']['passed'] else 'FAILED'}")
+    return lines
+
+
+def estimate_table() -> list[str]:
+    """GB of a GPU that a worker needs with FLUX.1-dev, task joint, as a Markdown table."""
+    model = flux_model()
+    lines = [f"| pixels | batch | {' | '.join(COLUMNS)} |", f"|---|---|{'---|' * len(COLUMNS)}"]
+    for size in SIZES:
+        for batch in BATCHES:
+            calls = {sliced: Call("joint", batch, size, size, vae_slicing=sliced) for sliced in (False, True)}
+            taken = {sliced: activation_bytes(model.architecture, call) for sliced, call in calls.items()}
+            needs = [
+                estimate_memory(model, calls[sliced], quantization, offload, taken[sliced]).needed
+                for quantization, offload, sliced in COLUMNS.values()
+            ]
+            lines.append(f"| {size} | {batch} | {' | '.join(f'{need / 1e9:.1f}' for need in needs)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    typer.run(gpu_check)

@@ -1,0 +1,4 @@
+"""Disparity, depth in metres, and points.
+
+Start with depth.py.
+"""

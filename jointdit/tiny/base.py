@@ -1,0 +1,89 @@
+"""Stage 2: the base, a text-to-image FLUX on the scenes' pictures, its text encoders trained with it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+from jointdit.flow_matching import NORMAL_SHIFT, add_noise, joint_flow_matching_loss, shift_noise_level, velocity_target
+from jointdit.model.latents import image_position_ids, text_position_ids
+from jointdit.tiny.text import CaptionEncoder
+
+UNIFORM_SHARE = 0.2  # of noise levels drawn evenly, so that nearly clean pictures are seen as well
+EARLY_SHARE, EARLY = 0.25, (0.85, 1.0)  # of the base's noise levels: where layout and colours of surfaces are decided
+MIDDLE_SHARE, MIDDLE = 0.4, (0.5, 0.9)  # and those of objects
+
+
+def base_loss(
+    flux: FluxTransformer2DModel,
+    latents: torch.Tensor,
+    text: CaptionEncoder,
+    batch_size: int,
+    drop: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Flow matching loss of a batch drawn from packed latents (N, tokens, 64)."""
+    drawn = draw_pictures(latents, batch_size, generator, where_text_decides=True)
+    states, pooled = text.encode(drawn.places, drop, generator)
+    prediction = flux(
+        hidden_states=add_noise(drawn.clean, drawn.noise, drawn.t),
+        timestep=drawn.t,
+        encoder_hidden_states=states,
+        pooled_projections=pooled,
+        img_ids=square_position_ids(drawn.clean.shape[1], states.device),
+        txt_ids=text_position_ids(states.shape[1], states.device),
+    ).sample
+    return joint_flow_matching_loss(prediction, velocity_target(drawn.clean, drawn.noise))
+
+
+class DrawnPictures(NamedTuple):
+    """A batch of one modality."""
+
+    places: torch.Tensor  # (B,) which of the latents they are
+    clean: torch.Tensor  # (B, N, C) packed latents, float32
+    noise: torch.Tensor  # (B, N, C)
+    t: torch.Tensor  # (B,) noise levels
+
+
+def draw_pictures(
+    latents: torch.Tensor, batch_size: int, generator: torch.Generator, where_text_decides: bool = False
+) -> DrawnPictures:
+    """Pictures of packed latents (M, N, C), each with its noise and noise level, by `base_timesteps`.
+
+    Everything is on the device of the latents, which is the generator's.
+    """
+    device = generator.device
+    places = torch.randint(len(latents), (batch_size,), generator=generator, device=device)
+    clean = latents[places].float()
+    noise = torch.randn(clean.shape, generator=generator, device=device)
+    return DrawnPictures(places, clean, noise, base_timesteps(batch_size, generator, where_text_decides))
+
+
+def base_timesteps(n: int, generator: torch.Generator, where_text_decides: bool) -> torch.Tensor:
+    """Noise levels (n,) of text-to-image training: shifted logit-normal, a fifth uniform.
+
+    `where_text_decides`: most of them from EARLY and MIDDLE instead. Floors and walls get their colours in the first
+    steps from pure noise, where text is all there is to go by, and objects soon after.
+    """
+
+    def drawn() -> torch.Tensor:
+        return torch.rand(n, generator=generator, device=generator.device)
+
+    logits = torch.randn(n, generator=generator, device=generator.device)
+    normal = shift_noise_level(torch.sigmoid(logits), NORMAL_SHIFT)
+    uniform = drawn()
+    usual = torch.where(drawn() < UNIFORM_SHARE, uniform, normal)
+    if not where_text_decides:
+        return usual
+    early, middle = (low + (high - low) * uniform for low, high in (EARLY, MIDDLE))
+    kind = drawn()
+    return torch.where(kind < EARLY_SHARE, early, torch.where(kind < EARLY_SHARE + MIDDLE_SHARE, middle, usual))
+
+
+def square_position_ids(tokens: int, device: torch.device | None = None) -> torch.Tensor:
+    """Position ids of a square picture's tokens."""
+    side = int(tokens**0.5)
+    assert side * side == tokens
+    return image_position_ids(side, side, device)

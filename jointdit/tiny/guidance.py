@@ -1,0 +1,73 @@
+"""Stage 3: guidance, learnt by the base itself: one forward does what classifier-free guidance does with two.
+
+FLUX.1-dev is such a model: guidance is a number it is told, like the noise level. Distilled as in Meng et al., "On
+Distillation of Guided Diffusion Models" (arXiv 2210.03142), stage one.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+from jointdit.flow_matching import add_noise, joint_flow_matching_loss
+from jointdit.model.latents import text_position_ids
+from jointdit.tiny.base import draw_pictures, square_position_ids
+from jointdit.tiny.text import CaptionEncoder
+
+LOWEST, HIGHEST = 1.0, 5.0  # guidance of half of a batch, drawn evenly; the other half has 1, the teacher without any
+
+
+def with_guidance_embedding(flux: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """A copy of a network without guidance that takes guidance and, until it is trained, does not care for it."""
+    student: FluxTransformer2DModel = FluxTransformer2DModel.from_config({**flux.config, "guidance_embeds": True})
+    student.load_state_dict(flux.state_dict(), strict=False)
+    embedding = student.time_text_embed.guidance_embedder.linear_2
+    torch.nn.init.zeros_(embedding.weight)
+    torch.nn.init.zeros_(embedding.bias)
+    return student
+
+
+def guidance_loss(
+    student: FluxTransformer2DModel,
+    teacher: FluxTransformer2DModel,
+    latents: torch.Tensor,
+    text: CaptionEncoder,
+    batch_size: int,
+    drop: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Mean squared distance to the teacher's guided velocity, empty + guidance (prompt - empty); a batch drawn from
+    packed latents (N, tokens, 64). With a dropped caption the two are one, and guidance must not change anything.
+
+    The adapter learns on top of this network at guidance 1. A network that is poor there has its joint connections mend
+    that, and they spoil the pictures sampled at 3.5: so half of each batch has 1, where the target is `prompt` itself.
+    """
+    index, clean, noise, t = draw_pictures(latents, batch_size, generator)
+    plain = batch_size // 2  # pictures at guidance 1 come first
+    guidance = torch.ones(batch_size, device=t.device)
+    told = torch.rand(batch_size - plain, generator=generator, device=t.device)
+    guidance[plain:] = LOWEST + (HIGHEST - LOWEST) * told
+    noisy = add_noise(clean, noise, t)
+    ids = {"img_ids": square_position_ids(clean.shape[1], t.device)}
+    with torch.no_grad():
+        states, pooled = text.encode(index, drop, generator)
+        empty_states, empty_pooled = text.encode(index[plain:], 1.0, generator)
+        ids["txt_ids"] = text_position_ids(states.shape[1], t.device)
+        prompted, empty = teacher(
+            hidden_states=torch.cat([noisy, noisy[plain:]]),
+            timestep=torch.cat([t, t[plain:]]),
+            encoder_hidden_states=torch.cat([states, empty_states]),
+            pooled_projections=torch.cat([pooled, empty_pooled]),
+            **ids,
+        ).sample.split([batch_size, batch_size - plain])
+        target = prompted.clone()
+        target[plain:] = empty + guidance[plain:, None, None] * (prompted[plain:] - empty)
+    prediction = student(
+        hidden_states=noisy,
+        timestep=t,
+        guidance=guidance,
+        encoder_hidden_states=states,
+        pooled_projections=pooled,
+        **ids,
+    ).sample
+    return joint_flow_matching_loss(prediction, target)

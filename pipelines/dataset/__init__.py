@@ -1,0 +1,1 @@
+"""From commits to a published dataset, without Ray. Start with publish.py."""

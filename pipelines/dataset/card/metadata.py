@@ -1,0 +1,97 @@
+"""The head of README.md: what the Hugging Face hub shows and `load_dataset` goes by.
+
+It names the files of each configuration, their columns with all types, and how many rows there are, so that files with
+fewer scores than others load together and a missing file is noticed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.dataset.card.tables import Seen, spec_of
+from pipelines.ledger.entries import OUTCOMES, Outcome
+from pipelines.ledger.versions import Version
+from pipelines.stages.sinks.parquet import IMAGE
+
+CONFIGS: dict[Outcome, str] = {"kept": "default", "rejected": "rejected", "quarantined": "quarantined"}
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+CATEGORIES = {
+    "joint": ["text-to-image", "depth-estimation"],
+    "depth": ["depth-estimation"],
+    "depth-to-image": ["text-to-image", "depth-estimation"],
+    "encode": ["depth-estimation"],
+    "prepare": ["depth-estimation"],
+}
+GENERATED = ("joint", "depth-to-image")  # tasks whose pictures show nothing that exists
+WITH_TERMS = ("model.base", "model.name")  # whose terms go first
+WHAT = {
+    "joint": "RGB-D pairs: pictures and their depth, generated together from prompts",
+    "depth": "Depth of the pictures of a corpus, estimated at each picture's own size",
+    "depth-to-image": "Pictures generated from prompts on given depth maps",
+    "encode": "Latents and text embeddings of pictures with depth and captions, for training",
+    "prepare": "Pictures of a corpus with captions and relative disparity by teachers, for training",
+}
+TYPES = {"double": "float64", "float": "float32"}
+
+
+def metadata(version: Version, seen: Seen, sources: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """The fields of the head, ready for YAML. sources: of the job's weights."""
+    spec, kept = spec_of(version), version.counts.get("kept", 0)
+    found = [outcome for outcome in OUTCOMES if version.files_of(outcome)]
+    tags = ["rgb-d", "depth", *(["synthetic"] if spec.task in GENERATED else []), "jointdit", "croissant"]
+    return {
+        "pretty_name": " ".join(spec.name.split()),
+        "license": spec.output.license,
+        **(_license_of_weights(sources or {}) if spec.output.license == "other" else {}),
+        "task_categories": CATEGORIES[spec.task],
+        "tags": tags + (["point-cloud"] if spec.output.points.format != "none" else []),
+        "size_categories": [next((name for limit, name in SIZES if kept < limit), "n>10M")],
+        "configs": [
+            {
+                "config_name": CONFIGS[outcome],
+                "data_files": [{"split": "train", "path": version.files_of(outcome)}],
+                **({"default": True} if outcome == "kept" else {}),
+            }
+            for outcome in found
+        ],
+        "dataset_info": [_info(version, seen, outcome) for outcome in found],
+    }
+
+
+def _license_of_weights(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What the head says beside `license: other`: the name, and a link, of the base's own terms."""
+    terms: Mapping[str, Any] = next((sources[each].get("terms", {}) for each in WITH_TERMS if each in sources), {})
+    if not terms.get("license"):
+        return {}
+    name = re.sub(r"[^a-z0-9.+-]+", "-", str(terms["license"]).lower()).strip("-")
+    link = str(terms.get("link", ""))
+    return {"license_name": name, **({"license_link": link} if link.startswith(("http://", "https://")) else {})}
+
+
+def _info(version: Version, seen: Seen, outcome: Outcome) -> dict[str, Any]:
+    files = [file for file in version.files if file.outcome == outcome]
+    size = sum(file.bytes for file in files)
+    return {
+        "config_name": CONFIGS[outcome],
+        "features": [{"name": field.name, **_feature(field.type)} for field in seen.schemas[outcome]],
+        "splits": [{"name": "train", "num_bytes": size, "num_examples": sum(file.rows for file in files)}],
+        "download_size": size,
+        "dataset_size": size,
+    }
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """A column's type as the `datasets` library writes it to YAML."""
+    if kind == IMAGE:
+        return {"dtype": "image"}
+    if pa.types.is_struct(kind):
+        return {"struct": [{"name": field.name, **_feature(field.type)} for field in kind]}
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = _feature(kind.value_type)
+        nested: dict[str, Any] = {"list": inner["dtype"] if list(inner) == ["dtype"] else inner}
+        return nested | ({"length": kind.list_size} if pa.types.is_fixed_size_list(kind) else {})
+    return {"dtype": TYPES.get(str(kind), str(kind))}

@@ -1,0 +1,57 @@
+"""stats.json: counts, reasons, sizes, and quantiles and histograms of scores and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pipelines.dataset.card.tables import Seen
+from pipelines.ledger.versions import Version
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+BINS = 20
+
+
+def statistics(version: Version, seen: Seen) -> dict[str, Any]:
+    """The content of stats.json, ready for JSON. Scores and depth are of the tables that were looked at."""
+    found: dict[str, Any] = {
+        "name": version.spec["name"],
+        "task": version.spec["task"],
+        "version": version.number,
+        "created": version.created,
+        "samples": sum(version.counts.values()),
+        "counts": version.counts,
+        "reasons": dict(sorted(version.reasons.items())),
+        "superseded": version.superseded,
+        "files": len(version.files),
+        "bytes": sum(file.bytes for file in version.files),
+        "scored_samples": seen.scored,
+        "scored_files": seen.scored_tables[0],
+        "scores": {name: summary(values) for name, values in seen.scores.items() if len(values)},
+    }
+    if seen.depth_pictures:
+        depth = {"disparity": summary(seen.disparity), "metres": summary(seen.metres)}
+        found["depth"] = {"pictures": seen.depth_pictures, **depth}
+    return found
+
+
+def summary(values: ArrayLike) -> dict[str, Any]:
+    """Number, mean, quantiles and histogram of finite values, of which there is at least one."""
+    array = np.asarray(values, dtype=np.float64)
+    low, high = float(array.min()), float(array.max())
+    counts, edges = np.histogram(array, bins=BINS, range=(low, high if high > low else low + 1))
+    return {
+        "samples": len(array),
+        "mean": float(array.mean()),
+        "quantiles": {f"{q:g}": float(np.quantile(array, q)) for q in QUANTILES},
+        "histogram": {"edges": [float(edge) for edge in edges], "counts": [int(count) for count in counts]},
+    }
+
+
+def bars(counts: Sequence[int]) -> str:
+    """A histogram as a line of blocks."""
+    top = max(counts)
+    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // top)] for count in counts)

@@ -1,0 +1,103 @@
+"""The published versions of a dataset, and what changed between two of them, sample by sample."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from jointdit.errors import PermanentError
+from pipelines.ledger.entries import OUTCOMES
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.versions import Version, read_outcomes, read_version, version_numbers
+from pipelines.store.storage import Storage
+
+
+@dataclass(frozen=True)
+class Change:
+    """A sample that two versions tell different things of; None where a version does not have it."""
+
+    id: str
+    before: str | None
+    after: str | None
+    reasons: tuple[str, ...] = ()  # why the newer version rejects it
+
+
+@dataclass(frozen=True)
+class Difference:
+    """From one version to another, in the order of the newer one's plan, then of the older one's."""
+
+    output: str
+    first: Version
+    second: Version
+    added: tuple[Change, ...]
+    gone: tuple[Change, ...]
+    changed: tuple[Change, ...]  # another outcome
+    made_again: tuple[Change, ...]  # the same outcome, from another shard: its input changed, or it was retried
+    same: int
+    reasons: dict[str, int]  # filter -> how many more samples it rejects in the second
+
+
+def list_versions(uri: str) -> list[Version]:
+    """All published versions, in order. Raises StoreError where there is no job."""
+    storage = Storage(uri)
+    Ledger(storage).read_job()
+    return [read_version(storage, number) for number in version_numbers(storage)]
+
+
+def compare(uri: str, first: int, second: int) -> Difference:
+    """What changed from version `first` to version `second`.
+
+    Raises:
+        PermanentError: a version that is not there; names those that are.
+    """
+    storage = Storage(uri)
+    Ledger(storage).read_job()
+    versions = [_version(storage, number) for number in (first, second)]
+    before, after = (
+        {row["id"]: row for row in read_outcomes(storage, version).select(COLUMNS).to_pylist()} for version in versions
+    )
+    added, changed, made_again, same = [], [], [], 0
+    for identifier, row in after.items():
+        old = before.get(identifier)
+        change = Change(identifier, old and old["outcome"], row["outcome"], tuple(row["reasons"] or ()))
+        if old is None:
+            added.append(change)
+        elif old["outcome"] != row["outcome"]:
+            changed.append(change)
+        elif old["shard"] != row["shard"]:
+            made_again.append(change)
+        else:
+            same += 1
+    gone = [Change(identifier, row["outcome"], None) for identifier, row in before.items() if identifier not in after]
+    reasons = Counter(versions[1].reasons)
+    reasons.subtract(versions[0].reasons)
+    return Difference(
+        output=storage.uri,
+        first=versions[0],
+        second=versions[1],
+        added=tuple(added),
+        gone=tuple(gone),
+        changed=tuple(changed),
+        made_again=tuple(made_again),
+        same=same,
+        reasons={kind: count for kind, count in sorted(reasons.items()) if count},
+    )
+
+
+COLUMNS = ["id", "outcome", "shard", "reasons"]
+
+
+def tally(changes: tuple[Change, ...]) -> dict[str, int]:
+    """How many changes of each kind: `kept`, or `quarantined -> kept`."""
+    names = [" -> ".join(dict.fromkeys(filter(None, (change.before, change.after)))) for change in changes]
+    order = [*OUTCOMES, *(f"{before} -> {after}" for before in OUTCOMES for after in OUTCOMES)]
+    counts = Counter(names)
+    return {name: counts[name] for name in order if counts[name]}
+
+
+def _version(storage: Storage, number: int) -> Version:
+    numbers = version_numbers(storage)
+    if number not in numbers:
+        names = ", ".join(map(str, numbers)) or "none"
+        raise PermanentError(f"{storage.uri} has no version {number}: it has {names}.")
+    return read_version(storage, number)

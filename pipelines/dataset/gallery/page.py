@@ -1,0 +1,91 @@
+"""The gallery's page: index.html with its styles and programs inside, and a policy that allows nothing else.
+
+The policy names the styles and programs by their hashes. Data files and three.js are allowed only as far as those
+programs load them ('strict-dynamic'): markup that came in with a text could not run even if it were parsed, which it is
+not. Nothing else is fetched, from anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import string
+from importlib.resources import files
+from typing import Any
+
+from pipelines.dataset.gallery.blocks import BLOCK_ROWS, INDEX_ROWS, Written
+from pipelines.dataset.gallery.images import NEAREST
+from pipelines.ledger.entries import OUTCOMES
+from pipelines.ledger.versions import Version
+from pipelines.spec.job import JobSpec, PrepareSpec
+
+# In the order they run: each defines one object and uses those before it.
+PROGRAMS = ("data", "colours", "depth", "selection", "card", "grid", "panel", "compare", "points", "detail", "main")
+
+
+def render(version: Version, spec: JobSpec, folder: str, written: Written, beside_dataset: bool) -> bytes:
+    """The page of data files in `folder`; `beside_dataset`: whether the dataset is one folder up, to link to it."""
+    page = files(__package__).joinpath("page")
+    style = page.joinpath("style.css").read_text(encoding="utf-8")
+    programs = [page.joinpath(f"{name}.js").read_text(encoding="utf-8") for name in PROGRAMS]
+    template = string.Template(page.joinpath("index.html").read_text(encoding="utf-8"))
+    text = template.substitute(
+        title=html.escape(spec.name),
+        stamp=stamp_tag(version),
+        style_source=_source(style),
+        script_sources=" ".join(_source(program) for program in programs),
+        style=style,
+        settings=_json_in_html(_settings(version, spec, folder, written, beside_dataset)),
+        programs="\n".join(f"<script>{program}</script>" for program in programs),
+    )
+    return text.encode("utf-8", "replace")
+
+
+def stamp_tag(version: Version) -> str:
+    """The tag that says which version a page shows."""
+    return f'<meta name="dataset-version" content="{_stamp(version)}">'
+
+
+def _stamp(version: Version) -> str:
+    return f"{version.number} · {version.created}"
+
+
+def _settings(version: Version, spec: JobSpec, folder: str, written: Written, beside_dataset: bool) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "folder": folder,
+        "dataset": "../" if beside_dataset else None,
+        "facts": {"task": spec.task, "version": _stamp(version)} | _making(spec),
+        "outcomes": OUTCOMES,
+        "counts": [version.counts.get(outcome, 0) for outcome in OUTCOMES],
+        "shown": [written.shown[outcome] for outcome in OUTCOMES],
+        "indexes": written.indexes,
+        "indexRows": INDEX_ROWS,
+        "blockRows": BLOCK_ROWS,
+        "aspect": min(2.0, max(0.5, written.aspect)),
+        "nearest": NEAREST,
+        "edgeThreshold": spec.output.points.edge_threshold,
+    }
+
+
+def _making(spec: JobSpec) -> dict[str, str]:
+    if isinstance(spec, PrepareSpec):
+        return {"teachers": " + ".join(spec.teachers)}
+    refresh = f", rgb_refresh {spec.model.rgb_refresh}" if spec.model.rgb_refresh != 1 else ""
+    return {
+        "model": spec.model.name or f"{spec.model.base} + {spec.model.adapter}",
+        "sampling": f"{spec.model.steps} steps, guidance {spec.model.guidance}{refresh}",
+        "seed": str(spec.seed),
+    }
+
+
+def _json_in_html(value: object) -> str:
+    """JSON that cannot end the element it is in."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def _source(content: str) -> str:
+    """The source expression that allows an inline style or script in the policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode('ascii')}'"

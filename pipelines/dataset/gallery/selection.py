@@ -1,0 +1,34 @@
+"""Which rows a gallery shows where a version has more than it takes: some of each outcome, spread over all files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pipelines.ledger.entries import Outcome
+from pipelines.ledger.versions import VersionFile
+
+
+def shares(counts: Mapping[Outcome, int], limit: int) -> dict[Outcome, int]:
+    """How many rows of each outcome, at most `limit` in all: rare outcomes whole, the rest to the frequent ones.
+
+    What is rejected is what people look for, so 40 rejects among 100,000 rows are all shown.
+    """
+    left = limit
+    chosen: dict[Outcome, int] = {}
+    ordered = sorted(counts, key=lambda outcome: counts[outcome])
+    for position, outcome in enumerate(ordered):
+        chosen[outcome] = min(counts[outcome], left // (len(ordered) - position))
+        left -= chosen[outcome]
+    return chosen
+
+
+def spread(files: Sequence[VersionFile], count: int) -> Iterator[tuple[VersionFile, int]]:
+    """`count` rows over files in proportion to their rows, the same ones each time: (file, its first so many rows)."""
+    total = sum(file.rows for file in files)
+    before = taken = 0
+    for file in files:
+        before += file.rows
+        until = min(count, total) * before // max(total, 1)
+        if until > taken:
+            yield file, until - taken
+        taken = until

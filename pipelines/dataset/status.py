@@ -1,0 +1,186 @@
+"""How far a job is, from its ledger alone: no Ray, no input, no pixels."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.ledger.counting import Counting
+from pipelines.ledger.entries import OUTCOMES, Commit, PlannedShard
+from pipelines.ledger.lease import STALE_SECONDS, Lease, State, Watch
+from pipelines.ledger.ledger import READERS, Ledger
+from pipelines.ledger.reports import RunReport, cost_so_far, read_report, report_names
+from pipelines.ledger.versions import Version, read_latest
+from pipelines.store.storage import Storage
+
+RATE_SECONDS = 600.0  # the rate is that of the last ten minutes
+
+
+@dataclass(frozen=True)
+class RoundStatus:
+    """A round of regeneration: 0 are the samples that the input gives, each later one new seeds for rejects before."""
+
+    number: int
+    samples: int  # that count, made or not
+    counts: dict[str, int]  # of those that are made
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a job."""
+
+    output: str
+    name: str
+    task: str
+    created: str
+    plans: int
+    shards: int  # that count: those that newer input supersedes are left out
+    committed_shards: int
+    samples: int  # that count: each once, also where it is made again
+    committed_samples: int
+    counts: dict[str, int]  # of the committed samples, as their commits say; the version's may differ (decisions.py)
+    round: int  # the last one planned
+    rounds: tuple[RoundStatus, ...]
+    crashes: dict[str, int]  # shard -> how often it took a process down
+    latest: Version | None
+    is_published: bool  # the latest version covers all plans
+    leases: tuple[tuple[Lease, State], ...]  # of drivers that are at work, or were killed
+    runs: int  # that have ended and left a report (run_report.py)
+    gpu_hours: float  # of these
+    cpu_hours: float
+    costs: dict[str, float]  # by currency
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned shard is committed and published."""
+        return self.committed_shards == self.shards and self.is_published
+
+    def summary(self) -> dict[str, Any]:
+        """Its fields ready for JSON; of the latest version its number."""
+        leases = [{**asdict(lease), "state": state} for lease, state in self.leases]
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        latest = self.latest.number if self.latest else None
+        rounds = [asdict(each) for each in self.rounds]
+        return {**fields, "latest": latest, "rounds": rounds, "leases": leases, "is_complete": self.is_complete}
+
+
+Counts = Counter[tuple[int, str]]  # (round, outcome) -> samples
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What is kept of a commit: its counts, and its samples only where some of them may not count."""
+
+    counts: dict[str, int]
+    commit: Commit | None = None
+
+
+class StatusReader:
+    """Reads the state of a job again and again; what cannot change is read once."""
+
+    def __init__(
+        self, uri: str, stale_seconds: float = STALE_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Raises StoreError where there is no job."""
+        self.storage = Storage(uri)
+        self.ledger = Ledger(self.storage)
+        self.job = self.ledger.read_job()
+        self._watch = Watch(self.storage, stale_seconds=stale_seconds, clock=clock)
+        self._clock = clock
+        self._done: dict[str, _Done] = {}
+        self._counted: tuple[tuple[int, int], Counts] = (0, 0), Counter()  # of so many shards planned, committed
+        self._reports: dict[str, RunReport | None] = {}  # of runs that have ended
+        self._history: deque[tuple[float, int]] = deque()  # (when, samples committed)
+
+    def read(self) -> Status:
+        """The state now."""
+        planned = self.ledger.planned()
+        counting = Counting(planned)
+        entries = [entry for entry in planned if not counting.is_superseded(entry)]
+        committed = self.ledger.committed()
+        done = [entry for entry in entries if entry.shard.id in committed]
+        partial = {e.shard.id for e in done if counting.may_share_rows or not counting.is_whole(e)}
+        self._read_new({entry.shard.id for entry in done}, partial)
+        state = (len(planned), len(done))  # plans are never changed and commits never deleted
+        if state != self._counted[0]:
+            self._counted = state, self._count(counting, done)
+        counts = self._counted[1]
+        pending: Counter[int] = Counter()  # round -> samples
+        for entry in entries:
+            pending[entry.shard.round] += 0 if entry.shard.id in committed else counting.current_samples(entry)
+        rounds = tuple(_round(number, counts, pending[number]) for number in sorted(pending))
+        self._history.append((self._clock(), counts.total()))
+        latest = read_latest(self.storage)
+        reports = self._read_reports()
+        return Status(
+            output=self.storage.uri,
+            name=str(self.job.spec["name"]),
+            task=str(self.job.spec["task"]),
+            created=self.job.created,
+            plans=len({entry.plan for entry in planned}),
+            shards=len(entries),
+            committed_shards=len(done),
+            samples=counts.total() + pending.total(),
+            committed_samples=counts.total(),
+            counts={outcome: sum(each.counts[outcome] for each in rounds) for outcome in OUTCOMES},
+            round=max((entry.shard.round for entry in planned), default=0),
+            rounds=rounds,
+            crashes={shard: len(self.ledger.crashes(shard)) for shard in sorted(self.ledger.shards_with_crashes())},
+            latest=latest,
+            is_published=latest is not None and {entry.plan for entry in entries} <= set(latest.plans),
+            leases=tuple(self._watch.look()),
+            runs=len(reports),
+            gpu_hours=sum(report.gpu_hours for report in reports),
+            cpu_hours=sum(report.cpu_hours for report in reports),
+            costs=cost_so_far(reports),
+        )
+
+    def _count(self, counting: Counting, done: Sequence[PlannedShard]) -> Counts:
+        """Samples of committed shards that count."""
+        commits = {entry.shard.id: self._done[entry.shard.id].commit for entry in done}
+        read = {shard: commit for shard, commit in commits.items() if commit is not None}
+        if counting.may_share_rows:
+            counted = counting.counted(read, unfinished=True)
+            return Counter((each.entry.shard.round, each.sample.outcome) for each in counted)
+        counts: Counts = Counter()
+        for entry in done:
+            commit, number = read.get(entry.shard.id), entry.shard.round
+            if commit is None:
+                counts.update({(number, name): count for name, count in self._done[entry.shard.id].counts.items()})
+            else:
+                counts.update((number, s.outcome) for s in commit.samples if counting.makes(entry, s))
+        return counts
+
+    def _read_reports(self) -> list[RunReport]:
+        for name in report_names(self.storage):
+            if name not in self._reports:
+                self._reports[name] = read_report(self.storage, name)
+        return [report for report in self._reports.values() if report is not None]
+
+    def rate(self) -> float | None:
+        """Samples a second between the looks of the last minutes; None after the first look."""
+        while len(self._history) > 2 and self._history[-1][0] - self._history[0][0] > RATE_SECONDS:
+            self._history.popleft()
+        (start, before), (end, after) = self._history[0], self._history[-1]
+        return max(0, after - before) / (end - start) if end > start else None
+
+    def _read_new(self, shards: set[str], partial: set[str]) -> None:
+        known = {shard for shard, done in self._done.items() if done.commit is not None or shard not in partial}
+        with ThreadPoolExecutor(READERS) as pool:
+            for commit in pool.map(self.ledger.read_commit, shards - known):
+                assert commit is not None, "commits are never deleted"
+                self._done[commit.shard] = _Done(commit.counts, commit if commit.shard in partial else None)
+
+
+def _round(number: int, counts: Counts, pending: int) -> RoundStatus:
+    made: dict[str, int] = {outcome: counts[number, outcome] for outcome in OUTCOMES}
+    return RoundStatus(number, sum(made.values()) + pending, made)
+
+
+def read_status(uri: str) -> Status:
+    """The state of the job at an output address. Raises StoreError where there is none."""
+    return StatusReader(uri).read()

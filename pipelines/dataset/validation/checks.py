@@ -1,0 +1,143 @@
+"""What an object of a dataset must be: bytes as its commit says, tables of the schema, pictures, points.
+
+Each check yields its problems, one sentence each. They trust the job's spec and what the commit says, nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from jointdit.errors import JointDiTError
+from pipelines.ledger.entries import StoredObject, sha256
+from pipelines.spec.job import JobSpec
+from pipelines.stages.read import sample_seed
+from pipelines.stages.sinks.latents import ARRAYS
+from pipelines.stages.sinks.parquet import DEPTH_KIND, data_schema
+from pipelines.stages.sinks.ply import read_ply
+from pipelines.store.parquet import read_parquet
+from pipelines.store.storage import Storage
+
+# Scores, hashes and points are recorded and may change between runs of one job; the other columns may not.
+CHANGING = ("quality", "phash", "points", "colors", "normals", "confidence")
+MAY_REFER = ("depth", "prepare")  # tasks whose pictures may stay where they are; output.rgb may change between runs
+
+
+@dataclass
+class Checked:
+    """What one object holds and what is wrong with it."""
+
+    problems: list[str] = field(default_factory=list)
+    pictures: int = 0
+
+
+def check_object(storage: Storage, spec: JobSpec, stored: StoredObject, pointclouds: Collection[str]) -> Checked:
+    """Read and check one object. `pointclouds`: paths of the point clouds that commits and versions name."""
+    try:
+        data = storage.read_bytes(stored.path)
+    except FileNotFoundError:
+        return Checked([f"{stored.path} is named by a commit and missing."])
+    except JointDiTError as error:
+        return Checked([f"{stored.path} cannot be read ({error})"])
+    if len(data) != stored.bytes:
+        return Checked([f"{stored.path} has {len(data)} bytes, its commit says {stored.bytes}."])
+    if sha256(data) != stored.sha256:
+        return Checked([f"{stored.path} has another SHA-256 than its commit says."])
+    if stored.kind == "points":
+        return Checked(list(_check_ply(stored, data)))
+    return _check_table(spec, stored, data, pointclouds)
+
+
+def _check_table(spec: JobSpec, stored: StoredObject, data: bytes, pointclouds: Collection[str]) -> Checked:
+    try:
+        table = read_parquet(data)
+    except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError
+        return Checked([f"{stored.path} is not a readable Parquet file ({' '.join(str(error).split())})."])
+    found = Checked()
+    if table.num_rows != stored.rows:
+        found.problems.append(f"{stored.path} has {table.num_rows} rows, its commit says {stored.rows}.")
+    wanted = {f.name: f.type for f in data_schema(spec, stored.outcome) if f.name not in CHANGING}
+    have = {f.name: f.type for f in table.schema}
+    for name, kind in wanted.items():
+        if have.get(name) != kind:
+            found.problems.append(
+                f"{stored.path}: column {name} is {have.get(name, 'missing')}, the schema says {kind}."
+            )
+    if found.problems:
+        return found
+    for batch in table.to_batches(max_chunksize=64):  # pictures of a few rows at a time
+        for row in batch.to_pylist():
+            found.problems += _check_row(spec, stored, row, pointclouds)
+            found.pictures += sum(_has_picture(row, column) for column in ("rgb", "depth"))
+    return found
+
+
+def _check_row(
+    spec: JobSpec, stored: StoredObject, row: Mapping[str, Any], pointclouds: Collection[str]
+) -> Iterator[str]:
+    name = f"{stored.path}: sample {row['id']}"
+    if stored.outcome == "quarantined":
+        if not row["error"]:
+            yield f"{name} is quarantined without a reason."
+        return
+    if spec.task == "encode":
+        sizes = [len(row[column]) for column in ARRAYS]
+        tokens, text_tokens = row["tokens"], row["text_tokens"]
+        if sizes[0] != sizes[1] or not sizes[3] or sizes[0] % (2 * tokens) or sizes[2] % (2 * text_tokens):
+            yield f"{name} has arrays of {sizes} bytes for {tokens} tokens and {text_tokens} of text."
+        return
+    source, _, index = str(row["id"]).rpartition("/")
+    if source != row["source"] or not index.isdecimal():
+        yield f"{name} says that its row is {row['source']}."
+    elif row["seed"] != sample_seed(spec.seed, source, int(index)):
+        yield f"{name} has seed {row['seed']}, which is not that of its id."
+    if row["depth_kind"] != DEPTH_KIND:
+        yield f"{name} has depth_kind {row['depth_kind']} and not {DEPTH_KIND}."
+    if stored.outcome == "rejected" and not row["reasons"]:
+        yield f"{name} is rejected without a reason."
+    for column in ("rgb", "depth"):
+        if _has_picture(row, column):
+            yield from _check_picture(stored.path, row, column)
+        elif column == "depth" or spec.task not in MAY_REFER:
+            yield f"{stored.path}: {column} of sample {row['id']} is missing."
+    if row["pointcloud"] is not None and row["pointcloud"] not in pointclouds:
+        yield f"{name} names {row['pointcloud']}, which no commit and no version names."
+    if row.get("points") is not None and len(row["points"]) != len(row["colors"] or ()):
+        yield f"{name} has {len(row['points'])} points and {len(row['colors'] or ())} colours."
+
+
+def _has_picture(row: Mapping[str, Any], column: str) -> bool:
+    return row.get(column) is not None and row[column]["bytes"] is not None
+
+
+def _check_picture(path: str, row: Mapping[str, Any], column: str) -> Iterator[str]:
+    try:
+        with Image.open(io.BytesIO(row[column]["bytes"])) as image:
+            image.load()
+            size, mode = image.size, image.mode
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        yield f"{path}: {column} of sample {row['id']} cannot be decoded ({type(error).__name__})."
+        return
+    if size != (row["width"], row["height"]):
+        stated = f"{row['width']} x {row['height']}"
+        yield f"{path}: {column} of sample {row['id']} is {size[0]} x {size[1]}, its row says {stated}."
+    if column == "depth" and not mode.startswith("I"):
+        yield f"{path}: depth of sample {row['id']} has mode {mode} and not 16 bits."
+
+
+def _check_ply(stored: StoredObject, data: bytes) -> Iterator[str]:
+    try:
+        cloud = read_ply(data)
+    except ValueError as error:
+        yield f"{stored.path} {error}."
+        return
+    if len(cloud) != stored.rows:
+        yield f"{stored.path} holds {len(cloud)} points, and its commit says {stored.rows}."
+    elif not np.isfinite(cloud.points).all():
+        yield f"{stored.path} has points that are not finite."

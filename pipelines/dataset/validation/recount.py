@@ -1,0 +1,87 @@
+"""Which planned samples a version must hold, counted without the code that publishing counts with (counting.py).
+
+counting.py goes through the shards and asks of each sample whether it counts. This goes through the samples that were
+planned for the files as they are now, and asks of each which attempt made it and which file its row belongs to. A
+sample may be left out for one reason only: a file that was planned later holds a row with its id, and that row counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipelines.ledger.counting import CountedSample
+from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome
+
+RowKey = tuple[str, str, int]  # uri, etag, row position
+
+
+@dataclass
+class _PlannedRow:
+    """A row of a file that counts, with all that the plan and the commits say of it."""
+
+    place: tuple[int, int]  # (plan, position) of the shard that plans it: of two rows with one id, the later one counts
+    default_id: str
+    makers: dict[int, PlannedShard] = field(default_factory=dict)  # sample index -> the shard whose result counts
+    ids: set[str] = field(default_factory=set)  # that its attempts recorded
+
+    @property
+    def id(self) -> str:
+        """The id that was read, where any attempt could read it."""
+        return next(iter(sorted(self.ids - {self.default_id})), self.default_id)
+
+
+@dataclass(frozen=True)
+class Recount:
+    """What a version of the whole plan must hold."""
+
+    samples: list[CountedSample]  # in (plan, position) order
+    pending: list[PlannedShard]  # shards that must be committed before there can be such a version
+
+
+def recount(planned: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> Recount:
+    """Account for every planned sample of the files as they were planned last.
+
+    planned: in (plan, position) order.
+    """
+    rows = _planned_rows(planned)
+    makers = {id(maker): maker for row in rows.values() for maker in row.makers.values()}
+    pending = [entry for entry in planned if id(entry) in makers and entry.shard.id not in commits]
+    made: list[tuple[PlannedShard, SampleOutcome, _PlannedRow]] = []
+    for entry in planned:
+        for sample in commits[entry.shard.id].samples if entry.shard.id in commits else ():
+            span = entry.shard.spans[sample.span]
+            row = rows.get((span.uri, span.etag, sample.position))
+            if row is not None:
+                row.ids.add(sample.id.rpartition("/")[0])
+                if row.makers.get(sample.index) is entry:
+                    made.append((entry, sample, row))
+    last: dict[str, tuple[tuple[int, int], str]] = {}  # row id -> (place, uri) of the row that was planned last with it
+    for (uri, _, _), row in rows.items():
+        if row.ids:
+            last[row.id] = max((row.place, uri), last.get(row.id, (row.place, uri)))
+    counted = [CountedSample(e, sample) for e, sample, row in made if last[row.id][1] == e.shard.spans[sample.span].uri]
+    return Recount(counted, pending)
+
+
+def _planned_rows(planned: Sequence[PlannedShard]) -> dict[RowKey, _PlannedRow]:
+    """The rows of the file versions that were planned last, with the last shard that makes each of their samples."""
+    version: dict[str, str] = {}  # uri -> etag
+    for entry in planned:
+        if entry.is_first:
+            version.update({span.uri: span.etag for span in entry.shard.spans})
+    rows: dict[RowKey, _PlannedRow] = {}
+    for entry in planned:
+        for span in entry.shard.spans:
+            if version.get(span.uri) != span.etag:
+                continue
+            for position in range(span.start, span.stop):
+                key = (span.uri, span.etag, position)
+                row = rows.setdefault(key, _PlannedRow((0, 0), f"{span.relative_path}:{position}"))
+                if entry.is_first:
+                    row.place = (entry.plan, entry.position)
+                for index in entry.indices:
+                    maker = row.makers.get(index)
+                    if maker is None or entry.retry >= maker.retry:
+                        row.makers[index] = entry
+    return rows

@@ -1,0 +1,216 @@
+"""Ray: joining a cluster or starting a local one, how many workers it can hold, and what becomes of it in a run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import secrets
+import socket
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jointdit.errors import PermanentError
+from pipelines.spec.job import ResourcesSpec
+
+CONNECT_SECONDS = 10.0
+TASK_CPUS = 0.25  # each read and finish task, on a cluster of CPUs
+TASK_SHARE = 0.1  # of a node's CPUs kept for them, at least two tasks
+CPU_WORKER_BYTES = 1.5e9  # torch and a small model
+HEAD_SECONDS = 30.0  # for the head of the cluster to come back; Ray itself ends the process after 60
+HEAD_ANSWER_SECONDS = 2.0
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """How many workers, and what each of them takes."""
+
+    workers: int
+    num_gpus: float
+    num_cpus: float
+    task_cpus: float  # each read and finish task
+    threads: int  # torch's, on CPU
+    device: str
+    follows: bool = False  # the GPUs there are, also beyond `workers`; else those without a place wait for one
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[None]:
+    """Be connected to Ray inside: the connection there is, the cluster of RAY_ADDRESS, or a local one of our own.
+
+    A local one has token authentication with a generated token, and no dashboard.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    local = not address
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns without it
+        "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # faults are read from a chain's last reference
+        "RAY_worker_niceness": "0",  # at Ray's own 15, anything else on the machine starves the job
+        # At Ray's own second, nearly each read and finish task began a process and imported all it needs (measured).
+        "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    }
+    if local:
+        os.environ["RAY_AUTH_MODE"] = "token"  # whatever it was: who reaches a Ray without it may run code
+    if local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)  # before the first import of Ray, which reads them once
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    settings: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if local:
+            ray.init(address="local", include_dashboard=False, **settings)
+        else:
+            _check_reachable(address)
+            ray.init(**settings)
+    except Exception as error:  # Ray itself raises bare Exception where it cannot start
+        where = "a local Ray cannot be started" if local else f"the Ray cluster at {address} cannot be reached"
+        raise PermanentError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes to reach an address where nothing listens."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+
+
+def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
+    """Follow the cluster: all its GPUs, or its CPUs where it has none.
+
+    `auto` takes GPUs as nodes with them come and go, and asks for none. A number on `cuda` is asked for at once:
+    workers without a place wait, which is what makes an autoscaler start nodes.
+
+    On CPUs the workers of each node reserve all but the tasks' share. So read and finish tasks always find room, also
+    when a second driver runs on the same cluster: its workers wait until these are gone.
+
+    Raises:
+        PermanentError: no node has the tasks' labels, more workers are asked for than its GPUs can hold, or as many as
+            there are and there are none.
+    """
+    import ray
+
+    _check_labels(resources)
+    total = ray.cluster_resources()
+    nodes, gpus = ray.nodes(), total.get("GPU", 0.0)
+    if resources.device == "cuda" or (resources.device == "auto" and gpus > 0):
+        room = _gpu_room(nodes, resources.gpus_per_worker)
+        workers = room if resources.workers == "auto" else resources.workers
+        if workers < 1 and resources.device == "cuda":
+            raise PermanentError(
+                "resources.workers: auto takes the GPUs there are and those that join, but asks for none, and the "
+                "cluster has none yet: give the number that it may grow to."
+            )
+        if resources.device == "auto" and not 1 <= workers <= room:
+            raise PermanentError(
+                f"resources: {max(1, workers)} workers of {resources.gpus_per_worker:g} GPUs do not fit into a cluster "
+                f"with {gpus:g}: ask for fewer, or set resources.device to cuda for one that grows."
+            )
+        spare = total.get("CPU", 0.0) - workers  # for tasks of one CPU each
+        cpus, follows = 1.0 if spare >= 2 else 0.0, resources.workers == "auto"
+        return WorkerPlan(workers, resources.gpus_per_worker, cpus, 1.0, 1, "cuda", follows)
+    cpus_of_nodes = _cpus_of_nodes(nodes) or [1.0]
+    most = max(1, min(int(sum(cpus_of_nodes)), int(total.get("memory", 0.0) / CPU_WORKER_BYTES)))
+    workers = most if resources.workers == "auto" else resources.workers
+    share = _share(cpus_of_nodes, workers)
+    return WorkerPlan(workers, 0.0, share, TASK_CPUS, max(1, int(share)), "cpu")
+
+
+def _check_labels(resources: ResourcesSpec) -> None:
+    """Tasks for which there is no node would wait for ever."""
+    import ray
+
+    wanted = resources.task_labels.items()
+    if wanted and not any(node["Alive"] and wanted <= node["Labels"].items() for node in ray.nodes()):
+        labels = ", ".join(f"{name}={value}" for name, value in wanted)
+        raise PermanentError(
+            f"resources.task_labels: no node of the cluster has {labels}: start Ray there with --labels, or leave it "
+            "out."
+        )
+
+
+def _cpus_of_nodes(nodes: Sequence[dict[str, Any]], without: Collection[str] = ()) -> list[float]:
+    found = [n["Resources"].get("CPU", 0.0) for n in nodes if n["Alive"] and n["NodeID"] not in without]
+    return [cpus for cpus in found if cpus > 0]
+
+
+def _gpu_room(nodes: Sequence[dict[str, Any]], share: float, without: Collection[str] = ()) -> int:
+    """Workers with `share` of a GPU each that fit; a share is of one GPU, so what is left over of two holds nobody."""
+    staying = [node for node in nodes if node["Alive"] and node["NodeID"] not in without]
+    return sum(int(node["Resources"].get("GPU", 0.0)) for node in staying) * math.floor(1 / share + 1e-6)
+
+
+def _room(cpus: float) -> float:
+    """What workers may take of a node."""
+    return cpus - max(TASK_SHARE * cpus, 2 * TASK_CPUS)
+
+
+def _share(nodes: Sequence[float], workers: int) -> float:
+    """The largest number of CPUs a worker may take so that so many fit beside the tasks; two decimals."""
+    shares = {math.floor(100 * _room(cpus) / count + 1e-6) / 100 for cpus in nodes for count in range(1, workers + 1)}
+    fitting = (share for share in shares if share > 0 and _fitting(nodes, share) >= workers)
+    return max(fitting, default=0.01)
+
+
+def _fitting(nodes: Sequence[float], share: float) -> int:
+    return sum(max(0, math.floor(_room(cpus) / share + 1e-6)) for cpus in nodes)
+
+
+@dataclass(frozen=True)
+class ClusterState:
+    """The cluster as it is now."""
+
+    room: int  # workers that fit beside the tasks, on nodes that stay; with GPUs also those that may wait for one
+    draining: frozenset[str]  # ids of nodes that are about to go: no new work there
+
+
+class ClusterWatch:
+    """Looks at the cluster now and then. Its head may be away for a moment; not for long."""
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        self.plan = plan
+        self._answered = time.monotonic()
+
+    def look(self) -> ClusterState | None:
+        """The cluster's state; None while its head does not answer.
+
+        Raises:
+            PermanentError: it has not answered for HEAD_SECONDS.
+        """
+        import ray
+        from ray.exceptions import RpcError
+
+        head = getattr(ray._private.worker.global_worker, "gcs_client", None)
+        if head is None:
+            return None  # a connection through ray:// sees less
+        try:
+            # Ray's other calls wait for ever for a head that is gone, and after 60 s they end the process.
+            head.check_alive([], timeout=HEAD_ANSWER_SECONDS)
+            self._answered = time.monotonic()
+        except RpcError as error:
+            silent = time.monotonic() - self._answered
+            if silent < HEAD_SECONDS:
+                return None
+            raise PermanentError(
+                f"the head of the Ray cluster has not answered for {silent:.0f} seconds: see whether it runs, with "
+                "`ray status`, and run again; what is committed stays."
+            ) from error
+        draining = frozenset(ray._private.state.state.get_draining_nodes())
+        if self.plan.follows:
+            return ClusterState(_gpu_room(ray.nodes(), self.plan.num_gpus, draining), draining)
+        if self.plan.num_gpus > 0:
+            return ClusterState(self.plan.workers, draining)  # who waits for a GPU takes no room from anybody
+        return ClusterState(_fitting(_cpus_of_nodes(ray.nodes(), draining), self.plan.num_cpus), draining)

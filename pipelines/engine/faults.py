@@ -1,0 +1,165 @@
+"""What an error of a chain means: which stage failed first, which kind of fault it is.
+
+    kind      what happened                                              what is done (dispatch.py)
+    store     5xx, throttle, lost answer, commit that did not land       again after a backoff
+    timeout   a task met its deadline                                    again after a backoff
+    object    Ray lost an object, or had no room for one                 again after a backoff
+    node      a node died, was preempted, or is being drained            again after a backoff; another worker
+    worker    a worker that cannot be reached                            again after a backoff; another worker
+    device    a GPU that is out of order                                 again after a backoff; another worker
+    memory    a process killed for want of the node's memory             as above, and blamed if it goes on
+    crash     a process that died or hung                                the shard is blamed (isolation.py)
+
+All but the crash are infrastructure: they have a budget of their own, and no row is blamed for them. What is in none
+of these rows stops the run.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RaySystemError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from jointdit.errors import JointDiTError, PermanentError
+from pipelines.engine.deadline import DeadlineExceeded
+from pipelines.stages.generate import DeviceFault
+from pipelines.store.errors import TransientError
+from pipelines.store.safe_text import mask_secrets
+
+Stage = Literal["read", "generate", "finish"]
+Kind = Literal["store", "timeout", "object", "node", "worker", "device", "memory", "crash"]
+SETTLE_SECONDS = 10.0  # for the other references of a chain to learn of its fault
+GET_SECONDS = 60.0  # to fetch a small result that is there
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault that the run survives."""
+
+    stage: Stage
+    kind: Kind
+    error: BaseException  # the first cause, without Ray's wrapping
+    worker_is_gone: bool = False
+
+    def __str__(self) -> str:
+        return in_one_line(self.error)
+
+
+def classify(stage: Stage, error: BaseException, shard: str) -> Fault:
+    """The fault that an error of a stage is.
+
+    Raises:
+        PermanentError: doing it again gives the same answer, or it is no fault that is known.
+    """
+    cause = unwrap(error)
+    if isinstance(cause, PermanentError):
+        raise cause
+    of_ray = isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
+    # Raised inside the actor it comes wrapped, so an error of Ray's own about a call means that the actor is gone.
+    gone = stage == "generate" and of_ray and cause is error and _is_death(cause)
+    if isinstance(cause, DeviceFault):
+        return Fault(stage, "device", cause, worker_is_gone=True)
+    if isinstance(cause, DeadlineExceeded):
+        return Fault(stage, "timeout", cause)
+    if isinstance(cause, TransientError):
+        return Fault(stage, "store", cause)
+    if isinstance(cause, OutOfMemoryError | MemoryError):
+        return Fault(stage, "memory", cause, gone)
+    if isinstance(cause, NodeDiedError) or (isinstance(cause, ActorDiedError) and _died_with_its_node(cause)):
+        return Fault(stage, "node", cause, gone)
+    if isinstance(cause, ActorUnavailableError):
+        return Fault(stage, "worker", cause, gone)
+    if isinstance(cause, WorkerCrashedError | RayActorError):
+        return Fault(stage, "crash", cause, gone)
+    if isinstance(cause, TimeoutError):
+        return Fault(stage, "timeout", cause)
+    if of_ray:
+        return Fault(stage, "object", cause, gone)
+    raise PermanentError(
+        f"shard {shard} failed in {stage} in a way that is no known fault, {type(cause).__name__}: "
+        f"{in_one_line(cause)}; what is committed stays."
+    ) from error
+
+
+def _is_death(error: BaseException) -> bool:
+    return isinstance(error, RayActorError | OutOfMemoryError | NodeDiedError | WorkerCrashedError | RaySystemError)
+
+
+def is_node_loss(error: BaseException) -> bool:
+    """Whether something ended because its node did, or cannot be reached any more."""
+    cause = unwrap(error)
+    if isinstance(cause, ActorDiedError):
+        return _died_with_its_node(cause)
+    return isinstance(cause, ActorUnavailableError | NodeDiedError)
+
+
+def _died_with_its_node(error: ActorDiedError) -> bool:
+    return bool(error.preempted) or "its node has died" in error.error_msg
+
+
+def first_failure(read: Any, summaries: Sequence[Any], error: BaseException) -> tuple[Stage, BaseException]:
+    """(stage, error) where a failed chain failed first: what depends on it fails with it. `error` is the chain's."""
+    stages: list[tuple[Stage, Any]] = [("read", read), *(("generate", summary) for summary in summaries)]
+    until = time.monotonic() + SETTLE_SECONDS
+    while True:
+        pending = []
+        for stage, reference in stages:
+            if not is_done(reference):
+                pending.append(reference)
+            elif (failure := failure_of(reference)) is not None:
+                return stage, failure
+        left = until - time.monotonic()
+        if not pending or left <= 0:
+            return "finish", error
+        ray.wait(pending, timeout=left, fetch_local=False)
+
+
+def is_done(reference: Any) -> bool:
+    """Whether a reference has its result or its error."""
+    return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
+
+
+def count_done(references: list[Any]) -> int:
+    """How many of some references have their result or their error."""
+    if not references:
+        return 0
+    return len(ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)[0])
+
+
+def failure_of(reference: Any) -> BaseException | None:
+    """The error of a finished reference, or None. For small results only: it is fetched."""
+    try:
+        ray.get(reference, timeout=GET_SECONDS)
+    except (RayError, JointDiTError) as error:
+        return error
+    return None
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """What went wrong in the first task of a chain: Ray wraps it once for each task that depends on it."""
+    while isinstance(error, RayTaskError) and error.cause is not None:
+        error = error.cause
+    return error
+
+
+def in_one_line(error: BaseException) -> str:
+    """An error's text for a sentence or a log line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ActorDiedError) and (exit_type := re.search(r"Worker exit type: (\w+)", text)):
+        text = f"its process died unexpectedly ({exit_type[1]})"
+    return mask_secrets(text)[:300].rstrip(".")

@@ -1,0 +1,179 @@
+"""The records of the ledger: the job, planned shards, stored objects, sample outcomes, commits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from jointdit.errors import PermanentError, StoreError
+from pipelines.model.fingerprint import Fingerprint
+from pipelines.records import Shard
+
+FORMAT = 1
+Outcome = Literal["kept", "rejected", "quarantined"]
+OUTCOMES: tuple[Outcome, ...] = ("kept", "rejected", "quarantined")
+FOLDERS: dict[Outcome, str] = {"kept": "data", "rejected": "rejected", "quarantined": "quarantine"}
+LETTERS = dict(zip("krq", OUTCOMES, strict=True))
+
+
+class Unfinished(PermanentError):
+    """A planned shard has no commit yet."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """`_job.json`: what the output was started with."""
+
+    spec: dict[str, Any]  # as it was given
+    fingerprint: Fingerprint
+    code: str
+    created: str
+    single_writer: bool = False
+    resolved: dict[str, Any] = field(default_factory=dict)  # with the defaults of that code
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)  # field -> where its weights came from, and terms
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """A shard and its place in the plan; (plan, position) is the order of decisions over the whole set."""
+
+    shard: Shard
+    samples_per_row: int
+    plan: int
+    position: int
+    indices: tuple[int, ...] = ()  # of each row's samples; by default the first ones
+    retry: int = 0  # above 0: its samples supersede the same ones of earlier shards
+
+    def __post_init__(self) -> None:
+        if not self.indices:
+            object.__setattr__(self, "indices", tuple(range(self.samples_per_row)))
+        assert len(self.indices) == self.samples_per_row, f"{self.shard.id}: {self.indices} for {self.samples_per_row}"
+
+    @property
+    def samples(self) -> int:
+        """How many samples must end in kept, rejected or quarantined."""
+        return self.shard.rows * self.samples_per_row
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it plans its rows, and makes nothing for the second time."""
+        return self.shard.round == 0 and self.retry == 0
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object that a commit names."""
+
+    path: str  # relative to the output
+    bytes: int
+    sha256: str
+    rows: int
+    outcome: Outcome
+    kind: Literal["table", "points"] = "table"
+
+
+@dataclass(frozen=True)
+class SampleOutcome:
+    """Where one sample ended. (span, position, index) is its identity even where its id could not be read."""
+
+    id: str
+    span: int  # index into the shard's spans
+    position: int  # row number in the file
+    index: int
+    outcome: Outcome
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Commit:
+    """`_commits/<shard>.json`: the one winner of a shard."""
+
+    shard: str
+    token: str
+    objects: tuple[StoredObject, ...]
+    samples: tuple[SampleOutcome, ...]
+    code: str = ""
+    host: str = ""
+    finished: str = ""
+    seconds: float = 0.0  # of the finish task
+    counts: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tally = Counter(sample.outcome for sample in self.samples)
+        object.__setattr__(self, "counts", {outcome: tally[outcome] for outcome in OUTCOMES})
+
+    def to_bytes(self) -> bytes:
+        """JSON, with the samples as columns."""
+        letters = {outcome: letter for letter, outcome in LETTERS.items()}
+        samples = {
+            "id": [s.id for s in self.samples],
+            "span": [s.span for s in self.samples],
+            "position": [s.position for s in self.samples],
+            "index": [s.index for s in self.samples],
+            "outcome": "".join(letters[s.outcome] for s in self.samples),
+            "reasons": {str(i): list(s.reasons) for i, s in enumerate(self.samples) if s.reasons},
+        }
+        return json_bytes({**asdict(self), "samples": samples, "format": FORMAT})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Commit:
+        """Read what `to_bytes` wrote. Raises StoreError for anything else."""
+        fields = parse(data, name)
+        try:
+            columns = fields["samples"]
+            rows = zip(
+                columns["id"], columns["span"], columns["position"], columns["index"], columns["outcome"], strict=True
+            )
+            samples = tuple(
+                SampleOutcome(i, s, p, x, LETTERS[o], tuple(columns["reasons"].get(str(n), ())))
+                for n, (i, s, p, x, o) in enumerate(rows)
+            )
+            objects = tuple(StoredObject(**each) for each in fields["objects"])
+            rest = {key: fields[key] for key in ("shard", "token", "code", "host", "finished", "seconds")}
+            return cls(objects=objects, samples=samples, **rest)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{name} is damaged ({type(error).__name__}: {error}): restore it from a backup."
+            ) from error
+
+
+def new_token() -> str:
+    """What tells one attempt from every other."""
+    return secrets.token_hex(8)
+
+
+def now() -> str:
+    """The time, UTC, for people to read: clocks of two machines are never compared."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def json_bytes(fields: dict[str, Any]) -> bytes:
+    """Fields as one line of JSON."""
+    return (json.dumps(fields) + "\n").encode()
+
+
+def parse(data: bytes, name: str, formats: Sequence[int] = (FORMAT,)) -> dict[str, Any]:
+    """A ledger object's fields. Raises StoreError where it is damaged, PermanentError where its format is another."""
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{name} is not valid JSON: restore it from a backup.") from error
+    if not isinstance(fields, dict) or fields.get("format") not in formats:
+        found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
+        read = " and ".join(map(str, formats))
+        raise PermanentError(
+            f"{name} has format {found!r} and this version reads {read}: use the version that wrote it."
+        )
+    return fields

@@ -1,0 +1,237 @@
+"""What is known about a job, as objects in its output: written once, never changed.
+
+    _job.json                        the frozen spec and the fingerprint; who comes later must agree with it
+    _plan/000001.parquet             shards, in order; a later run appends 000002, ...
+    _commits/<shard id>.json         the one winner of a shard: its objects, and where each of its samples ended
+    _crashes/<shard id>/<n>.json     how often a shard took its worker down, and which samples were being made
+    _versions/000001/version.json    a published version (publish.py)
+
+All of them are create-only (storage.py), so drivers and attempts may race and die at any time: the first write stands,
+and everybody reads the same. Nothing else is kept anywhere: resume = plan minus commits. Files of other names are
+passed over (ledger_names.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from jointdit.errors import StoreError
+from pipelines.ledger import names as ledger_names
+from pipelines.ledger.entries import (
+    FORMAT,
+    Commit,
+    Job,
+    PlannedShard,
+    json_bytes,
+    new_token,
+    now,
+    parse,
+)
+from pipelines.ledger.plan_tables import PLAN_SCHEMA, is_first, rows_of, table_of
+from pipelines.model.fingerprint import Fingerprint, check_same, code_version
+from pipelines.records import Shard
+from pipelines.spec.job import JobSpec
+from pipelines.store.explain import explained
+from pipelines.store.parquet import parquet_bytes, read_parquet
+from pipelines.store.storage import AlreadyExists, Storage
+
+READERS = 16  # small objects read at once
+
+
+def open_output(uri: str, single_writer: bool = False) -> Storage:
+    """The storage of an output. What `--single-writer` said when its job was started holds for every later command.
+
+    Raises:
+        StoreError: the store refuses, or `_job.json` is damaged.
+    """
+    storage = Storage(uri, single_writer)
+    if not single_writer:
+        storage.single_writer = Ledger(storage).is_single_writer()
+    return storage
+
+
+class Ledger:
+    """The ledger of one output."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._tables: dict[int, pa.Table] = {}  # of plan files, by their numbers: they never change
+        self._plans: dict[int, list[PlannedShard]] = {}
+
+    def open_job(
+        self, spec: JobSpec, fingerprint: Fingerprint, sources: dict[str, dict[str, Any]] | None = None
+    ) -> Job:
+        """Freeze the spec into `_job.json`, or agree with the one that is there.
+
+        sources: of the weights, as `ModelIdentity.recorded` gives them.
+
+        Raises:
+            SpecError: the output holds a job with another fingerprint; names the fields.
+        """
+        resolved = spec.model_dump(mode="json")
+        job = Job(
+            spec.as_given(), fingerprint, code_version(), now(), self.storage.single_writer, resolved, sources or {}
+        )
+        try:
+            self.storage.create_bytes("_job.json", json_bytes({**asdict(job), "token": new_token()}))
+        except AlreadyExists:
+            job = self.read_job()
+            check_same(job.fingerprint, fingerprint, self.storage.uri)
+        return job
+
+    def check_job(self, fingerprint: Fingerprint) -> bool:
+        """Whether the output already holds this job. Raises SpecError where it holds one with another fingerprint."""
+        with explained(self.storage.uri, at_start=True):
+            exists = self.storage.exists("_job.json")
+        if exists:
+            check_same(self.read_job().fingerprint, fingerprint, self.storage.uri)
+        return exists
+
+    def read_job(self) -> Job:
+        """The job of this output. Raises StoreError where there is none."""
+        try:
+            with explained(self.storage.uri, at_start=True):
+                data = self.storage.read_bytes("_job.json")
+            fields = parse(data, self.storage.uri_of("_job.json"))
+        except FileNotFoundError:
+            raise StoreError(f"{self.storage.uri} holds no job: there is no _job.json; check the address.") from None
+        fields.setdefault("sources", {})  # jobs of earlier versions have none
+        if missing := Job.__dataclass_fields__.keys() - fields:
+            what = f"{self.storage.uri_of('_job.json')} has no {min(missing)}"
+            raise StoreError(f"{what}, so it is damaged: restore it from a backup.")
+        for record in (fields["spec"], fields["resolved"]):
+            record.pop("notify", None)  # earlier code wrote it, and the address may be a secret
+        return Job(**{name: fields[name] for name in Job.__dataclass_fields__})
+
+    def is_single_writer(self) -> bool:
+        """Whether this output's job was started with `--single-writer`; False where there is no job yet."""
+        with explained(self.storage.uri, at_start=True):
+            exists = self.storage.exists("_job.json")
+        return exists and self.read_job().single_writer
+
+    def recorded_sources(self) -> dict[str, dict[str, Any]]:
+        """Where the weights of this output's job came from; empty where there is no job yet."""
+        with explained(self.storage.uri, at_start=True):
+            exists = self.storage.exists("_job.json")
+        return self.read_job().sources if exists else {}
+
+    def plan_numbers(self) -> list[int]:
+        """Numbers of the plan files, in order."""
+        return sorted(int(name["number"]) for name in ledger_names.in_folder(self.storage, "_plan"))
+
+    def append_plan(self, number: int, shards: Sequence[PlannedShard]) -> None:
+        """Write a plan file. Raises AlreadyExists where another driver was first with other shards."""
+        self.storage.create_bytes(f"_plan/{number:06d}.parquet", parquet_bytes(table_of(shards)))
+
+    def planned(self) -> list[PlannedShard]:
+        """All planned shards in (plan, position) order. Raises StoreError where a plan file is damaged."""
+        for number in self.plan_tables():
+            if number not in self._plans:
+                self._plans[number] = self.entries(number)
+        return [entry for number in sorted(self._plans) for entry in self._plans[number]]
+
+    def plan_tables(self) -> dict[int, pa.Table]:
+        """The plan files by their numbers, in order. Raises StoreError where one is damaged."""
+        for number in self.plan_numbers():
+            if number not in self._tables:
+                self._tables[number] = self._read_plan(number)
+        return {number: self._tables[number] for number in sorted(self._tables)}
+
+    def _read_plan(self, number: int) -> pa.Table:
+        name = f"_plan/{number:06d}.parquet"
+        data = self.storage.read_bytes(name)
+        try:
+            return read_parquet(data, PLAN_SCHEMA)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{self.storage.uri_of(name)} is damaged: restore it from a backup.") from error
+
+    def entries(self, number: int, positions: Sequence[int] | None = None) -> list[PlannedShard]:
+        """The shards of a plan file that `plan_tables` has read, all or those at some positions."""
+        entries = []
+        for row in rows_of(self._tables[number], positions):
+            first = 0 if row.round == 0 or row.indices else row.round * self._samples_per_row()
+            indices = row.indices or tuple(range(first, first + row.samples_per_row))
+            shard = Shard(row.shard, row.spans, row.round)
+            entries.append(PlannedShard(shard, row.samples_per_row, number, row.position, indices, row.retry))
+        return entries
+
+    def _samples_per_row(self) -> int:
+        """What the job makes of a row: one number an output, as the fingerprint holds it."""
+        firsts = (self._tables[number].filter(is_first(self._tables[number])) for number in sorted(self._tables))
+        return next(int(table["samples_per_row"][0].as_py()) for table in firsts if len(table))
+
+    def committed(self) -> set[str]:
+        """Ids of the shards that have a commit; one listing."""
+        return {name["shard"] for name in ledger_names.in_folder(self.storage, "_commits")}
+
+    def is_committed(self, shard: str) -> bool:
+        """Whether a shard has a commit."""
+        return self.storage.exists(f"_commits/{shard}.json")
+
+    def read_commit(self, shard: str) -> Commit | None:
+        """The commit of a shard, or None."""
+        name = f"_commits/{shard}.json"
+        try:
+            return Commit.from_bytes(self.storage.read_bytes(name), self.storage.uri_of(name))
+        except FileNotFoundError:
+            return None
+
+    def read_commits(self, shards: Iterable[str]) -> dict[str, Commit]:
+        """The commits of the shards that have one."""
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(self.read_commit, shards)
+            return {commit.shard: commit for commit in found if commit is not None}
+
+    def commit(self, commit: Commit) -> Commit:
+        """Make a commit the winner of its shard, or return the one that already is.
+
+        Raises:
+            CommitFailed, CommitUnknown: the shard is tried again; an attempt that landed unseen is found then.
+        """
+        try:
+            self.storage.create_bytes(f"_commits/{commit.shard}.json", commit.to_bytes())
+        except AlreadyExists:
+            winner = self.read_commit(commit.shard)
+            assert winner is not None, "commits are never deleted"
+            return winner
+        return commit
+
+    def record_crash(self, shard: str, record: dict[str, Any]) -> None:
+        """Add a crash record to a shard's."""
+        data = json_bytes({**record, "token": new_token(), "at": now(), "format": FORMAT})
+        while True:
+            number = 1 + max(self.crash_numbers(shard), default=0)
+            try:
+                self.storage.create_bytes(f"_crashes/{shard}/{number}.json", data)
+                return
+            except AlreadyExists:
+                continue  # another driver counted one at the same moment
+
+    def crashes(self, shard: str) -> list[dict[str, Any]]:
+        """The crash records of a shard, in order."""
+        names = [f"_crashes/{shard}/{number}.json" for number in self.crash_numbers(shard)]
+        records = [parse(self.storage.read_bytes(name), name) for name in names]
+        for name, record in zip(names, records, strict=True):
+            if "stage" not in record:
+                raise StoreError(
+                    f"{self.storage.uri_of(name)} has no stage, so it is damaged: restore it from a backup."
+                )
+        return records
+
+    def crash_numbers(self, shard: str) -> list[int]:
+        """Numbers of the crash records of a shard, in order."""
+        names = (f"{shard}/{name}" for name in self.storage.names(f"_crashes/{shard}"))
+        return sorted(int(name["number"]) for name in ledger_names.matches("_crashes", names))
+
+    def shards_with_crashes(self) -> set[str]:
+        """Ids of the shards that ever took a worker down; one listing."""
+        return {name["shard"] for name in ledger_names.in_folder(self.storage, "_crashes")}
+
+    def foreign_names(self) -> list[str]:
+        """What lies in the ledger's folders and was not put there by this system, printable, sorted."""
+        return ledger_names.foreign_names(self.storage)

@@ -1,0 +1,74 @@
+"""What decides pixels. Two runs on one output must agree on it; everything else in the spec may change between them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from jointdit.errors import SpecError
+from pipelines.model.identity import ModelIdentity, with_guidance
+from pipelines.spec.job import EncodeSpec, JobSpec, PrepareSpec
+
+Fingerprint = dict[str, Any]
+
+
+def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
+    """Field name -> value, for every field that a sample's pixels, ids or seeds depend on."""
+    extra: Fingerprint = {}  # of tasks that have fields of their own, and what outputs may not have heard of
+    if spec.model.rgb_refresh != 1:
+        extra["model.rgb_refresh"] = spec.model.rgb_refresh
+    if isinstance(spec, EncodeSpec):
+        extra["buckets"] = [list(bucket) for bucket in spec.buckets]
+    if isinstance(spec, PrepareSpec):
+        extra |= {"caption_length": spec.caption_length, "captioner": spec.captioner is not None}
+    if spec.model.quantization is not None:
+        extra["model.quantization"] = spec.model.quantization.model_dump(mode="json")
+    if spec.model.vae_tiling:
+        extra["model.vae_tiling"] = True
+    return {
+        "task": spec.task,
+        "seed": spec.seed,
+        "model.weights": model.weights,
+        "model.dtype": spec.model.dtype,
+        "model.steps": spec.model.steps,
+        "model.guidance": with_guidance(spec, model).model.guidance,
+        "model.height": model.height,
+        "model.width": model.width,
+        "model.resize": spec.model.resize,
+        "input.samples_per_row": spec.input.samples_per_row,
+        "input.columns": spec.input.columns.model_dump(),
+        "input.prompt": spec.input.prompt,
+        "input.depth": spec.input.depth.model_dump() if spec.input.depth else None,
+        **extra,
+    }
+
+
+def digest(fingerprint: Fingerprint) -> str:
+    """A short hash of a fingerprint, part of each shard's id."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_same(found: Fingerprint, wanted: Fingerprint, output: str) -> None:
+    """Raise SpecError naming each field in which the output's job and this spec differ."""
+    fields = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    if fields:
+        pairs = [f"{name} ({_short(found.get(name))} there, {_short(wanted.get(name))} here)" for name in fields]
+        raise SpecError(
+            f"output.uri {output} already holds a job that differs in {', '.join(pairs)}: "
+            "choose another output, or go back to its values."
+        )
+
+
+def code_version() -> str:
+    """The installed version of this package, recorded with every job and commit."""
+    try:
+        return version("jointdit")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:12]}..." if len(text) == 64 else text

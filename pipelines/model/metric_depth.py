@@ -1,0 +1,57 @@
+"""`output.points.calibrate`: a metric depth model looks at each picture and gives its disparity a range in metres.
+
+The worker runs it beside the models of scores, where the device is (quality/model_scored.py). It sees pictures at the
+model's size without padding; A and B of 1/z = A + B d hold at any size, a focal length is scaled in finish.py. How well
+the fit agrees becomes two scores (quality/metric_fit.py). A picture without a fit keeps the range of the spec.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from jointdit.errors import InputError, ModelError
+from jointdit.geometry.calibration import fit_inverse_depth
+from pipelines.quality.model_scored import ScoredBatch, Scorer
+from pipelines.spec.sections import CalibrateSpec
+
+
+def load_calibrator(settings: CalibrateSpec, device: str) -> Scorer:
+    """What gives the results of a batch their calibration, and its scores, ready on a device. Raises ModelError."""
+    from jointdit.evaluation.transformers_depth import TransformersDepth
+
+    model = TransformersDepth(settings.model, device, revision=settings.revision)
+    if not model.is_metric:
+        raise ModelError(f"output.points.calibrate.model {settings.model} gives relative depth: give a metric one.")
+
+    def calibrate(batch: ScoredBatch) -> list[dict[str, float]]:
+        scores: list[dict[str, float]] = []
+        for result, picture, disparity in zip(batch.results, batch.pictures(), batch.disparities(), strict=True):
+            try:
+                depth, focal = model.estimate_metric(picture)
+                fitted = fit_inverse_depth(disparity, depth)
+            except InputError:  # not finite
+                fitted, focal = None, None
+            if fitted is None:
+                scores.append({"calibration_inlier_ratio": 0.0})
+                continue
+            result.calibration = replace(fitted, focal_pixels=focal)
+            found = {"calibration_residual": fitted.residual, "calibration_inlier_ratio": fitted.inlier_ratio}
+            scores.append(found)
+        return scores
+
+    return calibrate
+
+
+def check_calibrator(settings: CalibrateSpec) -> int:
+    """Check a model's folder by its files; returns the bytes of its weights, 0 for a hub name. Raises ModelError."""
+    from jointdit.evaluation.transformers_depth import check_metric_model
+
+    folder = Path(settings.model)
+    try:
+        if folder.is_absolute() and not folder.is_dir():
+            raise ModelError(f"{folder}: there is no such folder, give a metric depth model of transformers.")
+        check_metric_model(settings.model)
+    except ModelError as error:
+        raise ModelError(f"output.points.calibrate: {error}") from error
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

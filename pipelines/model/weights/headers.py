@@ -1,0 +1,96 @@
+"""A checkpoint checked where it lies: configurations whole, and of each safetensors file only its header.
+
+A file's header is put at the head of a file of the same length without content (a sparse one), which every reader of
+headers takes for the real one. So one check serves all places, and a driver needs no room for weights that it never
+loads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from jointdit.errors import ModelError
+from pipelines.model.weights import hub, store
+from pipelines.model.weights.local import checkpoint_folder
+from pipelines.model.weights.pins import Pin
+from pipelines.model.weights.verify import PinnedFile
+
+LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
+ReadRange = Callable[[str, int, int], bytes]
+
+
+@contextlib.contextmanager
+def looked_at(pins: Sequence[Pin]) -> Iterator[list[Path]]:
+    """The folder or file of each pin, to be checked by headers and not to be loaded; what is elsewhere for the time.
+
+    A ModelError from inside names the place that the spec names.
+    """
+    with tempfile.TemporaryDirectory(prefix="jointdit-headers-") as name:
+        places = {}
+        for number, pin in enumerate(pins):
+            places[pin.field] = _place(pin, Path(name) / str(number))
+        try:
+            yield [
+                place / pin.single if pin.single else place for pin, place in zip(pins, places.values(), strict=True)
+            ]
+        except ModelError as error:
+            sentence = str(error)
+            for pin, place in zip(pins, places.values(), strict=True):
+                if pin.address.kind != "local":
+                    folder = store.storage_of(pin.address).uri if pin.address.kind == "store" else pin.address.location
+                    sentence = sentence.replace(str(place), folder)
+            raise ModelError(sentence) from error
+
+
+def read_file(pin: Pin, name: str) -> bytes | None:
+    """A small file of a pin, wherever it is; None where the pin has none of this name."""
+    file = next((each for each in pin.files if each.name == name), None)
+    if file is None:
+        return None
+    if (folder := _folder_here(pin, (file,))) is not None:
+        return (folder / name).read_bytes()
+    return _reader(pin)(name, 0, file.size)
+
+
+def _place(pin: Pin, folder: Path) -> Path:
+    if (here := _folder_here(pin, pin.files)) is not None:
+        return here
+    read = _reader(pin)
+    for file in pin.files:
+        _copy_what_counts(read, file, folder / file.name)
+    return folder
+
+
+def _folder_here(pin: Pin, files: Sequence[PinnedFile]) -> Path | None:
+    """The folder of the pin on this machine, where these files of it are."""
+    if pin.address.kind == "local":
+        path = checkpoint_folder(pin.address.location)
+        return path.parent if path.is_file() else path
+    if pin.address.kind == "hub" and hub.is_complete(pin.address.location, pin.commit, list(files)):
+        return hub.snapshot_folder(pin.address.location, pin.commit)
+    return None
+
+
+def _reader(pin: Pin) -> ReadRange:
+    if pin.address.kind == "hub":
+        return hub.range_reader(f"{pin.field} {pin.value}", pin.address.location, pin.commit)
+    storage = store.storage_of(pin.address)
+    return lambda file, start, stop: store.read_range(storage, file, start, stop)
+
+
+def _copy_what_counts(read: ReadRange, file: PinnedFile, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix != ".safetensors":
+        target.write_bytes(read(file.name, 0, file.size) if file.size else b"")
+        return
+    length = read(file.name, 0, min(8, file.size)) if file.size else b""
+    header = int.from_bytes(length, "little")
+    if len(length) < 8 or header > min(file.size - 8, LARGEST_HEADER):
+        target.write_bytes(length)  # no safetensors file, which its reader will say
+        return
+    with target.open("wb") as output:
+        output.write(length + read(file.name, 8, 8 + header))
+        output.truncate(file.size)

@@ -1,0 +1,141 @@
+"""A pin: exactly which files weights are, so that every worker loads those and no others.
+
+The driver makes it once. A pin of the hub holds a commit, one of a store its objects' ETags, one of a local path the
+hashes of its files; all of them sizes. What a pin's `weights` says goes into the job's fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jointdit.errors import ModelError
+from pipelines.model.weights import hub, store
+from pipelines.model.weights.local import checkpoint_folder, hashed, local_files
+from pipelines.model.weights.selection import Role, wanted_files
+from pipelines.model.weights.terms import Terms, terms_of_readme
+from pipelines.model.weights.verify import PinnedFile
+from pipelines.spec.weights_address import WeightsAddress, parse_address
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The weights of one field of the spec."""
+
+    field: str  # model.base
+    value: str  # as the spec names it
+    address: WeightsAddress
+    commit: str  # of the hub
+    files: tuple[PinnedFile, ...]  # names relative to the folder, or to the one that a single file lies in
+    weights: str  # what identifies them: the hub's commit, or a SHA-256 over names and hashes
+    terms: Terms
+
+    def __str__(self) -> str:
+        at = f" at {self.commit[:12]}" if self.commit else ""
+        return f"{self.value.partition('@')[0] if self.commit else self.value}{at}, {len(self.files)} files"
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def single(self) -> str | None:
+        """The one weight file where the address or its role means a file."""
+        weights = [file.name for file in self.files if file.name.endswith(".safetensors")]
+        return weights[0] if self.address.is_file or self.field == "model.adapter" else None
+
+    def recorded(self) -> dict[str, Any]:
+        """What of it is kept with the job, ready for JSON."""
+        terms = {key: value for key, value in asdict(self.terms).items() if value not in (None, "")}
+        return {"value": self.value, "commit": self.commit, "weights": self.weights, "terms": terms}
+
+
+def pin(
+    field: str,
+    value: str,
+    role: Role,
+    *,
+    revision: str | None = None,
+    recorded: Mapping[str, Any] | None = None,
+) -> Pin:
+    """Find out exactly which files `value` names.
+
+    recorded: what an earlier pin of this field kept with the job; a hub name without a revision stays at its commit.
+
+    Raises:
+        ModelError: what is not there, holds no safetensors, or may not be downloaded.
+        StoreError, TransientError: an object store that cannot be read.
+    """
+    what = f"{field} {value}"
+    try:
+        address = parse_address(value)
+    except ValueError as error:
+        raise ModelError(f"{field}: {error}.") from None
+    if address.kind == "hub":
+        return _pin_hub(field, value, address, role, revision, recorded or {})
+    if address.kind == "store":
+        found = store.list_objects(what, address)
+        names = list(found) if address.is_file else wanted_files(found, role, what)
+        chosen = store.pinned(address, [found[name] for name in names])
+        return Pin(field, value, address, "", chosen, identity_of(chosen), store.read_terms(address))
+    return _pin_local(field, value, address)
+
+
+def identity_of(chosen: tuple[PinnedFile, ...]) -> str:
+    """SHA-256 over names and hashes; the model card does not count."""
+    lines = [f"{file.name} {file.digest.removeprefix('sha256:')}" for file in chosen if file.decides_pixels]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _pin_local(field: str, value: str, address: WeightsAddress) -> Pin:
+    path = checkpoint_folder(address.location)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ModelError(
+                f"{field} {value}: weights load from .safetensors only (pickled files can run code), convert it first."
+            )
+        chosen = hashed(path.parent, [path])
+        return Pin(field, value, address, "", chosen, identity_of(chosen), terms_of_readme(path.parent / "README.md"))
+    if not path.is_dir():
+        is_adapter = field == "model.adapter"
+        advice = "the adapter's safetensors file" if is_adapter else "a checkpoint folder, a hub name, or tiny"
+        raise ModelError(f"{field} {value} does not exist: give {advice}.")
+    found = local_files(path)
+    if not any(file.suffix == ".safetensors" for file in found):
+        raise ModelError(
+            f"{field} {value} is a folder without weights: give one with model_index.json and .safetensors."
+        )
+    if field == "model.adapter":
+        found = [path / name for name in wanted_files([str(f.relative_to(path)) for f in found], "adapter", field)]
+    chosen = hashed(path, found)
+    terms = terms_of_readme(path / "README.md")
+    if value == "tiny":
+        terms = Terms("apache-2.0", told_by="this package")
+    return Pin(field, value, address, "", chosen, identity_of(chosen), terms)
+
+
+def _pin_hub(
+    field: str,
+    value: str,
+    address: WeightsAddress,
+    role: Role,
+    revision: str | None,
+    recorded: Mapping[str, Any],
+) -> Pin:
+    wanted = address.revision or revision
+    if wanted is None and recorded.get("value") == value:
+        wanted = recorded.get("commit") or None
+    found = hub.find(f"{field} {value}", address.location, wanted)
+    if address.file is not None:
+        if address.file not in found.files:
+            raise ModelError(f"{field} {value}: the repository has no such file at {found.commit}: correct the name.")
+        names = [address.file]
+    else:
+        names = wanted_files(found.files, role, f"{field} {value}")
+    chosen = tuple(found.files[name] for name in names)
+    hub.check_access(f"{field} {value}", address.location, found, names)
+    weights = found.commit if address.file is None else identity_of(chosen)
+    return Pin(field, value, address, found.commit, chosen, weights, found.terms)

@@ -1,0 +1,119 @@
+"""Inputs -> shards with stable ids. Only `_plan` is dispatched; a listing of the input only proposes.
+
+A plan file holds every row of the input versions it names, so an input version is planned whole or not at all. A
+changed file is a new input version: its shards come in a later plan file and supersede the old version's in the next
+published version (counting.py). A file that is gone is reported, and what it gave stays; input_changes.py tells what is
+planned for files that were moved or are back.
+
+Plan files are create-only and numbered by what the proposer had read. Who meets another's file of that number reads it,
+lists the input anew and proposes only what is left: drivers that list different inputs at once never plan a row twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jointdit.errors import InputError, RowError
+from pipelines.ledger.entries import PlannedShard
+from pipelines.ledger.ledger import Ledger
+from pipelines.model.fingerprint import Fingerprint, digest
+from pipelines.plan.duplicate_ids import find_duplicate_ids
+from pipelines.plan.input_changes import PlannedInput, end_of, restored_files, unread_moves, with_distinct_paths
+from pipelines.plan.shards import (
+    APPEND_ATTEMPTS,
+    cut_shards,
+    make_shard,
+)
+from pipelines.records import Shard, SourceFile, Span
+from pipelines.spec.job import JobSpec
+from pipelines.stages.readers import FORMATS, check_columns, count_rows, list_files, suffix_of
+from pipelines.stages.readers.opening import check_unchanged
+from pipelines.store.storage import AlreadyExists
+
+LISTING_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a listing of the input adds to the plan."""
+
+    number: int  # of the plan file it would become
+    shards: tuple[Shard, ...]
+    changed: tuple[str, ...] = ()  # uris whose new version supersedes a planned one
+    removed: tuple[str, ...] = ()  # planned uris that the input no longer lists; what they gave stays
+    moved: tuple[tuple[str, str], ...] = ()  # (planned uri that is gone, its new one), before all its rows were read
+    restored: tuple[str, ...] = ()  # planned uris whose rows count again, in place of those of a file that is gone
+
+
+def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposal: Proposal) -> Proposal:
+    """Append a proposal to the ledger's plan; where another driver was first, its plan file is subtracted.
+
+    Raises:
+        InputError: no rows, a missing column, duplicate ids.
+    """
+    for _ in range(APPEND_ATTEMPTS):
+        if not proposal.shards:
+            return proposal
+        number = proposal.number
+        try:
+            count = spec.input.samples_per_row
+            ledger.append_plan(number, [PlannedShard(s, count, number, i) for i, s in enumerate(proposal.shards)])
+            return proposal
+        except AlreadyExists:
+            proposal = propose(spec, fingerprint, ledger)
+    raise InputError(f"other drivers keep extending the plan of {ledger.storage.uri}: run again when they are done.")
+
+
+def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
+    """Shards for the input versions that are not planned yet.
+
+    Raises:
+        InputError: no rows, a missing column, duplicate ids, a file that keeps changing.
+    """
+    for _ in range(LISTING_ATTEMPTS):
+        try:
+            return _propose(spec, fingerprint, ledger)
+        except _Changed as error:
+            changed = error
+    raise InputError(f"{changed} keeps changing while its rows are counted: run again when it is written.")
+
+
+class _Changed(Exception):
+    """A file that is another version than the one that was listed."""
+
+
+def _propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
+    tables = ledger.plan_tables()  # before the input is listed: whoever extends it in between makes this proposal fail
+    number, planned = max(tables, default=0) + 1, PlannedInput.of(tables)
+    listed = with_distinct_paths(list_files(spec.input, spec.reading), planned)
+    removed = planned.removed(listed)
+    moved = unread_moves(ledger, planned.moves(listed, removed), listed)
+    stays = tuple(uri for uri in removed if uri not in moved)
+    new = [file for file in listed if not planned.is_current(file)]
+    again = restored_files(ledger, planned, listed, stays)
+    if not new and not again and not moved:
+        return Proposal(number, (), removed=stays)
+    check_columns(new, spec.input, spec.reading)
+    counts = [(file, _count(file, spec)) for file in [*new, *again]]
+    if not tables and not any(rows for _, rows in counts):
+        raise InputError(f"input.uri {', '.join(spec.input.uri)} has no rows: give at least one.")
+    if duplicates := find_duplicate_ids(listed, spec.input):
+        examples = ", ".join(repr(identifier) for identifier in duplicates[:3])
+        raise InputError(f"the input has rows with the same id, such as {examples}: give each row an id of its own.")
+    emptied = [Span(f.uri, f.etag, f.relative_path, 0, 0) for f, rows in counts if not rows and f.uri in planned.files]
+    emptied += [end_of(uri, planned) for uri in moved]
+    shards = [make_shard([span], 0, digest(fingerprint)) for span in emptied]  # their old rows count no more
+    shards += cut_shards(counts, spec.output.shard_rows, digest(fingerprint))
+    changed = tuple(sorted(file.uri for file in new if file.uri in planned.files))
+    return Proposal(number, tuple(shards), changed, stays, tuple(moved.items()), tuple(file.uri for file in again))
+
+
+def _count(file: SourceFile, spec: JobSpec) -> int:
+    """The rows of a file as it was listed. Raises _Changed where they may be those of another version."""
+    rows = count_rows(file, spec.input)
+    if suffix_of(file.uri) in FORMATS:  # else it is one row, whatever it holds
+        try:
+            check_unchanged(file.uri, file.etag)
+        except (RowError, FileNotFoundError):
+            raise _Changed(file.uri) from None
+    return rows

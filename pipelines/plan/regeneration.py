@@ -1,0 +1,68 @@
+"""New samples, with seeds of their own, for samples that a filter rejected."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from pipelines.ledger.counting import Counting
+from pipelines.ledger.entries import PlannedShard, SampleOutcome
+from pipelines.ledger.ledger import Ledger
+from pipelines.model.fingerprint import Fingerprint, digest
+from pipelines.plan.shards import (
+    append,
+    cut_rows,
+    next_number,
+    row_of,
+    with_id,
+)
+from pipelines.quality import rejects_input
+from pipelines.records import Shard, Span
+from pipelines.spec.job import JobSpec
+
+
+def extend_with_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> int:
+    """Plan new samples for what committed shards rejected; returns how many.
+
+    A rejected sample of round r < quality.regenerate gets one new sample in round r + 1, with an index and so a seed of
+    its own; not where a filter rejected what the input gave, which no seed changes. It is planned from commits alone,
+    so it resumes like everything else.
+    """
+    if spec.quality.regenerate == 0:
+        return 0
+    return sum(entry.samples for entry in append(ledger, lambda: plan_regeneration(spec, fingerprint, ledger)))
+
+
+def plan_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> list[PlannedShard]:
+    """The shards that the next plan file needs for what is rejected by now. Writes nothing."""
+    planned = ledger.planned()
+    number, per_row = next_number(planned), spec.input.samples_per_row
+    have: Counter[tuple[str, str, int, int]] = Counter()  # (uri, etag, row position, round) -> samples planned for it
+    for entry in planned:
+        if entry.shard.round and not entry.retry:
+            for span in entry.shard.spans:
+                for position in range(span.start, span.stop):
+                    have[span.uri, span.etag, position, entry.shard.round] += entry.samples_per_row
+    lost: Counter[tuple[Span, int]] = Counter()  # (a row, round) -> samples it lost in the round before
+    commits = ledger.read_commits({entry.shard.id for entry in planned})
+    for each in Counting(planned).counted(commits, unfinished=True):
+        if each.entry.shard.round < spec.quality.regenerate and is_worth_a_seed(each.sample, spec.task):
+            lost[row_of(each), each.entry.shard.round + 1] += 1
+    rows: dict[tuple[int, tuple[int, ...]], list[Span]] = {}  # (round, indices) -> rows
+    for (row, round_), count in lost.items():
+        first = round_ * per_row
+        indices = range(first + have[row.uri, row.etag, row.start, round_], first + count)
+        if indices:
+            rows.setdefault((round_, tuple(indices)), []).append(row)
+    shards: list[PlannedShard] = []
+    for (round_, indices_), spans in sorted(rows.items(), key=lambda item: item[0]):
+        for part in cut_rows(spans, spec.output.shard_rows):
+            shard = Shard("", part, round_)
+            entry = PlannedShard(shard, len(indices_), number, len(shards), indices_)
+            shards.append(with_id(entry, digest(fingerprint), per_row))
+    return shards
+
+
+def is_worth_a_seed(sample: SampleOutcome, task: str) -> bool:
+    """Whether a sample was rejected for something that another seed may change."""
+    kinds = {reason.split(":")[0] for reason in sample.reasons}
+    return sample.outcome == "rejected" and not any(rejects_input(kind, task) for kind in kinds)

@@ -1,0 +1,97 @@
+"""Shards and their ids, and how a plan file is appended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from jointdit.errors import InputError
+from pipelines.ledger.counting import CountedSample
+from pipelines.ledger.entries import PlannedShard
+from pipelines.ledger.ledger import Ledger
+from pipelines.records import Shard, SourceFile, Span
+from pipelines.store.storage import AlreadyExists
+
+APPEND_ATTEMPTS = 100
+
+
+def cut_shards(counts: Iterable[tuple[SourceFile, int]], shard_rows: int, fingerprint_digest: str) -> Iterator[Shard]:
+    """Shards of at most `shard_rows` rows. Small files share one whole; a larger file is cut and shares with none."""
+    pack: list[Span] = []
+    for file, rows in counts:
+        if pack and sum(span.rows for span in pack) + rows > shard_rows:
+            yield make_shard(pack, 0, fingerprint_digest)
+            pack = []
+        if rows > shard_rows:
+            for start in range(0, rows, shard_rows):
+                stop = min(start + shard_rows, rows)
+                yield make_shard([Span(file.uri, file.etag, file.relative_path, start, stop)], 0, fingerprint_digest)
+        elif rows:
+            pack.append(Span(file.uri, file.etag, file.relative_path, 0, rows))
+    if pack:
+        yield make_shard(pack, 0, fingerprint_digest)
+
+
+def make_shard(
+    spans: Sequence[Span],
+    round_: int,
+    fingerprint_digest: str,
+    samples_per_row: int | None = None,
+    indices: Sequence[int] = (),
+    retry: int = 0,
+) -> Shard:
+    """A shard whose id depends on input versions, row ranges, round and fingerprint alone.
+
+    Of a round above 0 also on `samples_per_row`; `indices` and `retry` where they are not what follows from these.
+    """
+    key: list[object] = [[[span.uri, span.etag, span.start, span.stop] for span in spans]]
+    key += [round_, samples_per_row, fingerprint_digest]
+    if indices:
+        key += [list(indices), retry]
+    return Shard(hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20], tuple(spans), round_)
+
+
+def id_of(entry: PlannedShard, fingerprint_digest: str, samples_per_row: int) -> str:
+    """The id that a planned shard must have. `samples_per_row` is the job's."""
+    spans, round_, indices = entry.shard.spans, entry.shard.round, entry.indices
+    first = round_ * samples_per_row
+    if entry.retry or indices != tuple(range(first, first + len(indices))):
+        return make_shard(spans, round_, fingerprint_digest, len(indices), indices, entry.retry).id
+    return make_shard(spans, round_, fingerprint_digest, len(indices) if round_ else None).id
+
+
+def next_number(planned: Sequence[PlannedShard]) -> int:
+    """The number of the plan file that comes after these."""
+    return max((entry.plan for entry in planned), default=0) + 1
+
+
+def append(ledger: Ledger, propose_more: Callable[[], Sequence[PlannedShard]]) -> list[PlannedShard]:
+    """Append what a function proposes from the ledger as it is; asked again where another driver was first."""
+    for _ in range(APPEND_ATTEMPTS):
+        shards = list(propose_more())
+        if not shards:
+            return []
+        try:
+            ledger.append_plan(shards[0].plan, shards)
+            return shards
+        except AlreadyExists:
+            continue
+    raise InputError(f"other drivers keep extending the plan of {ledger.storage.uri}: run again when they are done.")
+
+
+def with_id(entry: PlannedShard, fingerprint_digest: str, samples_per_row: int) -> PlannedShard:
+    """The entry with the id it must have. `samples_per_row` is the job's."""
+    return replace(entry, shard=replace(entry.shard, id=id_of(entry, fingerprint_digest, samples_per_row)))
+
+
+def row_of(counted: CountedSample) -> Span:
+    """The one row that a sample comes from."""
+    return replace(counted.span, start=counted.sample.position, stop=counted.sample.position + 1)
+
+
+def cut_rows(rows: Sequence[Span], shard_rows: int) -> Iterator[tuple[Span, ...]]:
+    """Single rows, in order, in parts of at most so many."""
+    for start in range(0, len(rows), shard_rows):
+        yield tuple(rows[start : start + shard_rows])

@@ -1,0 +1,212 @@
+"""A sample of a job's input through the same spine, to see what its scores are and where thresholds could lie.
+
+The sample is a job of its own in a folder of its own, by default beside the output: read, worker and finish are those
+of `jointdit run`, on Ray; what is killed goes on when it is started again. It has no point clouds, no second round and
+no version: only its scores are wanted. They go to calibration.json, from which `quality.calibration` takes quantiles
+(quantiles.py), and the proposed thresholds to calibration.yaml, to be put into the spec.
+
+Rows are drawn from the whole input by the job's seed. Their samples have the ids and seeds that they have in the job,
+so they are samples of it, pixel for pixel.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from jointdit.errors import InputError, PermanentError, SpecError
+from pipelines.dataset.decisions import read_facts
+from pipelines.engine.limits import Limits
+from pipelines.engine.progress import Progress
+from pipelines.ledger.entries import PlannedShard, now
+from pipelines.ledger.ledger import Ledger, open_output
+from pipelines.model.fingerprint import code_version, digest, fingerprint_of
+from pipelines.model.identity import check_job_weights, check_scorers, identify_job, with_guidance
+from pipelines.plan.shards import cut_rows, make_shard
+from pipelines.quality import FILTERS, load_filters
+from pipelines.records import Span
+from pipelines.run.rounds import generate_all
+from pipelines.spec.file import apply_overrides, read_yaml
+from pipelines.spec.job import JobSpec, load_spec
+from pipelines.spec.quantiles import Calibration, Limit, limits_of, value_of, without_quantiles
+from pipelines.stages.context import RunContext
+from pipelines.stages.readers import check_columns, count_rows, list_files
+from pipelines.store.storage import AlreadyExists, Storage
+
+SNIPPET = "calibration.yaml"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A threshold that would reject about a given fraction of samples like those of the sample."""
+
+    kind: str
+    limit: Limit
+    value: float | int
+    quantile: float
+    now: float | int | None  # what the spec has, or the filter's default where the spec names it without
+    rejected: int  # samples of the calibration that `now` rejects, or the default
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What `jointdit calibrate` found."""
+
+    uri: str  # of the folder with calibration.json
+    calibration: Calibration
+    proposals: tuple[Proposal, ...]
+    snippet: str  # YAML
+
+
+def load_to_calibrate(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
+    """A job spec whose thresholds may be quantiles of a calibration that is not there yet. Raises SpecError."""
+    data = apply_overrides(read_yaml(path), overrides)
+    return load_spec({**data, "quality": without_quantiles(data.get("quality", {}))})
+
+
+def calibrate(
+    spec: JobSpec,
+    samples: int = 64,
+    uri: str | None = None,
+    reject: float = 0.05,
+    *,
+    worker_class: type | None = None,
+    console: Console | None = None,
+) -> Calibrated:
+    """Make about `samples` samples of a job, write their scores to `uri` (default: <output>-calibration), and propose.
+
+    Raises:
+        SpecError: a task without scores. InputError: no rows. PermanentError: the folder holds another sample.
+    """
+    if spec.task == "encode":
+        raise SpecError("task encode writes latents, which have no scores: there is nothing to calibrate.")
+    sample = _sample_job(spec, uri or f"{spec.output.uri}-calibration")
+    storage = open_output(sample.output.uri)
+    ledger = Ledger(storage)
+    model = identify_job(sample, ledger.recorded_sources())
+    sample, fingerprint = with_guidance(sample, model), fingerprint_of(sample, model)
+    if not ledger.check_job(fingerprint):
+        check_job_weights(sample, model.pins)
+    check_scorers(sample)
+    shards = _plan(sample, samples, digest(fingerprint))
+    storage.probe()
+    ledger.open_job(sample, fingerprint, model.recorded())
+    _append(ledger, shards)
+    context = RunContext(
+        sample, storage, model.height, model.width, model.weights, fingerprint, code_version(), pins=model.pins
+    )
+    with (progress := Progress(console)):
+        generate_all(context, ledger, progress, Limits(), worker_class)
+    calibration = _measure(storage, ledger, shards, fingerprint)
+    calibration.write(storage)
+    proposals = propose_thresholds(spec, calibration, reject)
+    snippet = render(storage.uri, calibration, proposals)
+    storage.write_bytes(SNIPPET, snippet.encode())
+    return Calibrated(storage.uri, calibration, proposals, snippet)
+
+
+def propose_thresholds(spec: JobSpec, calibration: Calibration, reject: float) -> tuple[Proposal, ...]:
+    """A threshold for each score of the spec's filters, or of all filters whose scores were measured if it has none."""
+    given = {each.kind: each for each in load_filters(spec.quality.filters)}
+    proposals = []
+    for kind in given or FILTERS:
+        for limit in limits_of(FILTERS[kind]):
+            if scores := calibration.scores.get(limit.score):
+                fraction = reject if limit.is_lower else 1 - reject
+                value = value_of(FILTERS[kind], limit, calibration.quantile(limit.score, fraction))
+                default = FILTERS[kind].model_fields[limit.field].default
+                current = getattr(given[kind], limit.field) if kind in given else None
+                bound = default if current is None else current
+                rejected = sum(score < bound if limit.is_lower else score > bound for score in scores)
+                proposals.append(Proposal(kind, limit, value, fraction, current, rejected))
+    return tuple(proposals)
+
+
+def render(uri: str, calibration: Calibration, proposals: Sequence[Proposal]) -> str:
+    """The section `quality` for a spec, with numbers; a comment says that quantiles do as well."""
+    lines = [
+        f"# {calibration.samples} samples, {calibration.created}. A threshold can also be {{quantile: 0.05}} of them.",
+        "quality:",
+        f"  calibration: {json.dumps(uri, ensure_ascii=False)}",
+        "  filters:" if proposals else "  filters: []",
+    ]
+    for kind in dict.fromkeys(each.kind for each in proposals):
+        lines.append(f"  - kind: {kind}")
+        for each in (proposal for proposal in proposals if proposal.kind == kind):
+            value = f"    {each.limit.field}: {_number(each.value)}"
+            lines.append(f"{value:<36}# quantile {each.quantile:g} of {each.limit.score}")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | int) -> str:
+    """A number as YAML reads it back: 1e-05 would be text without the point."""
+    text = f"{value:.6g}"
+    return text if "e" not in text or "." in text else text.replace("e", ".0e")
+
+
+def _sample_job(spec: JobSpec, uri: str) -> JobSpec:
+    given = spec.as_given()
+    points = {**given["output"].get("points", {}), "format": "none"}
+    quality = {**given.get("quality", {}), "regenerate": 0, "max_quarantined_fraction": 1.0}
+    output = {**given["output"], "uri": uri, "points": points}
+    return load_spec({**given, "name": f"{spec.name} (calibration)", "output": output, "quality": quality})
+
+
+def _plan(spec: JobSpec, samples: int, fingerprint_digest: str) -> list[PlannedShard]:
+    """Shards of the rows that are drawn, at most a batch each, so that all workers have some."""
+    listed = list_files(spec.input, spec.reading)
+    check_columns(listed, spec.input, spec.reading)
+    counts = [count_rows(file, spec.input) for file in listed]
+    per_row = spec.input.samples_per_row
+    places = draw(sum(counts), math.ceil(samples / per_row), spec.seed)
+    if not places:
+        raise InputError(f"input.uri {', '.join(spec.input.uri)} has no rows: give at least one.")
+    ends = np.cumsum(counts)
+    rows = []
+    for place in places:
+        number = int(np.searchsorted(ends, place, side="right"))
+        file, position = listed[number], place - int(ends[number] - counts[number])
+        rows.append(Span(file.uri, file.etag, file.relative_path, position, position + 1))
+    parts = cut_rows(rows, max(1, spec.model.batch_size // per_row))
+    shards = (make_shard(part, 0, fingerprint_digest) for part in parts)
+    return [PlannedShard(shard, per_row, 1, position) for position, shard in enumerate(shards)]
+
+
+def draw(rows: int, wanted: int, seed: int) -> list[int]:
+    """Which of so many rows, in order; all of them where no more are there."""
+    return sorted(random.Random(seed).sample(range(rows), min(rows, wanted)))
+
+
+def _append(ledger: Ledger, shards: Sequence[PlannedShard]) -> None:
+    try:
+        ledger.append_plan(1, shards)
+    except AlreadyExists:
+        if [entry.shard.id for entry in ledger.planned()] != [entry.shard.id for entry in shards]:
+            raise PermanentError(
+                f"{ledger.storage.uri} holds another sample, of other input or another size: give another folder with "
+                "-o, or remove this one."
+            ) from None
+
+
+def _measure(
+    storage: Storage, ledger: Ledger, shards: Sequence[PlannedShard], fingerprint: dict[str, Any]
+) -> Calibration:
+    ids = [entry.shard.id for entry in shards]
+    commits = ledger.read_commits(ids)
+    facts = read_facts(storage, commits, ids)
+    scores: dict[str, list[float]] = {}
+    for each in facts.values():
+        for name, score in each.scores.items():
+            if score is not None and math.isfinite(score):
+                scores.setdefault(name, []).append(score)
+    quarantined = sum(commit.counts["quarantined"] for commit in commits.values())
+    ordered = {name: sorted(values) for name, values in scores.items()}
+    return Calibration(len(facts), quarantined, ordered, fingerprint, now())

@@ -1,0 +1,88 @@
+"""What a name of weights in a spec means.
+
+tiny                                     the checkpoint in this package
+/weights/FLUX.1-dev                      a folder
+/weights/flux1-dev.safetensors           a single file
+black-forest-labs/FLUX.1-dev@0ef5fff     a repository of the hub, at a commit, tag or branch
+hf://owner/name@revision/file.safetensors    a single file in one, as the hub's own file system spells it
+s3://bucket/weights/FLUX.1-dev           a folder, or a single file, in an object store (also gs://, abfs://)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipelines.store.addresses import SCHEMES, normalise
+
+HUB_NAME = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
+SINGLE_FILE = ".safetensors"
+Kind = Literal["local", "hub", "store"]
+
+
+@dataclass(frozen=True)
+class WeightsAddress:
+    """An address taken apart."""
+
+    kind: Kind
+    location: str  # an absolute path, owner/name, or scheme://bucket/key
+    revision: str | None = None  # of the hub
+    file: str | None = None  # in a repository of the hub
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it names one file, and no folder."""
+        return (self.file or self.location).endswith(SINGLE_FILE)
+
+
+def parse_address(value: str) -> WeightsAddress:
+    """Take a name of weights apart.
+
+    Raises:
+        ValueError: a kind of address that is not known, or a hub name that is none.
+    """
+    scheme, separator, rest = value.partition("://")
+    if separator and scheme == "hf":
+        return _hub_address(value, rest)
+    if separator and SCHEMES.get(scheme) != "file":
+        if scheme not in SCHEMES:
+            raise ValueError(f"{scheme}:// is no place for weights: give a path, a hub name, s3://, gs:// or abfs://")
+        return WeightsAddress("store", normalise(value))
+    if separator:
+        return WeightsAddress("local", normalise(value))
+    path = os.path.expanduser(value)
+    looks_like_a_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.endswith(SINGLE_FILE)
+    if value == "tiny":
+        return WeightsAddress("local", value)
+    if looks_like_a_path or os.path.exists(path):
+        return WeightsAddress("local", str(Path(path).absolute()))  # Ray's workers run in other folders
+    return _hub_address(value, value)
+
+
+def spelled(value: str | None) -> str | None:
+    """The one spelling of a name of weights, for the spec. Raises ValueError as `parse_address` does."""
+    if value is None:
+        return None
+    address = parse_address(value)
+    if address.kind != "hub":
+        return address.location
+    revision = f"@{address.revision}" if address.revision else ""
+    return f"hf://{address.location}{revision}/{address.file}" if address.file else f"{address.location}{revision}"
+
+
+def _hub_address(value: str, name: str) -> WeightsAddress:
+    parts = name.split("/")
+    repository, file = "/".join(parts[:2]), "/".join(parts[2:])
+    repository, at, revision = repository.partition("@")
+    if at and not revision:
+        raise ValueError(f"{value!r} has no revision after the @: give a commit, tag or branch, or remove the @")
+    if not HUB_NAME.fullmatch(repository):
+        raise ValueError(
+            f"{value!r} is no path and no name of the hub, which is like owner/name or owner/name@revision"
+        )
+    if file and not file.endswith(SINGLE_FILE):
+        raise ValueError(f"{value!r} names a file that is no {SINGLE_FILE}: weights load from safetensors only")
+    return WeightsAddress("hub", repository, revision or None, file or None)

@@ -1,0 +1,268 @@
+"""Rows -> samples: what to generate, at the model's size, in parts of at most a batch. A bad row is set aside alone.
+
+A shard holds a bounded number of bytes of its sources, whatever its images are: what is beyond is read a second time.
+
+A shard of n samples always gives ceil(n / batch_size) parts (the last ones may be empty), so that the driver can submit
+the whole chain before anything is read. Parts are cut from the samples in order of their size in pixels, so most of
+them hold one size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jointdit.errors import RowError
+from jointdit.geometry.depth import SizeMapping, disparity_from_depth, fit_to_model, plan_fit, source_window
+from pipelines.ledger.entries import PlannedShard
+from pipelines.records import BadRow, Content, Row, Sample, SampleResult, Span
+from pipelines.spec.job import EncodeSpec, PrepareSpec
+from pipelines.stages.context import RunContext
+from pipelines.stages.readers import read_rows
+from pipelines.stages.row_boundary import explain_row_failure
+
+if TYPE_CHECKING:
+    from jointdit.training.pairs import Pair
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """What is known of a shard that took workers down. Ids are sample ids."""
+
+    suspects: frozenset[str] = frozenset()  # generated one by one
+    poison: frozenset[str] = frozenset()  # quarantined without another try
+    poison_rows: frozenset[tuple[int, int]] = frozenset()  # (span, position) of rows that kill their reader
+    unfinishable: frozenset[str] = frozenset()  # they kill the process that scores and encodes them
+
+    def parts(self, samples: int, batch_size: int) -> int:
+        """How many parts a shard of so many samples is read into."""
+        suspects = self.suspected(samples)
+        return math.ceil((samples - suspects) / batch_size) + suspects
+
+    def suspected(self, samples: int) -> int:
+        """How many of a shard's parts, the last ones, hold one suspect each."""
+        return min(len(self.suspects), samples)
+
+
+NO_ISOLATION = Isolation()
+HELD_BYTES = 1 << 30  # of source arrays that a shard keeps from read to finish, and that finish has at once
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A row as read, with its place in the shard; its arrays are at the source's size.
+
+    Beyond HELD_BYTES of a shard it comes without arrays, and finish reads it again: `again` is where.
+    """
+
+    span: int
+    row: Row
+    bytes: int = 0  # of its arrays, also of those that it comes without
+    again: Span | None = None
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """What finish needs beside the model's results."""
+
+    rows: tuple[SourceRow, ...]
+    failed: tuple[SampleResult, ...]  # samples of bad and poison rows
+
+
+def read_shard(
+    context: RunContext, entry: PlannedShard, isolation: Isolation = NO_ISOLATION
+) -> tuple[ShardRows, list[list[Sample]]]:
+    """Read a shard: (rows and the samples that failed already, parts of samples for the model).
+
+    Raises:
+        TransientError, StoreError: the store, not a row.
+    """
+    rows: list[SourceRow] = []
+    failed: list[SampleResult] = []
+    samples: list[Sample] = []
+    held = 0
+    for span, found in _rows(context, entry, isolation):
+        fitted = _fit(context, found)
+        for sample in _samples_of(context, entry, fitted if isinstance(fitted, Sample) else found):
+            if isinstance(fitted, BadRow):
+                failed.append(SampleResult(sample, error=fitted.error, traceback=fitted.traceback))
+            elif sample.id in isolation.poison:
+                failed.append(
+                    SampleResult(sample, error="the model's process died each time this sample was generated.")
+                )
+            else:
+                sample.rgb, sample.disparity, sample.content = fitted.rgb, fitted.disparity, fitted.content
+                samples.append(replace(sample, row=without_arrays(sample.row)))
+        if isinstance(found, Row) and isinstance(fitted, Sample):
+            size = _source_bytes(found)
+            if held + size <= HELD_BYTES:
+                held += size
+                rows.append(SourceRow(span, found, size))
+            else:
+                place = replace(entry.shard.spans[span], start=found.position, stop=found.position + 1)
+                rows.append(SourceRow(span, without_arrays(found), size, place))
+    trusted, suspects = cut_parts(samples, context.spec.model.batch_size, isolation.suspects)
+    alone = isolation.suspected(entry.samples)
+    suspects += [[] for _ in range(alone - len(suspects))]
+    missing = isolation.parts(entry.samples, context.spec.model.batch_size) - len(trusted) - alone
+    return ShardRows(tuple(rows), tuple(failed)), [*trusted, *([] for _ in range(missing)), *suspects]
+
+
+def sample_seed(job_seed: int, row_id: str, index: int) -> int:
+    """63 bits that depend on the job's seed, the row's id and the sample's index, and on nothing else."""
+    digest = hashlib.sha256(f"{job_seed}\0{row_id}\0{index}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def cut_parts(
+    samples: Sequence[Sample], batch_size: int, suspects: frozenset[str]
+) -> tuple[list[list[Sample]], list[list[Sample]]]:
+    """(parts of at most `batch_size` trusted samples, like sizes together; parts of one suspect each)."""
+    trusted = sorted((s for s in samples if s.id not in suspects), key=size_of)  # stable: order of rows within a size
+    parts = [trusted[start : start + batch_size] for start in range(0, len(trusted), batch_size)]
+    return parts, [[sample] for sample in samples if sample.id in suspects]
+
+
+def size_of(sample: Sample) -> tuple[int, ...]:
+    """Height and width of a sample's arrays in pixels; () where the model's size is used."""
+    array = sample.rgb if sample.rgb is not None else sample.disparity
+    return () if array is None else array.shape[:2]
+
+
+def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Iterator[tuple[int, Row | BadRow]]:
+    """(span, row) for each planned row, in order. Rows that kill their reader are not opened again."""
+    spec = context.spec
+    for number, span in enumerate(entry.shard.spans):
+        poison = sorted(position for index, position in isolation.poison_rows if index == number)
+        start = span.start
+        for position in [*poison, span.stop]:
+            if start < position:
+                for row in read_rows(span, start, position, spec.input, spec.reading):
+                    yield number, row
+            if position < span.stop:
+                row_id = f"{span.relative_path}:{position}"
+                yield (
+                    number,
+                    BadRow(row_id, span.uri, position, "the reader's process died each time this row was read."),
+                )
+            start = position + 1
+
+
+def _fit(context: RunContext, row: Row | BadRow) -> Sample | BadRow:
+    """A row's arrays at the model's size, in a sample that is the pattern of all its samples; or why it is bad."""
+    if isinstance(row, BadRow):
+        return row
+    pattern = Sample(id=row.id, row=row, index=0, round=0, seed=0)
+    try:
+        if isinstance(context.spec, PrepareSpec):
+            pattern.rgb = row.rgb  # a teacher brings pictures to its size itself
+        elif isinstance(context.spec, EncodeSpec):
+            pair = pair_to_encode(context, row)
+            pattern.rgb, pattern.disparity = pair.rgb, pair.disparity
+        elif row.rgb is not None:
+            pattern.rgb, mapping = fit_to_model(row.rgb, context.height, context.width, context.spec.model.resize)
+            pattern.content = _content(mapping)
+        elif row.depth is not None:
+            pattern.disparity, mapping = fit_to_model(
+                source_disparity(context, row), context.height, context.width, _resize_of_window(context)
+            )
+            pattern.content = _content(mapping)
+    except Exception as error:  # noqa: BLE001 - the boundary of a row
+        return BadRow(row.id, row.uri, row.position, *explain_row_failure(error, "bringing it to the model's size"))
+    return pattern
+
+
+def _content(mapping: SizeMapping) -> Content:
+    return Content(mapping.pad_top, mapping.pad_left, mapping.content_height, mapping.content_width)
+
+
+def pair_to_encode(context: RunContext, row: Row) -> Pair:
+    """Picture and disparity at the size of the bucket of the nearest aspect. Raises RowError for a constant map."""
+    from jointdit.training.batches import nearest_bucket
+    from jointdit.training.pairs import Pair, fit_to_bucket
+
+    assert isinstance(context.spec, EncodeSpec)
+    assert context.spec.input.depth is not None
+    assert row.rgb is not None
+    assert row.depth is not None
+    buckets = context.spec.buckets or ((context.height, context.width),)
+    disparity = disparity_from_depth(row.depth, row.depth_valid, context.spec.input.depth.kind)
+    bucket = buckets[nearest_bucket(row.rgb.shape[:2], buckets)]
+    try:
+        return fit_to_bucket(Pair(row.rgb, disparity, row.prompt or ""), bucket)
+    except ValueError as error:
+        raise RowError(f"{error}.") from None
+
+
+def source_disparity(context: RunContext, row: Row) -> NDArray[np.float32]:
+    """The relative disparity of a row's depth map at the source's size: of the window that the model sees, for `crop`.
+
+    Raises:
+        RowError: a map without a valid pixel, or a constant one.
+    """
+    assert row.depth is not None
+    assert context.spec.input.depth is not None
+    mapping = plan_fit(row.depth.shape[0], row.depth.shape[1], context.height, context.width, context.spec.model.resize)
+    valid = None if row.depth_valid is None else source_window(row.depth_valid, mapping)
+    return disparity_from_depth(source_window(row.depth, mapping), valid, context.spec.input.depth.kind)
+
+
+def _resize_of_window(context: RunContext) -> Literal["fit", "stretch"]:
+    return "fit" if context.spec.model.resize == "fit" else "stretch"  # a cropped window has the model's aspect
+
+
+def _samples_of(context: RunContext, entry: PlannedShard, found: Sample | Row | BadRow) -> Iterator[Sample]:
+    """The samples of one row, with ids and seeds."""
+    row = found.row if isinstance(found, Sample) else found
+    if isinstance(row, BadRow):
+        row = Row(row.id, row.uri, row.position)
+    for index in entry.indices:
+        seed = sample_seed(context.spec.seed, row.id, index)
+        yield Sample(id=f"{row.id}/{index}", row=row, index=index, round=entry.shard.round, seed=seed)
+
+
+def without_arrays(row: Row) -> Row:
+    """What the worker needs of a row; the rest goes to finish directly."""
+    return replace(row, rgb=None, depth=None, depth_valid=None, rgb_bytes=None)
+
+
+def _source_bytes(row: Row) -> int:
+    arrays = (row.rgb, row.depth, row.depth_valid)
+    return sum(array.nbytes for array in arrays if array is not None) + len(row.rgb_bytes or b"")
+
+
+def read_again(context: RunContext, source: SourceRow) -> Row:
+    """The row with its arrays. Raises RowError where it cannot be read any more."""
+    if source.again is None:
+        return source.row
+    (row,) = read_rows(source.again, source.again.start, source.again.stop, context.spec.input, context.spec.reading)
+    if isinstance(row, BadRow):
+        raise RowError(row.error)
+    return row
+
+
+def cut_by_bytes(rows: ShardRows, results: Sequence[SampleResult]) -> list[list[SampleResult]]:
+    """The results in their order, in chunks whose rows have HELD_BYTES of source arrays at most."""
+    sizes = {(source.row.uri, source.row.position): source.bytes for source in rows.rows}
+    chunks: list[list[SampleResult]] = []
+    left = 0
+    for result in results:
+        size = sizes.get((result.sample.row.uri, result.sample.row.position), 0)
+        if not chunks or size > left:
+            chunks.append([])
+            left = HELD_BYTES
+        chunks[-1].append(result)
+        left -= size
+    return chunks
+
+
+def try_rows(context: RunContext, entry: PlannedShard, span: int, start: int, stop: int) -> None:
+    """Read rows [start, stop) of one of a shard's spans and throw them away: does the process survive it?"""
+    part = replace(entry.shard.spans[span], start=start, stop=stop)
+    read_shard(context, replace(entry, shard=replace(entry.shard, spans=(part,))))

@@ -1,0 +1,165 @@
+"""Comma-separated values with a header (.csv, .csv.gz), quoted as RFC 4180 says. Lines without any value are no rows.
+
+An empty cell is a missing value: CSV has no other way to say so.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import BinaryIO
+
+from jointdit.errors import RowError
+from pipelines.records import SourceFile, Span
+from pipelines.stages.readers.opening import open_text
+from pipelines.stages.readers.rows import RawRow
+from pipelines.stages.readers.text_lines import (
+    BOM,
+    INDEX_EVERY,
+    MAX_LINE_BYTES,
+    UNPACK_ERRORS,
+    RowIndex,
+    bounded_lines,
+    check_encoding,
+)
+
+Record = list[str] | csv.Error
+csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))  # rows.py bounds each field; this is of the process
+
+
+class _Unclosed(csv.Error):
+    """A quote is opened and not closed within MAX_LINE_BYTES or the file: where the records after it begin is lost."""
+
+
+class _Lines:
+    """The lines of a stream as text, counting lines and bytes given out. Bytes that are no UTF-8 become surrogates."""
+
+    def __init__(self, stream: BinaryIO, offset: int) -> None:
+        stream.seek(offset)
+        self._lines, self.offset, self.number = bounded_lines(stream), offset, 0
+        self.begun = 0  # bytes given out before the current record
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line, length = next(self._lines)
+        self.offset += length
+        self.number += 1
+        if length > MAX_LINE_BYTES:
+            if b'"' in line or self.offset - length > self.begun:  # the next line may be inside a quote
+                raise _Unclosed
+            raise csv.Error(f"line of {length} bytes, more than the limit of {MAX_LINE_BYTES >> 20} MiB")
+        if self.offset - self.begun > MAX_LINE_BYTES:
+            raise _Unclosed
+        return line.removeprefix(BOM).decode("utf-8", "surrogateescape")  # files put together have marks inside
+
+
+def _records(lines: _Lines) -> Iterator[Record]:
+    """Records of the lines; one that cannot be parsed is its error, and the next line starts a new one.
+
+    An unclosed quote is the last record. What follows a closing quote must be a comma or the line's end: else a quote
+    that was closed by the next one opened would join two records to a wrong one.
+    """
+    reader = csv.reader(lines, strict=True)
+    while True:
+        first, lines.begun = lines.number + 1, lines.offset
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except _Unclosed:
+            yield _Unclosed(
+                f"a quote is opened in line {first} or soon after and not closed within {MAX_LINE_BYTES >> 20} MiB"
+            )
+            return
+        except csv.Error as error:
+            if str(error) == "unexpected end of data":
+                yield _Unclosed(f"a quote that is opened in line {first} or soon after is never closed")
+                return
+            yield _explained(error, lines.number + 1 - first)
+        else:
+            if record:
+                yield record
+
+
+def _explained(error: csv.Error, lines: int) -> csv.Error:
+    if "new-line character" in str(error):
+        return csv.Error("carriage returns inside: end each line with a line feed")
+    return csv.Error(f"{error}, in a record of {lines} lines" if lines > 1 else error)
+
+
+@lru_cache(maxsize=64)
+def _index(uri: str, etag: str) -> tuple[tuple[str, ...], RowIndex, str]:
+    """(header, index of the records after it, what is wrong with the last) of one version of a file."""
+    offsets, number, unclosed = [], 0, ""
+    try:
+        with open_text(uri) as stream:
+            check_encoding(stream, uri)
+            lines = _Lines(stream, 0)
+            records = _records(lines)
+            header = next(records, [])
+            if isinstance(header, csv.Error):
+                raise RowError(f"{uri} has a header line that is not valid CSV ({header}).")
+            if not header:
+                raise RowError(f"{uri} has no header line, which names the columns of a CSV file.")
+            start = lines.offset
+            for record in records:
+                if number % INDEX_EVERY == 0:
+                    offsets.append(start)
+                number, start = number + 1, lines.offset
+                unclosed = str(record) if isinstance(record, _Unclosed) else ""
+    except UNPACK_ERRORS as error:
+        raise RowError(f"{uri} is damaged ({error}).") from error
+    return tuple(header), RowIndex(number, tuple(offsets)), unclosed
+
+
+def count(file: SourceFile | Span) -> int:
+    """Records after the header. Raises RowError where there is no header, or a quote swallows the rest."""
+    _, index, unclosed = _index(file.uri, file.etag)
+    if unclosed:
+        raise RowError(f"{file.uri} is not valid CSV: {unclosed}, and it swallows all that follows.")
+    return index.rows
+
+
+def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Fields that the header does not name. Raises RowError where it names one twice."""
+    header, _, _ = _index(file.uri, file.etag)
+    _check_unique(file, header, wanted)
+    return [name for name, column in wanted.items() if column not in header], list(header)
+
+
+def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+    """Records by number; one with too few or too many values is bad, because its values may sit in wrong columns."""
+    header, index, unclosed = _index(file.uri, file.etag)
+    _check_unique(file, header, wanted)
+    if start >= min(stop, index.rows):
+        return
+    block = start // INDEX_EVERY
+    columns = {name: header.index(column) for name, column in wanted.items() if column in header}
+    try:
+        with open_text(file.uri) as stream:
+            for number, record in enumerate(_records(_Lines(stream, index.offsets[block])), block * INDEX_EVERY):
+                if number >= min(stop, index.rows):
+                    return
+                if number >= start:
+                    if isinstance(record, _Unclosed):
+                        record = _Unclosed(unclosed)  # which knows the line
+                    yield _raw_row(number, record, len(header), columns)
+    except UNPACK_ERRORS as error:
+        raise RowError(f"{file.uri} is damaged ({error}).") from error
+
+
+def _check_unique(file: SourceFile | Span, header: tuple[str, ...], wanted: Mapping[str, str]) -> None:
+    twice = next((column for column in wanted.values() if header.count(column) > 1), None)
+    if twice is not None:
+        raise RowError(f"{file.uri} names the column {twice!r} {header.count(twice)} times in its header.")
+
+
+def _raw_row(number: int, record: Record, width: int, columns: Mapping[str, int]) -> RawRow:
+    if isinstance(record, csv.Error):
+        return RawRow(number, error=f"record is not valid CSV ({record}).")
+    if len(record) != width:
+        return RawRow(number, error=f"record has {len(record)} values where the header names {width}.")
+    return RawRow(number, {name: record[column] or None for name, column in columns.items()})

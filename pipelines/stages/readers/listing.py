@@ -1,0 +1,137 @@
+"""Files, folders and globs -> a sorted list of source files, each one input version."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import re
+from typing import TYPE_CHECKING, Any
+
+from jointdit.errors import InputError
+from pipelines.records import SourceFile
+from pipelines.stages.readers.images import PICTURE_SUFFIXES
+from pipelines.store.addresses import impossible
+from pipelines.store.explain import explained
+from pipelines.store.safe_text import printable
+from pipelines.store.storage import Storage, etag_of, for_input, uri_of
+
+if TYPE_CHECKING:
+    from pipelines.spec.job import InputSpec
+
+TABLE_SUFFIXES = (".jsonl", ".csv", ".jsonl.gz", ".csv.gz", ".parquet", ".tar")
+DEPTH_MAP_SUFFIXES = (".png", ".npy", ".tif", ".tiff")
+SUFFIXES = {
+    "joint": (".txt", ".txt.gz", *TABLE_SUFFIXES),
+    "depth": (*PICTURE_SUFFIXES, *TABLE_SUFFIXES),
+    "depth-to-image": (*DEPTH_MAP_SUFFIXES, *TABLE_SUFFIXES),
+    "encode": TABLE_SUFFIXES,
+    "prepare": TABLE_SUFFIXES,
+}
+
+
+def list_files(spec_input: InputSpec, task: str) -> list[SourceFile]:
+    """All files that `input.uri` names and the task can read, sorted by uri, each once.
+
+    A folder is listed with its subfolders; in folders and globs, hidden files and files of other kinds are passed over.
+    Links to files are followed, on a local disk, because the folder is the user's own; links to folders are not.
+    Of a dataset that this system published, the latest version's kept samples are listed.
+    Raises InputError for an address that names nothing, StoreError or TransientError for a store that does not answer.
+    """
+    found: dict[str, SourceFile] = {}
+    for uri in spec_input.uri:
+        for file in _list_uri(uri, SUFFIXES[task]):
+            found.setdefault(file.uri, file)
+    return [found[uri] for uri in sorted(found)]
+
+
+def suffix_of(uri: str) -> str:
+    """The suffix that decides the format, lower case: ".jsonl", ".jsonl.gz", ".png"."""
+    name = uri.rsplit("/", 1)[-1].lower()
+    stem, suffix = posixpath.splitext(name)
+    return posixpath.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
+
+
+def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
+    fs, path = for_input(uri)
+    kinds = ", ".join(suffixes)
+    with explained(uri, at_start=True):
+        try:
+            info = fs.info(path)
+        except FileNotFoundError:
+            magic = re.search(r"[*?\[]", path)
+            if magic is None:
+                raise InputError(f"input.uri {printable(uri)} does not exist: correct the address.") from None
+            prefix = path[: magic.start()].rpartition("/")[0]
+            infos = fs.glob(path, detail=True)
+        else:
+            if info["type"] != "directory":
+                if not _is_file(info):
+                    raise InputError(f"input.uri {printable(uri)} is no regular file: give a file or a folder.")
+                if suffix_of(path) not in suffixes:
+                    raise InputError(f"input.uri {printable(uri)} is of no kind this task reads: give one of {kinds}.")
+                try:
+                    return [_source_file(fs, info, posixpath.dirname(path))]
+                except FileNotFoundError:
+                    raise InputError(
+                        f"input.uri {printable(uri)} does not exist any more: correct the address."
+                    ) from None
+            prefix, infos = path.rstrip("/"), _published(uri) or fs.find(path, detail=True)
+    files = []
+    for name, info in infos.items():
+        if _is_file(info) and suffix_of(name) in suffixes and not _is_hidden(name[len(prefix) :]):
+            with contextlib.suppress(FileNotFoundError):  # a local file that was deleted since it was listed
+                files.append(_source_file(fs, info, prefix))
+    if not files:
+        raise InputError(f"input.uri {printable(uri)} has no file that this task reads: give one of {kinds}.")
+    _refuse_mixture(uri, files)
+    return files
+
+
+def _published(uri: str) -> dict[str, dict[str, Any]]:
+    """The tables of kept samples in the latest version, where the folder is a dataset that this system published."""
+    from pipelines.ledger.versions import read_latest
+
+    storage = Storage(uri)
+    version = read_latest(storage)
+    if version is None:
+        return {}
+    return {info["name"]: info for path in version.files_of("kept") for info in [storage.fs.info(storage.path(path))]}
+
+
+def _source_file(fs: Any, info: dict[str, Any], prefix: str) -> SourceFile:
+    """Raises FileNotFoundError for a local file that is gone: what tells its version is asked for here."""
+    name = info["name"]
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise InputError(f"input.uri holds the file {name!r}, whose name is not valid UTF-8: rename it.")
+    uri = uri_of(fs, name)
+    if reason := impossible(name, uri.partition("://")[0] if "://" in uri else ""):
+        raise InputError(f"input.uri holds {uri!r}, whose name {reason}: rename it.")
+    if prefix and not name.startswith(f"{prefix.rstrip('/')}/"):  # a store that takes a//b for a/b
+        raise InputError(f"input.uri {prefix} is listed by its store as {uri!r}: write the address as the store does.")
+    return SourceFile(
+        uri=uri,
+        etag=etag_of(info),
+        size_bytes=int(info["size"]),
+        relative_path=name[len(prefix) :].lstrip("/") if prefix else name.lstrip("/"),
+    )
+
+
+def _is_file(info: dict[str, Any]) -> bool:
+    # fsspec lists a link to a local file as "other".
+    return info["type"] == "file" or (bool(info.get("islink")) and os.path.isfile(info["name"]))
+
+
+def _is_hidden(relative: str) -> bool:
+    return any(part.startswith(".") for part in relative.split("/"))
+
+
+def _refuse_mixture(uri: str, files: list[SourceFile]) -> None:
+    """A folder of pictures with a table about them: both would be read, and each picture labelled twice."""
+    suffixes = {file.relative_path: suffix_of(file.uri) for file in files}
+    tables = [name for name, suffix in suffixes.items() if suffix in TABLE_SUFFIXES]
+    if tables and any(suffix in PICTURE_SUFFIXES + DEPTH_MAP_SUFFIXES for suffix in suffixes.values()):
+        raise InputError(
+            f"input.uri {printable(uri)} holds single pictures and tables ({printable(tables[0])}): name one kind, "
+            "such as folder/*.png or the table alone."
+        )

@@ -1,0 +1,40 @@
+"""Folders of pictures or depth maps: each file is one row.
+
+The prompt of a depth map `a.png` is the text of `a.txt` beside it, if there is one.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Mapping
+
+from pipelines.records import SourceFile, Span
+from pipelines.stages.readers.row_addresses import fetch_for_row
+from pipelines.stages.readers.rows import RawRow
+
+
+def count(file: SourceFile | Span) -> int:
+    """One, whatever is in it."""
+    return 1
+
+
+def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """A picture has no id column. Whether its prompt exists is seen when it is read, one row at a time."""
+    return [name for name in wanted if name == "id"], []
+
+
+def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+    """The one row: its own address as image or depth, and its prompt."""
+    if not start <= 0 < stop:
+        return
+    values: dict[str, str] = {name: file.uri for name in wanted if name in ("image", "depth")}
+    if "prompt" in wanted:
+        try:
+            beside = posixpath.splitext(file.uri)[0] + ".txt"
+            values["prompt"] = fetch_for_row(beside, "prompt", file.uri).decode("utf-8-sig").strip()
+        except FileNotFoundError:
+            pass
+        except UnicodeDecodeError:
+            yield RawRow(0, error="the .txt file beside it is not valid UTF-8 text.")
+            return
+    yield RawRow(0, values)

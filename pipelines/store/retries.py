@@ -1,0 +1,46 @@
+"""How long to wait before a retry, and the driver's own patience with the store. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from jointdit.errors import PermanentError
+from pipelines.store.errors import TransientError
+from pipelines.store.safe_text import mask_secrets
+
+FIRST_BACKOFF_SECONDS, MOST_BACKOFF_SECONDS = 1.0, 60.0
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+
+def backoff_seconds(count: int) -> float:
+    """How long to wait before the retry that follows the count-th fault: doubled each time, never twice the same."""
+    return min(MOST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(count - 1, 16)) * random.uniform(0.5, 1.5)
+
+
+def patiently(call: Callable[[], Result], budget: int) -> Result:
+    """What the driver itself asks of the store, with the same patience as a shard's tasks have.
+
+    `call` may have landed when it is made again.
+    Raises:
+        PermanentError: `budget` retries met transient faults too.
+    """
+    for count in range(1, budget + 1):
+        try:
+            return call()
+        except TransientError as error:
+            seconds = backoff_seconds(count)
+            logger.warning("%s, trying again in %.0f seconds", _sentence(error), seconds)
+            time.sleep(seconds)
+    try:
+        return call()
+    except TransientError as error:
+        raise PermanentError(f"{_sentence(error)}, {budget + 1} times in a row; what is committed stays.") from error
+
+
+def _sentence(error: TransientError) -> str:
+    return mask_secrets(" ".join(str(error).split())).rstrip(".")

@@ -1,0 +1,68 @@
+"""Evaluation on held-out scenes, with estimators whose scores are known beforehand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jointdit.evaluation.baselines import mean_training_disparity
+from jointdit.evaluation.images import opponent_r2, psnr
+from jointdit.evaluation.scenes import evaluate_depth, evaluate_vae, held_out_scenes
+from jointdit.tiny.data import HELD_OUT_SEED, relative_disparity
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return held_out_scenes(12, SIZE, SIZE)
+
+
+@pytest.fixture(scope="module")
+def mean_disparity():
+    return mean_training_disparity(SIZE, SIZE, range(24))
+
+
+def test_scenes_are_held_out_and_skipping_goes_on_where_the_last_ended(scenes):
+    assert scenes[0].seed >= HELD_OUT_SEED
+    assert held_out_scenes(1, SIZE, SIZE, skip=11)[0].caption == scenes[11].caption
+
+
+def test_the_exact_disparity_scores_zero_and_only_with_its_own_picture(scenes, mean_disparity):
+    exact = {scene.rgb.tobytes(): relative_disparity(scene.depth) for scene in scenes}
+    report = evaluate_depth(lambda pictures: [exact[p.tobytes()] for p in pictures], scenes, mean_disparity)
+    assert report.model.abs_rel < 1e-4
+    assert report.model.delta1 == report.model.within_5_percent == 1.0
+    assert report.wrong_picture.abs_rel > 0.05
+    assert report.error_ratio < 1e-3
+
+
+def test_the_mean_disparity_beats_the_constant_and_objects_are_harder_than_the_rest(scenes, mean_disparity):
+    report = evaluate_depth(lambda pictures: [mean_disparity] * len(pictures), scenes, mean_disparity)
+    assert report.model == report.wrong_picture == report.mean_disparity
+    assert report.mean_disparity.abs_rel < 0.7 * report.constant.abs_rel
+    assert report.mean_disparity.object_abs_rel > report.mean_disparity.abs_rel
+    assert report.error_ratio == 1.0
+
+
+def test_psnr_of_a_known_error():
+    black = np.zeros((8, 8, 3), np.uint8)
+    assert psnr(black, black + 16) == pytest.approx(20 * math.log10(255 / 16))
+    assert psnr(black, black) == math.inf
+
+
+def test_a_vae_that_loses_one_axis_is_caught_though_its_psnr_is_fair(scenes):
+    pictures = np.stack([scene.rgb for scene in scenes])
+
+    def without_red_green(batch):
+        mean = batch[..., :2].mean(axis=-1, keepdims=True)
+        return np.concatenate([mean, mean, batch[..., 2:]], axis=-1).astype(np.uint8)
+
+    report = evaluate_vae(without_red_green, pictures)
+    assert report.opponent_r2["yellow_blue"] > 0.99
+    assert report.opponent_r2["red_green"] < 0.3
+    assert report.colours_kept["red"] == 0.0
+    faithful = evaluate_vae(lambda batch: batch, pictures)
+    assert faithful.psnr_db == math.inf
+    assert min(opponent_r2(pictures, pictures).values()) == 1.0
+    assert set(faithful.colours_kept.values()) == {1.0}
