@@ -35,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DATASETS, PICTURES, MODEL = "Datasets", "One picture at a time, on this machine", "The model itself"
+DATASETS, IMAGES, MODEL = "Datasets", "One image at a time, on this machine", "The model itself"
 
 Folder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results; made if missing.")]
 Model = Annotated[str, typer.Option(help="tiny (the packaged checkpoint), a checkpoint folder or a hub name.")]
@@ -50,7 +50,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 @app.callback()
 def root(debug: Debug = False) -> None:
-    """RGB-D datasets from prompts, pictures or depth maps, with JointDiT."""
+    """RGB-D datasets from prompts, images or depth maps, with JointDiT."""
 
 
 for command, example in (
@@ -71,13 +71,11 @@ for command, example in (
     app.command(rich_help_panel=DATASETS, epilog=f"Example: jointdit {example}")(command)
 
 
-@app.command(rich_help_panel=PICTURES, epilog='Example: jointdit generate "a red cube on a blue floor" -o pictures')
+@app.command(rich_help_panel=IMAGES, epilog='Example: jointdit generate "a red cube on a blue floor" -o images')
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shows.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the image shows.")],
     output: Folder,
-    samples: Annotated[
-        int, typer.Option("-n", "--samples", min=1, help="Pictures, with seeds SEED, SEED + 1, ...")
-    ] = 1,
+    samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Images, with seeds SEED, SEED + 1, ...")] = 1,
     model: Model = "tiny",
     seed: Seed = 0,
     steps: Steps = 20,
@@ -85,16 +83,16 @@ def generate(
     height: Size = None,
     width: Size = None,
 ) -> None:
-    """Generate pictures with their depth and points from a prompt."""
-    from jobs.pictures import Sampling, generate_pictures
+    """Generate images with their depth and points from a prompt."""
+    from jobs.images import Sampling, generate_images
     from jobs.report import show_files
 
-    show_files(generate_pictures(prompt, samples, output, Sampling(model, seed, steps, guidance, height, width)))
+    show_files(generate_images(prompt, samples, output, Sampling(model, seed, steps, guidance, height, width)))
 
 
-@app.command(rich_help_panel=PICTURES, epilog="Example: jointdit depth photo.jpg -o depth")
+@app.command(rich_help_panel=IMAGES, epilog="Example: jointdit depth photo.jpg -o depth")
 def depth(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of any size.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images of any size.")],
     output: Folder,
     model: Model = "tiny",
     seed: Seed = 0,
@@ -103,20 +101,20 @@ def depth(
     height: Size = None,
     width: Size = None,
 ) -> None:
-    """Estimate the depth of pictures, at their own size, with points."""
-    from jobs.pictures import Sampling, estimate_depth
+    """Estimate the depth of images, at their own size, with points."""
+    from jobs.images import Sampling, estimate_depth
     from jobs.report import show_files
 
     show_files(estimate_depth(images, output, Sampling(model, seed, steps, guidance, height, width)))
 
 
 @app.command(
-    rich_help_panel=PICTURES,
+    rich_help_panel=IMAGES,
     epilog='Example: jointdit restyle map.png "a green cube" -o restyled',
 )
 def restyle(
     depth: Annotated[Path, typer.Argument(metavar="DEPTH", help="A depth map: 16-bit PNG or npy.")],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shows.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the image shows.")],
     output: Folder,
     kind: Annotated[
         Literal["disparity", "metric"] | None,
@@ -124,9 +122,7 @@ def restyle(
             help="disparity: near is high, what `jointdit depth` writes and the default for PNG. metric: near is low."
         ),
     ] = None,
-    samples: Annotated[
-        int, typer.Option("-n", "--samples", min=1, help="Pictures, with seeds SEED, SEED + 1, ...")
-    ] = 1,
+    samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Images, with seeds SEED, SEED + 1, ...")] = 1,
     model: Model = "tiny",
     seed: Seed = 0,
     steps: Steps = 20,
@@ -134,8 +130,8 @@ def restyle(
     height: Size = None,
     width: Size = None,
 ) -> None:
-    """Generate pictures that have the geometry of a depth map."""
-    from jobs.pictures import Sampling, restyle_depth
+    """Generate images that have the geometry of a depth map."""
+    from jobs.images import Sampling, restyle_depth
     from jobs.report import show_files
 
     sampling = Sampling(model, seed, steps, guidance, height, width)
@@ -149,7 +145,7 @@ def restyle(
 )
 def prepare(
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGES...", help="Folders, globs or tables of pictures, local or s3://.")
+        list[str], typer.Argument(metavar="IMAGES...", help="Folders, globs or tables of images, local or s3://.")
     ],
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="URI", help="The dataset: a folder or s3:// prefix.")
@@ -163,7 +159,7 @@ def prepare(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Label pictures for training: depth by teachers, captions by a captioner or as given; goes on where it stopped."""
+    """Label images for training: depth by teachers, captions by a captioner or as given; goes on where it stopped."""
     from jobs.report import log_progress, show_run
     from pipelines.run.job import run_job
     from pipelines.spec.job import load_spec
@@ -205,9 +201,9 @@ def evaluate(
         ),
     ] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=2, help="Held-out scenes.")] = 200,
-    prompts: Annotated[int, typer.Option(min=2, help="Pictures that are generated, of each task.")] = 36,
+    prompts: Annotated[int, typer.Option(min=2, help="Images that are generated, of each task.")] = 36,
     depth_steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps of depth.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps of pictures.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps of images.")] = 20,
     ensemble: Annotated[int, typer.Option(min=1, max=50, help="Depth estimates merged into one.")] = 1,
     baseline: Annotated[
         list[str] | None,
@@ -286,7 +282,7 @@ def scenes(
     height: Annotated[int, typer.Option(min=16, help="Pixels.")] = 128,
     width: Annotated[int, typer.Option(min=16, help="Pixels.")] = 128,
 ) -> None:
-    """Render scenes with exact depth: pictures, disparity, depth in metres, captions and intrinsics."""
+    """Render scenes with exact depth: images, disparity, depth in metres, captions and intrinsics."""
     from jobs.report import show_progress
     from jobs.scenes import write_scenes
     from jointdit.tiny.data import HELD_OUT_SEED

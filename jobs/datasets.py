@@ -112,12 +112,12 @@ def retry(
         bool, typer.Option("--quarantined", help="What could not be read or made; its cause should be mended.")
     ] = False,
     rejected: Annotated[
-        bool, typer.Option("--rejected", help="What filters rejected: the same pictures under the next run's filters.")
+        bool, typer.Option("--rejected", help="What filters rejected: the same images under the next run's filters.")
     ] = False,
 ) -> None:
     """Plan samples again, with the ids and seeds they have; the next run makes them and its version has the new ones.
 
-    Rejected prompts get new pictures by quality.regenerate, not here.
+    Rejected prompts get new images by quality.regenerate, not here.
     """
     from jobs.report import show_retry
     from pipelines.plan.retry import plan_retry
@@ -140,7 +140,7 @@ def refilter(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a version with other filters from the stored scores: no GPU, no Ray, no picture decoded.
+    """Publish a version with other filters from the stored scores: no GPU, no Ray, no image decoded.
 
     They hold for what later runs make too, until the next refilter. The original ones give the original version back.
     """

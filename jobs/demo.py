@@ -2,11 +2,11 @@
 
     scenes           24 held-out scenes with exact depth           demo-output/scenes
     calibration      16 of the joint samples, for a threshold      demo-output/joint-calibration
-    joint            26 prompts -> pictures with depth             demo-output/joint
-    depth            28 pictures -> their depth                    demo-output/depth
-    depth-to-image   the scenes' depth, other prompts -> pictures  demo-output/depth-to-image
+    joint            26 prompts -> images with depth             demo-output/joint
+    depth            28 images -> their depth                    demo-output/depth
+    depth-to-image   the scenes' depth, other prompts -> images  demo-output/depth-to-image
 
-As in any corpus a few rows are unfit: a prompt is empty and one asks for a watermark; of the pictures one is a copy,
+As in any corpus a few rows are unfit: a prompt is empty and one asks for a watermark; of the images one is a copy,
 one blank, one noise, one cut short. The worst quarter of the joint samples, by self-consistency, gets another seed.
 
 A run starts clean: it removes what the last one left in these five folders.
@@ -45,20 +45,20 @@ from pipelines.ledger.versions import Version, read_latest, read_outcomes
 from pipelines.run.calibrate import calibrate, load_to_calibrate
 from pipelines.run.job import RunSummary, run_job
 from pipelines.spec.job import JobSpec, load_spec
-from pipelines.stages.readers.images import decode_picture
+from pipelines.stages.readers.images import decode_image
 from pipelines.store.storage import Storage
 
 OUTPUT = Path("demo-output")
 SCENES = 24
 CALIBRATED = 16  # samples: two batches; of 8 a quartile was far from that of all
-COPIED = 3  # the scene whose picture is in the corpus a second time
+COPIED = 3  # the scene whose image is in the corpus a second time
 SPEC = "demo.yaml"
 FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One of the three jobs after it ran, with what its pictures or depth maps are worth and what was not kept."""
+    """One of the three jobs after it ran, with what its images or depth maps are worth and what was not kept."""
 
     spec: JobSpec
     summary: RunSummary
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def render(folder: Path) -> None:
-    """The scenes; beside them their captions in other colours, and their pictures with what is unfit among them."""
+    """The scenes; beside them their captions in other colours, and their images with what is unfit among them."""
     show_progress(write_scenes(folder, SCENES, HELD_OUT_SEED), SCENES, f"scenes in {folder}")
     lines = (folder / "metadata.jsonl").read_text().splitlines()
     recoloured = [row | {"caption": recolour(row["caption"])} for row in map(json.loads, lines)]
@@ -97,7 +97,7 @@ def render(folder: Path) -> None:
 
 
 def write_unfit(folder: Path) -> list[Path]:
-    """Four pictures that no corpus should keep, beside the scenes' pictures."""
+    """Four images that no corpus should keep, beside the scenes' images."""
     source = folder / f"{COPIED:06d}.png"
     paths = [folder / name for name in ("copy.jpg", "blank.png", "noise.png", "cut.png")]
     with Image.open(source) as scene:
@@ -140,7 +140,7 @@ def run(spec: JobSpec) -> Finished:
     assert version is not None, "the job has just published one"
     rows = read_rows(storage, version, "kept", ["source", "prompt", "rgb", "depth"])
     rows.sort(key=lambda row: str(row["source"]))
-    worth = judge_depth(rows) if spec.task == "depth" else judge_pictures(rows)
+    worth = judge_depth(rows) if spec.task == "depth" else judge_images(rows)
     return Finished(spec, summary, is_whole, worth, tell_lost(storage, version))
 
 
@@ -168,7 +168,7 @@ def tell_lost(storage: Storage, version: Version) -> list[str]:
 
 
 def judge_depth(rows: Sequence[dict[str, Any]]) -> str:
-    """Depth against the exact depth, beside two baselines that see no picture."""
+    """Depth against the exact depth, beside two baselines that see no image."""
     scenes = {f"{number:06d}": scene for number, scene in enumerate(held_out_scenes(SCENES))}
     rows = [row for row in rows if row["source"] in scenes]  # of what else may be kept the depth is not known
     shown = [scenes[row["source"]] for row in rows]
@@ -183,9 +183,9 @@ def judge_depth(rows: Sequence[dict[str, Any]]) -> str:
     return f"{told(model)}\nmean training disparity: {told(mean)}\nconstant: {told(constant)}"
 
 
-def judge_pictures(rows: Sequence[dict[str, Any]]) -> str:
-    """How many of the colours that the prompts name are in the pictures."""
-    pictures = [decode_picture(row["rgb"]["bytes"])[0] for row in rows]
+def judge_images(rows: Sequence[dict[str, Any]]) -> str:
+    """How many of the colours that the prompts name are in the images."""
+    pictures = [decode_image(row["rgb"]["bytes"])[0] for row in rows]
     prompts = [str(row["prompt"]) for row in rows]
     found, chance = check_colours(pictures, prompts), check_colours(pictures, [*prompts[1:], prompts[0]])
     return f"{found.found:.0%} of the colours named in the prompts\n{chance.found:.0%} with the prompts swapped"

@@ -228,7 +228,7 @@ def show_validation(found: Validation) -> bool:
         say(f"note: {note}")
     for problem in found.problems:
         say(problem)
-    read = f"{several(found.files, 'file')}, {readable(found.bytes)}, {several(found.pictures, 'picture')}"
+    read = f"{several(found.files, 'file')}, {readable(found.bytes)}, {several(found.images, 'image')}"
     read += f", {several(found.pointclouds, 'point cloud')}" if found.pointclouds else ""
     if found.problems:
         say(f"{found.output} is damaged: {several(len(found.problems), 'problem')} in {read}.")
@@ -246,7 +246,7 @@ def show_retry(plan: RetryPlan) -> None:
     say(f"planned again: {planned}: {counted(plan.counts)}")
     say("`jointdit run` makes them; in the version it publishes they take the place of the old ones.")
     if plan.counts.get("rejected"):
-        say("Their seeds stay: other pictures for rejected prompts come by quality.regenerate.")
+        say("Their seeds stay: other images for rejected prompts come by quality.regenerate.")
 
 
 def show_refilter(found: Refiltered) -> None:
@@ -260,7 +260,7 @@ def show_refilter(found: Refiltered) -> None:
     if version.reasons:
         say(f"rejected by: {', '.join(f'{kind} {number}' for kind, number in version.reasons.items())}")
     if found.without_points:
-        say(f"{several(found.without_points, 'kept sample')} without a point cloud: their pictures are not stored.")
+        say(f"{several(found.without_points, 'kept sample')} without a point cloud: their images are not stored.")
     say(f"version {version.number} published: {counted(version.counts)}")
     say("These filters hold for later runs too, until the next refilter.")
 

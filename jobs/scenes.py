@@ -1,11 +1,11 @@
-"""Rendered scenes as a folder: pictures, their exact depth, and captions. Input for every task, with known answers.
+"""Rendered scenes as a folder: images, their exact depth, and captions. Input for every task, with known answers.
 
-    rgb/000000.png         the picture
+    rgb/000000.png         the image
     disparity/000000.png   relative disparity, 16 bit, 65535 nearest
     depth/000000.npy       float32 (H, W), metres along the camera's z axis
     metadata.jsonl         a line a scene: id, seed, caption, files, size, intrinsics in pixels, what is in it
 
-As inputs of a job: metadata.jsonl holds prompts (`columns: {prompt: caption}`), rgb/ pictures, the others depth maps.
+As inputs of a job: metadata.jsonl holds prompts (`columns: {prompt: caption}`), rgb/ images, the others depth maps.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ Read the files in this order:
     joint_attention.py   the connection between the two branches, and its weights
     transformer.py       the network: both branches as one batch [rgb; depth]
     official.py          published checkpoints <-> ours; official_vae.py: FLUX's autoencoder
-    latents.py           pictures <-> latents <-> tokens; noise by seed
+    latents.py           images <-> latents <-> tokens; noise by seed
     denoising.py         the one sampling loop of all three tasks
     condition_cache.py   the given half of the network, kept over sampling steps
-    pipeline.py          JointDiTPipeline: prompts, pictures and depth in, RGB and depth out
+    pipeline.py          JointDiTPipeline: prompts, images and depth in, RGB and depth out
     pixels.py            what a caller gives it, checked, and its way into and out of the VAE
     base_network.py      the FLUX that an adapter is put on: folder or single file
     checkpoint_files.py  safetensors only, checked by name and shape

@@ -1,7 +1,7 @@
 """The one sampling loop: Euler steps from noise to latents, for all three tasks.
 
 What differs between the tasks is the noise level each half is given: `joint` takes both halves from t = 1 to 0;
-`depth` holds RGB at t = 0, where its latents are the picture's; `depth-to-image` holds depth there.
+`depth` holds RGB at t = 0, where its latents are the image's; `depth-to-image` holds depth there.
 
 `rgb_refresh` trades that clean half's part of the work for an approximation: it is computed every so many steps.
 """
@@ -45,7 +45,7 @@ def denoise(
     """Sample packed latents of RGB and depth, (B, N, C) each.
 
     noise: standard normal (rgb, depth), packed latents (B, N, C); the trajectory keeps its dtype, the network runs in
-    its own. condition: packed latents (B, N, C) of the picture for `depth`, of the depth map for `depth-to-image`,
+    its own. condition: packed latents (B, N, C) of the image for `depth`, of the depth map for `depth-to-image`,
     None for `joint`. It is put back before every step and returned as it is (the authors' code returns it one Euler
     step off). prompt_embeds (B, T, D) and pooled_prompt_embeds (B, P) serve both halves (given for 2B rows, they are
     taken as they are). guidance_scale is ignored by a network without guidance_embeds. rgb_refresh: the clean half

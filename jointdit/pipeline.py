@@ -1,4 +1,4 @@
-"""JointDiTPipeline: prompts, pictures and depth in, RGB and relative disparity out.
+"""JointDiTPipeline: prompts, images and depth in, RGB and relative disparity out.
 
 Shapes: B samples, H x W pixels, N packed image tokens, T text tokens. All samples of a call have one size, a multiple
 of 16 pixels for FLUX's VAE; sizes of any kind are fitted by `jointdit.geometry.depth`.
@@ -56,7 +56,7 @@ EMPTY_PROMPT = " "  # what the authors use for depth estimation and for dropped 
 class JointDiTOutput:
     """What a call returns, one row a sample.
 
-    `disparity` is relative: 1 nearest, 0 farthest in each picture, by the min and max of the decoded map. The task's
+    `disparity` is relative: 1 nearest, 0 farthest in each image, by the min and max of the decoded map. The task's
     input comes back as it was given. A sample whose numbers are not finite has `finite` False, NaN disparity and
     black pixels; its neighbours are not touched.
     """
@@ -67,7 +67,7 @@ class JointDiTOutput:
 
 
 class JointDiTPipeline(DiffusionPipeline):
-    """RGB and depth together (`joint`), depth of a picture (`depth`), or a picture of a depth map (`depth-to-image`).
+    """RGB and depth together (`joint`), depth of an image (`depth`), or an image of a depth map (`depth-to-image`).
 
     Components as in diffusers' FluxPipeline without a scheduler: JointDiT's transformer, VAE, CLIP (pooled output)
     and T5 (token states) with their tokenizers. `default_height` and `default_width` (pixels),
@@ -220,9 +220,9 @@ class JointDiTPipeline(DiffusionPipeline):
         """
         check_task(task)
         prompts = one_each("prompt", [prompt] if prompt is None or isinstance(prompt, str) else list(prompt), seeds)
-        pictures = check_images(image, seeds, task)
+        images = check_images(image, seeds, task)
         maps = check_disparities(disparity, seeds, task)
-        height, width = self._size(height, width, pictures if pictures is not None else maps)
+        height, width = self._size(height, width, images if images is not None else maps)
         if guidance_scale is None:
             guidance_scale = self.config.default_depth_guidance if task == "depth" else GUIDANCE
 
@@ -231,8 +231,8 @@ class JointDiTPipeline(DiffusionPipeline):
         noise = self.prepare_noise(seeds, height, width)
         condition = None
         with step_of(self.stopwatch, "encode"):
-            if pictures is not None:
-                condition = self.encode_pixels(image_to_vae(pictures))
+            if images is not None:
+                condition = self.encode_pixels(image_to_vae(images))
             elif maps is not None:
                 condition = self.encode_pixels(disparity_to_vae(maps))
 
@@ -254,14 +254,14 @@ class JointDiTPipeline(DiffusionPipeline):
 
         finite = np.ones(len(seeds), dtype=bool)
         with step_of(self.stopwatch, "decode"):
-            if pictures is None:
-                pictures, finite = vae_to_image(self.decode_pixels(rgb, height, width))
+            if images is None:
+                images, finite = vae_to_image(self.decode_pixels(rgb, height, width))
             if maps is None:
                 maps = vae_to_disparity(self.decode_pixels(depth, height, width))
         finite &= np.isfinite(maps).all(axis=(1, 2))
         self.maybe_free_model_hooks()
         return JointDiTOutput(
-            rgb=np.where(finite[:, None, None, None], pictures, np.uint8(0)),
+            rgb=np.where(finite[:, None, None, None], images, np.uint8(0)),
             disparity=np.where(finite[:, None, None], maps, np.float32(np.nan)),
             finite=finite,
         )

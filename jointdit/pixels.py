@@ -1,4 +1,4 @@
-"""Pictures and disparity maps as a caller gives them, checked, and their way into and out of the VAE.
+"""Images and disparity maps as a caller gives them, checked, and their way into and out of the VAE.
 
 Depth enters the VAE as relative disparity spread to [-1, 1] and repeated to three channels, and leaves it as the
 channel mean in float32: bfloat16 and 8 bits ruin far depth.
@@ -30,7 +30,7 @@ def one_each(name: str, values: list[Any], seeds: Sequence[int]) -> list[Any]:
 
 
 def check_images(image: object, seeds: Sequence[int], task: str) -> NDArray[np.uint8] | None:
-    """Pictures of one size as (B, H, W, 3) uint8 for the task depth, else None. Raises InputError for anything else."""
+    """Images of one size as (B, H, W, 3) uint8 for the task depth, else None. Raises InputError for anything else."""
     arrays = _arrays("image", image, seeds, ndim=3, task=task, needed=task == "depth")
     if arrays is None:
         return None
@@ -93,7 +93,7 @@ def vae_to_image(decoded: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.b
 
 
 def vae_to_disparity(decoded: torch.Tensor) -> NDArray[np.float32]:
-    """(B, 3, H, W) -> (B, H, W): channel mean, then min-max a picture to [0, 1]; a map without any relief becomes 0."""
+    """(B, 3, H, W) -> (B, H, W): channel mean, then min-max an image to [0, 1]; a map without any relief becomes 0."""
     maps = decoded.mean(dim=1)
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return ((maps - low) / torch.where(high > low, high - low, 1)).numpy()

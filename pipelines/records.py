@@ -68,7 +68,7 @@ class Row:
     rgb: NDArray[np.uint8] | None = None  # (H, W, 3) at the source's size
     depth: NDArray[np.float32] | None = None  # (H, W) at the source's size, in the units of input.depth
     depth_valid: NDArray[np.bool_] | None = None  # (H, W) False where the map has a hole
-    rgb_bytes: bytes | None = None  # the encoded picture as found, for output.rgb: copy without encoding it again
+    rgb_bytes: bytes | None = None  # the encoded image as found, for output.rgb: copy without encoding it again
 
 
 @dataclass(frozen=True)

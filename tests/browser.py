@@ -15,7 +15,7 @@ ARGUMENTS = (
     "--enable-unsafe-swiftshader",
     "--disable-gpu-compositing",  # the page itself is drawn without WebGL: ten times as fast on two cores
 )
-# Of the software WebGL when a screenshot reads its picture back, not of the page.
+# Of the software WebGL when a screenshot reads its image back, not of the page.
 DRIVER_MESSAGE = "GL Driver Message"
 DEADLINE = 40_000  # milliseconds for one thing to come about: a busy machine draws points without a graphics card
 expect.set_options(timeout=DEADLINE)

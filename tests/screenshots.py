@@ -1,4 +1,4 @@
-"""The README's pictures of the gallery, from a real one: python -m tests.screenshots demo-output/depth-to-image docs"""
+"""The README's images of the gallery, from a real one: python -m tests.screenshots demo-output/depth-to-image docs"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMBER = 3  # the sample that is opened: neither the first nor chosen for its lo
 
 
 def main(dataset: str, output: str) -> None:
-    """Two pictures, some 200 kB in all, of the gallery of a dataset in a local folder."""
+    """Two images, some 200 kB in all, of the gallery of a dataset in a local folder."""
     executable = find_chromium()
     if executable is None:
         sys.exit("There is no Chromium: tests/install_tools.sh, or apt-get install chromium.")

@@ -87,7 +87,7 @@ def save_clip(folder: Path) -> Path:
     )
     model = CLIPModel(config)
     with torch.no_grad():
-        model.text_projection.weight.neg_()  # with these random weights texts and pictures are opposites otherwise
+        model.text_projection.weight.neg_()  # with these random weights texts and images are opposites otherwise
     model.save_pretrained(folder)
     images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(images, tokenizer).save_pretrained(folder)

@@ -2,7 +2,7 @@
 
 context.py         the checkpoint, its sizes, what several parts share
 depth.py           vae, depth, styles, lifting, steps
-pictures.py        joint, restyle, spectra
+images.py        joint, restyle, spectra
 benchmarks.py      zero-shot depth on data sets, published figures beside it
 sheets.py  spectra_figure.py   what there is to look at
 """

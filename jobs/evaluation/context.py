@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from jointdit.evaluation.features import Clip, FeatureNetwork
 
 BATCH = 9
-PROMPTS_AFTER = 1000  # held-out scenes between those whose pictures and those whose captions are used
+PROMPTS_AFTER = 1000  # held-out scenes between those whose images and those whose captions are used
 SHOWN = 12  # scenes on a sheet
 
 
 class Sizes(NamedTuple):
-    """How much is computed: scenes, prompts, steps of depth and of pictures, estimates that are merged into one."""
+    """How much is computed: scenes, prompts, steps of depth and of images, estimates that are merged into one."""
 
     scenes: int = 200
     prompts: int = 36
@@ -38,13 +38,13 @@ class Sizes(NamedTuple):
     ensemble: int = 1
 
 
-class Pictures(NamedTuple):
-    """Generated pictures (H, W, 3) with their disparities (H, W), and the prompts they were made from."""
+class Images(NamedTuple):
+    """Generated images (H, W, 3) with their disparities (H, W), and the prompts they were made from."""
 
     rgb: list[NDArray[np.uint8]]
     disparity: list[NDArray[np.float32]]
     prompts: list[str]
-    seconds: float  # a picture
+    seconds: float  # an image
 
 
 @dataclass
@@ -82,7 +82,7 @@ class SceneEvaluation:
 
     @cached_property
     def scenes(self) -> list[Scene]:
-        """Scenes whose pictures and depth are used."""
+        """Scenes whose images and depth are used."""
         return held_out_scenes(self.sizes.scenes, *self.size)
 
     @cached_property
@@ -92,7 +92,7 @@ class SceneEvaluation:
 
     @cached_property
     def estimated(self) -> list[NDArray[np.float32]]:
-        """Its disparities (H, W) of the scenes' pictures."""
+        """Its disparities (H, W) of the scenes' images."""
         return self.estimate([scene.rgb for scene in self.scenes])
 
     @cached_property
@@ -103,20 +103,20 @@ class SceneEvaluation:
 
     @cached_property
     def captions(self) -> list[str]:
-        """Captions of held-out scenes whose pictures are not used."""
+        """Captions of held-out scenes whose images are not used."""
         return [scene.caption for scene in held_out_scenes(self.sizes.prompts, *self.size, skip=PROMPTS_AFTER)]
 
     @cached_property
-    def generated(self) -> Pictures:
+    def generated(self) -> Images:
         """Joint samples of the captions."""
         return generate(self.pipe, self.captions, self.sizes.steps)
 
 
 def generate(
     pipe: JointDiTPipeline, prompts: Sequence[str], steps: int, disparities: Sequence[NDArray[np.float32]] | None = None
-) -> Pictures:
-    """One picture and its disparity a prompt, with seeds 0, 1, ... Raises InputError where one is not finite."""
-    pictures: list[NDArray[np.uint8]] = []
+) -> Images:
+    """One image and its disparity a prompt, with seeds 0, 1, ... Raises InputError where one is not finite."""
+    images: list[NDArray[np.uint8]] = []
     maps: list[NDArray[np.float32]] = []
     start_time = time.perf_counter()
     for start in range(0, len(prompts), BATCH):
@@ -128,9 +128,9 @@ def generate(
         out = pipe(prompt=list(prompts[part]), seeds=seeds, num_inference_steps=steps, **given)
         if not out.finite.all():
             raise InputError(f"{int((~out.finite).sum())} of {len(seeds)} samples are not finite: try --dtype float32.")
-        pictures.extend(out.rgb)
+        images.extend(out.rgb)
         maps.extend(out.disparity)
-    return Pictures(pictures, maps, list(prompts), (time.perf_counter() - start_time) / len(prompts))
+    return Images(images, maps, list(prompts), (time.perf_counter() - start_time) / len(prompts))
 
 
 def exact(scene: Scene) -> NDArray[np.float32]:

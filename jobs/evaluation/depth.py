@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.evaluation.context import BATCH, SHOWN, SceneEvaluation, exact, generate
-from jobs.evaluation.sheets import Picture, grey, save_sheet, stretched
+from jobs.evaluation.sheets import Image, grey, save_sheet, stretched
 from jointdit.evaluation.alignment import fit_scale_shift
 from jointdit.evaluation.baselines import constant_disparity
 from jointdit.evaluation.estimators import JointDiTEstimator
@@ -44,11 +44,11 @@ STEPS_COLUMNS = (
 
 def vae_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
     """The autoencoder's round trip."""
-    pictures = np.stack([scene.rgb for scene in evaluation.scenes])
-    report = evaluate_vae(lambda batch: _reconstruct(evaluation, batch), pictures)
+    images = np.stack([scene.rgb for scene in evaluation.scenes])
+    report = evaluate_vae(lambda batch: _reconstruct(evaluation, batch), images)
     axes = [Column(f"R² {axis.replace('_', '-')}") for axis in report.opponent_r2]
     columns = [Column("PSNR, dB", ".1f"), *axes, Column("worst colour kept", ".0%")]
-    table = ResultTable("Autoencoder", f"round trip of {len(pictures)} held-out pictures", columns)
+    table = ResultTable("Autoencoder", f"round trip of {len(images)} held-out images", columns)
     kept = [share for share in report.colours_kept.values() if np.isfinite(share)]
     table.measured(evaluation.label, _row(columns, [report.psnr_db, *report.opponent_r2.values(), min(kept)]))
     evaluation.details["vae"] = asdict(report)
@@ -56,7 +56,7 @@ def vae_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 
 def depth_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """Depth of pictures, beside another picture's, baselines that see none, and transformers models."""
+    """Depth of images, beside another image's, baselines that see none, and transformers models."""
     scenes, found = evaluation.scenes, evaluation.estimated
     height, width = scenes[0].depth.shape
     blind = {
@@ -64,13 +64,13 @@ def depth_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
         "constant": score_depth([constant_disparity(height, width)] * len(scenes), scenes),
     }
     model = score_depth(found, scenes)
-    scores = {evaluation.label: model, "the next scene's picture": score_depth([*found[1:], found[0]], scenes)}
+    scores = {evaluation.label: model, "the next scene's image": score_depth([*found[1:], found[0]], scenes)}
     scores |= {**blind, **_baseline_scores(evaluation, scenes)}
     table = ResultTable(f"Depth on {len(scenes)} scenes", evaluation.protocol, DEPTH_COLUMNS)
     for method, score in scores.items():
         table.measured(method, _depth_row(score))
     ratio = model.abs_rel / min(score.abs_rel for score in blind.values())
-    table.notes.append(f"error over that of the better baseline that sees no picture: {ratio:.2f}")
+    table.notes.append(f"error over that of the better baseline that sees no image: {ratio:.2f}")
     evaluation.details["depth"] = {method: asdict(score) for method, score in scores.items()} | {"error_ratio": ratio}
     cells = [(s.rgb, grey(exact(s)), grey(d)) for s, d in zip(scenes[:SHOWN], found, strict=False)]
     save_sheet(evaluation.output / "depth.png", cells)
@@ -84,7 +84,7 @@ def style_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
     scenes = evaluation.scenes
     table = ResultTable(f"Depth on {len(scenes)} scenes by style", evaluation.protocol, DEPTH_COLUMNS)
     table.measured(f"{evaluation.label}, as rendered", _depth_row(score_depth(evaluation.estimated, scenes)))
-    cells: list[list[Picture]] = [[] for _ in scenes[:SHOWN]]
+    cells: list[list[Image]] = [[] for _ in scenes[:SHOWN]]
     for style, draw in STYLES.items():
         drawn = [draw(scene) for scene in scenes]
         found = evaluation.estimate([scene.rgb for scene in drawn])
@@ -100,7 +100,7 @@ def style_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 
 def lifting_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """Points of pictures: flat planes, bent walls, distance to the exact surface."""
+    """Points of images: flat planes, bent walls, distance to the exact surface."""
     scenes = evaluation.scenes
     how = f"{evaluation.protocol}; exact intrinsics; lengths in % of the distance to the camera"
     table = ResultTable(f"3D lifting of {len(scenes)} scenes", how, LIFTING_COLUMNS)
@@ -124,15 +124,15 @@ def step_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
     scenes, prompts = evaluation.scenes[:STEPS_SCENES], evaluation.captions
     how = f"{len(scenes)} held-out scenes and {len(prompts)} prompts; seconds on this machine, in batches of {BATCH}"
     table = ResultTable("Sampling steps", how, STEPS_COLUMNS)
-    cells: list[list[Picture]] = [[scene.rgb, grey(exact(scene))] for scene in scenes[:SHOWN]]
+    cells: list[list[Image]] = [[scene.rgb, grey(exact(scene))] for scene in scenes[:SHOWN]]
     for steps in STEPS_COMPARED:
         start = time.perf_counter()
         found = depth_estimator(evaluation.pipe, steps, BATCH)([scene.rgb for scene in scenes])
         seconds = (time.perf_counter() - start) / len(scenes)
-        pictures = generate(evaluation.pipe, prompts, steps)
+        images = generate(evaluation.pipe, prompts, steps)
         values = _depth_row(score_depth(found, scenes))
-        values |= {"s/depth map": seconds, "s/joint sample": pictures.seconds}
-        values["colours found"] = check_colours(pictures.rgb, prompts).found
+        values |= {"s/depth map": seconds, "s/joint sample": images.seconds}
+        values["colours found"] = check_colours(images.rgb, prompts).found
         table.measured(f"{evaluation.label}, {steps} steps", values)
         for cell, disparity in zip(cells, found, strict=False):
             cell.append(grey(disparity))
@@ -141,7 +141,7 @@ def step_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 
 def _uncertainty(evaluation: SceneEvaluation) -> str:
-    """A sheet of picture, error and uncertainty; one sentence on whether the two go together."""
+    """A sheet of image, error and uncertainty; one sentence on whether the two go together."""
     sizes = evaluation.sizes
     estimator = JointDiTEstimator(evaluation.pipe, evaluation.label, sizes.depth_steps, ensemble=sizes.ensemble)
     cells, correlations = [], []
@@ -165,17 +165,17 @@ def _baseline_scores(evaluation: SceneEvaluation, scenes: Sequence[Scene]) -> di
     }
 
 
-def _reconstruct(evaluation: SceneEvaluation, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures (N, H, W, 3) through the VAE and back."""
+def _reconstruct(evaluation: SceneEvaluation, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images (N, H, W, 3) through the VAE and back."""
     import torch
 
     from jointdit.pixels import image_to_vae, vae_to_image
 
-    pipe, (height, width) = evaluation.pipe, pictures.shape[1:3]
+    pipe, (height, width) = evaluation.pipe, images.shape[1:3]
     batches = []
     with torch.no_grad():
-        for start in range(0, len(pictures), BATCH):
-            latents = pipe.encode_pixels(image_to_vae(pictures[start : start + BATCH]))
+        for start in range(0, len(images), BATCH):
+            latents = pipe.encode_pixels(image_to_vae(images[start : start + BATCH]))
             batches.append(vae_to_image(pipe.decode_pixels(latents, height, width))[0])
     return np.concatenate(batches)
 

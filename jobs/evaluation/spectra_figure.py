@@ -28,7 +28,7 @@ def spectra_figure(spectra: BranchSpectra) -> Image.Image:
             Line(radii[1:], spectra.clean[branch][step][1:], _between(step / max(1, steps - 1)), f"step {step + 1}")
             for step in drawn
         ]
-        charts.append(line_chart(title, "cycles a picture", "power of the clean estimate", lines, log_y=True))
+        charts.append(line_chart(title, "cycles an image", "power of the clean estimate", lines, log_y=True))
     for of, label in (("clean", "clean estimate"), ("velocity", "velocity")):
         shares = [
             Line(np.arange(1, steps + 1), spectra.high_share(branch, of), colour, branch)

@@ -146,10 +146,10 @@ def parity(device: torch.device, steps: int) -> dict[str, Any]:
     """The tiny checkpoint in float32, here and on the CPU: the same seeds, the same pixels but for rounding."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     ramp = np.linspace(0, 1, 128, dtype=np.float32)[:, None].repeat(128, 1)
-    picture = (ramp * 255).astype(np.uint8)[..., None].repeat(3, -1)
+    image = (ramp * 255).astype(np.uint8)[..., None].repeat(3, -1)
     given: dict[Task, dict[str, Any]] = {
         "joint": {"prompt": "a red cube on a blue floor"},
-        "depth": {"image": picture},
+        "depth": {"image": image},
         "depth-to-image": {"prompt": "a red cube on a blue floor", "disparity": ramp},
     }
     here = JointDiTPipeline.from_pretrained("tiny").to(device)
@@ -168,7 +168,7 @@ def parity(device: torch.device, steps: int) -> dict[str, Any]:
 def denoise_inputs(
     network: JointDiTTransformer2DModel, architecture: Architecture, size: int, batch: int
 ) -> dict[str, Any]:
-    """Random arguments of `denoise` for a square picture of `size` pixels."""
+    """Random arguments of `denoise` for a square image of `size` pixels."""
     device, side = network.device, size // PATCH
     generator = torch.Generator(device).manual_seed(1)
 

@@ -1,6 +1,6 @@
 """How well each filter finds the faults it is made for: written by `python -m jobs.tools.measure_filters`.
 
-Faults are planted in rendered scenes, whose depth is exact; the tables and the picture of pipelines/quality/README.md
+Faults are planted in rendered scenes, whose depth is exact; the tables and the image of pipelines/quality/README.md
 are made anew. With --model a checkpoint joins: self-consistency on swapped maps, and what the filters reject of what it
 makes.
 """

@@ -1,9 +1,9 @@
 """How well the scores that the job's own model gives tell right from wrong: `python -m jobs.tools.measure_scores`.
 
 Self-consistency: on rendered scenes, exact depth against planted faults of it; on joint samples of a checkpoint, right
-pairs against the same pictures with the depth of others, and with their own inverted. The spread of an ensemble: on
-pictures of scenes against spoilt ones. What they cost is processor time of the run itself (on a GPU: its time). It
-writes its tables and their picture into pipelines/quality. Scores of other people's models: measure_critics.py.
+pairs against the same images with the depth of others, and with their own inverted. The spread of an ensemble: on
+images of scenes against spoilt ones. What they cost is processor time of the run itself (on a GPU: its time). It
+writes its tables and their image into pipelines/quality. Scores of other people's models: measure_critics.py.
 
 To be run again when the checkpoint changes; the same checkpoint, sizes and machine give the same table, but for time.
 """
@@ -31,8 +31,8 @@ from jobs.tools.scoring.separation import (
     rates_table,
     write_section,
 )
-from jobs.tools.scoring.sheet import TRIED, Picture, Seen, depth_pictures, examples, save_examples
-from jobs.tools.scoring.spoilt import DEPTH_FAULTS, PICTURE_FAULTS, planted
+from jobs.tools.scoring.sheet import TRIED, Image, Seen, depth_images, examples, save_examples
+from jobs.tools.scoring.spoilt import DEPTH_FAULTS, IMAGE_FAULTS, planted
 from jointdit.evaluation.scenes import held_out_scenes
 from jointdit.geometry.depth import disparity_from_depth
 from pipelines.quality.ensemble_spread import EnsembleSpread
@@ -46,16 +46,16 @@ if TYPE_CHECKING:
 
 README = Path(__file__).parents[2] / "pipelines" / "quality" / "README.md"
 BATCH = 8
-OTHERS = 5  # a picture is paired with the depth of so many others
-CAPTIONS_AFTER = 1000  # held-out scenes between those whose pictures and those whose captions are used
+OTHERS = 5  # an image is paired with the depth of so many others
+CAPTIONS_AFTER = 1000  # held-out scenes between those whose images and those whose captions are used
 CALIBRATED_AFTER = 3000  # held-out scenes before those that thresholds are calibrated by
 REJECT = 0.02  # of clean samples, by each threshold that is calibrated
-MISSED = 0.05  # of spoilt pictures: where a default would find all but these
+MISSED = 0.05  # of spoilt images: where a default would find all but these
 UNREADABLE = ("pure noise", "tiles in disorder")  # the faults that the spread of an ensemble is there for
 
 
 class WrongPairs(NamedTuple):
-    """Right pairs against pictures with the depth of others, and with their own turned inside out."""
+    """Right pairs against images with the depth of others, and with their own turned inside out."""
 
     swapped: Separation
     inverted: Separation
@@ -64,7 +64,7 @@ class WrongPairs(NamedTuple):
 def measure_scores(
     samples: Annotated[int, typer.Option("-n", "--samples", min=8, help="Joint samples.")] = 80,
     scenes: Annotated[int, typer.Option(min=8, help="Rendered scenes with exact depth.")] = 500,
-    pictures: Annotated[int, typer.Option(min=8, help="Pictures of each kind that an ensemble looks at.")] = 60,
+    images: Annotated[int, typer.Option(min=8, help="Images of each kind that an ensemble looks at.")] = 60,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the joint samples.")] = 20,
     estimate_steps: Annotated[int, typer.Option(min=1, help="Steps of the estimates.")] = 4,
     model: Annotated[str, typer.Option(help="tiny, a checkpoint folder or a hub name.")] = "tiny",
@@ -84,11 +84,11 @@ def measure_scores(
     made, making = make_joint_samples(pipe, samples, steps)
     generated, scoring = separate_pairs(rule, pipe, made)
     exact = exact_table(rule, pipe, scenes)
-    unsure, spreading = spread_table(spread, pipe, pictures)
+    unsure, spreading = spread_table(spread, pipe, images)
     text = "\n\n".join(
         [
-            f"Measured with {model} by `python -m jobs.tools.measure_scores -n {samples} --scenes {scenes} --pictures "
-            f"{pictures} --steps {steps} --estimate-steps {estimate_steps}`; estimates take {estimate_steps} steps. "
+            f"Measured with {model} by `python -m jobs.tools.measure_scores -n {samples} --scenes {scenes} --images "
+            f"{images} --steps {steps} --estimate-steps {estimate_steps}`; estimates take {estimate_steps} steps. "
             f"Calibrated: each threshold where it rejects {percent(REJECT)} of further clean scenes, half as many.",
             exact,
             f"On {samples} joint samples of the checkpoint, {steps} steps, at the defaults:",
@@ -109,25 +109,25 @@ def measure_scores(
 
 
 def save_sheet(path: Path, rule: SelfConsistency, spread: EnsembleSpread, pipe: JointDiTPipeline) -> Path:
-    """What the two filters reject: picture, depth and estimate; and picture and two estimates."""
+    """What the two filters reject: image, depth and estimate; and image and two estimates."""
     scenes = held_out_scenes(TRIED, pipe.config.default_width, pipe.config.default_height)
 
     def seen_by(rule: SelfConsistency | EnsembleSpread) -> Seen:
         score = rule.load("cpu")
 
-        def seen(pairs: Sequence[Pair]) -> list[tuple[dict[str, float], tuple[Picture, ...]]]:
+        def seen(pairs: Sequence[Pair]) -> list[tuple[dict[str, float], tuple[Image, ...]]]:
             found = []
             for batch in _batches(pipe, [result_of(pair) for pair in pairs]):
                 first = batch.disparities() if rule is not spread else batch.estimate(1, rule.steps)
-                maps = zip(score(batch), batch.pictures(), first, batch.estimate(0, rule.steps), strict=True)
-                found += [(scores, (rgb, *depth_pictures(*both))) for scores, rgb, *both in maps]
+                maps = zip(score(batch), batch.images(), first, batch.estimate(0, rule.steps), strict=True)
+                found += [(scores, (rgb, *depth_images(*both))) for scores, rgb, *both in maps]
             return found
 
         return seen
 
     rows = [
         examples(rule, seen_by(rule), DEPTH_FAULTS, scenes),
-        examples(spread, seen_by(spread), PICTURE_FAULTS, scenes),
+        examples(spread, seen_by(spread), IMAGE_FAULTS, scenes),
     ]
     return save_examples(path, rows)
 
@@ -155,7 +155,7 @@ def as_results(scenes: Sequence[Scene]) -> list[SampleResult]:
 def separate_pairs(
     rule: SelfConsistency, pipe: JointDiTPipeline, samples: Sequence[SampleResult]
 ) -> tuple[WrongPairs, float]:
-    """Right pairs against the same pictures with other depth; the seconds that scoring a sample took."""
+    """Right pairs against the same images with other depth; the seconds that scoring a sample took."""
     started = _clock(pipe)
     batches = _batches(pipe, samples)
     score = rule.load("cpu")
@@ -195,7 +195,7 @@ def estimates_of(
 
 
 def spread_table(rule: EnsembleSpread, pipe: JointDiTPipeline, count: int) -> tuple[str, float]:
-    """What an ensemble's spread makes of pictures of scenes, in several hands and spoilt; the seconds of a sample."""
+    """What an ensemble's spread makes of images of scenes, in several hands and spoilt; the seconds of a sample."""
     size = pipe.config.default_width, pipe.config.default_height
     scenes, more = held_out_scenes(count, *size), held_out_scenes(count // 2, *size, skip=CALIBRATED_AFTER)
     score = rule.load("cpu")
@@ -208,7 +208,7 @@ def spread_table(rule: EnsembleSpread, pipe: JointDiTPipeline, count: int) -> tu
     seconds = (_clock(pipe) - started) / len(more)
     drawn = {name: as_results([HANDS[name](scene) for scene in scenes]) for name in ("as rendered", "toon")}
     clean = {name: scores_of(samples) for name, samples in drawn.items()}
-    spoilt = {name: scores_of([result_of(pair) for pair in pairs]) for name, pairs in planted(PICTURE_FAULTS, scenes)}
+    spoilt = {name: scores_of([result_of(pair) for pair in pairs]) for name, pairs in planted(IMAGE_FAULTS, scenes)}
     return f"{rates_table(rule, clean, spoilt, calibrated(rule, again, REJECT))}\n\n{between(clean, spoilt)}", seconds
 
 
@@ -218,7 +218,7 @@ def between(clean: Mapping[str, Scores], spoilt: Mapping[str, Scores]) -> str:
     kept = ", ".join(f"{np.nanquantile(found[score], REJECT):.3f} ({name})" for name, found in clean.items())
     found = ", ".join(f"{np.nanquantile(spoilt[name][score], 1 - MISSED):.3f} ({name})" for name in UNREADABLE)
     return (
-        f"{field}: {percent(REJECT)} of clean pictures lie below {kept}; {percent(1 - MISSED)} of those that nobody "
+        f"{field}: {percent(REJECT)} of clean images lie below {kept}; {percent(1 - MISSED)} of those that nobody "
         f"can read lie below {found}; the default is {EnsembleSpread.model_fields[field].default:g}."
     )
 

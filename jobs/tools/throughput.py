@@ -1,7 +1,7 @@
 """What a thousand GPUs would produce in a day: `python -m jobs.tools.throughput --write` renews infra/throughput.md.
 
-Measured: rows/s that a core finishes, bytes a row, the driver's CPU time a shard, from BENCH.json. Counted: the operations
-of FLUX.1-dev's real classes. Stated or assumed, with the source: everything in `Assumptions`.
+Measured: rows/s that a core finishes, bytes a row, the driver's CPU time a shard, from BENCH.json. Counted: the
+operations of FLUX.1-dev's real classes. Stated or assumed, with the source: everything in `Assumptions`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _flux_config() -> dict[str, Any]:
 
 @cache
 def _vae_flops(side: int) -> float:
-    """One picture decoded by FLUX's autoencoder, counted on tensors without memory."""
+    """One image decoded by FLUX's autoencoder, counted on tensors without memory."""
     import torch
     from diffusers import AutoencoderKL
     from torch.utils.flop_counter import FlopCounterMode
@@ -266,7 +266,7 @@ def _production(days: Sequence[Day], given: Assumptions) -> list[str]:
         f"the commits at its start and before it publishes, {given.list_keys:,} names a request, and publishing reads "
         "each once; leases, plans and the version are a few requests a minute. A PLY file a row would add as many PUTs "
         f"as rows: ${days[0].rows * given.put_price:,.0f} a day for the first line. Point clouds as columns of the "
-        "tables add none. GETs of the input are the corpus's own: one a picture, or a few a table.\n",
+        "tables add none. GETs of the input are the corpus's own: one an image, or a few a table.\n",
     ]
 
 

@@ -1,7 +1,7 @@
-"""Do a picture and a depth map belong together? Depth is estimated from the picture again and compared with the map.
+"""Do an image and a depth map belong together? Depth is estimated from the image again and compared with the map.
 
-Depth-to-image: the map is the condition (depth fidelity). Joint samples: the map is the one generated with the picture
-(self-consistency). `depth_agreement` is of a set, and gives the same score with pictures and maps shuffled: what no
+Depth-to-image: the map is the condition (depth fidelity). Joint samples: the map is the one generated with the image
+(self-consistency). `depth_agreement` is of a set, and gives the same score with images and maps shuffled: what no
 agreement at all costs. `pair_agreement` is of one pair, for filters.
 """
 
@@ -35,7 +35,7 @@ FLAT = 1e-6  # a standard deviation below it, over the largest value, is none
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mean AbsRel and delta1 over samples; the same with each map beside the next picture; pairs that were compared."""
+    """Mean AbsRel and delta1 over samples; the same with each map beside the next image; pairs that were compared."""
 
     abs_rel: float
     delta1: float
@@ -51,20 +51,20 @@ class Agreement:
 
 def depth_agreement(
     estimate: EstimateDepth,
-    pictures: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
     depths: Sequence[FloatArray],
     alignment: Alignment = "disparity",
 ) -> Agreement:
-    """Estimate depth from pictures (H, W, 3), align it to their maps (H, W) in metres, and compare.
+    """Estimate depth from images (H, W, 3), align it to their maps (H, W) in metres, and compare.
 
     `alignment` is the space that the estimator's maps are affine in. Raises InputError for less than two pairs: nothing
     could be shuffled.
     """
-    if len(pictures) != len(depths) or len(pictures) < 2:
-        raise InputError(f"{len(pictures)} pictures and {len(depths)} depth maps: give at least two pairs.")
-    found = estimate(list(pictures))
+    if len(images) != len(depths) or len(images) < 2:
+        raise InputError(f"{len(images)} images and {len(depths)} depth maps: give at least two pairs.")
+    found = estimate(list(images))
     own, others = _scores(found, depths, alignment), _scores([*found[1:], found[0]], depths, alignment)
-    return Agreement(own[0], own[1], others[0], others[1], len(pictures))
+    return Agreement(own[0], own[1], others[0], others[1], len(images))
 
 
 class PairAgreement(NamedTuple):
@@ -87,8 +87,8 @@ def pair_agreement(
     compare. The estimate is fitted to it by least squares in the space that `alignment` names. Unlike in benchmarks its
     scale may not be negative: an inverted map is not to agree. None: a map is constant, or a value is not finite.
 
-    Floor and wall are much the same in many pictures and fill most of them, so that AbsRel and delta1 forgive a map of
-    another picture. `correlation` is of what is left of both maps once each has lost the polynomial surface that fits
+    Floor and wall are much the same in many images and fill most of them, so that AbsRel and delta1 forgive a map of
+    another image. `correlation` is of what is left of both maps once each has lost the polynomial surface that fits
     it best; what is left below DETAIL of the range counts as nothing, and nothing agrees with nothing. One of degree
     2 cannot follow the crease where floor and wall meet, which then looks like a detail that all scenes share; one of
     degree 10 takes objects away. Right against swapped maps of 32 scenes, ROC AUC of the tiny checkpoint's estimates:
@@ -138,7 +138,7 @@ def _smooth_surfaces(height: int, width: int) -> NDArray[np.float64]:
 
 
 def ensemble_spread(maps: FloatArray) -> float | None:
-    """How far estimates (N, H, W) of one picture differ: mean over pixels of the median |z - z_median| / z_median.
+    """How far estimates (N, H, W) of one image differ: mean over pixels of the median |z - z_median| / z_median.
 
     The estimates are brought onto each other and merged (ensemble.py), and what is merged is read as depth over
     ASSUMED_RANGE. To first order: dz / z = B dd / (A + B d) for z = 1 / (A + B d). None: the merged map is constant, or
@@ -155,7 +155,7 @@ def ensemble_spread(maps: FloatArray) -> float | None:
 
 
 def ensemble_correlation(maps: FloatArray) -> float:
-    """How far estimates (N, H, W) of one picture, in [0, 1], agree in their details: the mean over all pairs.
+    """How far estimates (N, H, W) of one image, in [0, 1], agree in their details: the mean over all pairs.
 
     By the correlation of `pair_agreement`: floors and walls, which an estimator knows before it looks, are left out.
     """

@@ -1,4 +1,4 @@
-"""What depth scores without looking at the picture: a model must be well below both."""
+"""What depth scores without looking at the image: a model must be well below both."""
 
 from __future__ import annotations
 

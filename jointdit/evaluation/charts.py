@@ -1,4 +1,4 @@
-"""Line charts as pictures, drawn with Pillow: enough for curves over steps or frequencies."""
+"""Line charts as images, drawn with Pillow: enough for curves over steps or frequencies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test-time ensembling: several estimates of one picture, brought onto each other, their median and where they differ.
+"""Test-time ensembling: several estimates of one image, brought onto each other, their median and where they differ.
 
 Each estimate is known up to scale and shift only. They are aligned to their consensus, which is the merged map of the
 aligned estimates, by least squares; the two steps are repeated until the scales stay. With the mean as consensus this
@@ -36,7 +36,7 @@ class Ensemble(NamedTuple):
 
 
 def ensemble_maps(maps: FloatArray, reduction: Reduction = "median") -> Ensemble:
-    """Merge estimates (N, H, W) of one picture, each known up to a positive scale and a shift.
+    """Merge estimates (N, H, W) of one image, each known up to a positive scale and a shift.
 
     reduction: "median" with the median absolute deviation as uncertainty, or "mean" with the standard deviation. One
     estimate is only brought to [0, 1]. Raises InputError for another shape, another reduction, or values that are not
@@ -45,7 +45,7 @@ def ensemble_maps(maps: FloatArray, reduction: Reduction = "median") -> Ensemble
     if reduction not in get_args(Reduction):
         raise InputError(f"reduction is {reduction!r}: use one of {', '.join(get_args(Reduction))}.")
     if maps.ndim != 3 or maps.size == 0:
-        raise InputError(f"maps have shape {maps.shape}: give estimates of one picture as (N, H, W).")
+        raise InputError(f"maps have shape {maps.shape}: give estimates of one image as (N, H, W).")
     if not np.isfinite(maps).all():
         raise InputError("maps hold NaN or infinite values: leave such estimates out.")
     estimates = maps.astype(np.float64)

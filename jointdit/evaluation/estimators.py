@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class DepthEstimator(Protocol):
-    """A name for tables; the space its maps are affine in; a map (H, W) for a picture (H, W, 3) of any size."""
+    """A name for tables; the space its maps are affine in; a map (H, W) for an image (H, W, 3) of any size."""
 
     @property
     def name(self) -> str: ...
@@ -29,9 +29,9 @@ class DepthEstimator(Protocol):
     def space(self) -> Alignment: ...
 
     def estimate(self, picture: NDArray[np.uint8], long_side: int | None = None) -> FloatArray:
-        """Depth or disparity, as `space` says, at the picture's size.
+        """Depth or disparity, as `space` says, at the image's size.
 
-        long_side: pixels that a benchmark's protocol has the model work at, None for the picture's own; a model with a
+        long_side: pixels that a benchmark's protocol has the model work at, None for the image's own; a model with a
         size of its own keeps that.
         """
         ...
@@ -79,7 +79,7 @@ class JointDiTEstimator:
 
 
 def working_size(shape: tuple[int, ...], long_side: int | None) -> tuple[int, int]:
-    """(height, width), multiples of 16, of a box for a picture (H, W) whose longer side becomes `long_side` pixels."""
+    """(height, width), multiples of 16, of a box for an image (H, W) whose longer side becomes `long_side` pixels."""
     scale = 1.0 if long_side is None else long_side / max(shape)
     height, width = (math.ceil(round(size * scale) / MODEL_MULTIPLE) * MODEL_MULTIPLE for size in shape)
     return max(height, MODEL_MULTIPLE), max(width, MODEL_MULTIPLE)

@@ -1,4 +1,4 @@
-"""What generated pictures are looked at through: networks given by path, from safetensors only.
+"""What generated images are looked at through: networks given by path, from safetensors only.
 
 - an Inception-v3 file (inception.safetensors): FID and Inception score as published ones are (see inception.py);
 - a folder or hub name of a transformers vision model: FID on its pooled features; an image classifier among them also
@@ -32,7 +32,7 @@ PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl")
 
 
 class FeatureNetwork(Protocol):
-    """What FID looks through: pictures (N, 3, H, W) uint8 -> features (N, F), and the name a table gives it."""
+    """What FID looks through: images (N, 3, H, W) uint8 -> features (N, F), and the name a table gives it."""
 
     name: str
     num_features: int
@@ -104,12 +104,12 @@ class TransformersFeatures(nn.Module):
         return scores
 
     def _inputs(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        arrays = [picture.permute(1, 2, 0).cpu().numpy() for picture in pictures]
+        arrays = [image.permute(1, 2, 0).cpu().numpy() for image in pictures]
         return {"pixel_values": self._processor(images=arrays, return_tensors="pt")["pixel_values"].to(pictures.device)}
 
 
 class VaeFeatures(nn.Module):
-    """Mean and standard deviation over a picture of each channel of a VAE's latents."""
+    """Mean and standard deviation over an image of each channel of a VAE's latents."""
 
     has_classes = False
 
@@ -176,14 +176,14 @@ def check_clip(path: str) -> None:
 
 
 @torch.no_grad()
-def text_agreement(clip: Clip, picture: NDArray[np.uint8], text: str) -> float:
-    """100 times the cosine between a picture (H, W, 3) and a text: the CLIP score of one pair, without its floor at 0.
+def text_agreement(clip: Clip, image: NDArray[np.uint8], text: str) -> float:
+    """100 times the cosine between an image (H, W, 3) and a text: the CLIP score of one pair, without its floor at 0.
 
     A text that is longer than the text encoder takes is cut.
     """
     length = clip.model.config.text_config.max_position_embeddings
     inputs = clip.processor(
-        text=[text], images=[picture], return_tensors="pt", padding=True, truncation=True, max_length=length
+        text=[text], images=[image], return_tensors="pt", padding=True, truncation=True, max_length=length
     ).to(clip.model.device)
     out = clip.model(**inputs)
     return 100 * float(torch.nn.functional.cosine_similarity(out.image_embeds.float(), out.text_embeds.float()))

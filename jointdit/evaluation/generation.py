@@ -1,4 +1,4 @@
-"""Generated pictures as a set: FID against real ones, Inception score, CLIP score, computed by torchmetrics.
+"""Generated images as a set: FID against real ones, Inception score, CLIP score, computed by torchmetrics.
 
     pip install 'jointdit[evaluation]'
 
@@ -22,17 +22,17 @@ from jointdit.errors import InputError, PermanentError
 from jointdit.evaluation.features import Clip, FeatureNetwork
 
 BATCH = 16
-Pictures = Sequence[NDArray[np.uint8]]
+Images = Sequence[NDArray[np.uint8]]
 
 
 @torch.no_grad()
-def frechet_distance(features: FeatureNetwork, real: Pictures, generated: Pictures) -> float:
-    """FID between two sets of pictures (H, W, 3); the mean and covariance of features are summed in float64.
+def frechet_distance(features: FeatureNetwork, real: Images, generated: Images) -> float:
+    """FID between two sets of images (H, W, 3); the mean and covariance of features are summed in float64.
 
-    Raises InputError for sets of less than two pictures.
+    Raises InputError for sets of less than two images.
     """
     if min(len(real), len(generated)) < 2:
-        raise InputError(f"{len(real)} real and {len(generated)} generated pictures: FID needs at least two of each.")
+        raise InputError(f"{len(real)} real and {len(generated)} generated images: FID needs at least two of each.")
     metric = _torchmetrics("image.fid").FrechetInceptionDistance(feature=_Double(features))
     for pictures, are_real in ((real, True), (generated, False)):
         for batch in _batches(pictures):
@@ -41,17 +41,17 @@ def frechet_distance(features: FeatureNetwork, real: Pictures, generated: Pictur
 
 
 @torch.no_grad()
-def inception_score(features: FeatureNetwork, pictures: Pictures, splits: int = 10) -> float:
-    """exp of the mean divergence between a picture's classes and the set's, mean over `splits` parts of the set.
+def inception_score(features: FeatureNetwork, pictures: Images, splits: int = 10) -> float:
+    """exp of the mean divergence between an image's classes and the set's, mean over `splits` parts of the set.
 
-    Raises InputError for a network without classes, or less pictures than parts.
+    Raises InputError for a network without classes, or less images than parts.
     """
     if not features.has_classes:
         raise InputError(
             f"{features.name}: the Inception score needs an image classifier, this network has no classes."
         )
     if len(pictures) < splits:
-        raise InputError(f"{len(pictures)} pictures are less than the {splits} parts of the Inception score.")
+        raise InputError(f"{len(pictures)} images are less than the {splits} parts of the Inception score.")
     with warnings.catch_warnings():
         # It says that it keeps all features in memory, and that the spread of a single part has no meaning.
         warnings.simplefilter("ignore", UserWarning)
@@ -64,13 +64,13 @@ def inception_score(features: FeatureNetwork, pictures: Pictures, splits: int = 
 
 
 @torch.no_grad()
-def clip_score(clip: Clip, pictures: Pictures, prompts: Sequence[str]) -> float:
-    """100 times the mean cosine between picture i and prompt i, 0 where that is negative.
+def clip_score(clip: Clip, pictures: Images, prompts: Sequence[str]) -> float:
+    """100 times the mean cosine between image i and prompt i, 0 where that is negative.
 
     Prompts longer than the text encoder takes are cut. Raises InputError where the numbers differ.
     """
     if len(pictures) != len(prompts):
-        raise InputError(f"{len(pictures)} pictures and {len(prompts)} prompts: give one prompt a picture.")
+        raise InputError(f"{len(pictures)} images and {len(prompts)} prompts: give one prompt an image.")
     metric = _torchmetrics("multimodal.clip_score").CLIPScore(
         model_name_or_path=lambda: (_ClipEmbeddings(clip.model), _CutTexts(clip))
     )
@@ -128,11 +128,11 @@ class _Double(nn.Module):
         return self._features[0](pictures).double()
 
 
-def _batches(pictures: Pictures) -> Iterator[torch.Tensor]:
-    """(N, 3, H, W) uint8. Raises InputError for pictures of several sizes."""
-    sizes = {picture.shape for picture in pictures}
+def _batches(pictures: Images) -> Iterator[torch.Tensor]:
+    """(N, 3, H, W) uint8. Raises InputError for images of several sizes."""
+    sizes = {image.shape for image in pictures}
     if len(sizes) > 1:
-        raise InputError(f"pictures have sizes {sorted(sizes)}: bring them to one size first.")
+        raise InputError(f"images have sizes {sorted(sizes)}: bring them to one size first.")
     for start in range(0, len(pictures), BATCH):
         yield torch.from_numpy(np.stack(pictures[start : start + BATCH])).permute(0, 3, 1, 2)
 

@@ -1,4 +1,4 @@
-"""How much of a picture a reconstruction keeps."""
+"""How much of an image a reconstruction keeps."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ OPPONENT_AXES = {
 }
 
 
-def psnr(reference: NDArray[np.uint8], picture: NDArray[np.uint8]) -> float:
+def psnr(reference: NDArray[np.uint8], image: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio in dB of uint8 arrays of one shape; infinite where they are equal."""
-    error = float(np.mean((reference.astype(np.float64) - picture.astype(np.float64)) ** 2))
+    error = float(np.mean((reference.astype(np.float64) - image.astype(np.float64)) ** 2))
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def opponent_r2(reference: NDArray[np.uint8], picture: NDArray[np.uint8]) -> dict[str, float]:
-    """Share of the variance (R^2) kept on each opponent axis of pictures (..., 3): lightness, red-green, yellow-blue.
+def opponent_r2(reference: NDArray[np.uint8], image: NDArray[np.uint8]) -> dict[str, float]:
+    """Share of the variance (R^2) kept on each opponent axis of images (..., 3): lightness, red-green, yellow-blue.
 
     A small VAE can reach a good PSNR and still lose red and purple; these axes show it. NaN for a flat reference.
     """
     kept = {}
     for name, axis in OPPONENT_AXES.items():
-        truth, found = reference.astype(np.float64) @ np.array(axis), picture.astype(np.float64) @ np.array(axis)
+        truth, found = reference.astype(np.float64) @ np.array(axis), image.astype(np.float64) @ np.array(axis)
         variance = float(truth.var())
         kept[name] = 1 - float(np.mean((truth - found) ** 2)) / variance if variance else math.nan
     return kept

@@ -1,6 +1,6 @@
 """Inception-v3 as FID and the Inception score define it, from a safetensors file.
 
-The network that TensorFlow published in 2015, with its quirks: pictures are resized as TensorFlow 1 did, the average
+The network that TensorFlow published in 2015, with its quirks: images are resized as TensorFlow 1 did, the average
 pools of the blocks leave the padding out, the last block pools by maximum, 1,008 classes. Tensor names are those of the
 PyTorch conversion that torch-fidelity (weights-inception-2015-12-05) and pytorch-fid use. That file is a pickle; once,
 where you trust it: save_file(torch.load(path, weights_only=True), "inception.safetensors").
@@ -143,7 +143,7 @@ class WideBlock(nn.Module):
 
 
 class Inception(nn.Module):
-    """Pictures (N, 3, H, W) uint8 -> features (N, 2048); `logits` are those without the bias, as the score defines."""
+    """Images (N, 3, H, W) uint8 -> features (N, 2048); `logits` are those without the bias, as the score defines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,8 +165,8 @@ class Inception(nn.Module):
         self.Mixed_7c = WideBlock(2048, max_pool=True)
         self.fc = nn.Linear(FEATURES, CLASSES)
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        x = (_resize_as_tensorflow(pictures.float()) - 128) / 128
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = (_resize_as_tensorflow(images.float()) - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(functional.max_pool2d(x, 3, stride=2)))
         x = functional.max_pool2d(x, 3, stride=2)
@@ -175,9 +175,9 @@ class Inception(nn.Module):
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
         return x.mean(dim=(2, 3))
 
-    def logits(self, pictures: torch.Tensor) -> torch.Tensor:
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 1008)."""
-        return self(pictures) @ self.fc.weight.T
+        return self(images) @ self.fc.weight.T
 
 
 def load_inception(path: Path) -> Inception:
@@ -204,16 +204,16 @@ def _average(x: torch.Tensor) -> torch.Tensor:
     return functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
-def _resize_as_tensorflow(pictures: torch.Tensor) -> torch.Tensor:
+def _resize_as_tensorflow(images: torch.Tensor) -> torch.Tensor:
     """(N, 3, H, W) to 299 x 299: pixel i of the result is read at i * size / 299, not at pixel centres."""
     for dimension in (2, 3):
-        size = pictures.shape[dimension]
-        at = torch.arange(SIZE, device=pictures.device) * torch.tensor(size / SIZE, device=pictures.device)
+        size = images.shape[dimension]
+        at = torch.arange(SIZE, device=images.device) * torch.tensor(size / SIZE, device=images.device)
         below = at.long()
         above = (below + 1).clamp(max=size - 1)
         shape = [1, 1, 1, 1]
         shape[dimension] = SIZE
         share = (at - below).view(shape)
-        low, high = pictures.index_select(dimension, below), pictures.index_select(dimension, above)
-        pictures = low + (high - low) * share
-    return pictures
+        low, high = images.index_select(dimension, below), images.index_select(dimension, above)
+        images = low + (high - low) * share
+    return images

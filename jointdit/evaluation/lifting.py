@@ -1,4 +1,4 @@
-"""Pictures lifted to 3D: do planes stay flat, and do the points lie on the surfaces they show?
+"""Images lifted to 3D: do planes stay flat, and do the points lie on the surfaces they show?
 
 Estimated disparity is aligned to the exact depth by least squares, unprojected with the scene's own intrinsics, and
 compared with the scene: floor, walls and the faces of cubes are planes, and the exact depth map, as triangles, is the
@@ -21,7 +21,7 @@ from jointdit.scenes.open3d_import import import_open3d
 
 DEPTH_RANGE = (1e-3, 80.0)  # metres
 ON_PLANE = 1e-3  # of a point's depth: how far a pixel's exact point may lie from a plane it belongs to
-SMALLEST_PLANE = 0.005  # of the picture
+SMALLEST_PLANE = 0.005  # of the image
 CANDIDATES = 64  # places a plane is looked for at, a surface
 PLANES_A_SURFACE = 3  # at most: a wall's label covers the back wall and both side walls
 EDGE_JUMP = 0.05  # relative, as points.edge_threshold of a job

@@ -108,7 +108,7 @@ def joint_models_table() -> ResultTable:
 
 
 def depth_to_image_table() -> ResultTable:
-    """Pictures made from depth maps."""
+    """Images made from depth maps."""
     table = ResultTable("Published: depth to image", OPEN_IMAGES, [Column("FID", ".2f"), Column("AbsRel %", ".2f")])
     for method, (distance, error) in _OPEN_IMAGES_ROWS.items():
         table.add(ResultRow(method, {"FID": distance, "AbsRel %": error}, MODALITY_FORCING_IMAGES, OPEN_IMAGES))
@@ -116,7 +116,7 @@ def depth_to_image_table() -> ResultTable:
 
 
 def text_to_image_table() -> ResultTable:
-    """Pictures of joint models made from text."""
+    """Images of joint models made from text."""
     table = ResultTable(
         "Published: text to image and depth", LDM3D_CARD, [Column(name, ".2f") for name in ("FID", "IS", "CLIP score")]
     )

@@ -1,6 +1,6 @@
-"""A model on scenes it has never seen: depth against exact depth, pictures against their prompts, the VAE alone.
+"""A model on scenes it has never seen: depth against exact depth, images against their prompts, the VAE alone.
 
-Depth is aligned in disparity by least squares over the whole picture. Floor and wall fill most of it and saturate
+Depth is aligned in disparity by least squares over the whole image. Floor and wall fill most of it and saturate
 delta1, so the share within 5 % and the error on objects alone are reported too.
 """
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 DEPTH_RANGE = (1e-3, 80.0)  # metres; a scene's farthest wall is nearer
 
-ENSEMBLE_STRIDE = 1_000_000  # more than the pictures of any call, so that no two estimates share a seed
+ENSEMBLE_STRIDE = 1_000_000  # more than the images of any call, so that no two estimates share a seed
 
 EstimateDepth = Callable[[list[NDArray[np.uint8]]], list[NDArray[np.float32]]]
-"""Pictures (H, W, 3) -> relative disparity (H, W), 1 nearest."""
+"""Images (H, W, 3) -> relative disparity (H, W), 1 nearest."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class DepthScore:
 
 @dataclass(frozen=True)
 class DepthReport:
-    """One estimator, the same with each picture swapped for another's, and two baselines that see no picture."""
+    """One estimator, the same with each image swapped for another's, and two baselines that see no image."""
 
     scenes: int
     model: DepthScore
-    wrong_picture: DepthScore
+    wrong_image: DepthScore
     constant: DepthScore
     mean_disparity: DepthScore
 
@@ -76,7 +76,7 @@ def held_out_scenes(count: int, width: int = 128, height: int = 128, skip: int =
 def evaluate_depth(
     estimate: EstimateDepth, scenes: Sequence[Scene], mean_disparity: NDArray[np.float32] | None = None
 ) -> DepthReport:
-    """Score an estimator on scenes of one size, beside its own scores with wrong pictures and both baselines.
+    """Score an estimator on scenes of one size, beside its own scores with wrong images and both baselines.
 
     `mean_disparity` (H, W) saves rendering training scenes for that baseline again.
     """
@@ -87,8 +87,8 @@ def evaluate_depth(
     return DepthReport(
         scenes=len(scenes),
         model=score_depth(found, scenes),
-        # What was estimated from the next scene's picture: equal in everything but the picture.
-        wrong_picture=score_depth([*found[1:], found[0]], scenes),
+        # What was estimated from the next scene's image: equal in everything but the image.
+        wrong_image=score_depth([*found[1:], found[0]], scenes),
         constant=score_depth([constant_disparity(height, width)] * len(scenes), scenes),
         mean_disparity=score_depth([mean_disparity] * len(scenes), scenes),
     )
@@ -113,9 +113,9 @@ def score_depth(
 def depth_estimator(
     pipe: JointDiTPipeline, num_inference_steps: int = 20, batch_size: int = 8, seed: int = 0, ensemble: int = 1
 ) -> EstimateDepth:
-    """Depth estimation by a pipeline, in batches of pictures of one size.
+    """Depth estimation by a pipeline, in batches of images of one size.
 
-    Picture i gets seed `seed + i`; with ensemble > 1 it is estimated so often, with seeds ENSEMBLE_STRIDE apart, and
+    Image i gets seed `seed + i`; with ensemble > 1 it is estimated so often, with seeds ENSEMBLE_STRIDE apart, and
     the estimates are merged.
     """
 
@@ -144,7 +144,7 @@ def depth_estimator(
 def evaluate_prompts(
     pictures: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
 ) -> tuple[ColourReport, ColourReport]:
-    """Colours found in generated pictures (H, W, 3), and in the same pictures under each other's prompts (chance)."""
+    """Colours found in generated images (H, W, 3), and in the same images under each other's prompts (chance)."""
     swapped = [*prompts[1:], prompts[0]]
     return check_colours(pictures, prompts), check_colours(pictures, swapped)
 
@@ -152,7 +152,7 @@ def evaluate_prompts(
 def evaluate_vae(
     reconstruct: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], pictures: NDArray[np.uint8]
 ) -> VaeReport:
-    """Score a VAE's round trip on pictures (N, H, W, 3); `reconstruct` takes and gives such a batch."""
+    """Score a VAE's round trip on images (N, H, W, 3); `reconstruct` takes and gives such a batch."""
     after = reconstruct(pictures)
     return VaeReport(
         psnr_db=float(np.mean([psnr(one, other) for one, other in zip(pictures, after, strict=True)])),

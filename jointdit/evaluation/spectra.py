@@ -30,7 +30,7 @@ BRANCHES = ("rgb", "depth")
 class BranchSpectra:
     """Of one task: noise level before each step (S,), and spectra (S, R) of the clean estimate and the velocity.
 
-    Row s holds mean power a frequency at radius 0 to R - 1 cycles a picture, constant part left out. `counts` (R,) is
+    Row s holds mean power a frequency at radius 0 to R - 1 cycles an image, constant part left out. `counts` (R,) is
     how many frequencies have that radius.
     """
 

@@ -54,27 +54,27 @@ class TransformersDepth:
         self.is_metric = _is_metric(self._model.config.to_dict())
 
     @torch.no_grad()
-    def estimate(self, picture: NDArray[np.uint8], long_side: int | None = None) -> FloatArray:
-        """The model's map (H, W) at the picture's size; `long_side` is left to the processor. See `DepthEstimator`."""
-        return self.estimate_metric(picture)[0]
+    def estimate(self, image: NDArray[np.uint8], long_side: int | None = None) -> FloatArray:
+        """The model's map (H, W) at the image's size; `long_side` is left to the processor. See `DepthEstimator`."""
+        return self.estimate_metric(image)[0]
 
     @torch.no_grad()
-    def estimate_metric(self, picture: NDArray[np.uint8]) -> tuple[FloatArray, float | None]:
+    def estimate_metric(self, image: NDArray[np.uint8]) -> tuple[FloatArray, float | None]:
         """The map (H, W), in metres if the model `is_metric`, and the focal length in pixels where it gives one.
 
         Raises InputError where the map is not finite.
         """
-        inputs = self._processor(images=picture, return_tensors="pt").to(self._device)
-        height, width = picture.shape[:2]
+        inputs = self._processor(images=image, return_tensors="pt").to(self._device)
+        height, width = image.shape[:2]
         resized = self._at_size(self._model(**inputs), height, width)
         found = resized["predicted_depth"].reshape(height, width).float().cpu().numpy()
         if not np.isfinite(found).all():
-            raise InputError(f"{self.name} gave values that are not finite for a picture of {width} x {height} pixels.")
+            raise InputError(f"{self.name} gave values that are not finite for an image of {width} x {height} pixels.")
         focal = resized.get("focal_length")
         return found, None if focal is None else float(focal)
 
     def _at_size(self, outputs: Any, height: int, width: int) -> dict[str, Any]:
-        """What the model says of one picture, brought to its size: the processor knows how it resized and padded."""
+        """What the model says of one image, brought to its size: the processor knows how it resized and padded."""
         after = self._processor.post_process_depth_estimation
         size = [(height, width)]
         known = {"source_sizes": size} if "source_sizes" in inspect.signature(after).parameters else {}

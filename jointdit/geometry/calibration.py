@@ -24,7 +24,7 @@ class Calibration:
     """A relative disparity's range in metres, and how well it fits.
 
     residual: median over all pixels of |z / z_fit - 1|. inlier_ratio: share of pixels where that is at most INLIER.
-    focal_pixels: of the picture the metric model saw, where it says one.
+    focal_pixels: of the image the metric model saw, where it says one.
     """
 
     z_near: float

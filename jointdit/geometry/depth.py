@@ -1,6 +1,6 @@
-"""Depth as this project keeps it: relative disparity, 16-bit pictures, metres, points, and the sizes a model takes.
+"""Depth as this project keeps it: relative disparity, 16-bit images, metres, points, and the sizes a model takes.
 
-    source picture or map --fit_to_model--> model size --(the model)--> model size --restore_size--> source size
+    source image or map --fit_to_model--> model size --(the model)--> model size --restore_size--> source size
     disparity in [0, 1] --encode_depth_png--> 16-bit PNG         --metric_depth--> metres --unproject--> points
 
 *Relative disparity* is an affine map of inverse depth, per image: 1 is the nearest pixel, 0 the farthest. It has no
@@ -36,7 +36,7 @@ MODEL_MULTIPLE = 16  # VAE factor 8 times the 2x2 packing of the transformer
 
 
 class Intrinsics(NamedTuple):
-    """Pinhole intrinsics in pixels, principal point from the upper left corner of the picture."""
+    """Pinhole intrinsics in pixels, principal point from the upper left corner of the image."""
 
     fx: float
     fy: float
@@ -48,7 +48,7 @@ class Intrinsics(NamedTuple):
 class SizeMapping:
     """How a source was brought to the model's size: window of the source -> content -> padding. All in whole pixels.
 
-    The window is the whole source but for `crop`. A point (u, v) of the source lies in the model's picture at
+    The window is the whole source but for `crop`. A point (u, v) of the source lies in the model's image at
     ((u - window_left) * scale_x + pad_left, (v - window_top) * scale_y + pad_top), pixel centres at one half.
     """
 
@@ -74,7 +74,7 @@ class SizeMapping:
         return self.content_height / self.window_height
 
     def intrinsics_to_model(self, source: Intrinsics) -> Intrinsics:
-        """Intrinsics of the whole source -> intrinsics of the model's picture."""
+        """Intrinsics of the whole source -> intrinsics of the model's image."""
         return Intrinsics(
             source.fx * self.scale_x,
             source.fy * self.scale_y,
@@ -83,7 +83,7 @@ class SizeMapping:
         )
 
     def intrinsics_to_window(self, model: Intrinsics) -> Intrinsics:
-        """Intrinsics of the model's picture -> intrinsics of what `restore_size` and `source_window` return."""
+        """Intrinsics of the model's image -> intrinsics of what `restore_size` and `source_window` return."""
         return Intrinsics(
             model.fx / self.scale_x,
             model.fy / self.scale_y,
@@ -99,7 +99,7 @@ def plan_fit(source_height: int, source_width: int, height: int, width: int, mod
     """The mapping from a source of any size to at most (height, width) pixels, both multiples of 16.
 
     fit: the whole source, aspect kept, as large as the box allows, padded on both sides to the next multiples of 16;
-    the result can be smaller than the box in one direction, so pictures of different aspect have different sizes.
+    the result can be smaller than the box in one direction, so images of different aspect have different sizes.
     crop: the largest centred window of the box's aspect, exactly (height, width). stretch: the whole source, exactly
     (height, width). Raises InputError for a box that is not a multiple of 16 and RowError for an empty source.
     """
@@ -108,7 +108,7 @@ def plan_fit(source_height: int, source_width: int, height: int, width: int, mod
     if height < MODEL_MULTIPLE or width < MODEL_MULTIPLE or height % MODEL_MULTIPLE or width % MODEL_MULTIPLE:
         raise InputError(f"model size is {width} x {height}: give a width and a height that are multiples of 16.")
     if source_height < 1 or source_width < 1:
-        raise RowError(f"picture is {source_width} x {source_height} pixels: it is empty.")
+        raise RowError(f"image is {source_width} x {source_height} pixels: it is empty.")
 
     left, top, window_width, window_height = 0, 0, source_width, source_height
     content_width, content_height = width, height
@@ -142,9 +142,9 @@ def plan_fit(source_height: int, source_width: int, height: int, width: int, mod
 def fit_to_model(
     array: NDArray[Any], height: int, width: int, mode: ResizeMode = "fit"
 ) -> tuple[NDArray[Any], SizeMapping]:
-    """A picture (H, W, 3) uint8 or a map (H, W) float32 at the model's size, and the mapping back. See `plan_fit`.
+    """An image (H, W, 3) uint8 or a map (H, W) float32 at the model's size, and the mapping back. See `plan_fit`.
 
-    Pictures are resampled with Lanczos, maps linearly (disparity stays in [0, 1]); both with anti-aliasing and pixel
+    Images are resampled with Lanczos, maps linearly (disparity stays in [0, 1]); both with anti-aliasing and pixel
     centres kept. Padding repeats the edge.
     """
     mapping = plan_fit(array.shape[0], array.shape[1], height, width, mode)
@@ -158,7 +158,7 @@ def restore_size(array: NDArray[Any], mapping: SizeMapping) -> NDArray[Any]:
     """The inverse of `fit_to_model`: padding cut off, then resampled to the source's size.
 
     For `crop` the result has the size of the cropped window, nothing is invented outside it: take `source_window` of
-    the source picture beside it.
+    the source image beside it.
     """
     if array.shape[:2] != (mapping.model_height, mapping.model_width):
         found = f"{array.shape[1]} x {array.shape[0]}"
@@ -215,7 +215,7 @@ def _split(at: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.floa
     return index, (at - index)[:, None]
 
 
-# --- the 16-bit picture ---------------------------------------------------------------------------------------------
+# --- the 16-bit image ---------------------------------------------------------------------------------------------
 
 
 def encode_depth_png(disparity: NDArray[np.float32], valid: NDArray[np.bool_] | None = None) -> bytes:
@@ -249,9 +249,9 @@ def decode_depth_png(data: bytes) -> NDArray[np.float32]:
         image = Image.open(io.BytesIO(data), formats=["PNG"])
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RowError(f"depth picture cannot be decoded as PNG ({error}): give a 16-bit greyscale PNG.") from error
+        raise RowError(f"depth image cannot be decoded as PNG ({error}): give a 16-bit greyscale PNG.") from error
     if image.mode != "I;16":
-        raise RowError(f"depth picture has mode {image.mode}: give a 16-bit greyscale PNG.")
+        raise RowError(f"depth image has mode {image.mode}: give a 16-bit greyscale PNG.")
     return (np.asarray(image).astype(np.float64) / NEAREST_16BIT).astype(np.float32)
 
 

@@ -52,7 +52,7 @@ def cloud_of(
     normals: bool = False,
     confidence: bool = False,
 ) -> PointCloud:
-    """The points of a depth map (H, W) with the colours of a picture (H, W, 3), row by row.
+    """The points of a depth map (H, W) with the colours of an image (H, W, 3), row by row.
 
     Left out: holes (NaN, z <= 0), the pixels around them, and pixels in whose 3x3 window depth jumps by more than
     `edge_threshold`, relative: see `depth_jumps`.
@@ -71,7 +71,7 @@ def cloud_of(
 def surface_normals(points: NDArray[np.float32]) -> NDArray[np.float32]:
     """Unit normals (H, W, 3) towards the camera of points (H, W, 3) on the pixel grid.
 
-    The cross product of central differences, one-sided at the picture's border: exact for planes. A point without
+    The cross product of central differences, one-sided at the image's border: exact for planes. A point without
     neighbours of finite depth has NaN.
     """
     padded = np.pad(points.astype(np.float64), ((1, 1), (1, 1), (0, 0)), mode="edge")

@@ -1,6 +1,6 @@
 """What a given half of the batch told the other in each attention layer, kept over sampling steps.
 
-In depth estimation the picture is clean at every step (in depth-to-image the depth map is), so its half of the network
+In depth estimation the image is clean at every step (in depth-to-image the depth map is), so its half of the network
 sees the same latents, noise level and text again and again: it changes through the joint connection alone. Between
 refreshes only the generated half runs, B rows instead of 2B, and attends to what was kept.
 

@@ -1,4 +1,4 @@
-"""Latents: pictures to VAE latents and back, 2x2 packing into tokens, position ids, noise by seed.
+"""Latents: images to VAE latents and back, 2x2 packing into tokens, position ids, noise by seed.
 
 Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, H/f, W/f) with C = 16 channels and a downsampling f = 8 for
 FLUX's VAE; packed latents (B, N, 4C) with N = H/2f * W/2f tokens.

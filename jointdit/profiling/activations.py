@@ -3,7 +3,7 @@
 Inference keeps nothing for gradients, so what counts is the largest set of tensors that are alive at once:
 
     text     in one layer of T5
-    encode   in the VAE's first layers, at the picture's full resolution (tasks with a picture or a map)
+    encode   in the VAE's first layers, at the image's full resolution (tasks with an image or a map)
     denoise  in one block: beside the tokens of both halves a single block has q, k, v and 4 widths of MLP
     decode   in the VAE's last layers, at full resolution in float32: for FLUX's VAE by far the largest
 

@@ -34,8 +34,8 @@ STAGES = {
     "decode": ("vae",),
 }
 RESERVED_BYTES = 1 << 30  # an assumption
-# Of the VAE's activations: what its convolutions take beside them where several pictures are decoded at once. At 512 px
-# on an H100, PyTorch 2.11: 0.58 for 4 and for 8 pictures, none for one (`python -m jobs.tools.gpu_check`).
+# Of the VAE's activations: what its convolutions take beside them where several images are decoded at once. At 512 px
+# on an H100, PyTorch 2.11: 0.58 for 4 and for 8 images, none for one (`python -m jobs.tools.gpu_check`).
 DECODE_WORKSPACE = 0.6
 PREFETCHED = 2  # groups on the device at once: the one at work, and the next one, which is copied meanwhile
 NOT_LINEAR = re.compile(r"embed|shared\.|relative_attention_bias")  # two-dimensional weights that are tables

@@ -1,7 +1,7 @@
 """Procedural RGB-D scenes with exact depth, by ray casting on the CPU.
 
 Read in this order: vocabulary (the words), layout (what a scene is), sampling (a scene from a seed), meshes and
-textures, render (picture and depth), caption (the sentence). They are the demo's input, the tiny checkpoint's training
+textures, render (image and depth), caption (the sentence). They are the demo's input, the tiny checkpoint's training
 data and the ground truth of tests.
 """
 

@@ -1,4 +1,4 @@
-"""Are the colours that a prompt names in the picture? Segmentation by the nearest colour of the scenes' vocabulary.
+"""Are the colours that a prompt names in the image? Segmentation by the nearest colour of the scenes' vocabulary.
 
 Shading and shadow multiply a surface's colour and leave its direction in RGB alone, so a pixel belongs to the name
 whose colour has the smallest angle to it. White and gray have one direction: brightness tells them apart.
@@ -24,8 +24,8 @@ MIN_VALUE = 24  # of 255: below it the direction is noise
 # Gray fully lit is 104, white in shadow on the dark half of a texture is 107.
 WHITE_FROM = 106
 
-SURFACE_MIN_SHARE = 0.15  # of the half of the picture where a floor or a wall belongs
-OBJECT_MIN_SHARE = 0.0025  # of the picture: a quarter of what a small sphere at the far end covers
+SURFACE_MIN_SHARE = 0.15  # of the half of the image where a floor or a wall belongs
+OBJECT_MIN_SHARE = 0.0025  # of the image: a quarter of what a small sphere at the far end covers
 
 _NAMED = re.compile(rf"\b({'|'.join(NAMES)}) (floor|ground|wall|sky|(?:{'|'.join(SHAPES)})s?)\b")
 
@@ -39,7 +39,7 @@ class NamedColour(NamedTuple):
 
 @dataclass(frozen=True)
 class ColourReport:
-    """Shares over a set of pictures: of the named colours found, by part and in all, and of unnamed colours found."""
+    """Shares over a set of images: of the named colours found, by part and in all, and of unnamed colours found."""
 
     floor: float
     wall: float
@@ -50,7 +50,7 @@ class ColourReport:
 
 @dataclass(frozen=True)
 class TwoObjectReport:
-    """Prompts with exactly two named objects: how many, share of object colours found, share of pictures with both."""
+    """Prompts with exactly two named objects: how many, share of object colours found, share of images with both."""
 
     prompts: int
     colours: float
@@ -64,7 +64,7 @@ def named_colours(prompt: str) -> list[NamedColour]:
 
 
 def segment_colours(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Picture (H, W, 3) -> labels (H, W): an index into NAMES, or UNNAMED."""
+    """Image (H, W, 3) -> labels (H, W): an index into NAMES, or UNNAMED."""
     pixels = rgb.astype(np.float32)
     palette = np.array([COLOURS[name] for name in NAMES], np.float32)
     palette /= np.linalg.norm(palette, axis=1, keepdims=True)
@@ -93,8 +93,8 @@ def is_found(labels: NDArray[np.uint8], named: NamedColour) -> bool:
     return bool(_interior(mine).mean() >= OBJECT_MIN_SHARE)
 
 
-def check_colours(pictures: Iterable[NDArray[np.uint8]], prompts: Sequence[str]) -> ColourReport:
-    """Look for the colours of prompt i in picture i, and for the colours it does not name.
+def check_colours(images: Iterable[NDArray[np.uint8]], prompts: Sequence[str]) -> ColourReport:
+    """Look for the colours of prompt i in image i, and for the colours it does not name.
 
     Of k colours named, an object's must also be among the k most widespread ones: in confetti every colour is found
     somewhere. A colour that is not named counts as a false alarm when it covers enough for an object. Prompts without
@@ -102,8 +102,8 @@ def check_colours(pictures: Iterable[NDArray[np.uint8]], prompts: Sequence[str])
     """
     hits: dict[str, list[bool]] = {"floor": [], "wall": [], "object": []}
     false_alarms: list[bool] = []
-    for picture, prompt in zip(pictures, prompts, strict=True):
-        labels, wanted = segment_colours(picture), named_colours(prompt)
+    for image, prompt in zip(images, prompts, strict=True):
+        labels, wanted = segment_colours(image), named_colours(prompt)
         colours = {named.colour for named in wanted}
         widespread = set(_most_widespread(labels, len(colours)))
         for named in wanted:
@@ -124,18 +124,18 @@ def names_two_objects(prompt: str) -> bool:
     return sum(named.part == "object" for named in named_colours(prompt)) == 2
 
 
-def check_two_objects(pictures: Iterable[NDArray[np.uint8]], prompts: Sequence[str]) -> TwoObjectReport:
-    """Look for both object colours in the pictures whose prompts name exactly two objects; the others are passed over.
+def check_two_objects(images: Iterable[NDArray[np.uint8]], prompts: Sequence[str]) -> TwoObjectReport:
+    """Look for both object colours in the images whose prompts name exactly two objects; the others are passed over.
 
     A colour counts as in `check_colours`: wide enough for an object and among the most widespread. NaN without such
     prompts.
     """
     found: list[bool] = []
     both: list[bool] = []
-    for picture, prompt in zip(pictures, prompts, strict=True):
+    for image, prompt in zip(images, prompts, strict=True):
         if not names_two_objects(prompt):
             continue
-        labels, wanted = segment_colours(picture), named_colours(prompt)
+        labels, wanted = segment_colours(image), named_colours(prompt)
         widespread = _most_widespread(labels, len({named.colour for named in wanted}))
         hits = [is_found(labels, named) and named.colour in widespread for named in wanted if named.part == "object"]
         found += hits
@@ -144,7 +144,7 @@ def check_two_objects(pictures: Iterable[NDArray[np.uint8]], prompts: Sequence[s
 
 
 def colours_kept(before: Iterable[NDArray[np.uint8]], after: Iterable[NDArray[np.uint8]]) -> dict[str, float]:
-    """Share of each name's pixels that still have the name after, say, a VAE; over the interiors of pictures (H, W, 3).
+    """Share of each name's pixels that still have the name after, say, a VAE; over the interiors of images (H, W, 3).
 
     A name that `before` does not show scores NaN.
     """

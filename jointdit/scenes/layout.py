@@ -71,7 +71,7 @@ class Camera:
         return np.stack([right, np.cross(right, forward), forward], axis=1)
 
     def project(self, x: float, y: float, z: float) -> tuple[float, float, float]:
-        """A point of the world -> (u, v, depth): shares of a square picture's width and height, and metres."""
+        """A point of the world -> (u, v, depth): shares of a square image's width and height, and metres."""
         right, down, depth = np.array([x, y - self.height, z]) @ self.rotation()
         scale = 2 * np.tan(self.fov / 2) * max(depth, 1e-6)
         return 0.5 + right / scale, 0.5 + down / scale, float(depth)

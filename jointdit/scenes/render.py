@@ -1,4 +1,4 @@
-"""Rays through a scene: a shaded picture and its exact depth.
+"""Rays through a scene: a shaded image and its exact depth.
 
 Camera frame: x right, y down, z forward, metres. The centre of pixel (u, v) is at (u + 0.5, v + 0.5); cx = width / 2,
 cy = height / 2.
@@ -68,7 +68,7 @@ def render_scene(seed: int, width: int = 128, height: int = 128, threads: int = 
     """Render the scene of a seed.
 
     Args:
-        seed: any non-negative integer; the same seed gives the same scene, picture and caption.
+        seed: any non-negative integer; the same seed gives the same scene, image and caption.
         width, height: pixels.
         threads: of the ray caster; 0 takes all cores.
     """
@@ -113,11 +113,11 @@ def render_layout(layout: Layout, seed: int, width: int = 128, height: int = 128
     colour = _albedo(layout, geometry, points, local) * shade[:, None]
     colour += _highlights(layout, geometry, normals, colour_rays[:, 3:], light, lit)[:, None]
     s = SUPERSAMPLING
-    picture = colour.reshape(height, s, width, s, 3).mean(axis=(1, 3))
+    image = colour.reshape(height, s, width, s, 3).mean(axis=(1, 3))
     return Scene(
         seed=seed,
         caption=describe(layout, seed),
-        rgb=np.clip(np.round(picture), 0, 255).astype(np.uint8),
+        rgb=np.clip(np.round(image), 0, 255).astype(np.uint8),
         depth=depth.reshape(height, width).astype(np.float32),
         label=label.reshape(height, width),
         fx=float(focal),
@@ -129,7 +129,7 @@ def render_layout(layout: Layout, seed: int, width: int = 128, height: int = 128
 
 
 def _camera_rays(layout: Layout, focal: float, width: int, height: int, supersampling: int) -> FloatArray:
-    """(N, 6) origins and unit directions, row-major over the supersampled picture."""
+    """(N, 6) origins and unit directions, row-major over the supersampled image."""
     u = (np.arange(width * supersampling) + 0.5) / supersampling - width / 2
     v = (np.arange(height * supersampling) + 0.5) / supersampling - height / 2
     x, y = np.meshgrid(u / focal, v / focal)

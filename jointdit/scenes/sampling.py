@@ -1,6 +1,6 @@
 """A scene from a seed: rooms and open ground, one thing or a clutter, seen from the floor or from above.
 
-What the caption may say is true of the picture: things are in view, in their column, and not hidden by others.
+What the caption may say is true of the image: things are in view, in their column, and not hidden by others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KINDS = {
 }  # what stands there -> share of scenes
 PLACEMENTS = 40  # tries to place things so that each is seen
 MOST_HIDDEN = 0.5  # of a thing's width and height, by a nearer thing
-MARGIN = 0.06  # of the picture that a thing's centre keeps from its upper and lower border
+MARGIN = 0.06  # of the image that a thing's centre keeps from its upper and lower border
 STACKABLE = ("cube", "cylinder")
 
 Placed = tuple[tuple[SceneObject, ...], tuple[Mention, ...]]
@@ -194,7 +194,7 @@ def _thing(
 
 
 def all_in_view(camera: Camera, objects: tuple[SceneObject, ...]) -> bool:
-    """Whether each thing's centre is in the picture, none is largely hidden, and none stands in another."""
+    """Whether each thing's centre is in the image, none is largely hidden, and none stands in another."""
     boxes = []
     for thing in objects:
         u, v, depth = camera.project(thing.x, thing.y, thing.z)

@@ -1,6 +1,6 @@
 """The same scene in another hand: toon shading and pixel art, drawn from the renderer's exact buffers.
 
-Only the picture changes: depth, labels, caption and intrinsics stay, so depth can be scored on pictures far from what a
+Only the image changes: depth, labels, caption and intrinsics stay, so depth can be scored on images far from what a
 model was trained on, as the paper does by eye with cartoons and pixel art.
 """
 
@@ -30,7 +30,7 @@ BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]],
 def toon(scene: Scene) -> Scene:
     """Flat colours in three bands of light, and ink along the edges and creases of objects and walls."""
     value = scene.rgb.max(axis=-1).astype(np.float32)
-    picture = np.zeros(scene.rgb.shape, np.float32)
+    image = np.zeros(scene.rgb.shape, np.float32)
     outline = edges(scene)
     for label in np.unique(scene.label):
         here = scene.label == label
@@ -39,9 +39,9 @@ def toon(scene: Scene) -> Scene:
         lit = inner & (value >= TOON_LIMITS[-1] * brightest)
         colour = np.median(scene.rgb[lit], axis=0)
         band = np.digitize(value[here] / brightest, TOON_LIMITS)
-        picture[here] = np.array(TOON_BANDS, np.float32)[band][:, None] * colour
-    picture[_thickened(outline, max(0, scene.depth.shape[0] // 256))] = INK
-    return replace(scene, rgb=np.rint(picture).astype(np.uint8))
+        image[here] = np.array(TOON_BANDS, np.float32)[band][:, None] * colour
+    image[_thickened(outline, max(0, scene.depth.shape[0] // 256))] = INK
+    return replace(scene, rgb=np.rint(image).astype(np.uint8))
 
 
 def pixel_art(scene: Scene) -> Scene:
@@ -65,8 +65,8 @@ def pixel_art(scene: Scene) -> Scene:
     wanted = colour + DITHER * threshold[..., None]
     palette = art_palette().astype(np.float32)
     nearest = np.square(wanted[:, :, None] - palette).sum(axis=-1).argmin(axis=-1)
-    picture = art_palette()[nearest].repeat(cell, axis=0).repeat(cell, axis=1)[:height, :width]
-    return replace(scene, rgb=np.ascontiguousarray(picture))
+    image = art_palette()[nearest].repeat(cell, axis=0).repeat(cell, axis=1)[:height, :width]
+    return replace(scene, rgb=np.ascontiguousarray(image))
 
 
 STYLES: dict[str, Callable[[Scene], Scene]] = {"toon": toon, "pixel-art": pixel_art}

@@ -1,4 +1,4 @@
-"""Patterns that darken a surface here and there, in place of pictures on it. They never change its colour's name."""
+"""Patterns that darken a surface here and there, in place of images on it. They never change its colour's name."""
 
 from __future__ import annotations
 

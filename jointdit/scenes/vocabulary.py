@@ -25,7 +25,7 @@ SIZES: dict[str, tuple[float, float]] = {"small": (0.24, 0.31), "medium": (0.34,
 """Name -> range of the half extent in metres."""
 
 COLUMNS: dict[str, tuple[float, float]] = {"left": (0.18, 0.34), "middle": (0.43, 0.57), "right": (0.66, 0.82)}
-"""Where an object stands -> range of its centre's horizontal position as a share of the picture's width."""
+"""Where an object stands -> range of its centre's horizontal position as a share of the image's width."""
 
 RELATIONS: tuple[str, ...] = ("on top of", "behind", "in front of", "to the left of", "to the right of", "next to")
 """How one thing stands to the thing that is told after it."""

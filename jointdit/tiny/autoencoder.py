@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder, on pictures and on their disparity maps alike, and then its decoder alone."""
+"""Stage 1: the autoencoder, on images and on their disparity maps alike, and then its decoder alone."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def decoder_loss(vae: AutoencoderKL, scenes: ScenePixels, batch_size: int, gener
 
 
 def draw_pixels(scenes: ScenePixels, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-    """(B, 3, H, W) in [-1, 1]: two thirds pictures, one third disparity maps, half of them mirrored."""
+    """(B, 3, H, W) in [-1, 1]: two thirds images, one third disparity maps, half of them mirrored."""
     device = scenes.device
     index = torch.randint(len(scenes), (batch_size,), generator=generator, device=device)
     maps = max(1, batch_size // 3)
-    pixels = torch.cat([scenes.disparities(index[:maps]), scenes.pictures(index[maps:])])
+    pixels = torch.cat([scenes.disparities(index[:maps]), scenes.images(index[maps:])])
     flip = torch.rand(batch_size, generator=generator, device=device) < 0.5
     return torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
 
@@ -69,10 +69,10 @@ def _edges(pixels: torch.Tensor) -> torch.Tensor:
 def standardise_latents(vae: AutoencoderKL, scenes: ScenePixels, count: int = 256) -> None:
     """Fold the latents' per-channel mean and standard deviation into quant_conv and post_quant_conv, in place.
 
-    Afterwards the latents of pictures and disparity maps together have mean 0 and deviation 1 in each channel, and
+    Afterwards the latents of images and disparity maps together have mean 0 and deviation 1 in each channel, and
     decode as before.
     """
-    pixels = torch.cat([scenes.pictures(slice(count)), scenes.disparities(slice(count))])
+    pixels = torch.cat([scenes.images(slice(count)), scenes.disparities(slice(count))])
     moments = [vae.encode(batch).latent_dist for batch in pixels.split(32)]
     latents = torch.cat([posterior.mean for posterior in moments])
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))

@@ -1,4 +1,4 @@
-"""Stage 2: the base, a text-to-image FLUX on the scenes' pictures, its text encoders trained with it."""
+"""Stage 2: the base, a text-to-image FLUX on the scenes' images, its text encoders trained with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jointdit.flow_matching import NORMAL_SHIFT, add_noise, joint_flow_matching_
 from jointdit.model.latents import image_position_ids, text_position_ids
 from jointdit.tiny.text import CaptionEncoder
 
-UNIFORM_SHARE = 0.2  # of noise levels drawn evenly, so that nearly clean pictures are seen as well
+UNIFORM_SHARE = 0.2  # of noise levels drawn evenly, so that nearly clean images are seen as well
 EARLY_SHARE, EARLY = 0.25, (0.85, 1.0)  # of the base's noise levels: where layout and colours of surfaces are decided
 MIDDLE_SHARE, MIDDLE = 0.4, (0.5, 0.9)  # and those of objects
 
@@ -25,7 +25,7 @@ def base_loss(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Flow matching loss of a batch drawn from packed latents (N, tokens, 64)."""
-    drawn = draw_pictures(latents, batch_size, generator, where_text_decides=True)
+    drawn = draw_images(latents, batch_size, generator, where_text_decides=True)
     states, pooled = text.encode(drawn.places, drop, generator)
     prediction = flux(
         hidden_states=add_noise(drawn.clean, drawn.noise, drawn.t),
@@ -38,7 +38,7 @@ def base_loss(
     return joint_flow_matching_loss(prediction, velocity_target(drawn.clean, drawn.noise))
 
 
-class DrawnPictures(NamedTuple):
+class DrawnImages(NamedTuple):
     """A batch of one modality."""
 
     places: torch.Tensor  # (B,) which of the latents they are
@@ -47,10 +47,10 @@ class DrawnPictures(NamedTuple):
     t: torch.Tensor  # (B,) noise levels
 
 
-def draw_pictures(
+def draw_images(
     latents: torch.Tensor, batch_size: int, generator: torch.Generator, where_text_decides: bool = False
-) -> DrawnPictures:
-    """Pictures of packed latents (M, N, C), each with its noise and noise level, by `base_timesteps`.
+) -> DrawnImages:
+    """Images of packed latents (M, N, C), each with its noise and noise level, by `base_timesteps`.
 
     Everything is on the device of the latents, which is the generator's.
     """
@@ -58,7 +58,7 @@ def draw_pictures(
     places = torch.randint(len(latents), (batch_size,), generator=generator, device=device)
     clean = latents[places].float()
     noise = torch.randn(clean.shape, generator=generator, device=device)
-    return DrawnPictures(places, clean, noise, base_timesteps(batch_size, generator, where_text_decides))
+    return DrawnImages(places, clean, noise, base_timesteps(batch_size, generator, where_text_decides))
 
 
 def base_timesteps(n: int, generator: torch.Generator, where_text_decides: bool) -> torch.Tensor:
@@ -83,7 +83,7 @@ def base_timesteps(n: int, generator: torch.Generator, where_text_decides: bool)
 
 
 def square_position_ids(tokens: int, device: torch.device | None = None) -> torch.Tensor:
-    """Position ids of a square picture's tokens."""
+    """Position ids of a square image's tokens."""
     side = int(tokens**0.5)
     assert side * side == tokens
     return image_position_ids(side, side, device)

@@ -48,7 +48,7 @@ class ScenePixels:
         """Where the pixels are."""
         return self._rgb.device
 
-    def pictures(self, index: torch.Tensor | slice) -> torch.Tensor:
+    def images(self, index: torch.Tensor | slice) -> torch.Tensor:
         """float32 (B, 3, H, W) in [-1, 1]."""
         return self._rgb[index].permute(0, 3, 1, 2).float() / 127.5 - 1
 

@@ -11,7 +11,7 @@ from diffusers import FluxTransformer2DModel
 
 from jointdit.flow_matching import add_noise, joint_flow_matching_loss
 from jointdit.model.latents import text_position_ids
-from jointdit.tiny.base import draw_pictures, square_position_ids
+from jointdit.tiny.base import draw_images, square_position_ids
 from jointdit.tiny.text import CaptionEncoder
 
 LOWEST, HIGHEST = 1.0, 5.0  # guidance of half of a batch, drawn evenly; the other half has 1, the teacher without any
@@ -40,10 +40,10 @@ def guidance_loss(
     packed latents (N, tokens, 64). With a dropped caption the two are one, and guidance must not change anything.
 
     The adapter learns on top of this network at guidance 1. A network that is poor there has its joint connections mend
-    that, and they spoil the pictures sampled at 3.5: so half of each batch has 1, where the target is `prompt` itself.
+    that, and they spoil the images sampled at 3.5: so half of each batch has 1, where the target is `prompt` itself.
     """
-    index, clean, noise, t = draw_pictures(latents, batch_size, generator)
-    plain = batch_size // 2  # pictures at guidance 1 come first
+    index, clean, noise, t = draw_images(latents, batch_size, generator)
+    plain = batch_size // 2  # images at guidance 1 come first
     guidance = torch.ones(batch_size, device=t.device)
     told = torch.rand(batch_size - plain, generator=generator, device=t.device)
     guidance[plain:] = LOWEST + (HIGHEST - LOWEST) * told

@@ -45,9 +45,9 @@ def joint_loss(
 def dropped_share(
     t_rgb: torch.Tensor, t_disparity: torch.Tensor, drop: float, drop_depth: float | None
 ) -> torch.Tensor:
-    """Share (B,) of dropped captions: drop_depth where the picture is cleaner than its depth, drop elsewhere.
+    """Share (B,) of dropped captions: drop_depth where the image is cleaner than its depth, drop elsewhere.
 
-    Depth is estimated with the empty prompt and from a clean picture; joint samples and depth-to-image have a caption.
+    Depth is estimated with the empty prompt and from a clean image; joint samples and depth-to-image have a caption.
     None: drop everywhere, as in the paper.
     """
     return torch.where(t_rgb < t_disparity, drop if drop_depth is None else drop_depth, drop)

@@ -42,7 +42,7 @@ def cached_latents(
     parts = []
     for side, first in itertools.product(sides, range(0, count, ENCODE_BATCH)):
         window = slice(first, first + ENCODE_BATCH)
-        pixels = scenes.pictures(window) if modality == "rgb" else scenes.disparities(window)
+        pixels = scenes.images(window) if modality == "rgb" else scenes.disparities(window)
         pixels = pixels.flip(-1) if side else pixels
         with autocast_to_bfloat16(scenes.device):
             parts.append(pack_latents(encode_image(vae, pixels)).half())

@@ -48,7 +48,7 @@ class JointStageSpec(TextStageSpec):
     """The adapter's stage. Depth is estimated with the empty prompt, everything else with a caption."""
 
     text_drop_depth: float | None = Field(
-        None, ge=0, le=1, description="that share where the picture has less noise than its depth; default: text_drop"
+        None, ge=0, le=1, description="that share where the image has less noise than its depth; default: text_drop"
     )
 
 

@@ -50,7 +50,7 @@ class CaptionEncoder:
 
 
 def mirrored(caption: str) -> str:
-    """What the caption says of the picture's mirror image: left for right, and right for left."""
+    """What the caption says of the image's mirror image: left for right, and right for left."""
     return LEFT_OR_RIGHT.sub(lambda word: "right" if word[0] == "left" else "left", caption)
 
 

@@ -45,7 +45,7 @@ class AdapterTraining(Frozen):
     # (height, width) in pixels; a pair goes to the one of the nearest aspect
     buckets: tuple[tuple[Side, Side], ...] = ((512, 512),)
     text_drop: float = Field(0.1, ge=0, le=1)  # share of captions replaced by the empty prompt
-    text_drop_depth: float | None = Field(None, ge=0, le=1)  # that share where the picture is cleaner than its depth
+    text_drop_depth: float | None = Field(None, ge=0, le=1)  # that share where the image is cleaner than its depth
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; the adapter itself is kept in float32
     gradient_checkpointing: bool = False
     ema: float = Field(0.0, ge=0, lt=1)  # of the weights that are saved at the end; 0: the last ones

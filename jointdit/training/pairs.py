@@ -22,7 +22,7 @@ Bucket = tuple[int, int]  # height, width in pixels
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture uint8 (H, W, 3), its relative disparity float32 (H, W) in [0, 1], 1 nearest, and its caption."""
+    """An image uint8 (H, W, 3), its relative disparity float32 (H, W) in [0, 1], 1 nearest, and its caption."""
 
     rgb: NDArray[np.uint8]
     disparity: NDArray[np.float32]

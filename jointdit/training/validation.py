@@ -19,7 +19,7 @@ def validate(
 ) -> tuple[dict[str, float], NDArray[np.uint8]]:
     """Scores of the first held-out scenes at `size` (height, width), and a sheet (H, W, 3) with a column a sample.
 
-    From top to bottom: the scene's picture, its exact disparity, the estimated one; then picture and disparity that the
+    From top to bottom: the scene's image, its exact disparity, the estimated one; then image and disparity that the
     model makes from the scene's caption. Seeds are fixed, so that sheets of different steps show the same samples.
     """
     from jointdit.evaluation.scenes import depth_estimator, held_out_scenes, score_depth
@@ -45,5 +45,5 @@ def validate(
 
 
 def _grey(disparity: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Disparity (H, W) as a picture (H, W, 3), near is bright."""
+    """Disparity (H, W) as an image (H, W, 3), near is bright."""
     return np.repeat(np.rint(np.nan_to_num(disparity) * 255).astype(np.uint8)[..., None], 3, axis=2)

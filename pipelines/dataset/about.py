@@ -17,7 +17,7 @@ def refresh(storage: Storage, ledger: Ledger) -> None:
     """
     job = ledger.read_job()
     while (newest := read_latest(storage)) is not None:
-        is_shown = not gallery.has_pictures(newest) or gallery.is_about(storage, newest)
+        is_shown = not gallery.has_images(newest) or gallery.is_about(storage, newest)
         is_described = card.is_about(storage, newest)
         if is_shown and is_described:
             return

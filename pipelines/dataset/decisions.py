@@ -29,7 +29,7 @@ from pipelines.spec.job import QualitySpec, as_tuples
 from pipelines.store.storage import Storage
 
 READERS = 16
-SAME_PICTURE = ("depth", "prepare", "encode")  # tasks where a row's samples share the row's picture
+SAME_IMAGE = ("depth", "prepare", "encode")  # tasks where a row's samples share the row's image
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def settle(
     if criteria.keep_best is not None:
         settled = _keep_best(settled, criteria.keep_best, facts, held)
     if criteria.max_distance is not None:
-        settled = _drop_duplicates(settled, criteria.max_distance, facts, held, task in SAME_PICTURE)
+        settled = _drop_duplicates(settled, criteria.max_distance, facts, held, task in SAME_IMAGE)
     return settled
 
 
@@ -133,7 +133,7 @@ def agree(decided: Decided, verdict: Verdict) -> bool:
 def read_facts(
     storage: Storage, commits: Mapping[str, Commit], shards: Iterable[str], criteria: Criteria | None = None
 ) -> dict[Key, Facts]:
-    """Scores, hashes and captions of the samples with pixels in some shards' tables; no picture is read.
+    """Scores, hashes and captions of the samples with pixels in some shards' tables; no image is read.
 
     Of the scores, those that `criteria` decide by: a million samples with all there are would fill gigabytes.
     """
@@ -211,7 +211,7 @@ def _drop_duplicates(
     max_distance: int,
     facts: Mapping[Key, Facts],
     held: Mapping[Key, Verdict],
-    same_picture: bool,
+    same_image: bool,
 ) -> list[Decided]:
     index = HashIndex(max_distance)
 
@@ -225,7 +225,7 @@ def _drop_duplicates(
     settled = []
     for each in decided:
         if each.outcome == "kept" and each.key not in held and (value := hash_of(each)) is not None:
-            found = index.nearest(value, not_of=each.counted.source if same_picture else None)
+            found = index.nearest(value, not_of=each.counted.source if same_image else None)
             if found is None:
                 index.add(value, each.counted.sample.id, each.counted.source)
             else:

@@ -165,7 +165,7 @@ def _cloud(values: Mapping[str, Any]) -> PointCloud:
 
 
 def _format(picture: bytes) -> str:
-    """The suffix of an encoded picture, by its first bytes."""
+    """The suffix of an encoded image, by its first bytes."""
     with Image.open(io.BytesIO(picture)) as image:
         name = (image.format or "bin").lower()
     return "jpg" if name == "jpeg" else name

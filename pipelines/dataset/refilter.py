@@ -42,7 +42,7 @@ class Refiltered:
     version: Version  # the same one where nothing changed
     moved: dict[str, int]  # "kept -> rejected" -> samples
     rewritten: tuple[str, ...]  # shards of which the version has tables that the one before had not
-    without_points: int  # samples that are kept now, were rejected when made, and have no picture to make a cloud from
+    without_points: int  # samples that are kept now, were rejected when made, and have no image to make a cloud from
 
     @property
     def is_new(self) -> bool:

@@ -1,11 +1,11 @@
 """The tables of a version: those of the commits where they hold what counts, else copies of their rows.
 
 A table is written anew where some of its rows count no more (superseded, counting.py) or end elsewhere than their
-commit says (decisions.py). Rows are moved as they are stored: no picture is decoded, and the point clouds they name
+commit says (decisions.py). Rows are moved as they are stored: no image is decoded, and the point clouds they name
 stay where they are. A shard of which nothing changed since the last version has the files that it had then.
 
 A sample that was rejected when it was made got no point cloud. If it is kept now and the job has them as files, its own
-is made here from the stored picture and depth (sinks/stored_points.py): the one case in which they are decoded.
+is made here from the stored image and depth (sinks/stored_points.py): the one case in which they are decoded.
 """
 
 from __future__ import annotations

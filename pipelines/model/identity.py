@@ -99,7 +99,7 @@ def identify_job(spec: JobSpec, recorded: Recorded | None = None) -> ModelIdenti
         for name in names.values():
             check_teacher(name)
         pins = tuple(pin(field, name, "model", recorded=recorded.get(field)) for field, name in names.items())
-        size = FLUX_SIZE, FLUX_SIZE  # for the plan's estimates: pictures keep their own size
+        size = FLUX_SIZE, FLUX_SIZE  # for the plan's estimates: images keep their own size
         digest = hashlib.sha256("\n".join(each.weights for each in pins).encode()).hexdigest()
         return ModelIdentity(digest, sum(each.bytes for each in pins), *size, pins=pins)
     return identify(spec.model, recorded)

@@ -1,8 +1,8 @@
-"""`output.points.calibrate`: a metric depth model looks at each picture and gives its disparity a range in metres.
+"""`output.points.calibrate`: a metric depth model looks at each image and gives its disparity a range in metres.
 
-The worker runs it beside the models of scores, where the device is (quality/model_scored.py). It sees pictures at the
+The worker runs it beside the models of scores, where the device is (quality/model_scored.py). It sees images at the
 model's size without padding; A and B of 1/z = A + B d hold at any size, a focal length is scaled in finish.py. How well
-the fit agrees becomes two scores (quality/metric_fit.py). A picture without a fit keeps the range of the spec.
+the fit agrees becomes two scores (quality/metric_fit.py). An image without a fit keeps the range of the spec.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def load_calibrator(settings: CalibrateSpec, device: str) -> Scorer:
 
     def calibrate(batch: ScoredBatch) -> list[dict[str, float]]:
         scores: list[dict[str, float]] = []
-        for result, picture, disparity in zip(batch.results, batch.pictures(), batch.disparities(), strict=True):
+        for result, image, disparity in zip(batch.results, batch.images(), batch.disparities(), strict=True):
             try:
-                depth, focal = model.estimate_metric(picture)
+                depth, focal = model.estimate_metric(image)
                 fitted = fit_inverse_depth(disparity, depth)
             except InputError:  # not finite
                 fitted, focal = None, None

@@ -1,6 +1,6 @@
-"""Task `prepare`: teachers that look at a picture and give its relative disparity, and a captioner that describes it.
+"""Task `prepare`: teachers that look at an image and give its relative disparity, and a captioner that describes it.
 
-    Teacher           a picture (H, W, 3) -> disparity (H, W), near is high, of any scale and shift
+    Teacher           an image (H, W, 3) -> disparity (H, W), near is high, of any scale and shift
     DepthTeacher      any depth model of transformers (AutoModelForDepthEstimation), Depth-Anything-V2 above all
     mean_disparity    several teachers' maps, each brought to the first one's scale and shift, averaged
     Captioner         any image-to-text model of transformers (AutoModelForImageTextToText), BLIP for one
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class Teacher(Protocol):
-    """Gives depth to a picture."""
+    """Gives depth to an image."""
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """Disparity (H, W) of each picture (H, W, 3), at its size, near is high."""
+        """Disparity (H, W) of each image (H, W, 3), at its size, near is high."""
 
 
 class DepthTeacher:
@@ -46,7 +46,7 @@ class DepthTeacher:
             raise ModelError(f"teachers: {name} gives metric depth: give one of relative depth.")
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """See Teacher. Pictures of a call have one size."""
+        """See Teacher. Images of a call have one size."""
         import torch
 
         inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device, self.model.dtype)
@@ -58,7 +58,7 @@ class DepthTeacher:
 
 
 class Captioner:
-    """A transformers model that describes pictures."""
+    """A transformers model that describes images."""
 
     def __init__(self, name: str, device: str, dtype: Any, max_tokens: int) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor

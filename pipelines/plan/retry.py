@@ -3,7 +3,7 @@
 No commit is replaced. The plan grows by shards that name samples by (uri, etag, row position, index); the last shard
 that names a sample is the one that counts (counting.py), so each sample still ends exactly once in each version. Ids
 and seeds stay. So a quarantined sample gets what it would have got had its cause not been there; and a rejected one
-gets the same pixels, decided by the filters and the code of the next run. New pictures for rejected prompts are another
+gets the same pixels, decided by the filters and the code of the next run. New images for rejected prompts are another
 thing: quality.regenerate.
 
 Quarantined or rejected is what the latest version says is so; after a refilter that is not what the commits say.

@@ -8,7 +8,7 @@ only where `quality.filters` or `quality.scores` names their kind (model_scored.
     kind             scores                                         rejects
     depth_range      depth_span                                     depth maps without depth
     flat_depth       depth_flat_fraction                            almost all at one distance
-    saturated        depth_nonfinite_fraction,                      broken, clipped or blank maps and pictures
+    saturated        depth_nonfinite_fraction,                      broken, clipped or blank maps and images
                      depth_saturated_fraction,
                      depth_near_saturated_fraction,
                      rgb_saturated_fraction
@@ -16,23 +16,23 @@ only where `quality.filters` or `quality.scores` names their kind (model_scored.
     planarity        depth_roughness, depth_speck_fraction,         rough or salted depth, and depth cut to 8 bit
                      depth_distinct_fraction
     upright          depth_ground_correlation                       inverted depth: nearest at the top
-    edge_alignment   edge_alignment, edge_peak                      shifted depth, depth of another picture
-    blank_picture    rgb_span                                       pictures of one colour
+    edge_alignment   edge_alignment, edge_peak                      shifted depth, depth of another image
+    blank_picture    rgb_span                                       images of one colour
     noisy_picture    rgb_noise                                      grain, pure noise
-    clipped_picture  rgb_clipped_fraction                           over- and underexposed pictures
+    clipped_picture  rgb_clipped_fraction                           over- and underexposed images
     caption          caption_words, caption_characters,             captions too short or long, without letters, with
                      caption_letter_fraction                        banned words
 
-How well each does it, on planted faults and clean samples, stands with pictures in pipelines/quality/README.md;
+How well each does it, on planted faults and clean samples, stands with images in pipelines/quality/README.md;
 `python -m jobs.tools.measure_filters` measures it again. Scores are cheap; lengths in them are shares of the image.
 
     at the cost of a model
     self_consistency  self_consistency_abs_rel,                  depth that is not what the joint model sees in the
-                      self_consistency_delta1,                   picture
+                      self_consistency_delta1,                   image
                       self_consistency_correlation
-    ensemble_spread   ensemble_abs_rel_spread,                   pictures whose depth differs from seed to seed
+    ensemble_spread   ensemble_abs_rel_spread,                   images whose depth differs from seed to seed
                       ensemble_correlation
-    text_agreement    text_agreement                             pictures that do not show their text, by CLIP
+    text_agreement    text_agreement                             images that do not show their text, by CLIP
     depth_critic      critic_abs_rel, critic_delta1,             depth that an independent depth model does not see
                       critic_correlation
 
@@ -41,7 +41,7 @@ How well each does it, on planted faults and clean samples, stands with pictures
                       calibration_inlier_ratio
 
     of the whole dataset, when a version is published (decisions.py)
-    near_duplicate                                               pictures that look like an earlier one
+    near_duplicate                                               images that look like an earlier one
     and quality.keep_best (keep_best.py)                         all but the best of each row's samples by a score
 
 In a spec: `quality.filters: [{kind: depth_range, min_span: 0.2}]`, `quality.scores: [self_consistency]`. A reason is

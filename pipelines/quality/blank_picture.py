@@ -1,4 +1,4 @@
-"""Rejects pictures of one colour: nothing is to be seen in them."""
+"""Rejects images of one colour: nothing is to be seen in them."""
 
 from __future__ import annotations
 

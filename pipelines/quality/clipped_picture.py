@@ -1,4 +1,4 @@
-"""Rejects pictures that are over- or underexposed: where a channel is cut off, shading and colour are lost."""
+"""Rejects images that are over- or underexposed: where a channel is cut off, shading and colour are lost."""
 
 from __future__ import annotations
 
@@ -34,4 +34,4 @@ class ClippedPicture(Filter):
     def reject(self, scores: Mapping[str, Any]) -> str | None:
         if scores["rgb_clipped_fraction"] <= self.max_clipped:
             return None
-        return f"{scores['rgb_clipped_fraction']:.3f} of the picture is clipped, more than {self.max_clipped:g}"
+        return f"{scores['rgb_clipped_fraction']:.3f} of the image is clipped, more than {self.max_clipped:g}"

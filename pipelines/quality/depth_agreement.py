@@ -1,4 +1,4 @@
-"""What filters share that estimate depth from a sample's picture and compare it with the sample's own."""
+"""What filters share that estimate depth from a sample's image and compare it with the sample's own."""
 
 from __future__ import annotations
 

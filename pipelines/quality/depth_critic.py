@@ -1,4 +1,4 @@
-"""Rejects samples whose depth is not what an independent depth model sees in their picture."""
+"""Rejects samples whose depth is not what an independent depth model sees in their image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLOSEST = 0.1  # metres: what a model puts nearer weighs as much
 
 
 class DepthCritic(ForeignModel, DepthAgreement):
-    """Any depth model of transformers estimates depth from the sample's picture, and it is compared.
+    """Any depth model of transformers estimates depth from the sample's image, and it is compared.
 
     A model of disparity is fitted in disparity, one of relative depth in depth. Metres are read as 1 / z first: that is
     affine in relative disparity whatever the true range is, where z itself is not affine in depth over an assumed one.
@@ -22,7 +22,7 @@ class DepthCritic(ForeignModel, DepthAgreement):
 
     kind: ClassVar[str] = "depth_critic"
     scores: ClassVar[tuple[str, ...]] = ("critic_abs_rel", "critic_delta1", "critic_correlation")
-    found: ClassVar[str] = "what the critic sees in its picture"
+    found: ClassVar[str] = "what the critic sees in its image"
     wanted: ClassVar[str] = "a depth model"
 
     def check(self) -> None:
@@ -39,15 +39,15 @@ class DepthCritic(ForeignModel, DepthAgreement):
 
         critic = TransformersDepth(self.name(), device, revision=self.revision)
 
-        def estimate(picture: np.ndarray) -> np.ndarray:
+        def estimate(image: np.ndarray) -> np.ndarray:
             try:
-                found = critic.estimate(picture)
+                found = critic.estimate(image)
                 return 1 / np.maximum(found, CLOSEST) if critic.is_metric else found
             except InputError:  # not finite: there is no score, and the filter says so
-                return np.full(picture.shape[:2], np.nan, np.float32)
+                return np.full(image.shape[:2], np.nan, np.float32)
 
         def score(batch: ScoredBatch) -> list[dict[str, float]]:
-            estimates = [estimate(picture) for picture in batch.pictures()]  # one by one, as for text_agreement
+            estimates = [estimate(image) for image in batch.images()]  # one by one, as for text_agreement
             return self.compare(estimates, batch.disparities(), "disparity" if critic.is_metric else critic.space)
 
         return score

@@ -1,6 +1,6 @@
-"""Rejects pairs whose depth edges do not lie on edges of the picture: shifted depth, and depth of another picture.
+"""Rejects pairs whose depth edges do not lie on edges of the image: shifted depth, and depth of another image.
 
-Where depth jumps, another surface begins, and a picture shows it by its colour; the reverse does not hold (texture), so
+Where depth jumps, another surface begins, and an image shows it by its colour; the reverse does not hold (texture), so
 only depth edges are asked for. The measure is the cross-correlation of registration (Anuta, Spatial registration of
 multispectral imagery using FFT techniques, IEEE Trans. Geoscience Electronics 8(4), 1970), of edge maps.
 """
@@ -20,13 +20,13 @@ FloatArray = NDArray[np.float32]
 
 JUMP = 0.06  # of disparity: a depth edge
 STRONG_JUMP = 0.3  # edges weigh by their jump up to here
-STRONG_CONTRAST = 60.0  # of 255, in one channel: a sure edge of the picture
+STRONG_CONTRAST = 60.0  # of 255, in one channel: a sure edge of the image
 FEWEST = 20  # pixels of depth edges at 128 pixels a side: with less there is nothing to go by
 SEARCH = 8  # shifts are tried up to one part in so many of the longer side
 
 
 class EdgeAlignment(Filter):
-    """edge_alignment: how much of the depth edges lies on edges of the picture, in [0, 1], weighted by both contrasts.
+    """edge_alignment: how much of the depth edges lies on edges of the image, in [0, 1], weighted by both contrasts.
 
     edge_peak: edge_alignment over the best that any shift of up to 1/8 of the longer side would give; 1 where the map
     lies right as it is. Both tolerate 1/128 of the longer side and are 1 where depth has no sharp edge: soft ones are
@@ -49,15 +49,15 @@ class EdgeAlignment(Filter):
         depth_edges[depth_edges < JUMP] = 0
         if reach <= step or not np.count_nonzero(depth_edges) >= FEWEST * step * step:
             return {"edge_alignment": 1.0, "edge_peak": 1.0}
-        picture_edges = np.minimum(_contrast(rgb, step) / np.float32(STRONG_CONTRAST), np.float32(1))
-        found = _correlation(depth_edges, picture_edges, reach) / depth_edges.sum()
+        image_edges = np.minimum(_contrast(rgb, step) / np.float32(STRONG_CONTRAST), np.float32(1))
+        found = _correlation(depth_edges, image_edges, reach) / depth_edges.sum()
         here = float(found[reach - step : reach + step + 1, reach - step : reach + step + 1].max())
         best = float(found.max())
         return {"edge_alignment": min(max(here, 0.0), 1.0), "edge_peak": here / best if best > 1e-3 else 0.0}
 
     def reject(self, scores: Mapping[str, Any]) -> str | None:
         if not scores["edge_alignment"] >= self.min_alignment:
-            return f"{scores['edge_alignment']:.3f} of depth edges are the picture's, less than {self.min_alignment:g}"
+            return f"{scores['edge_alignment']:.3f} of depth edges are the image's, less than {self.min_alignment:g}"
         if not scores["edge_peak"] >= self.min_peak:
             return f"shifted depth would fit better: peak ratio {scores['edge_peak']:.3f}, less than {self.min_peak:g}"
         return None
@@ -85,8 +85,8 @@ def _contrast(rgb: NDArray[np.uint8], step: int) -> FloatArray:
     return found
 
 
-def _correlation(edges: FloatArray, picture: FloatArray, reach: int) -> FloatArray:
-    """(2 reach + 1, 2 reach + 1) sums of edges(p) * picture(p + shift), the shift (0, 0) in the middle."""
-    whole = np.fft.irfft2(np.conj(np.fft.rfft2(edges)) * np.fft.rfft2(picture), s=edges.shape)
+def _correlation(edges: FloatArray, image: FloatArray, reach: int) -> FloatArray:
+    """(2 reach + 1, 2 reach + 1) sums of edges(p) * image(p + shift), the shift (0, 0) in the middle."""
+    whole = np.fft.irfft2(np.conj(np.fft.rfft2(edges)) * np.fft.rfft2(image), s=edges.shape)
     around = np.arange(-reach, reach + 1)
     return np.asarray(whole[np.ix_(around, around)], np.float32)

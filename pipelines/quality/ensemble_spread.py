@@ -1,4 +1,4 @@
-"""Rejects samples in whose picture the model sees another depth with each seed: it does not know."""
+"""Rejects samples in whose image the model sees another depth with each seed: it does not know."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipelines.quality.model_scored import JOINT_TASKS, ModelScored, ScoredBatch
 
 
 class EnsembleSpread(ModelScored):
-    """Depth is estimated from the picture with several seeds; the estimates are compared with each other.
+    """Depth is estimated from the image with several seeds; the estimates are compared with each other.
 
     ensemble_abs_rel_spread: brought onto each other and merged, mean over pixels of the median relative distance to the
     merged depth, read from 1 to 10 m. ensemble_correlation: mean over pairs of estimates of the correlation of their
-    details, which leaves out the floor and walls that a model gives to any picture: it tells pictures that the model
+    details, which leaves out the floor and walls that a model gives to any image: it tells images that the model
     cannot read by far the best (both in jointdit/evaluation/agreement.py). They say how sure the model is of the
-    picture's depth, not how good the sample's own is. For task depth the sample's own depth is one such estimate.
+    image's depth, not how good the sample's own is. For task depth the sample's own depth is one such estimate.
     """
 
     kind: ClassVar[str] = "ensemble_spread"
@@ -35,7 +35,7 @@ class EnsembleSpread(ModelScored):
         return None if task in JOINT_TASKS else f"needs the joint model, which task {task} does not load"
 
     def cost(self) -> str:
-        return f"depth estimated from the picture {self.estimates} times, {self.steps} steps each"
+        return f"depth estimated from the image {self.estimates} times, {self.steps} steps each"
 
     def load(self, device: str) -> Scorer:
         from jointdit.evaluation.agreement import ensemble_correlation, ensemble_spread

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.records import SampleResult
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-SIDE = 512  # pixels: longer pictures are read at every n-th pixel, so that scores cost about the same at any size
+SIDE = 512  # pixels: longer images are read at every n-th pixel, so that scores cost about the same at any size
 
 
 class Filter(BaseModel, ABC):
@@ -63,7 +63,7 @@ def roughness(values: NDArray[np.float32]) -> float:
 
     Immerkaer's 3x3 mask (Fast Noise Variance Estimation, CVIU 64(2), 1996) answers to no plane; the median of its
     absolute response over 0.6745 (Donoho and Johnstone, Ideal spatial adaptation by wavelet shrinkage, Biometrika
-    81(3), 1994) in place of his mean keeps edges and textures out as long as they cover less than half of the picture.
+    81(3), 1994) in place of his mean keeps edges and textures out as long as they cover less than half of the image.
     NaN below 3x3 pixels.
     """
     if min(values.shape) < 3:

@@ -1,4 +1,4 @@
-"""Scores that cost a model: what a worker measures while the picture is there, where the spec asks for it.
+"""Scores that cost a model: what a worker measures while the image is there, where the spec asks for it.
 
 They are asked for by a filter of their kind in `quality.filters`, or by `quality.scores`, which rejects nothing. The
 worker measures them because it has the device; what they need beside the job's own model is loaded once a worker.
@@ -22,7 +22,7 @@ JOINT_TASKS = ("joint", "depth", "depth-to-image")  # whose workers hold the joi
 
 
 class ScoredBatch:
-    """Generated samples of one size, with depth that is estimated from their pictures again where a score asks.
+    """Generated samples of one size, with depth that is estimated from their images again where a score asks.
 
     `pipe` is called like JointDiTPipeline, with this guidance (None: the checkpoint's own for depth). Estimates are
     kept, so that scores which need the same one share it.
@@ -34,8 +34,8 @@ class ScoredBatch:
         self._guidance = guidance
         self._estimates: dict[tuple[int, int], list[NDArray[np.float32]]] = {}
 
-    def pictures(self) -> list[NDArray[np.uint8]]:
-        """The pictures (h, w, 3), without padding."""
+    def images(self) -> list[NDArray[np.uint8]]:
+        """The images (h, w, 3), without padding."""
         return [result.without_padding(_present(result.rgb)) for result in self.results]
 
     def disparities(self) -> list[NDArray[np.float32]]:
@@ -43,7 +43,7 @@ class ScoredBatch:
         return [result.without_padding(_present(result.disparity)) for result in self.results]
 
     def estimate(self, number: int, steps: int) -> list[NDArray[np.float32]]:
-        """The `number`-th estimate of the pictures' disparity (h, w), without padding; NaN where the model fails.
+        """The `number`-th estimate of the images' disparity (h, w), without padding; NaN where the model fails.
 
         Its noise comes from the sample's seed and `number`, in a stream of its own: neither the noise that made the
         sample, nor the same in another batch.

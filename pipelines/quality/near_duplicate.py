@@ -1,7 +1,7 @@
-"""Rejects pictures that look like an earlier one: nearly the same perceptual hash. Decided when a version is published.
+"""Rejects images that look like an earlier one: nearly the same perceptual hash. Decided when a version is published.
 
 A sample alone cannot be a duplicate, so `measure` and `reject` say nothing; decisions.py looks at the whole dataset in
-the order of its plan, whatever the order in which shards were made. The first of some like pictures stays.
+the order of its plan, whatever the order in which shards were made. The first of some like images stays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROUNDED = 3  # decimals of the coefficients: below it is rounding of the transfo
 
 
 class NearDuplicate(Filter):
-    """`max_distance`: at most so many of the 64 bits of two hashes differ in pictures that count as the same."""
+    """`max_distance`: at most so many of the 64 bits of two hashes differ in images that count as the same."""
 
     kind: ClassVar[str] = "near_duplicate"
     scores: ClassVar[tuple[str, ...]] = ()
@@ -40,7 +40,7 @@ class NearDuplicate(Filter):
 
 
 def perceptual_hash(rgb: NDArray[np.uint8]) -> str:
-    """The pHash of a picture (H, W, 3), 16 hexadecimal digits: which of its 64 lowest frequencies exceed their median.
+    """The pHash of an image (H, W, 3), 16 hexadecimal digits: which of its 64 lowest frequencies exceed their median.
 
     Source: Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions (2010), in the form of the Python
     package imagehash: 32 x 32 grey values, a two-dimensional DCT-II, the 8 x 8 lowest coefficients.
@@ -61,11 +61,11 @@ COSINES = _cosines()
 
 
 class HashIndex:
-    """Hashes of kept pictures, found by how near they are without a look at each of them.
+    """Hashes of kept images, found by how near they are without a look at each of them.
 
     The bits are dealt to max_distance + 1 bands. Two hashes that differ in at most max_distance bits agree in a whole
     band at least, so only hashes that share a band are compared. Neighbouring bits go to different bands: low
-    frequencies alone differ little between pictures of one kind.
+    frequencies alone differ little between images of one kind.
     """
 
     def __init__(self, max_distance: int) -> None:

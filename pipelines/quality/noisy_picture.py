@@ -1,4 +1,4 @@
-"""Rejects pictures with noise over everything, from grain to pure noise."""
+"""Rejects images with noise over everything, from grain to pure noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class NoisyPicture(Filter):
     """rgb_noise: standard deviation of white noise in the luminance, of 255; see `roughness` for the estimate.
 
     Noise that is independent in the channels is 1.5 times as large in each. Fine texture over more than half of a
-    picture counts as noise.
+    image counts as noise.
     """
 
     kind: ClassVar[str] = "noisy_picture"

@@ -1,4 +1,4 @@
-"""Rejects samples whose depth is not the depth that the model sees in their picture: only a joint model can say it."""
+"""Rejects samples whose depth is not the depth that the model sees in their image: only a joint model can say it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.quality.model_scored import JOINT_TASKS, ScoredBatch, Scorer
 
 
 class SelfConsistency(DepthAgreement):
-    """Depth is estimated from the sample's picture again, with the same weights and in a few steps, and compared."""
+    """Depth is estimated from the sample's image again, with the same weights and in a few steps, and compared."""
 
     kind: ClassVar[str] = "self_consistency"
     scores: ClassVar[tuple[str, ...]] = (
@@ -20,20 +20,18 @@ class SelfConsistency(DepthAgreement):
         "self_consistency_correlation",
     )
     measured_with: ClassVar[tuple[str, ...]] = ("steps",)
-    found: ClassVar[str] = "what the model sees in its picture"
+    found: ClassVar[str] = "what the model sees in its image"
 
     steps: int = Field(4, ge=1, le=1000)
 
     @classmethod
     def refusal(cls, task: str) -> str | None:
         if task == "depth":
-            return (
-                "compares depth with depth estimated from the picture, all that task depth makes: use ensemble_spread"
-            )
+            return "compares depth with depth estimated from the image, all that task depth makes: use ensemble_spread"
         return None if task in JOINT_TASKS else f"needs the joint model, which task {task} does not load"
 
     def cost(self) -> str:
-        return f"depth estimated from the picture again, {self.steps} steps"
+        return f"depth estimated from the image again, {self.steps} steps"
 
     def load(self, device: str) -> Scorer:
         def score(batch: ScoredBatch) -> list[dict[str, float]]:

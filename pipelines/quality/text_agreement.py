@@ -1,4 +1,4 @@
-"""Rejects samples whose picture does not show what their text says, as far as a CLIP model can tell."""
+"""Rejects samples whose image does not show what their text says, as far as a CLIP model can tell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.quality.model_scored import ScoredBatch, Scorer
 
 
 class TextAgreement(ForeignModel):
-    """text_agreement: 100 times the cosine between picture and text, the CLIP score of one pair (not floored at 0).
+    """text_agreement: 100 times the cosine between image and text, the CLIP score of one pair (not floored at 0).
 
     What is much depends on the CLIP model: OpenAI's give matching photographs some 20 to 35 and unlike ones some 10 to
     20; the default rejects little. A long text is cut where the model's text encoder ends.
@@ -42,12 +42,12 @@ class TextAgreement(ForeignModel):
         def score(batch: ScoredBatch) -> list[dict[str, float]]:
             # One by one: the networks are small beside the job's own, and no neighbour changes a score.
             texts = [result.caption or result.sample.row.prompt for result in batch.results]
-            pairs = zip(batch.pictures(), texts, strict=True)
-            return [{self.kind: text_agreement(clip, picture, text)} if text else {} for picture, text in pairs]
+            pairs = zip(batch.images(), texts, strict=True)
+            return [{self.kind: text_agreement(clip, image, text)} if text else {} for image, text in pairs]
 
         return score
 
     def reject(self, scores: Mapping[str, Any]) -> str | None:
         if scores[self.kind] >= self.min_score:
             return None
-        return f"CLIP score of picture and text is {scores[self.kind]:.1f}, less than {self.min_score:g}"
+        return f"CLIP score of image and text is {scores[self.kind]:.1f}, less than {self.min_score:g}"

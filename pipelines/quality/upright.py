@@ -1,9 +1,9 @@
-"""Rejects upside-down depth: inverted maps (far as near), and maps of a picture that lies on its head.
+"""Rejects upside-down depth: inverted maps (far as near), and maps of an image that lies on its head.
 
 One map alone cannot say which end is near. What helps is where people hold cameras: of two points one above the other,
 the lower is mostly the nearer (which is why Chen et al., Single-Image Depth Perception in the Wild, NeurIPS 2016, ask
 about points beside each other too), and networks lean on the same cue (van Dijk and de Croon, How do neural networks
-see depth in single images?, ICCV 2019). Pictures from above, of ceilings or of single things close up need not follow
+see depth in single images?, ICCV 2019). Images from above, of ceilings or of single things close up need not follow
 it: leave the filter out for them.
 """
 

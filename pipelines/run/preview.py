@@ -24,7 +24,7 @@ POINT_BYTES = 15  # float32 xyz, uint8 rgb
 
 @dataclass(frozen=True)
 class PlanPreview:
-    """What a run would do. Bytes are estimates from the sizes of pictures, and exclude what a worker's layers need."""
+    """What a run would do. Bytes are estimates from the sizes of images, and exclude what a worker's layers need."""
 
     name: str
     task: str

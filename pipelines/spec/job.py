@@ -143,7 +143,7 @@ class Spec(Section):
 
 
 class JointSpec(Spec):
-    """Prompts -> pictures and their depth."""
+    """Prompts -> images and their depth."""
 
     task: Literal["joint"]
 
@@ -152,12 +152,12 @@ class JointSpec(Spec):
         _refuse_depth_maps(self)
         _refuse_reference(self)
         if self.model.rgb_refresh != 1:
-            raise ValueError("model.rgb_refresh is for tasks with a picture or a map as input, not joint: remove it")
+            raise ValueError("model.rgb_refresh is for tasks with an image or a map as input, not joint: remove it")
         return self
 
 
 class DepthSpec(Spec):
-    """Pictures -> their depth, at the pictures' own size."""
+    """Images -> their depth, at the images' own size."""
 
     task: Literal["depth"]
 
@@ -168,7 +168,7 @@ class DepthSpec(Spec):
 
 
 class DepthToImageSpec(Spec):
-    """Depth maps and prompts -> pictures of that geometry."""
+    """Depth maps and prompts -> images of that geometry."""
 
     task: Literal["depth-to-image"]
 
@@ -183,7 +183,7 @@ class DepthToImageSpec(Spec):
 
 
 class EncodeSpec(Spec):
-    """Pictures, their depth and captions -> latents and text embeddings, for training.
+    """Images, their depth and captions -> latents and text embeddings, for training.
 
     `model.name`: whose VAE and text encoders: a FLUX pipeline or a JointDiT checkpoint. `buckets`: (height, width) in
     pixels; a pair goes to the one of the nearest aspect.
@@ -204,7 +204,7 @@ class EncodeSpec(Spec):
 
 
 class PrepareSpec(Spec):
-    """Pictures -> relative disparity by a teacher (the mean of several), and captions, given or by a captioner.
+    """Images -> relative disparity by a teacher (the mean of several), and captions, given or by a captioner.
 
     `teachers` and `captioner` are folders or hub names of transformers models.
     """
@@ -259,7 +259,7 @@ def _refuse_depth_maps(spec: Spec) -> None:
 
 def _refuse_reference(spec: Spec) -> None:
     if spec.output.rgb == "reference":
-        raise ValueError(f"output.rgb: reference is for task depth, and task {spec.task} makes new pictures: remove it")
+        raise ValueError(f"output.rgb: reference is for task depth, and task {spec.task} makes new images: remove it")
 
 
 JobSpec = JointSpec | DepthSpec | DepthToImageSpec | EncodeSpec | PrepareSpec

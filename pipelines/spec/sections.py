@@ -71,8 +71,8 @@ class ModelSpec(Section):
     `name` is "tiny" or a checkpoint; `base` and `adapter` instead of it load FLUX and a published adapter, and
     `components` says whose VAE, text encoders and tokenizers, where the base brings none. Each is a folder, a file, a
     hub name, or lies in an object store (pipelines/spec/weights_address.py). Height and width are the generated size in
-    pixels (tasks depth and depth-to-image: the size pictures are brought to); left out, the checkpoint's own.
-    `rgb_refresh`: the half that is the task's input (the picture of depth, the map of depth-to-image) is computed in
+    pixels (tasks depth and depth-to-image: the size images are brought to); left out, the checkpoint's own.
+    `rgb_refresh`: the half that is the task's input (the image of depth, the map of depth-to-image) is computed in
     every so many steps; 1 is exact. `compile`: blocks by torch.compile.
     """
 
@@ -93,7 +93,7 @@ class ModelSpec(Section):
     batch_size: int = Field(8, ge=1, le=1024)
     quantization: QuantizationSpec | None = None
     offload: Literal["model", "group", "sequential"] | None = None  # to the host's memory (jointdit/loading/offload.py)
-    vae_tiling: bool = False  # pictures larger than the VAE's own size in overlapping tiles
+    vae_tiling: bool = False  # images larger than the VAE's own size in overlapping tiles
     vae_slicing: bool = False  # the VAE takes a batch one by one
 
     @model_validator(mode="before")
@@ -216,7 +216,7 @@ class PointsSpec(Section):
     """Point clouds: z = 1 / (A + B d) from z_near to z_far (metres), a pinhole camera with this vertical field of view.
 
     Range and field of view (degrees) that are not given are assumptions and are recorded as such; `calibrate` fits the
-    range to a metric depth model's map of each picture instead.
+    range to a metric depth model's map of each image instead.
     """
 
     format: Literal["ply", "parquet", "both", "none"] = "none"

@@ -161,7 +161,7 @@ def _fit(context: RunContext, row: Row | BadRow) -> Sample | BadRow:
     pattern = Sample(id=row.id, row=row, index=0, round=0, seed=0)
     try:
         if isinstance(context.spec, PrepareSpec):
-            pattern.rgb = row.rgb  # a teacher brings pictures to its size itself
+            pattern.rgb = row.rgb  # a teacher brings images to its size itself
         elif isinstance(context.spec, EncodeSpec):
             pair = pair_to_encode(context, row)
             pattern.rgb, pattern.disparity = pair.rgb, pair.disparity
@@ -183,7 +183,7 @@ def _content(mapping: SizeMapping) -> Content:
 
 
 def pair_to_encode(context: RunContext, row: Row) -> Pair:
-    """Picture and disparity at the size of the bucket of the nearest aspect. Raises RowError for a constant map."""
+    """Image and disparity at the size of the bucket of the nearest aspect. Raises RowError for a constant map."""
     from jointdit.training.batches import nearest_bucket
     from jointdit.training.pairs import Pair, fit_to_bucket
 

@@ -1,4 +1,4 @@
-"""Pairs from tables: a dataset that this system published, or any table with picture, depth and caption columns.
+"""Pairs from tables: a dataset that this system published, or any table with image, depth and caption columns.
 
 They are read by the readers of task `encode`. Nothing is skipped: a row that cannot be trained on ends the training
 with its name and what is wrong. (Task `encode` sets such rows aside, and its output trains faster.)
@@ -52,7 +52,7 @@ class TablePairs:
         return [stop - start for _, start, stop in self.layout]
 
     def sizes(self) -> Sequence[Bucket]:
-        """Sizes of all pictures, from the tables' columns or else the pictures' headers; read once."""
+        """Sizes of all images, from the tables' columns or else the images' headers; read once."""
         return self._sizes
 
     @cached_property

@@ -116,7 +116,7 @@ def _cloud(storage: Storage, row: dict[str, Any]) -> bytes | None:
 
 
 def _distance(stored: dict[str, Any] | None, expected: dict[str, Any] | None) -> float:
-    """The largest difference of two pictures of any depth, in 255ths of their range."""
+    """The largest difference of two images of any depth, in 255ths of their range."""
     if stored is None or expected is None or stored["bytes"] is None or expected["bytes"] is None:
         return 0.0 if stored == expected else float("inf")
     arrays = [np.asarray(Image.open(io.BytesIO(each["bytes"]))) for each in (stored, expected)]

@@ -1,4 +1,4 @@
-"""What the storm reads: prompts and pictures, with rows planted that must end badly, and oddities that must not.
+"""What the storm reads: prompts and images, with rows planted that must end badly, and oddities that must not.
 
 The outcome of every sample is known from here alone, without the engine:
 
@@ -6,7 +6,7 @@ The outcome of every sample is known from here alone, without the engine:
                HALVE (fits into memory only one at a time)            kept
                FLAT                                                   rejected, and so is its second sample
                rows of a damaged Parquet row group                    quarantined
-    pictures   truncated, empty, no picture at all, deleted           quarantined
+    images   truncated, empty, no image at all, deleted           quarantined
                16 bits, CMYK, animated, turned by EXIF, a PNG that is called .jpg   kept
 """
 
@@ -28,8 +28,8 @@ GROUP_ROWS = 8  # of the Parquet file's row groups
 REGENERATE = 1
 MANY_ROWS = 500
 POISON = {"RAISE": 3, "NAN": 3, "KILL": 2, "HANG": 1, "MEMORY": 2, "DEVICE": 2, "": 3}  # prompts that are quarantined
-BAD_PICTURES = ("truncated PNG", "truncated JPEG", "empty file", "text called .png")
-ODD_PICTURES = ("16 bits", "CMYK", "animated GIF", "turned by EXIF", "PNG called .jpg")
+BAD_IMAGES = ("truncated PNG", "truncated JPEG", "empty file", "text called .png")
+ODD_IMAGES = ("16 bits", "CMYK", "animated GIF", "turned by EXIF", "PNG called .jpg")
 DELETED = "deleted in flight"
 
 
@@ -110,33 +110,33 @@ def _damaged_table(prompts: list[str], group: int) -> bytes:
     return bytes(data)
 
 
-def plant_pictures(storage: Storage, rows: int, seed: int) -> Planted:
-    """A folder of small pictures of a few sizes."""
-    draw = random.Random(f"{seed}/pictures")
+def plant_images(storage: Storage, rows: int, seed: int) -> Planted:
+    """A folder of small images of a few sizes."""
+    draw = random.Random(f"{seed}/images")
     planted = Planted({"task": "depth", "input": {"uri": storage.uri}})
     each = max(1, rows // 100)
-    kinds = [kind for kind in (*BAD_PICTURES, *ODD_PICTURES, DELETED) for _ in range(each)]
+    kinds = [kind for kind in (*BAD_IMAGES, *ODD_IMAGES, DELETED) for _ in range(each)]
     kinds += [""] * (rows - len(kinds))
     draw.shuffle(kinds)
     for number, kind in enumerate(kinds):
-        suffix, data = _picture(kind, np.random.default_rng([seed, number]))
+        suffix, data = _image(kind, np.random.default_rng([seed, number]))
         name = f"{number:05d}{suffix}"
         storage.write_bytes(name, data)
-        planted.add(f"{name}:0", "quarantined" if kind in BAD_PICTURES or kind == DELETED else "kept", kind)
+        planted.add(f"{name}:0", "quarantined" if kind in BAD_IMAGES or kind == DELETED else "kept", kind)
         if kind == DELETED:
             planted.to_delete.append(name)
     return planted
 
 
-def _picture(kind: str, noise: np.random.Generator) -> tuple[str, bytes]:
-    """(suffix, bytes) of a picture of some kind."""
+def _image(kind: str, noise: np.random.Generator) -> tuple[str, bytes]:
+    """(suffix, bytes) of an image of some kind."""
     height, width = (int(n) for n in noise.choice([24, 32, 40], 2))
     pixels = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     if kind == "empty file":
         return ".png", b""
     if kind == "text called .png":
-        return ".png", b"this is no picture\n" * 20
+        return ".png", b"this is no image\n" * 20
     if kind == "truncated PNG":
         return ".png", _encoded(image, "PNG")[:-200]
     if kind == "truncated JPEG":

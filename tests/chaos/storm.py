@@ -2,7 +2,7 @@
 
     python -m tests.chaos.storm --seed 1 --rows 2000 --faults 300        (make chaos)
 
-1. plant: prompts and pictures, with rows that must end badly (corpus.py).
+1. plant: prompts and images, with rows that must end badly (corpus.py).
 2. calm: both jobs once without a fault. What comes out is what the storm's rows are compared with.
 3. storm: both jobs again, behind a proxy that makes the store's faults (proxy.py). Drivers run one, two and three at
    once and are killed; workers are killed and stopped, tasks killed, planned input is deleted; nodes die (victims.py).
@@ -45,7 +45,7 @@ from pipelines.dataset.garbage import collect_garbage
 from pipelines.ledger.ledger import Ledger
 from pipelines.store.storage import Storage
 from tests.chaos.account import Account, take_account
-from tests.chaos.corpus import DELETED, MANY_ROWS, REGENERATE, Planted, plant_few, plant_pictures, plant_prompts
+from tests.chaos.corpus import DELETED, MANY_ROWS, REGENERATE, Planted, plant_few, plant_images, plant_prompts
 from tests.chaos.proxy import Fault, FaultProxy
 from tests.chaos.small_disk import SmallDisk, small_disk
 from tests.chaos.victims import Driver, RayNodes, Reaper, die_with_parent
@@ -61,7 +61,7 @@ RATES: dict[Fault, float] = {
     "truncated-body": 0.02,
 }
 SHARD_ROWS = 10
-DISK_SIZE, DISK_ROWS = "400k", 40  # a row takes about 20 kB: picture, depth, points
+DISK_SIZE, DISK_ROWS = "400k", 40  # a row takes about 20 kB: image, depth, points
 START_SECONDS = 90.0  # a worker that is stopped while it loads is noticed after it
 STALL_SECONDS = 20.0  # a stopped worker is noticed after it; a busy machine must not look stopped
 POLL_SECONDS = 0.2
@@ -139,10 +139,10 @@ class Storm:
 
     def _plant(self) -> dict[str, Planted]:
         rows, seed = self.options.rows, self.options.seed
-        pictures = rows * 3 // 10
+        images = rows * 3 // 10
         planted = {
-            "joint": plant_prompts(Storage(f"{self.bucket}/prompts"), rows - pictures, seed, deadly=not self.is_tiny),
-            "depth": plant_pictures(Storage(f"{self.bucket}/pictures"), pictures, seed),
+            "joint": plant_prompts(Storage(f"{self.bucket}/prompts"), rows - images, seed, deadly=not self.is_tiny),
+            "depth": plant_images(Storage(f"{self.bucket}/images"), images, seed),
         }
         if self.is_short or self.is_tiny:
             pass  # a full disk takes three more drivers
@@ -226,7 +226,7 @@ class Storm:
             self._wait(lambda: bool(Ledger(storage).plan_numbers()) or not driver.is_running, f"the plan of {name}")  # noqa: B023
             self.faults["driver killed"] += driver.kill()
             self._check_end(driver)
-        source = Storage(f"{self.bucket}/pictures")
+        source = Storage(f"{self.bucket}/images")
         for path in planted.to_delete:
             source.delete(path)
             self.faults[f"input {DELETED}"] += 1

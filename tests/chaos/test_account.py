@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.store.storage import Storage
 from tests.chaos.account import Account, take_account
-from tests.chaos.corpus import POISON, Planted, plant_pictures, plant_prompts
+from tests.chaos.corpus import POISON, Planted, plant_images, plant_prompts
 from tests.local_job import LocalJob, make_job
 
 __all__ = ["make_job"]
@@ -74,14 +74,14 @@ def test_the_same_seed_plants_the_same(tmp_path: Path) -> None:
         storage = Storage(str(tmp_path / name))
         jobs = [
             plant_prompts(Storage(f"{storage.uri}/prompts"), 700, seed, deadly=True),
-            plant_pictures(Storage(f"{storage.uri}/pictures"), 300, seed),
+            plant_images(Storage(f"{storage.uri}/images"), 300, seed),
         ]
         content = {each.path: storage.read_bytes(each.path).hex() for each in storage.list("")}
         return [replace(job, job={}) for job in jobs], content
 
     assert planted("one", 1) == planted("two", 1)
     assert planted("one", 1)[1] != planted("three", 2)[1]
-    prompts, pictures = planted("one", 1)[0]
+    prompts, images = planted("one", 1)[0]
     assert len(prompts.quarantined) == sum(POISON.values()) + 8
-    assert len(pictures.quarantined) == 5 * 3
-    assert len(pictures.to_delete) == 3
+    assert len(images.quarantined) == 5 * 3
+    assert len(images.to_delete) == 3

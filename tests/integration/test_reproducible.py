@@ -8,7 +8,7 @@ import numpy as np
 
 from jointdit.geometry.depth import decode_depth_png
 from pipelines.run.job import run_job
-from tests.integration.test_tasks import picture, rows_of
+from tests.integration.test_tasks import image, rows_of
 
 PROMPTS = [
     f"a {colour} sphere on a {floor} floor" for colour in ("red", "green", "blue") for floor in ("white", "gray")
@@ -33,6 +33,6 @@ def test_batches_of_1_and_5_by_1_worker_and_2(ray_cluster: None, make_spec, tmp_
         assert row["seed"] == other["seed"]
         depth, other_depth = (decode_depth_png(each["depth"]["bytes"]) for each in (row, other))
         np.testing.assert_allclose(depth, other_depth, atol=1e-3)
-        # uint8 pictures: rounding may move a value by one step where the floats differ by less than 1e-3.
-        assert np.abs(picture(row).astype(int) - picture(other).astype(int)).max() <= 1
+        # uint8 images: rounding may move a value by one step where the floats differ by less than 1e-3.
+        assert np.abs(image(row).astype(int) - image(other).astype(int)).max() <= 1
     assert len({row["seed"] for row in single.values()}) == len(PROMPTS)

@@ -31,7 +31,7 @@ EXPECTED = {f"prompts.txt:{row}/0" for row in range(8)} | {
 }
 
 
-def pictures(storage: Storage, version: Version) -> dict[str, tuple]:
+def images(storage: Storage, version: Version) -> dict[str, tuple]:
     paths = version.files_of("kept") + version.files_of("rejected")
     tables = (pq.read_table(io.BytesIO(storage.read_bytes(path))) for path in paths)
     columns = ("id", "seed", "round", "rgb", "depth")
@@ -77,7 +77,7 @@ def test_drivers_killed_in_each_round_and_two_at_once_make_the_rows_of_one_run(
 
     whole = job_in(tmp_path, input={"uri": spec.input.uri[0]}, output={"shard_rows": 4}, quality=QUALITY)
     all_rounds(whole)
-    assert pictures(ledger.storage, summary.version) == pictures(whole.context.storage, whole.publish()[0])
+    assert images(ledger.storage, summary.version) == images(whole.context.storage, whole.publish()[0])
 
     everything = refilter(output, ["quality.filters=[]"]).version
     assert everything.counts == {"kept": 16, "rejected": 0, "quarantined": 0}

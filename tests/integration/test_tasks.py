@@ -26,7 +26,7 @@ def rows_of(output: str, version: Version, outcome: str = "kept") -> list[dict]:
     return pa.concat_tables(tables).to_pylist() if tables else []
 
 
-def picture(row: dict) -> np.ndarray:
+def image(row: dict) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(row["rgb"]["bytes"])))
 
 
@@ -42,13 +42,13 @@ def test_joint(ray_cluster: None, make_spec, output: str) -> None:
     assert summary.counts_now == {"kept": 8, "rejected": 0, "quarantined": 2}
     found = validate(output)
     assert found.problems == []
-    assert (found.pictures, found.pointclouds) == (16, 8)
+    assert (found.images, found.pointclouds) == (16, 8)
     rows = rows_of(output, summary.version)
     assert [row["id"] for row in rows[:3]] == ["prompts.txt:0/0", "prompts.txt:0/1", "prompts.txt:1/0"]
     assert rows[0]["prompt"] == PROMPTS[0]
-    assert picture(rows[0]).shape == (32, 32, 3)
+    assert image(rows[0]).shape == (32, 32, 3)
     assert decode_depth_png(rows[0]["depth"]["bytes"]).shape == (32, 32)
-    assert (picture(rows[0]) != picture(rows[1])).any()
+    assert (image(rows[0]) != image(rows[1])).any()
     assert len({row["quality"]["self_consistency_abs_rel"] for row in rows} - {None}) == 8
     status = read_status(output)
     assert status.is_complete
@@ -57,7 +57,7 @@ def test_joint(ray_cluster: None, make_spec, output: str) -> None:
     assert (again.is_new, again.samples_now, again.committed_before) == (False, 0, 2)
 
 
-def test_depth_of_pictures_of_any_size(ray_cluster: None, make_spec, output: str, tmp_path: Path) -> None:
+def test_depth_of_images_of_any_size(ray_cluster: None, make_spec, output: str, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     photo = scene(0, 700, 1000)
@@ -72,12 +72,12 @@ def test_depth_of_pictures_of_any_size(ray_cluster: None, make_spec, output: str
     large, small = rows_of(output, summary.version)
     assert large["quality"]["ensemble_abs_rel_spread"] > 0
     assert (large["width"], large["height"]) == (1000, 700)
-    np.testing.assert_array_equal(picture(large), photo)
+    np.testing.assert_array_equal(image(large), photo)
     assert decode_depth_png(large["depth"]["bytes"]).shape == (700, 1000)
     assert decode_depth_png(small["depth"]["bytes"]).shape == (60, 40)
     (bad,) = rows_of(output, summary.version, "quarantined")
     assert bad["id"] == "broken.png:0/0"
-    assert "no known picture format" in bad["error"]
+    assert "no known image format" in bad["error"]
 
 
 def test_depth_to_image(ray_cluster: None, make_spec, output: str, tmp_path: Path) -> None:
@@ -93,5 +93,5 @@ def test_depth_to_image(ray_cluster: None, make_spec, output: str, tmp_path: Pat
     assert validate(output).problems == []
     for row in rows_of(output, summary.version):
         np.testing.assert_allclose(decode_depth_png(row["depth"]["bytes"]), disparity, atol=2e-5)
-        assert picture(row).shape == (48, 64, 3)
+        assert image(row).shape == (48, 64, 3)
         assert row["source"] == "ramp.png:0"

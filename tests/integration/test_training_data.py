@@ -1,4 +1,4 @@
-"""From pictures to what training reads, each step a job on Ray with its output on S3: prepare, encode, latents."""
+"""From images to what training reads, each step a job on Ray with its output on S3: prepare, encode, latents."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ BAD: dict[str, Refused | SetAside] = {
     # --- the spec as a file
     "spec missing": refused("run none.yaml", "none.yaml does not exist", "give the path of a job spec"),
     "spec is a folder": refused("plan in", "in is a folder", "give the path"),
-    "spec is no text": refused("plan in/picture.png", "in/picture.png", "cannot be read as text"),
+    "spec is no text": refused("plan in/image.png", "in/picture.png", "cannot be read as text"),
     "spec is no YAML": refused(PLAN, "spec.yaml, line 3", "not valid YAML", spec="task: joint\ninput: [unclosed\n"),
     "a key given twice": refused(PLAN, "line 2", "'task' is given twice", spec="task: joint\ntask: depth\n"),
     "an empty spec": refused(PLAN, "spec.yaml must hold a mapping", "found nothing", spec="\n"),
@@ -125,7 +125,7 @@ BAD: dict[str, Refused | SetAside] = {
     "unknown dtype": refused(
         PLAN, "model.dtype must be float32, bfloat16 or float16, found 'int8'", model__dtype="int8"
     ),
-    "unknown picture format": refused(PLAN, "output.image_format must be png", output__image_format="gif"),
+    "unknown image format": refused(PLAN, "output.image_format must be png", output__image_format="gif"),
     "no workers": refused(PLAN, "resources.workers must be auto or", "found 0", resources__workers=0),
     "a fraction above one": refused(
         PLAN, "max_quarantined_fraction must be at most 1.0, found 2.0", quality__max_quarantined_fraction=2.0
@@ -156,7 +156,7 @@ BAD: dict[str, Refused | SetAside] = {
     "depth maps where none are read": refused(
         PLAN, "input.depth", "task joint does not read: remove it", input__depth={"kind": "metric"}
     ),
-    "a reference to made pictures": refused(PLAN, "output.rgb: reference is for task depth", output__rgb="reference"),
+    "a reference to made images": refused(PLAN, "output.rgb: reference is for task depth", output__rgb="reference"),
     "output inside input": refused(RUN, "output.uri", "inside input.uri", output__uri="in/out", input__uri="in"),
     "input inside output": refused(PLAN, "input.uri", "inside output.uri", output__uri="in"),
     "no such kind of store": refused(PLAN, "ftp:// is not a store this can use", input__uri="ftp://host/x"),
@@ -196,7 +196,7 @@ BAD: dict[str, Refused | SetAside] = {
     "an id that names another row": refused(
         PLAN, "rows with the same id", "'prompts.txt:0'", input__uri=["in/prompts.txt", "in/named.jsonl"]
     ),
-    "pictures and their table": refused(PLAN, "in/mixed", "name one kind", task="depth", input__uri="in/mixed"),
+    "images and their table": refused(PLAN, "in/mixed", "name one kind", task="depth", input__uri="in/mixed"),
     "a Parquet file that is none": refused(PLAN, "bad.parquet", "not a readable Parquet", input__uri="in/bad.parquet"),
     "a cut .gz": refused(PLAN, "cut.txt.gz is damaged", "repair the file", input__uri="in/cut.txt.gz"),
     "a table without a header": refused(PLAN, "empty.csv has no header", input__uri="in/empty.csv"),
@@ -241,21 +241,17 @@ BAD: dict[str, Refused | SetAside] = {
     "versions in no bucket": refused(f"versions {NOWHERE}", "s3://no-such-bucket/out"),
     "a difference of no versions": refused("diff started 1 2", "started has no version 1: it has none"),
     "a difference of no dataset": refused("diff in 1 2", "in holds no job", "check the address"),
-    # --- one picture at a time, scenes, training, evaluation
-    "an empty prompt": refused("generate ' ' -o out", "the prompt is empty: say what the picture shows"),
+    # --- one image at a time, scenes, training, evaluation
+    "an empty prompt": refused("generate ' ' -o out", "the prompt is empty: say what the image shows"),
     "an odd size": refused("generate cube -o out --height 40 --width 40", "height", "found 40: use 32 or 48"),
     "height alone on the command line": refused("generate cube -o out --height 64", "width is missing"),
-    "weights for one picture": refused("generate cube -o out --model ./in", "without weights"),
-    "a picture that is missing": refused("depth in/none.png -o out", "in/none.png cannot be read", "give the path"),
-    "a folder for a picture": refused("depth in/maps -o out", "in/maps cannot be read", "Is a directory"),
-    "text for a picture": refused("depth in/text.png -o out", "in/text.png", "no known picture format"),
-    "two pictures of one name": refused(
-        "depth in/picture.png picture.jpg -o out", "called picture", "different folders"
-    ),
-    "a file for the results": refused(
-        "depth in/picture.png -o in/page.html", "in/page.html", "is a file: give a folder"
-    ),
-    "a map in colours": refused("restyle in/picture.png cube -o out", "in/picture.png", "mode RGB", "one grey channel"),
+    "weights for one image": refused("generate cube -o out --model ./in", "without weights"),
+    "an image that is missing": refused("depth in/none.png -o out", "in/none.png cannot be read", "give the path"),
+    "a folder for an image": refused("depth in/maps -o out", "in/maps cannot be read", "Is a directory"),
+    "text for an image": refused("depth in/text.png -o out", "in/text.png", "no known image format"),
+    "two images of one name": refused("depth in/image.png image.jpg -o out", "called image", "different folders"),
+    "a file for the results": refused("depth in/image.png -o in/page.html", "in/page.html", "is a file: give a folder"),
+    "a map in colours": refused("restyle in/image.png cube -o out", "in/picture.png", "mode RGB", "one grey channel"),
     "a map of unknown kind": refused("restyle in/depth.npy cube -o out", "in/depth.npy", "--kind disparity"),
     "a map that is missing": refused("restyle in/none.png cube -o out", "in/none.png cannot be read"),
     "a map and no prompt": refused("restyle in/maps/a.png '' -o out", "the prompt is empty"),
@@ -268,7 +264,7 @@ BAD: dict[str, Refused | SetAside] = {
     "training with a credential": refused(
         "train spec.yaml", "hf_token looks like a credential", spec="hf_token: hush\noutput: out\n"
     ),
-    "pictures prepared beside themselves": refused("prepare in -o in/out --teacher x", "inside input.uri"),
+    "images prepared beside themselves": refused("prepare in -o in/out --teacher x", "inside input.uri"),
     "a teacher that does not exist": refused("prepare in/maps -o out --teacher ./none", "there is no such folder"),
     "training by no recipe": refused("train spec.yaml", "recipe 'big'", "tiny, adapter", spec="recipe: big\n"),
     "an adapter of no model": refused(
@@ -295,17 +291,17 @@ BAD: dict[str, Refused | SetAside] = {
     "an id without letters": row("joint", {"id": "", "prompt": "x"}, "id is empty"),
     "an id that is a truth": row("joint", {"id": True, "prompt": "x"}, "id is True: give text or a whole number"),
     "an id without end": row("joint", {"id": "x" * 1001, "prompt": "x"}, "1001 characters", "limit of 1000"),
-    # --- rows: pictures and maps
+    # --- rows: images and maps
     "a path to nothing": row("depth", {"image": "gone.png"}, "gone.png does not exist, or is no file"),
     "a path into another store": row("depth", {"image": "s3://b/x.png"}, "another kind of store", "put both in one"),
     "a path to a device": row("depth", {"image": "/dev/zero"}, "/dev/zero does not exist, or is no file"),
-    "a picture of zero bytes": row("depth", b"", "picture has zero bytes"),
-    "a picture that is text": row("depth", b"hello", "no known picture format"),
-    "a cut picture": row(
+    "an image of zero bytes": row("depth", b"", "image has zero bytes"),
+    "an image that is text": row("depth", b"hello", "no known image format"),
+    "a cut image": row(
         "depth", png(np.random.default_rng(0).integers(0, 256, COLOURS.shape, np.uint8))[:300], "decoded"
     ),
-    "a picture of gigapixels": row("depth", BOMB, "million pixels, the limit: scale it"),
-    "a picture of program text": row("depth", b"%!PS-Adobe-3.0 EPSF-3.0\n", "no known picture format"),
+    "an image of gigapixels": row("depth", BOMB, "million pixels, the limit: scale it"),
+    "an image of program text": row("depth", b"%!PS-Adobe-3.0 EPSF-3.0\n", "no known image format"),
     "a map in many colours": row("depth-to-image", png(COLOURS), "mode RGB: give one grey channel"),
     "a map of one value": row("depth-to-image", npy(np.full((4, 4), 3.0)), "constant at 3"),
     "a map of holes": row("depth-to-image", npy(np.zeros((4, 4))), "no valid pixel: check input.depth"),
@@ -330,7 +326,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "in/mixed/a.png": png(COLOURS),
         "in/mixed/metadata.jsonl": b"{}\n",
         "in/picture.png": png(COLOURS),
-        "in/text.png": b"no picture",
+        "in/text.png": b"no image",
         "in/page.html": b"<p>",
         "in/bad.parquet": b"PAR1",
         "in/bad.tar": b"x" * 2000,

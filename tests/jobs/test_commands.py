@@ -121,7 +121,7 @@ def test_an_interruption_that_a_library_turns_into_its_own_error_is_one_still(mo
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_generate_writes_picture_disparity_and_points_for_each_seed(tmp_path, capsys):
+def test_generate_writes_image_disparity_and_points_for_each_seed(tmp_path, capsys):
     assert main(["generate", PROMPT, "-o", str(tmp_path / "out"), "-n", "2", "--seed", "5", "--steps", "1"]) == 0
     written = capsys.readouterr().out.split()
     assert len(written) == 6
@@ -150,7 +150,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
-def test_depth_comes_at_the_size_of_the_picture(tmp_path):
+def test_depth_comes_at_the_size_of_the_image(tmp_path):
     photo = np.asarray(Image.fromarray(render_scene(7).rgb).resize((1000, 700)))
     Image.fromarray(photo).save(tmp_path / "photo.jpg")
     assert main(["depth", str(tmp_path / "photo.jpg"), "-o", str(tmp_path / "out"), "--steps", "1"]) == 0
@@ -165,8 +165,8 @@ def test_restyle_keeps_the_depth_it_was_given(tmp_path):
     assert main([*command, "-o", str(tmp_path / "out")]) == 0
     disparity = decode_depth_png((tmp_path / "out" / "a-green-cube-0.disparity.png").read_bytes())
     np.testing.assert_allclose(disparity, disparity_from_depth(scene.depth), atol=1 / 65535)
-    with Image.open(tmp_path / "out" / "a-green-cube-0.png") as picture:
-        assert picture.size == (96, 80)
+    with Image.open(tmp_path / "out" / "a-green-cube-0.png") as image:
+        assert image.size == (96, 80)
     header = (tmp_path / "out" / "a-green-cube-0.ply").read_bytes().split(b"end_header")[0].decode()
     assert f"z_near {scene.depth.min():.9g} z_far {scene.depth.max():.9g} (given)" in header
 

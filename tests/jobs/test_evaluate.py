@@ -89,7 +89,7 @@ def test_steps_are_compared_and_the_branches_measured(tmp_path):
     assert {path.name for path in tmp_path.glob("*.png")} == {"steps.png", "spectra.png"}
 
 
-def test_generated_pictures_are_measured_beside_shuffled_ones_and_published_figures(tmp_path):
+def test_generated_images_are_measured_beside_shuffled_ones_and_published_figures(tmp_path):
     parts = ["--part", "joint", "--part", "restyle", "--features", "vae"]
     assert main(["evaluate", "-o", str(tmp_path), *SMALL, *parts]) == 0
     tables = tables_of(tmp_path)
@@ -99,8 +99,8 @@ def test_generated_pictures_are_measured_beside_shuffled_ones_and_published_figu
     )
     consistency = tables["Self-consistency of joint samples"]["tiny, estimated by tiny"]
     assert 0 < consistency["AbsRel"] < 1
-    assert tables["Generated pictures"]["tiny"]["FID"] > 0
-    assert tables["Generated pictures"]["tiny"]["IS"] is None
+    assert tables["Generated images"]["tiny"]["FID"] > 0
+    assert tables["Generated images"]["tiny"]["IS"] is None
     assert {"Named colours found: joint", "Named colours found: depth-to-image", "Prompts with two objects"} <= set(
         tables
     )

@@ -47,12 +47,12 @@ def test_joint(small_pipeline):
     assert not np.array_equal(out.rgb[0], out.rgb[1])
 
 
-def test_depth_returns_the_picture_itself(small_pipeline):
-    pictures = [picture(0), picture(1)]
-    out = small_pipeline(image=pictures, task="depth", seeds=[3, 3], num_inference_steps=STEPS)
-    assert np.array_equal(out.rgb, np.stack(pictures))
+def test_depth_returns_the_image_itself(small_pipeline):
+    images = [picture(0), picture(1)]
+    out = small_pipeline(image=images, task="depth", seeds=[3, 3], num_inference_steps=STEPS)
+    assert np.array_equal(out.rgb, np.stack(images))
     assert not np.allclose(out.disparity[0], out.disparity[1], atol=1e-3)
-    one_for_all = small_pipeline(image=pictures[0], task="depth", seeds=[3, 4], num_inference_steps=STEPS)
+    one_for_all = small_pipeline(image=images[0], task="depth", seeds=[3, 4], num_inference_steps=STEPS)
     assert_same(row(one_for_all, 0), row(out, 0))
 
 

@@ -24,7 +24,7 @@ def test_every_eight_bit_value_survives():
     assert finite.tolist() == [True]
 
 
-def test_pictures_outside_the_range_are_clipped_and_nan_is_flagged():
+def test_images_outside_the_range_are_clipped_and_nan_is_flagged():
     decoded = torch.tensor([-3.0, 3.0, 0.0]).view(1, 3, 1, 1).repeat(2, 1, 1, 1)
     decoded[1, 2] = torch.nan
     back, finite = vae_to_image(decoded)
@@ -40,7 +40,7 @@ def test_disparity_keeps_more_than_eight_bits():
     np.testing.assert_allclose(vae_to_disparity(pixels), maps, atol=1e-6)
 
 
-def test_disparity_is_the_channel_mean_spread_over_each_picture():
+def test_disparity_is_the_channel_mean_spread_over_each_image():
     generator = torch.Generator().manual_seed(0)
     decoded = torch.randn(2, 3, 8, 8, generator=generator) * torch.tensor([0.1, 5.0]).view(2, 1, 1, 1)
     maps = vae_to_disparity(decoded)
@@ -59,8 +59,8 @@ def test_a_map_without_relief_and_one_with_nan():
 
 
 def test_inputs_in_every_accepted_form():
-    picture, disparity = np.zeros((16, 32, 3), np.uint8), np.zeros((16, 32), np.float64)
-    for given in (picture, [picture, picture], (picture,), np.stack([picture, picture])):
+    image, disparity = np.zeros((16, 32, 3), np.uint8), np.zeros((16, 32), np.float64)
+    for given in (image, [image, image], (image,), np.stack([image, image])):
         assert check_images(given, [1, 2], "depth").shape == (2, 16, 32, 3)
     for given in (disparity, [disparity], np.stack([disparity, disparity])):
         maps = check_disparities(given, [1, 2], "depth-to-image")

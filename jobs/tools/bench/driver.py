@@ -31,11 +31,11 @@ SIDE = 16  # pixels
 
 
 def stand_in(*, seeds: list[int], **_: Any) -> SimpleNamespace:
-    """Small pictures and maps without a model."""
+    """Small images and maps without a model."""
     ramp = np.linspace(0, 1, SIDE * SIDE, dtype=np.float32).reshape(SIDE, SIDE)
-    pictures = [np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for seed in seeds]
+    images = [np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for seed in seeds]
     maps = np.stack([ramp] * len(seeds))
-    return SimpleNamespace(rgb=np.stack(pictures), disparity=maps, finite=np.ones(len(seeds), bool))
+    return SimpleNamespace(rgb=np.stack(images), disparity=maps, finite=np.ones(len(seeds), bool))
 
 
 def measure(settings: Settings) -> Iterator[Line]:

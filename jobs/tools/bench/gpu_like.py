@@ -1,7 +1,7 @@
 """Whole jobs with a model that waits as a GPU would: how much of the workers' time is left to them.
 
-The corpus is 512 x 512 pictures with a camera's noise in Parquet, the task is depth; everything but the network is
-real: rows are read and decoded, depth is scored and encoded, pictures and depth are written and committed. The waiting
+The corpus is 512 x 512 images with a camera's noise in Parquet, the task is depth; everything but the network is
+real: rows are read and decoded, depth is scored and encoded, images and depth are written and committed. The waiting
 takes no CPU, so sixteen workers fit on a small machine, and its CPUs are what serves them. Beside it the same waits
 alone, in as many threads. Rows/s are summed over workers, each from the start of its first call to the end of its last.
 """
@@ -32,9 +32,9 @@ from pipelines.engine.cluster import connect
 from pipelines.records import SampleResult
 from pipelines.run.job import run_job
 from pipelines.stages.generate import GenerationWorker, PartSummary
-from pipelines.stages.sinks.parquet import encode_picture
+from pipelines.stages.sinks.parquet import encode_image
 
-PICTURES = 16  # different ones; the rows show them in turn
+IMAGES = 16  # different ones; the rows show them in turn
 REACH = {1: 0.97, 4: 0.97, 16: 0.95}  # workers -> share of waiting alone
 ROWS_A_WORKER = {3.3: 5, 0.3: 24}  # seconds a row -> rows
 SHARD_ROWS, IN_FLIGHT = 2, 2
@@ -79,8 +79,8 @@ def measure(settings: Settings) -> Iterator[Line]:
     side = 64 if settings.quick else 512
     speeds = {0.05: 4} if settings.quick else ROWS_A_WORKER
     counts = [1, 2] if settings.quick else list(REACH)
-    results = (each for _, each in noisy_results(2 if settings.quick else PICTURES, side))
-    pictures = [encode_picture(each.rgb, "png") for each in results if each.rgb is not None]
+    results = (each for _, each in noisy_results(2 if settings.quick else IMAGES, side))
+    pictures = [encode_image(each.rgb, "png") for each in results if each.rgb is not None]
     with in_environment(**THREADS), connect():
         order = itertools.cycle([True, False])
         for seconds, rows in speeds.items():
@@ -162,6 +162,6 @@ def _write_corpus(folder: Path, pictures: list[bytes], rows: int) -> None:
 
 
 def _depth_of(rgb: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
-    """A map with edges where the picture has them and a little noise: it has to be encoded like a model's."""
+    """A map with edges where the image has them and a little noise: it has to be encoded like a model's."""
     noise = np.random.default_rng(seed).normal(0, 2e-4, rgb.shape[:2])
     return np.clip(rgb[..., 0] / 255.0 + noise, 0, 1).astype(np.float32)

@@ -24,7 +24,7 @@ def prompts(count: int) -> list[str]:
     for number in range(count):
         shape, colour = SHAPES[number % len(SHAPES)], COLOURS[number // len(SHAPES) % len(COLOURS)]
         floor, wall = COLOURS[number // 32 % len(COLOURS)], COLOURS[number // 256 % len(COLOURS)]
-        made.append(f"a {colour} {shape} on a {floor} floor in front of a {wall} wall, picture {number}")
+        made.append(f"a {colour} {shape} on a {floor} floor in front of a {wall} wall, image {number}")
     return made
 
 

@@ -1,7 +1,7 @@
 """The same job on Ray Data, beside ours: `map_batches` with an actor pool for the model, tasks that encode, Parquet.
 
 Both read the same Parquet files (one a shard), run the same batches on one warm worker with one thread, measure the
-same scores, write the same PNG pictures, and have the machine's other cores for the rest. Ray Data's side has no row
+same scores, write the same PNG images, and have the machine's other cores for the rest. Ray Data's side has no row
 accounting, no quarantine, no commit and no resume. Blocks are a shard's rows, so that reading, generating and encoding
 overlap; the clock of both runs from the warm model to the last file.
 """
@@ -34,7 +34,7 @@ from jointdit.geometry.depth import encode_depth_png
 from pipelines.engine.cluster import connect
 from pipelines.quality import measure as scores_of
 from pipelines.records import Row, Sample, SampleResult
-from pipelines.stages.sinks.parquet import encode_picture
+from pipelines.stages.sinks.parquet import encode_image
 
 PAIRS = 2
 TURN_SECONDS = 24.0  # of the model: loading it takes each side some six more, before its clock
@@ -55,13 +55,13 @@ class Model:
 
 
 def encode(batch: dict[str, Any]) -> dict[str, Any]:
-    """Scores, and pictures as PNG."""
+    """Scores, and images as PNG."""
     columns: dict[str, list[Any]] = {"id": [], "prompt": [], "rgb": [], "depth": [], "quality": []}
     for identifier, prompt, rgb, disparity in zip(*(batch[name] for name in batch), strict=True):
         sample = Sample(identifier, Row(identifier, "", 0, prompt=prompt), 0, 0, 0)
         columns["id"].append(identifier)
         columns["prompt"].append(prompt)
-        columns["rgb"].append({"bytes": encode_picture(rgb, "png")})
+        columns["rgb"].append({"bytes": encode_image(rgb, "png")})
         columns["depth"].append({"bytes": encode_depth_png(disparity)})
         columns["quality"].append(scores_of(SampleResult(sample, rgb=rgb, disparity=disparity)))
     return {name: np.array(values, dtype=object) for name, values in columns.items()}

@@ -1,4 +1,4 @@
-"""Depth by few sampling steps and with a kept picture half (`rgb_refresh`), beside 20 steps: error and time.
+"""Depth by few sampling steps and with a kept image half (`rgb_refresh`), beside 20 steps: error and time.
 
 The tiny checkpoint on held-out scenes. Batches go through all settings by turns, so each batch gives one ratio of times
 a setting; errors are over all scenes.
@@ -58,7 +58,7 @@ def measure(settings: Settings) -> Iterator[Line]:
     yield from lines.values()
     near = [each for each in samplings if errors[each] <= ERROR_LIMIT * errors[REFERENCE]]
     best = max(near, key=lambda each: lines[each].figure.median, default=None)
-    how = f"{len(scenes)} held-out scenes, batches of {BATCH}, float32, {cores} threads, from pictures to disparity"
+    how = f"{len(scenes)} held-out scenes, batches of {BATCH}, float32, {cores} threads, from images to disparity"
     if best is None:
         none = Spread.of([float("nan")])
         yield Line(
@@ -77,21 +77,21 @@ def _run(
     seconds: dict[Sampling, list[float]] = {each: [] for each in samplings}
     maps: dict[Sampling, list[NDArray[np.float32]]] = {each: [] for each in samplings}
     for number, start in enumerate(range(0, len(scenes), BATCH)):
-        pictures = [scene.rgb for scene in scenes[start : start + BATCH]]
-        seeds = list(range(start, start + len(pictures)))
+        images = [scene.rgb for scene in scenes[start : start + BATCH]]
+        seeds = list(range(start, start + len(images)))
         if number == 0 and len(scenes) > BATCH:
-            pipe(image=pictures, task="depth", seeds=seeds, num_inference_steps=1)  # the first call pays for buffers
+            pipe(image=images, task="depth", seeds=seeds, num_inference_steps=1)  # the first call pays for buffers
         for each in samplings if number % 2 == 0 else reversed(samplings):
             started = time.perf_counter()
             output = pipe(
-                image=pictures,
+                image=images,
                 task="depth",
                 seeds=seeds,
                 num_inference_steps=each.steps,
                 rgb_refresh=each.rgb_refresh,
             )
             took = time.perf_counter() - started
-            seconds[each].append(took / len(pictures))
+            seconds[each].append(took / len(images))
             maps[each] += list(output.disparity)
     return seconds, maps
 

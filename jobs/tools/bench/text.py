@@ -26,30 +26,30 @@ def measure(settings: Settings) -> Iterator[Line]:
     for pipe in (keeping, encoding):
         pipe.set_progress_bar_config(disable=True)
     keeping.keep_texts(1)
-    pictures = [scene.rgb for scene in held_out_scenes(1 if settings.quick else BATCH)]
+    images = [scene.rgb for scene in held_out_scenes(1 if settings.quick else BATCH)]
     for steps in (1,) if settings.quick else (1, 4):
-        maps = [_depth(pipe, pictures, steps) for pipe in (keeping, encoding)]
+        maps = [_depth(pipe, images, steps) for pipe in (keeping, encoding)]
         check_equal("the disparity", *(torch.from_numpy(found) for found in maps))
         found = alternate(
-            _side(keeping, pictures, steps),
-            _side(encoding, pictures, steps),
+            _side(keeping, images, steps),
+            _side(encoding, images, steps),
             pairs=2 if settings.quick else 15,
             seconds=settings.seconds / 2,
             warm_up=False,
         )
-        what = f"depth of {len(pictures)} pictures, {steps} step{'s' if steps > 1 else ''}, tiny"
+        what = f"depth of {len(images)} images, {steps} step{'s' if steps > 1 else ''}, tiny"
         note = f"so encoding takes {1 - found.ratio.median:.1%} of the call; {cores} threads"
         yield found.line(what, "s", None, [note])
 
 
-def _depth(pipe: JointDiTPipeline, pictures: list, steps: int):  # type: ignore[no-untyped-def, type-arg]
-    seeds = list(range(len(pictures)))
-    return pipe(image=pictures, task="depth", seeds=seeds, num_inference_steps=steps).disparity
+def _depth(pipe: JointDiTPipeline, images: list, steps: int):  # type: ignore[no-untyped-def, type-arg]
+    seeds = list(range(len(images)))
+    return pipe(image=images, task="depth", seeds=seeds, num_inference_steps=steps).disparity
 
 
-def _side(pipe: JointDiTPipeline, pictures: list, steps: int) -> Side:  # type: ignore[type-arg]
+def _side(pipe: JointDiTPipeline, images: list, steps: int) -> Side:  # type: ignore[type-arg]
     def side() -> Turn:
-        seconds, disparity = timed(lambda: _depth(pipe, pictures, steps))
+        seconds, disparity = timed(lambda: _depth(pipe, images, steps))
         return Turn(seconds, {"maps": len(disparity)})
 
     return side

@@ -1,4 +1,4 @@
-"""One job on the tiny checkpoint, for the benches that compare it: prompts in, PNG pictures and depth in Parquet out.
+"""One job on the tiny checkpoint, for the benches that compare it: prompts in, PNG images and depth in Parquet out.
 
 Every side uses the same model with one thread, warmed by a batch before its clock starts, on the same batches; what
 comes out is compared by a digest of all pixels.
@@ -132,12 +132,12 @@ def run_engine(job: TinyJob, name: str) -> tuple[Turn, RunSummary]:
 
 
 def work_of(tables: Iterable[pa.Table]) -> dict[str, Any]:
-    """Rows, bytes of the pictures, and a digest of all pixels, in the order of ids, of tables with id, rgb, depth."""
+    """Rows, bytes of the images, and a digest of all pixels, in the order of ids, of tables with id, rgb, depth."""
     rows = [row for table in tables for row in table.select(["id", "rgb", "depth"]).to_pylist()]
     rows.sort(key=lambda row: row["id"])
     arrays = ((_decoded(row["rgb"]["bytes"]), _decoded(row["depth"]["bytes"])) for row in rows)
     size = sum(len(row[name]["bytes"]) for row in rows for name in ("rgb", "depth"))
-    return {"rows": len(rows), "bytes of pictures": size, "pixels": digest_of(arrays)}
+    return {"rows": len(rows), "bytes of images": size, "pixels": digest_of(arrays)}
 
 
 def digest_of(arrays: Iterable[Sequence[np.ndarray[Any, Any]]]) -> str:

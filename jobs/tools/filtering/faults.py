@@ -23,7 +23,7 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture (H, W, 3), its relative disparity (H, W), the depth in metres behind it, and its caption."""
+    """An image (H, W, 3), its relative disparity (H, W), the depth in metres behind it, and its caption."""
 
     rgb: NDArray[np.uint8]
     disparity: FloatArray
@@ -128,7 +128,7 @@ def _gaussian(values: FloatArray, deviation: float) -> FloatArray:
     return np.clip(values, 0, 1).astype(np.float32)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
 def _blank(pair: Pair, _: Pair, rng: np.random.Generator) -> Pair:
@@ -183,10 +183,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault("inverted depth", "upright", "1 - disparity, or metric depth taken for disparity", _inverted),
     Fault("shifted depth", "edge_alignment", "by 4 to 10 % of the side, any direction", _shifted),
     Fault("swapped depth", "edge_alignment", "the map of another scene", _swapped),
-    Fault("blank picture", "blank_picture", "one colour, noise up to 2 of 255", _blank),
-    Fault("noisy picture", "noisy_picture", "white noise, deviation 15 to 40 of 255", _noisy),
+    Fault("blank image", "blank_picture", "one colour, noise up to 2 of 255", _blank),
+    Fault("noisy image", "noisy_picture", "white noise, deviation 15 to 40 of 255", _noisy),
     Fault("pure noise", "noisy_picture", "uniform in all channels", _pure_noise),
-    Fault("clipped picture", "clipped_picture", "50 to 95 % of pixels over- or underexposed", _clipped),
+    Fault("clipped image", "clipped_picture", "50 to 95 % of pixels over- or underexposed", _clipped),
     Fault("no caption", "caption", "empty, or one character", _no_caption),
     Fault("caption without letters", "caption", "4 to 60 digits and marks", _no_language),
     Fault("endless caption", "caption", "60 to 200 times over", _endless),
@@ -209,5 +209,5 @@ HANDS: dict[str, Callable[[Scene], Scene]] = {
 
 
 def stored(pair: Pair) -> Pair:
-    """The pair with its disparity as it comes back from the 16-bit picture that datasets hold."""
+    """The pair with its disparity as it comes back from the 16-bit image that datasets hold."""
     return replace(pair, disparity=decode_depth_png(encode_depth_png(pair.disparity)))

@@ -1,4 +1,4 @@
-"""How well perceptual hashes find pictures that were seen before: `python -m jobs.tools.filtering.near_duplicates`.
+"""How well perceptual hashes find images that were seen before: `python -m jobs.tools.filtering.near_duplicates`.
 
 Each scene is compared with a copy of itself that was changed a little (recall), and with all other scenes, as
 near_duplicate does (false alarms: scenes that would be dropped in error).
@@ -24,32 +24,32 @@ FIRST_SEED = HELD_OUT_SEED + 2_000_000  # scenes of neither training nor evaluat
 DISTANCES = (0, 2, 4, 6, 8, 10)
 
 
-def _compressed(picture: Image.Image) -> Image.Image:
+def _compressed(image: Image.Image) -> Image.Image:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=40)
+    image.save(buffer, "JPEG", quality=40)
     return Image.open(buffer)
 
 
-def _noisy(picture: Image.Image) -> Image.Image:
-    pixels = np.asarray(picture, np.float32)
+def _noisy(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image, np.float32)
     noise = np.random.default_rng(pixels.sum().astype(int)).normal(0, 6, pixels.shape)
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
 
 
-def _cropped(picture: Image.Image) -> Image.Image:
-    width, height = picture.size
+def _cropped(image: Image.Image) -> Image.Image:
+    width, height = image.size
     edge = max(1, round(0.02 * width))
-    return picture.crop((edge, edge, width - edge, height - edge))
+    return image.crop((edge, edge, width - edge, height - edge))
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "the same bytes": lambda picture: picture,
+    "the same bytes": lambda image: image,
     "JPEG of quality 40": _compressed,
-    "1.5 times the size": lambda picture: picture.resize((picture.width * 3 // 2, picture.height * 3 // 2)),
-    "15 % brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.15),
+    "1.5 times the size": lambda image: image.resize((image.width * 3 // 2, image.height * 3 // 2)),
+    "15 % brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
     "noise, sigma 6 of 255": _noisy,
     "2 % cropped on each side": _cropped,
-    "mirrored": lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "mirrored": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
 }
 
 
@@ -58,16 +58,16 @@ def measure_near_duplicates(
     size: Annotated[int, typer.Option(min=16, help="Pixels a side.")] = 128,
 ) -> None:
     """Print recall and false alarms as a table in Markdown."""
-    pictures = [render_scene(FIRST_SEED + number, size, size).rgb for number in range(count)]
-    hashes = [hash_of(picture) for picture in pictures]
+    images = [render_scene(FIRST_SEED + number, size, size).rgb for number in range(count)]
+    hashes = [hash_of(image) for image in images]
     default = NearDuplicate().max_distance
     heads = [f"{distance}{' (default)' if distance == default else ''}" for distance in DISTANCES]
     say(f"{count} scenes of {size} x {size} pixels; columns: `max_distance`")
     say("")
-    say(f"| picture | {' | '.join(heads)} |")
+    say(f"| image | {' | '.join(heads)} |")
     say(f"|---|{'---:|' * len(heads)}")
     for name, change in CHANGES.items():
-        changed = [hash_of(np.asarray(change(Image.fromarray(picture)))) for picture in pictures]
+        changed = [hash_of(np.asarray(change(Image.fromarray(image)))) for image in images]
         apart = [(one ^ other).bit_count() for one, other in zip(hashes, changed, strict=True)]
         shares = [sum(bits <= distance for bits in apart) / count for distance in DISTANCES]
         say(f"| {name} | {' | '.join(f'{share:.1%}' for share in shares)} |")
@@ -75,9 +75,9 @@ def measure_near_duplicates(
     say(f"| *another scene (false alarm)* | {' | '.join(f'{share:.1%}' for share in alarms)} |")
 
 
-def hash_of(picture: NDArray[np.uint8]) -> int:
-    """The perceptual hash of a picture (H, W, 3) as a number."""
-    return int(perceptual_hash(picture), 16)
+def hash_of(image: NDArray[np.uint8]) -> int:
+    """The perceptual hash of an image (H, W, 3) as a number."""
+    return int(perceptual_hash(image), 16)
 
 
 def dropped(hashes: list[int], distance: int) -> int:

@@ -1,4 +1,4 @@
-"""The tables and the picture of pipelines/quality/README.md."""
+"""The tables and the image of pipelines/quality/README.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.quality import PIXEL_FILTERS
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 COLUMNS = 6
-CELL = 112  # pixels of one picture in the sheet
+CELL = 112  # pixels of one image in the sheet
 LABEL = 16  # pixels of its line of text
 LARGEST_SHEET = 400_000  # bytes
 
@@ -57,7 +57,7 @@ def threshold_table(samples: Samples) -> str:
 
 
 def save_sheet(path: Path, seed: int, size: int) -> Path:
-    """One sample of each fault, picture above depth; scenes differ, the first is clean. Returns the path."""
+    """One sample of each fault, image above depth; scenes differ, the first is clean. Returns the path."""
     cells = [_cell("clean", _pair(seed, size, "as rendered"))]
     shown = [fault for fault in FAULTS if fault.kind != "caption"]
     cells += [_cell(fault.name, _rejected(fault, seed + number, size)) for number, fault in enumerate(shown, 1)]
@@ -99,8 +99,8 @@ def _cell(name: str, pair: Pair) -> Image.Image:
     cell = Image.new("RGB", (CELL + 8, 2 * CELL + LABEL + 8), "white")
     ImageDraw.Draw(cell).text((4, 2), name, fill="black", font=ImageFont.load_default(11))
     depth = colour_depth(np.nan_to_num(pair.disparity, posinf=0, neginf=0))
-    for number, picture in enumerate((pair.rgb, depth)):
-        shown = Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.NEAREST)
+    for number, image in enumerate((pair.rgb, depth)):
+        shown = Image.fromarray(image).resize((CELL, CELL), Image.Resampling.NEAREST)
         cell.paste(shown, (4, LABEL + number * CELL))
     return cell
 

@@ -19,16 +19,16 @@ from jointdit.loading.cpu_dtype import autocast_to_bfloat16
 from jointdit.scenes import Scene
 
 SIDE = 64  # pixels: what both work at
-BATCH = 32  # pairs of picture and caption
-DEPTH_BATCH = 16  # pictures: more steps for the same time learn more
+BATCH = 32  # pairs of image and caption
+DEPTH_BATCH = 16  # images: more steps for the same time learn more
 FARTHEST = 20  # metres that the GLPN can say
 TYPICAL = 4.0  # metres: what it says before it has seen anything
 
 
 def fit_depth_critic(folder: Path, scenes: Sequence[Scene], steps: int, seed: int = 0) -> Path:
-    """Fit a GLPN (Kim et al., arXiv 2201.07436) to pictures (SIDE, SIDE) and their metres; returns its folder.
+    """Fit a GLPN (Kim et al., arXiv 2201.07436) to images (SIDE, SIDE) and their metres; returns its folder.
 
-    Pictures are mirrored at random. Weights start as He et al. (arXiv 1502.01852) and Glorot and Bengio (2010) have it:
+    Images are mirrored at random. Weights start as He et al. (arXiv 1502.01852) and Glorot and Bengio (2010) have it:
     the class's own start, deviation 0.02 everywhere, is too small for layers as narrow as these. Steps run in bfloat16,
     in half of float32's time, where the CPU has units for it; the weights are float32.
     """
@@ -70,7 +70,7 @@ def fit_depth_critic(folder: Path, scenes: Sequence[Scene], steps: int, seed: in
 
 
 def _shape_loss(error: torch.Tensor) -> torch.Tensor:
-    """Of errors of log depth (B, H, W): mostly without the scale, which a picture does not tell, and of steps in it.
+    """Of errors of log depth (B, H, W): mostly without the scale, which an image does not tell, and of steps in it.
 
     Steps over 1, 2 and 4 pixels: the gradient matching of MegaDepth (Li and Snavely, arXiv 1804.00607) and MiDaS.
     """
@@ -92,7 +92,7 @@ def _start(module: nn.Module) -> None:
 
 
 def fit_text_critic(folder: Path, scenes: Sequence[Scene], steps: int, seed: int = 0) -> Path:
-    """Fit a CLIP (Radford et al., arXiv 2103.00020) to pictures (SIDE, SIDE) and their captions; returns its folder.
+    """Fit a CLIP (Radford et al., arXiv 2103.00020) to images (SIDE, SIDE) and their captions; returns its folder.
 
     The loss is CLIP's own, over the pairs of a batch; the vocabulary is made of the captions.
     """

@@ -1,4 +1,4 @@
-"""Pictures of what filters reject that look through a model: beside a clean sample, one of each planted fault."""
+"""Images of what filters reject that look through a model: beside a clean sample, one of each planted fault."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jointdit.scenes import Scene
 from pipelines.dataset.card.figures import colour_depth
 from pipelines.quality import Filter, decide
 
-CELL, GAP, LINE = 112, 8, 12  # pixels: a picture's side, between columns, a line of text
+CELL, GAP, LINE = 112, 8, 12  # pixels: an image's side, between columns, a line of text
 LETTERS = 20  # of a line of the text below a column
 TRIED = 16  # scenes of which the first is shown that a filter rejects
 
 Picture = NDArray[np.uint8]
 Seen = Callable[[Sequence[Pair]], list[tuple[dict[str, float], tuple[Picture, ...]]]]
-"""Pairs -> of each its scores, and the pictures (H, W, 3) that tell why."""
+"""Pairs -> of each its scores, and the images (H, W, 3) that tell why."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Example:
     """A column of a sheet."""
 
     title: str
-    pictures: tuple[Picture, ...]
+    images: tuple[Picture, ...]
     text: str
 
 
@@ -45,11 +45,11 @@ def examples(
     tried = scenes[:TRIED]
     shown = []
     for name, pairs in [("clean", [pair_of(scene) for scene in tried]), *planted(faults, tried)]:
-        for pair, (scores, pictures) in zip(pairs, seen(pairs), strict=True):
+        for pair, (scores, images) in zip(pairs, seen(pairs), strict=True):
             reasons = decide([rule], scores, pair.caption)
             if bool(reasons) == (name != "clean"):
                 text = reasons[0].removeprefix(f"{rule.kind}: ") if reasons else f"{rule.kind} keeps it"
-                shown.append(Example(name, pictures, f"{text}. Caption: {pair.caption}" if with_caption else text))
+                shown.append(Example(name, images, f"{text}. Caption: {pair.caption}" if with_caption else text))
                 break
     return shown
 
@@ -59,7 +59,7 @@ def save_examples(path: Path, rows: Sequence[Sequence[Example]]) -> Path:
     columns = [example for row in rows for example in row]
     lines = max(len(textwrap.wrap(example.text, LETTERS)) for example in columns)
     heads = max(len(textwrap.wrap(example.title, LETTERS)) for example in columns) * LINE + GAP
-    height = heads + max(len(example.pictures) for example in columns) * CELL + (lines + 1) * LINE
+    height = heads + max(len(example.images) for example in columns) * CELL + (lines + 1) * LINE
     width = max(map(len, rows)) * (CELL + GAP) + GAP
     sheet = Image.new("RGB", (width, len(rows) * height), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
@@ -70,8 +70,8 @@ def save_examples(path: Path, rows: Sequence[Sequence[Example]]) -> Path:
                 pen.text((left, top + 2), line, "black", ImageFont.load_default(11))
                 top += LINE
             top = number * height + heads
-            for picture in example.pictures:
-                shown = Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.NEAREST)
+            for image in example.images:
+                shown = Image.fromarray(image).resize((CELL, CELL), Image.Resampling.NEAREST)
                 sheet.paste(shown, (left, top))
                 top += CELL
             for line in textwrap.wrap(example.text, LETTERS):
@@ -81,7 +81,7 @@ def save_examples(path: Path, rows: Sequence[Sequence[Example]]) -> Path:
     return path
 
 
-def depth_pictures(*maps: NDArray[np.float32]) -> tuple[Picture, ...]:
+def depth_images(*maps: NDArray[np.float32]) -> tuple[Picture, ...]:
     """Maps (H, W) of disparity, of any range, in colours: each from its nearest to its farthest pixel."""
     return tuple(colour_depth(_stretched(np.nan_to_num(each))) for each in maps)
 

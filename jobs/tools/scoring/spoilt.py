@@ -54,13 +54,13 @@ CAPTION_FAULTS: tuple[Fault, ...] = (
     Fault("caption of another scene", "text_agreement", "", _another_caption),
     Fault("every colour in it another", "text_agreement", "", _other_colours),
     Fault("one colour in it another", "text_agreement", "", _one_colour),
-    _named["blank picture"],
+    _named["blank image"],
     _named["pure noise"],
 )
-PICTURE_FAULTS: tuple[Fault, ...] = (
-    _named["blank picture"],
+IMAGE_FAULTS: tuple[Fault, ...] = (
+    _named["blank image"],
     _named["pure noise"],
-    _named["noisy picture"],
+    _named["noisy image"],
     Fault("tiles in disorder", "ensemble_spread", f"{TILES} x {TILES} tiles", _shuffled),
     Fault("upside down", "ensemble_spread", "", _upside_down),
 )

@@ -1,16 +1,16 @@
 """Zero-shot depth benchmarks in their own file layouts, one file each, with the protocol of Marigold's evaluation code.
 
-    files.py      a data set's folder or tar archive, its list of files, and how pictures and maps are decoded
+    files.py      a data set's folder or tar archive, its list of files, and how images and maps are decoded
     benchmark.py  what a benchmark is, and an estimator's scores on one
     nyu.py kitti.py eth3d.py scannet.py diode.py rendered.py
 
-Lists are those of Marigold's `data_split` folder: a line an image, "picture depth [third column]", paths relative to
+Lists are those of Marigold's `data_split` folder: a line an image, "image depth [third column]", paths relative to
 the root. What lies outside mask and range is not compared; a prediction is clipped to the range.
 
 | name | depth file | metres | known where | compared in |
 |---|---|---|---|---|
 | nyuv2 | 16-bit PNG | / 1000 | 0.001 to 10 | rows 45:471, columns 41:601 of 480 x 640 |
-| kitti | 16-bit PNG | / 256 | 0.00001 to 80 | bottom centre 352 x 1216 of picture and map, Eigen's fractions of it |
+| kitti | 16-bit PNG | / 256 | 0.00001 to 80 | bottom centre 352 x 1216 of image and map, Eigen's fractions of it |
 | eth3d | float32, no header | as stored | above 0.00001, not inf | everywhere; fitted on at most 1024 pixels a side |
 | scannet | 16-bit PNG | / 1000 | 0.001 to 10 | everywhere |
 | diode | npy (H, W, 1) | as stored | the mask file says, range 0.6 to 350 | everywhere |

@@ -20,7 +20,7 @@ from jointdit.evaluation.metrics import depth_metrics
 
 
 class BenchmarkSample(NamedTuple):
-    """name: of the picture's file. rgb: uint8 (H, W, 3). depth: metres (H, W). mask: where depth counts (H, W)."""
+    """name: of the image's file. rgb: uint8 (H, W, 3). depth: metres (H, W). mask: where depth counts (H, W)."""
 
     name: str
     rgb: NDArray[np.uint8]
@@ -40,7 +40,7 @@ class Benchmark:
     read: Callable[[DatasetFiles, list[str]], BenchmarkSample]
     min_depth: float  # metres; predictions are clipped to this range
     max_depth: float
-    long_side: int | None = None  # pixels the estimator works at; None: the picture's own size
+    long_side: int | None = None  # pixels the estimator works at; None: the image's own size
     alignment_resolution: int | None = None  # pixels a side for the fit; None: all
     parse_list: Callable[[str, str, int], list[list[str]]] = read_list
 
@@ -158,10 +158,10 @@ def _entries(benchmark: Benchmark, files: DatasetFiles, list_file: Path | None) 
 
 def _checked(sample: BenchmarkSample, entry: list[str], source: Path) -> BenchmarkSample:
     if sample.rgb.shape[:2] != sample.depth.shape or sample.mask.shape != sample.depth.shape:
-        picture, depth = (f"{shape[1]} x {shape[0]}" for shape in (sample.rgb.shape, sample.depth.shape))
+        image, depth = (f"{shape[1]} x {shape[0]}" for shape in (sample.rgb.shape, sample.depth.shape))
         mask = f"{sample.mask.shape[1]} x {sample.mask.shape[0]}"
         raise InputError(
-            f"{source}: {entry[0]} is {picture} pixels, its depth {depth}, its mask {mask}: they must have one size."
+            f"{source}: {entry[0]} is {image} pixels, its depth {depth}, its mask {mask}: they must have one size."
         )
     if not sample.mask.any():
         raise InputError(

@@ -1,6 +1,6 @@
 """DIODE, the validation set, indoors and outdoors: depth and mask as npy; the mask alone says what counts.
 
-List: picture, depth, mask.
+List: image, depth, mask.
 """
 
 from __future__ import annotations

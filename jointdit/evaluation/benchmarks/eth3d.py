@@ -1,6 +1,6 @@
-"""ETH3D, the high-resolution training scenes: depth as bare float32 of the picture's size, inf where unknown.
+"""ETH3D, the high-resolution training scenes: depth as bare float32 of the image's size, inf where unknown.
 
-List: picture (JPEG), depth (the same name, no picture inside). The fit of scale and shift sees at most 1024 pixels a
+List: image (JPEG), depth (the same name, no image inside). The fit of scale and shift sees at most 1024 pixels a
 side. Source of the format: eth3d.net, documentation, multi-view data: row-major little-endian float32, no header.
 """
 
@@ -26,7 +26,7 @@ def read(files: DatasetFiles, entry: list[str]) -> BenchmarkSample:
     height, width = rgb.shape[:2]
     if len(data) != 4 * height * width:
         raise InputError(
-            f"{files.source}: {entry[1]} holds {len(data)} bytes: float32 of the picture's {width} x {height} pixels "
+            f"{files.source}: {entry[1]} holds {len(data)} bytes: float32 of the image's {width} x {height} pixels "
             f"are {4 * height * width}."
         )
     depth = np.frombuffer(data, dtype="<f4").reshape(height, width).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A data set on disk: a folder or a tar archive, the list of its images, and the decoding of pictures and maps."""
+"""A data set on disk: a folder or a tar archive, the list of its images, and the decoding of images and maps."""
 
 from __future__ import annotations
 
@@ -74,16 +74,16 @@ def read_list(text: str, name: str, columns: int) -> list[list[str]]:
     return entries
 
 
-_LINES = {2: "picture.png depth.png", 3: "picture.png depth.npy mask.npy"}
+_LINES = {2: "image.png depth.png", 3: "image.png depth.npy mask.npy"}
 
 
 def decode_rgb(data: bytes, path: str) -> NDArray[np.uint8]:
-    """A picture file as (H, W, 3) uint8."""
+    """An image file as (H, W, 3) uint8."""
     return np.asarray(_open_image(data, path).convert("RGB"))
 
 
 def decode_depth_png(data: bytes, path: str, units_per_metre: float) -> NDArray[np.float32]:
-    """A 16-bit greyscale PNG as (H, W) metres. Raises InputError for 8 bits, colour, and what is no picture."""
+    """A 16-bit greyscale PNG as (H, W) metres. Raises InputError for 8 bits, colour, and what is no image."""
     image = _open_image(data, path)
     if image.mode not in ("I;16", "I;16B", "I"):
         raise InputError(f"{path} has mode {image.mode}: depth must be a 16-bit greyscale PNG.")
@@ -107,5 +107,5 @@ def _open_image(data: bytes, path: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} is no picture that can be decoded ({error}): copy it again.") from None
+        raise InputError(f"{path} is no image that can be decoded ({error}): copy it again.") from None
     return image

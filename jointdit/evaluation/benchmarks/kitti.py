@@ -1,6 +1,6 @@
-"""KITTI, Eigen's test split with the improved ground truth: the benchmark's crop of picture and map, then Eigen's mask.
+"""KITTI, Eigen's test split with the improved ground truth: the benchmark's crop of image and map, then Eigen's mask.
 
-List: picture, depth or None (45 of 697 images have no depth and are left out), focal length (not used).
+List: image, depth or None (45 of 697 images have no depth and are left out), focal length (not used).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """NYU Depth v2, the labelled test set: 480 x 640, compared inside Eigen's crop.
 
-List: picture, raw depth, filled depth (not used: holes of the raw map do not count).
+List: image, raw depth, filled depth (not used: holes of the raw map do not count).
 """
 
 from __future__ import annotations

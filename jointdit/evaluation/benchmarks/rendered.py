@@ -14,7 +14,7 @@ MIN_DEPTH, MAX_DEPTH = 1e-3, 80.0  # metres; a scene's farthest wall is nearer
 
 
 def parse_list(text: str, name: str, columns: int) -> list[list[str]]:
-    """Picture and depth of each line of metadata.jsonl."""
+    """Image and depth of each line of metadata.jsonl."""
     entries = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:

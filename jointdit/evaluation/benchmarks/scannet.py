@@ -1,6 +1,6 @@
 """ScanNet, 800 frames of the validation scenes; colour must have been brought to the depth camera's size.
 
-List: picture, depth.
+List: image, depth.
 """
 
 from __future__ import annotations

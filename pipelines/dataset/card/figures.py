@@ -2,7 +2,7 @@
 
 figures/000001/depth.svg    disparity, and depth in metres
 figures/000001/scores.svg   each score
-figures/000001/samples.jpg  pictures above their depth, near bright
+figures/000001/samples.jpg  images above their depth, near bright
 figures/000001/points.ply   the same samples' points side by side, thinned
 """
 
@@ -30,7 +30,7 @@ STYLE = (
     ".bar{fill:#3b6fb6}.axis{stroke:#888;stroke-width:1}"
     "@media(prefers-color-scheme:dark){text{fill:#ddd}.bar{fill:#7aa7e0}}"
 )
-CELL, CELLS_A_ROW, GAP = 128, 6, 4  # pixels of a picture on the sheet
+CELL, CELLS_A_ROW, GAP = 128, 6, 4  # pixels of an image on the sheet
 CLOUDS_A_ROW, POINTS_A_CLOUD = 4, 4000
 # Matplotlib's plasma from far to near: rising in lightness, so that it reads in grey and for the colour-blind.
 STOPS = ("0d0887", "4c02a1", "7e03a8", "a92395", "cc4778", "e56b5d", "f89540", "fdc527", "f0f921")
@@ -49,10 +49,10 @@ class Panel:
 def draw(version: Version, seen: Seen) -> dict[str, bytes]:
     """Path -> content of each figure that this version has something for."""
     folder, figures = f"figures/{version.number:06d}", dict[str, bytes]()
-    if seen.depth_pictures:
-        pictures = f"{seen.depth_pictures} pictures"
-        panels = [panel("relative disparity, 1 nearest", pictures, seen.disparity)]
-        panels.append(panel("depth in metres", pictures, seen.metres))
+    if seen.depth_images:
+        images = f"{seen.depth_images} images"
+        panels = [panel("relative disparity, 1 nearest", images, seen.disparity)]
+        panels.append(panel("depth in metres", images, seen.metres))
         figures[f"{folder}/depth.svg"] = histograms(panels)
     if scores := {name: values for name, values in seen.scores.items() if len(values)}:
         panels = [panel(name, f"{len(values):,} samples", values) for name, values in scores.items()]
@@ -85,7 +85,7 @@ def histograms(panels: Sequence[Panel]) -> bytes:
 
 
 def sample_sheet(rows: Sequence[SeenRow]) -> bytes:
-    """Pictures above their depth in a grid, numbered from 1, as JPEG."""
+    """Images above their depth in a grid, numbered from 1, as JPEG."""
     columns = min(CELLS_A_ROW, len(rows))
     across, down = CELL + GAP, 2 * CELL + 5 * GAP
     size = (columns * across + GAP, math.ceil(len(rows) / columns) * down + GAP)
@@ -97,9 +97,9 @@ def sample_sheet(rows: Sequence[SeenRow]) -> bytes:
             if array is None:
                 pen.text((left + CELL // 2, top + CELL // 2), "not copied", "gray", font, anchor="mm")
                 continue
-            picture = ImageOps.contain(Image.fromarray(array), (CELL, CELL))
-            place = left + (CELL - picture.width) // 2, top + offset + (CELL - picture.height) // 2
-            sheet.paste(picture, place)
+            image = ImageOps.contain(Image.fromarray(array), (CELL, CELL))
+            place = left + (CELL - image.width) // 2, top + offset + (CELL - image.height) // 2
+            sheet.paste(image, place)
         pen.text((left + 3, top + 2), str(number + 1), "white", font, stroke_width=2, stroke_fill="black")
     buffer = io.BytesIO()
     sheet.save(buffer, format="JPEG", quality=88)

@@ -26,14 +26,14 @@ CATEGORIES = {
     "encode": ["depth-estimation"],
     "prepare": ["depth-estimation"],
 }
-GENERATED = ("joint", "depth-to-image")  # tasks whose pictures show nothing that exists
+GENERATED = ("joint", "depth-to-image")  # tasks whose images show nothing that exists
 WITH_TERMS = ("model.base", "model.name")  # whose terms go first
 WHAT = {
-    "joint": "RGB-D pairs: pictures and their depth, generated together from prompts",
-    "depth": "Depth of the pictures of a corpus, estimated at each picture's own size",
-    "depth-to-image": "Pictures generated from prompts on given depth maps",
-    "encode": "Latents and text embeddings of pictures with depth and captions, for training",
-    "prepare": "Pictures of a corpus with captions and relative disparity by teachers, for training",
+    "joint": "RGB-D pairs: images and their depth, generated together from prompts",
+    "depth": "Depth of the images of a corpus, estimated at each image's own size",
+    "depth-to-image": "Images generated from prompts on given depth maps",
+    "encode": "Latents and text embeddings of images with depth and captions, for training",
+    "prepare": "Images of a corpus with captions and relative disparity by teachers, for training",
 }
 TYPES = {"double": "float64", "float": "float32"}
 

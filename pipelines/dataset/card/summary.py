@@ -32,9 +32,9 @@ def statistics(version: Version, seen: Seen) -> dict[str, Any]:
         "scored_files": seen.scored_tables[0],
         "scores": {name: summary(values) for name, values in seen.scores.items() if len(values)},
     }
-    if seen.depth_pictures:
+    if seen.depth_images:
         depth = {"disparity": summary(seen.disparity), "metres": summary(seen.metres)}
-        found["depth"] = {"pictures": seen.depth_pictures, **depth}
+        found["depth"] = {"pictures": seen.depth_images, **depth}
     return found
 
 

@@ -1,6 +1,6 @@
 """What the card looks at: all of a version's tables up to a number, and from there on evenly spread ones.
 
-Of scores one column of a table is read, a few requests; of pictures and depth, the first rows of few tables.
+Of scores one column of a table is read, a few requests; of images and depth, the first rows of few tables.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jointdit.geometry.depth import Intrinsics, decode_depth_png, metric_depth
 from pipelines.ledger.entries import Outcome
 from pipelines.ledger.versions import Version
 from pipelines.spec.job import JobSpec, load_spec
-from pipelines.stages.readers.images import decode_picture
+from pipelines.stages.readers.images import decode_image
 from pipelines.stages.sinks.parquet import data_schema
 from pipelines.store.storage import Storage
 
@@ -30,10 +30,10 @@ T = TypeVar("T")
 FILE_OUTCOMES: tuple[Outcome, ...] = ("kept", "rejected")  # that have pixels and scores
 SCORED_TABLES = 2048  # whose scores and columns are read, at most
 SCORED_SAMPLES = 500_000  # about as many scores of a kind are held in memory, at most
-DEPTH_TABLES, DEPTH_ROWS = 16, 128  # tables, and pictures in all of them, whose depth is read
+DEPTH_TABLES, DEPTH_ROWS = 16, 128  # tables, and images in all of them, whose depth is read
 SHOWN_TABLES, SHOWN_ROWS = 4, 12  # tables, and rows in all of them, that are shown
 READERS = 16  # tables at once
-DEPTH_PIXELS = 1024  # of each picture, at most
+DEPTH_PIXELS = 1024  # of each image, at most
 SHOWN_COLUMNS = ["id", "prompt", "rgb", "depth", "fx", "fy", "cx", "cy", "z_near", "z_far", "params"]
 
 
@@ -68,7 +68,7 @@ class Seen:
     rows: Sequence[SeenRow] = ()
     disparity: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # of some pixels
     metres: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
-    depth_pictures: int = 0  # whose pixels those are
+    depth_images: int = 0  # whose pixels those are
 
 
 def spec_of(version: Version) -> JobSpec:
@@ -168,11 +168,11 @@ def _rows(storage: Storage, path: str, count: int, columns: Sequence[str]) -> It
 def _row(record: Mapping[str, Any]) -> SeenRow:
     disparity = decode_depth_png(record["depth"]["bytes"])
     has_holes = json.loads(record["params"] or "{}").get("valid_fraction", 1.0) < 1
-    picture = record.get("rgb")
+    image = record.get("rgb")
     return SeenRow(
         id=record.get("id", ""),
         prompt=record.get("prompt"),
-        rgb=decode_picture(picture["bytes"])[0] if picture and picture["bytes"] is not None else None,
+        rgb=decode_image(image["bytes"])[0] if image and image["bytes"] is not None else None,
         disparity=disparity,
         valid=disparity > 0 if has_holes else None,
         intrinsics=Intrinsics(*(record[name] for name in Intrinsics._fields)),

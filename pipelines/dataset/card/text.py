@@ -57,7 +57,7 @@ def stamp(version: Version) -> str:
 
 
 def _usage(version: Version, has_gallery: bool) -> str:
-    shown = 'rows[0]["rgb"], rows[0]["depth"]  # pictures; depth has 16 bits'
+    shown = 'rows[0]["rgb"], rows[0]["depth"]  # images; depth has 16 bits'
     look = "Look at it: [gallery/index.html](gallery/index.html). " if has_gallery else ""
     if version.spec["task"] == "encode":
         shown, look = 'rows[0]["latents_rgb"]  # bytes of float16, see below', ""
@@ -78,7 +78,7 @@ def _samples(seen: Seen, shown: Mapping[str, str]) -> str:
     """The sample sheet, and what its numbers are."""
     if "samples.jpg" not in shown:
         return ""
-    lines = ["## Samples", "", f"![Pictures above their depth, near bright]({shown['samples.jpg']})", ""]
+    lines = ["## Samples", "", f"![Images above their depth, near bright]({shown['samples.jpg']})", ""]
     lines += ["Unselected: the first ones of some files.", "", "| | id | prompt |", "|---:|---|---|"]
     for number, row in enumerate(seen.rows, 1):
         lines.append(f"| {number} | {markdown_text(row.id)} | {markdown_text(_shortened(row.prompt or ''))} |")
@@ -90,8 +90,8 @@ def _samples(seen: Seen, shown: Mapping[str, str]) -> str:
 def _depth(seen: Seen, shown: Mapping[str, str]) -> str:
     if "depth.svg" not in shown:
         return ""
-    picture = f"![Histograms of disparity and of depth in metres]({shown['depth.svg']})"
-    return f"## Depth\n\n{picture}\n\nOf {seen.depth_pictures:,} kept pictures, spread over the files."
+    image = f"![Histograms of disparity and of depth in metres]({shown['depth.svg']})"
+    return f"## Depth\n\n{image}\n\nOf {seen.depth_images:,} kept images, spread over the files."
 
 
 def _scores(version: Version, seen: Seen, shown: Mapping[str, str]) -> str:
@@ -206,7 +206,7 @@ def _limits(spec: JobSpec) -> str:
     if spec.task == "prepare":
         lines.append("- The depth is a teacher's estimate, with the teacher's bias.")
     elif spec.task in GENERATED:
-        lines.append("- The pictures are generated: they show nothing that exists, and what the model gets wrong.")
+        lines.append("- The images are generated: they show nothing that exists, and what the model gets wrong.")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ It opens from a disk or a bucket: no server, no network. What is written, beside
     index.html                  styles, programs and settings in one file                    page.py, page/
     vendor/                     three.js, loaded where points are turned                     vendor/
     000001-2000/index-000.js    text and scores of 1,000 rows: what is searched and sorted   blocks.py
-    000001-2000/rows-00000.js   small pictures, depth and facts of ten rows, loaded when     blocks.py, pictures.py
+    000001-2000/rows-00000.js   small images, depth and facts of ten rows, loaded when     blocks.py, images.py
                                 they come into view
 
 The folder's name is the version's number and the limit, so that a browser's cache never mixes two. Which rows are taken
@@ -47,7 +47,7 @@ def build(uri: str, output: str | None = None, limit: int | None = None) -> str:
     """Write the gallery of a dataset's latest version into it, or into the folder `output`; the address of the page.
 
     Raises:
-        PermanentError: nothing is published, or it has no pictures.
+        PermanentError: nothing is published, or it has no images.
         StoreError: there is no job.
     """
     storage = Storage(uri)
@@ -55,7 +55,7 @@ def build(uri: str, output: str | None = None, limit: int | None = None) -> str:
     version = read_latest(storage)
     if version is None:
         raise PermanentError(f"{storage.uri} has no published version: run its job to the end first.")
-    if not has_pictures(version):
+    if not has_images(version):
         raise PermanentError(f"{storage.uri} holds latents: there is nothing to look at.")
     target, prefix = (storage, "gallery/") if output is None else (Storage(output), "")
     folder = _write(storage, target, prefix, version, limit)
@@ -66,7 +66,7 @@ def build(uri: str, output: str | None = None, limit: int | None = None) -> str:
     return target.uri_of(f"{prefix}index.html")
 
 
-def has_pictures(version: Version) -> bool:
+def has_images(version: Version) -> bool:
     """Whether there is something to look at: latents are not."""
     return bool(version.spec["task"] != "encode")
 

@@ -39,7 +39,7 @@ class Written:
 
     @property
     def aspect(self) -> float:
-        """Width / height of most pictures, and 1 where there is none."""
+        """Width / height of most images, and 1 where there is none."""
         return self.aspects.most_common(1)[0][0] if self.aspects else 1.0
 
 

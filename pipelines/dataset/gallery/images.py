@@ -1,6 +1,6 @@
-"""A row's picture and depth at the gallery's size, as text that a script can carry.
+"""A row's image and depth at the gallery's size, as text that a script can carry.
 
-Depth goes to the browser as numbers and not as a picture: it is coloured there, read off under the pointer and turned
+Depth goes to the browser as numbers and not as an image: it is coloured there, read off under the pointer and turned
 into points, which 8 bits are too few for. 12 bits, each the difference to what its left, upper and upper left
 neighbours predict, deflated: 8.5 kB for a rendered scene of 128 x 128 pixels, where 16-bit PNG takes 23.6 kB.
 """
@@ -18,29 +18,29 @@ from PIL import Image
 
 from jointdit.errors import RowError
 from jointdit.geometry.depth import decode_depth_png
-from pipelines.stages.readers.images import decode_picture
+from pipelines.stages.readers.images import decode_image
 
-PICTURE_SIDE = 256  # pixels, the longer side
+IMAGE_SIDE = 256  # pixels, the longer side
 DEPTH_SIDE = 128  # pixels, the longer side: at most 16,384 points
 NEAREST = 4095  # 1 is the farthest, 0 a hole
 
 
 def thumbnail(data: bytes | None) -> str | None:
-    """A picture as base64 of a WebP file; None where there is none or it is damaged, which `validate` tells."""
+    """An image as base64 of a WebP file; None where there is none or it is damaged, which `validate` tells."""
     if data is None:
         return None
     try:
-        image = Image.fromarray(decode_picture(data)[0])
+        image = Image.fromarray(decode_image(data)[0])
     except RowError:
         return None
-    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, format="WEBP", quality=82, method=2)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def depth_grid(data: bytes | None, has_holes: bool = False) -> dict[str, Any] | None:
-    """{width, height, data} of a 16-bit depth picture; None where there is none or it is damaged.
+    """{width, height, data} of a 16-bit depth image; None where there is none or it is damaged.
 
     Values are picked, not averaged: the mean of both sides of an edge is a surface that is not there.
     """

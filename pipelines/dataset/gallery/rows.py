@@ -1,6 +1,6 @@
 """The tables of a version -> the rows of a gallery, one at a time, as the tables have them.
 
-Columns are taken as they come: `quality` gives the scores, `rgb` and `depth` the pictures, and every other column of
+Columns are taken as they come: `quality` gives the scores, `rgb` and `depth` the images, and every other column of
 one value a row is a fact to be shown, so a new score or a new column appears without a change here.
 """
 
@@ -20,7 +20,7 @@ from pipelines.ledger.versions import Version
 from pipelines.store.storage import Storage
 
 BATCH_ROWS = 16
-READ_BUFFER = 1 << 20  # bytes; without it Arrow reads a column of a row group whole, up to 100 MB of pictures
+READ_BUFFER = 1 << 20  # bytes; without it Arrow reads a column of a row group whole, up to 100 MB of images
 NAMED = ("id", "prompt", "rgb", "depth", "quality", "reasons", "pointcloud", "params", "error", "traceback")
 CAMERA = ("fx", "fy", "cx", "cy", "width", "height", "z_near", "z_far")
 
@@ -35,7 +35,7 @@ class GalleryRow:
     reasons: Sequence[str] = ()  # why it was rejected, or the error it was quarantined for
     scores: Mapping[str, float | None] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)  # shown as they are
-    rgb: bytes | None = None  # an encoded picture
+    rgb: bytes | None = None  # an encoded image
     depth: bytes | None = None  # 16-bit PNG of relative disparity
     has_holes: bool = False  # 0 is a hole of the depth map then
     camera: Sequence[float] = ()  # CAMERA; empty where one is missing

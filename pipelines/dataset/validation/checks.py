@@ -1,4 +1,4 @@
-"""What an object of a dataset must be: bytes as its commit says, tables of the schema, pictures, points.
+"""What an object of a dataset must be: bytes as its commit says, tables of the schema, images, points.
 
 Each check yields its problems, one sentence each. They trust the job's spec and what the commit says, nothing else.
 """
@@ -26,7 +26,7 @@ from pipelines.store.storage import Storage
 
 # Scores, hashes and points are recorded and may change between runs of one job; the other columns may not.
 CHANGING = ("quality", "phash", "points", "colors", "normals", "confidence")
-MAY_REFER = ("depth", "prepare")  # tasks whose pictures may stay where they are; output.rgb may change between runs
+MAY_REFER = ("depth", "prepare")  # tasks whose images may stay where they are; output.rgb may change between runs
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Checked:
     """What one object holds and what is wrong with it."""
 
     problems: list[str] = field(default_factory=list)
-    pictures: int = 0
+    images: int = 0
 
 
 def check_object(storage: Storage, spec: JobSpec, stored: StoredObject, pointclouds: Collection[str]) -> Checked:
@@ -71,10 +71,10 @@ def _check_table(spec: JobSpec, stored: StoredObject, data: bytes, pointclouds: 
             )
     if found.problems:
         return found
-    for batch in table.to_batches(max_chunksize=64):  # pictures of a few rows at a time
+    for batch in table.to_batches(max_chunksize=64):  # images of a few rows at a time
         for row in batch.to_pylist():
             found.problems += _check_row(spec, stored, row, pointclouds)
-            found.pictures += sum(_has_picture(row, column) for column in ("rgb", "depth"))
+            found.images += sum(_has_image(row, column) for column in ("rgb", "depth"))
     return found
 
 
@@ -102,8 +102,8 @@ def _check_row(
     if stored.outcome == "rejected" and not row["reasons"]:
         yield f"{name} is rejected without a reason."
     for column in ("rgb", "depth"):
-        if _has_picture(row, column):
-            yield from _check_picture(stored.path, row, column)
+        if _has_image(row, column):
+            yield from _check_image(stored.path, row, column)
         elif column == "depth" or spec.task not in MAY_REFER:
             yield f"{stored.path}: {column} of sample {row['id']} is missing."
     if row["pointcloud"] is not None and row["pointcloud"] not in pointclouds:
@@ -112,11 +112,11 @@ def _check_row(
         yield f"{name} has {len(row['points'])} points and {len(row['colors'] or ())} colours."
 
 
-def _has_picture(row: Mapping[str, Any], column: str) -> bool:
+def _has_image(row: Mapping[str, Any], column: str) -> bool:
     return row.get(column) is not None and row[column]["bytes"] is not None
 
 
-def _check_picture(path: str, row: Mapping[str, Any], column: str) -> Iterator[str]:
+def _check_image(path: str, row: Mapping[str, Any], column: str) -> Iterator[str]:
     try:
         with Image.open(io.BytesIO(row[column]["bytes"])) as image:
             image.load()

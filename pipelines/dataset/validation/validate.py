@@ -47,7 +47,7 @@ class Validation:
     counts: dict[str, int] = field(default_factory=dict)  # samples of the latest version
     files: int = 0
     bytes: int = 0
-    pictures: int = 0
+    images: int = 0
     pointclouds: int = 0
 
 
@@ -308,7 +308,7 @@ def _check_objects(
             found.problems += checked.problems
             found.files += 1
             found.bytes += stored.bytes
-            found.pictures += checked.pictures
+            found.images += checked.images
             found.pointclouds += stored.kind == "points"
 
 

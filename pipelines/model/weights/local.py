@@ -22,7 +22,7 @@ def checkpoint_folder(name: str) -> Path:
 
 
 def local_files(folder: Path) -> list[Path]:
-    """Weights, configurations and tokenizers; not the model card, pictures, or hidden files."""
+    """Weights, configurations and tokenizers; not the model card, images, or hidden files."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and decides_pixels(path.relative_to(folder)))
 
 

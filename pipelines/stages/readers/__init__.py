@@ -15,7 +15,7 @@ What is read, by task; names of columns come from `input.columns`, and everythin
 
 .txt, .jsonl and .csv may end in .gz. A path is relative to the folder of its table, or absolute in the same kind of
 store. A prompt that a row does not bring is `input.prompt`; without that the row is bad. What depth maps may be is
-told in depth_maps.py, pictures in pictures.py.
+told in depth_maps.py, images in images.py.
 
 A row's id is its id column, where there is one, else "<relative path>:<row number>", also for a row that cannot be read
 so far. Whatever is wrong with a row makes it a BadRow and leaves its neighbours alone; a file that is damaged, gone or
@@ -28,9 +28,9 @@ prompt has a NUL. What could be read in two ways (a key or column that is there 
 refused.
 
 Ids, keys and prompts are data: no name of an object is made from them, so nothing in them can leave the output. Paths
-in a table may name any picture that this user may read in the same kind of store: run tables of strangers as a user who
-may read their folder and no other. Sizes are bounded before anything is unpacked: 1 GiB a picture or member
-(opening.py), 16 MiB a line (text_lines.py), 80 million pixels or numbers (pictures.py), 1,000 characters an id and
+in a table may name any image that this user may read in the same kind of store: run tables of strangers as a user who
+may read their folder and no other. Sizes are bounded before anything is unpacked: 1 GiB an image or member
+(opening.py), 16 MiB a line (text_lines.py), 80 million pixels or numbers (images.py), 1,000 characters an id and
 100,000 a prompt (rows.py).
 
 To add a format: write a module with `count`, `lacking` and `rows` (the protocol `Format` in rows.py), name its suffix
@@ -71,7 +71,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(file: SourceFile | Span) -> Format:
-    """The format of a listed file: what is no table is a single picture or map."""
+    """The format of a listed file: what is no table is a single image or map."""
     return FORMATS.get(suffix_of(file.uri), single_files)
 
 

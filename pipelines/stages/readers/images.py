@@ -1,11 +1,11 @@
-"""Encoded pictures of any kind -> uint8 RGB (H, W, 3) as a viewer shows them.
+"""Encoded images of any kind -> uint8 RGB (H, W, 3) as a viewer shows them.
 
 EXIF rotation and colour profiles are applied (to sRGB); transparency is laid on white; 16-bit grey is scaled, CMYK,
 palette and grey are converted; of animations and multi-page files the first frame is taken. Formats that run code or
 other programs (EPS, PDF, WMF) are not opened.
 
 A small file can unpack to gigabytes, so sizes are checked in the headers, before anything is unpacked: MAX_PIXELS for
-the picture and for each tile of a TIFF; the text and the profile of a PNG by Pillow's own limits, 1 MiB a chunk and
+the image and for each tile of a TIFF; the text and the profile of a PNG by Pillow's own limits, 1 MiB a chunk and
 64 MiB a file.
 """
 
@@ -24,7 +24,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from jointdit.errors import RowError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif")
 MAX_PIXELS = 80_000_000  # a row above it is quarantined before it is decoded; below the size Pillow itself warns at
 # What decoders raise at damaged data, found by feeding them millions of damaged files. A MemoryError may be the node's:
 # the shard is tried again, and a row is blamed only if it goes on (row_boundary.py).
@@ -48,13 +48,13 @@ TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 TO_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
-def decode_picture(data: bytes) -> tuple[NDArray[np.uint8], bool]:
-    """The picture (H, W, 3), and whether the encoded bytes show exactly it, so that they can be copied as they are.
+def decode_image(data: bytes) -> tuple[NDArray[np.uint8], bool]:
+    """The image (H, W, 3), and whether the encoded bytes show exactly it, so that they can be copied as they are.
 
     Raises RowError for what cannot be decoded and for more than MAX_PIXELS pixels.
     """
     if not data:
-        raise RowError("picture has zero bytes: copy it again.")
+        raise RowError("image has zero bytes: copy it again.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -74,22 +74,20 @@ def decode_picture(data: bytes) -> tuple[NDArray[np.uint8], bool]:
         except RowError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise RowError(
-                f"picture has more than {MAX_PIXELS // 10**6} million pixels, the limit: scale it."
-            ) from None
+            raise RowError(f"image has more than {MAX_PIXELS // 10**6} million pixels, the limit: scale it.") from None
         except UnidentifiedImageError:
-            raise RowError(f"picture is of no known picture format: give one of {', '.join(FORMATS)}.") from None
+            raise RowError(f"image is of no known image format: give one of {', '.join(FORMATS)}.") from None
         except DECODE_ERRORS as error:
-            raise RowError(f"picture cannot be decoded ({_reason(error)}): copy or save it again.") from error
+            raise RowError(f"image cannot be decoded ({_reason(error)}): copy or save it again.") from error
     return rgb, as_is and not turned
 
 
 def open_checked(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    """The picture with its header read and nothing unpacked. Raises RowError above MAX_PIXELS, and DECODE_ERRORS."""
+    """The image with its header read and nothing unpacked. Raises RowError above MAX_PIXELS, and DECODE_ERRORS."""
     image = Image.open(io.BytesIO(data), formats=formats)
     check_pixels(*image.size)
     tags = getattr(image, "tag_v2", {})
-    if TILE_WIDTH in tags and TILE_LENGTH in tags:  # a tile is unpacked whole, however small the picture is
+    if TILE_WIDTH in tags and TILE_LENGTH in tags:  # a tile is unpacked whole, however small the image is
         check_pixels(int(tags[TILE_WIDTH]), int(tags[TILE_LENGTH]))
     return image
 
@@ -107,7 +105,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _in_srgb(image: Image.Image) -> Image.Image:
-    """The picture with its colour profile applied; the same object where there is none, or none that can be used."""
+    """The image with its colour profile applied; the same object where there is none, or none that can be used."""
     data = image.info.get("icc_profile")
     if not data or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
@@ -131,12 +129,10 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, in the 32-bit container of some formats
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise RowError(
-                f"picture has grey values from {values.min()} to {values.max()}: give 8 or 16 bits a channel."
-            )
+            raise RowError(f"image has grey values from {values.min()} to {values.max()}: give 8 or 16 bits a channel.")
         image = Image.fromarray(TO_8_BITS[values])
     elif image.mode == "F":
-        raise RowError("picture holds floating point values, whose white is unknown: give 8 or 16 bits a channel.")
+        raise RowError("image holds floating point values, whose white is unknown: give 8 or 16 bits a channel.")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jointdit.errors import InputError
 from pipelines.records import SourceFile
-from pipelines.stages.readers.images import PICTURE_SUFFIXES
+from pipelines.stages.readers.images import IMAGE_SUFFIXES
 from pipelines.store.addresses import impossible
 from pipelines.store.explain import explained
 from pipelines.store.safe_text import printable
@@ -23,7 +23,7 @@ TABLE_SUFFIXES = (".jsonl", ".csv", ".jsonl.gz", ".csv.gz", ".parquet", ".tar")
 DEPTH_MAP_SUFFIXES = (".png", ".npy", ".tif", ".tiff")
 SUFFIXES = {
     "joint": (".txt", ".txt.gz", *TABLE_SUFFIXES),
-    "depth": (*PICTURE_SUFFIXES, *TABLE_SUFFIXES),
+    "depth": (*IMAGE_SUFFIXES, *TABLE_SUFFIXES),
     "depth-to-image": (*DEPTH_MAP_SUFFIXES, *TABLE_SUFFIXES),
     "encode": TABLE_SUFFIXES,
     "prepare": TABLE_SUFFIXES,
@@ -127,11 +127,11 @@ def _is_hidden(relative: str) -> bool:
 
 
 def _refuse_mixture(uri: str, files: list[SourceFile]) -> None:
-    """A folder of pictures with a table about them: both would be read, and each picture labelled twice."""
+    """A folder of images with a table about them: both would be read, and each image labelled twice."""
     suffixes = {file.relative_path: suffix_of(file.uri) for file in files}
     tables = [name for name, suffix in suffixes.items() if suffix in TABLE_SUFFIXES]
-    if tables and any(suffix in PICTURE_SUFFIXES + DEPTH_MAP_SUFFIXES for suffix in suffixes.values()):
+    if tables and any(suffix in IMAGE_SUFFIXES + DEPTH_MAP_SUFFIXES for suffix in suffixes.values()):
         raise InputError(
-            f"input.uri {printable(uri)} holds single pictures and tables ({printable(tables[0])}): name one kind, "
+            f"input.uri {printable(uri)} holds single images and tables ({printable(tables[0])}): name one kind, "
             "such as folder/*.png or the table alone."
         )

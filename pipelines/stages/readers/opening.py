@@ -23,7 +23,7 @@ from pipelines.store.explain import explained, store_code, store_exceptions
 from pipelines.store.storage import etag_of, for_input
 
 BUFFER_BYTES = 1 << 20
-MAX_FILE_BYTES = 1 << 30  # of one encoded picture, map or archive member; MAX_PIXELS of float64 are 0.64e9 bytes
+MAX_FILE_BYTES = 1 << 30  # of one encoded image, map or archive member; MAX_PIXELS of float64 are 0.64e9 bytes
 AGAIN = (408, 409, 425, 429)  # HTTP statuses below 500 that may pass
 OF_THE_PATH = (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)
 SHOWN_CHARACTERS = 200
@@ -182,7 +182,7 @@ def _fetch_local(path: str) -> bytes:
 def check_bytes(size: int, what: str) -> None:
     """Raise RowError above MAX_FILE_BYTES."""
     if size > MAX_FILE_BYTES:
-        raise RowError(f"{what} has more than {MAX_FILE_BYTES >> 30} GiB, the limit of one picture or map.")
+        raise RowError(f"{what} has more than {MAX_FILE_BYTES >> 30} GiB, the limit of one image or map.")
 
 
 def check_unchanged(uri: str, etag: str) -> None:

@@ -20,7 +20,7 @@ from pipelines.stages.readers.images import MAX_PIXELS
 from pipelines.stages.readers.opening import check_bytes, open_input
 from pipelines.stages.readers.rows import RawRow
 
-BATCH_ROWS = 16  # of pictures in memory at once
+BATCH_ROWS = 16  # of images in memory at once
 ARROW_ERRORS = (pa.ArrowException, OSError)  # damage; the store's own faults are no OSError here
 CONVERSION_ERRORS = (ValueError, ArithmeticError, LookupError, TypeError, NotImplementedError)  # of cells
 

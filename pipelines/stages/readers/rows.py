@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jointdit.errors import RowError
 from pipelines.records import BadRow, Row, SourceFile, Span
 from pipelines.stages.readers.depth_maps import decode_depth
-from pipelines.stages.readers.images import decode_picture
+from pipelines.stages.readers.images import decode_image
 from pipelines.stages.readers.row_addresses import shown, stored_value
 from pipelines.store.safe_text import mask_secrets, printable
 
@@ -85,7 +85,7 @@ def build_row(raw: RawRow, file: SourceFile | Span, spec_input: InputSpec, task:
             data = stored_value(raw.values.get("image"), "image", file.uri)
             if isinstance(data, list):
                 raise RowError("image is a list of numbers: give encoded bytes or a path.")
-            rgb, as_is = decode_picture(data)
+            rgb, as_is = decode_image(data)
             rgb_bytes = data if as_is else None
         if "depth" in needed:
             assert spec_input.depth is not None, "the spec requires input.depth for this task"
@@ -101,7 +101,7 @@ def build_row(raw: RawRow, file: SourceFile | Span, spec_input: InputSpec, task:
 def _check_pair(rgb: NDArray[np.uint8], depth: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
     """A pair to learn from has depth at every pixel: a filled hole would be a label that nobody measured."""
     if depth.shape != rgb.shape[:2]:
-        sizes = f"{depth.shape[1]} x {depth.shape[0]} and the picture {rgb.shape[1]} x {rgb.shape[0]}"
+        sizes = f"{depth.shape[1]} x {depth.shape[0]} and the image {rgb.shape[1]} x {rgb.shape[0]}"
         raise RowError(f"depth map is {sizes} pixels: give both at one size.")
     if not valid.all():
         share = 1 - float(valid.mean())
@@ -130,7 +130,7 @@ def _prompt(value: Any, default: str | None) -> str:
     if not isinstance(value, str):
         raise RowError(f"prompt is {shown(value)}: give text.")
     if not value.strip():
-        raise RowError("prompt is empty: say what the picture shows.")
+        raise RowError("prompt is empty: say what the image shows.")
     if len(value) > MAX_PROMPT_CHARACTERS:
         raise RowError(
             f"prompt has {len(value)} characters, more than the limit of {MAX_PROMPT_CHARACTERS}: shorten it."

@@ -1,4 +1,4 @@
-"""Folders of pictures or depth maps: each file is one row.
+"""Folders of images or depth maps: each file is one row.
 
 The prompt of a depth map `a.png` is the text of `a.txt` beside it, if there is one.
 """
@@ -19,7 +19,7 @@ def count(file: SourceFile | Span) -> int:
 
 
 def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """A picture has no id column. Whether its prompt exists is seen when it is read, one row at a time."""
+    """An image has no id column. Whether its prompt exists is seen when it is read, one row at a time."""
     return [name for name in wanted if name == "id"], []
 
 

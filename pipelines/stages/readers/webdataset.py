@@ -2,7 +2,7 @@
 
 `photos/0001.jpg` has the key `photos/0001` and the extension `jpg`. Fields are found like this, `columns` as in the
 spec:
-    image   the extension `<columns.image>`, `<columns.image>.png`..., else the first picture extension
+    image   the extension `<columns.image>`, `<columns.image>.png`..., else the first image extension
     depth   the extension `<columns.depth>`, `<columns.depth>.png`..., else npy, png, tif or tiff
     prompt  the key `<columns.prompt>` of the member `json`, else the member `<columns.prompt>` or `txt`
     id      the key `<columns.id>` of the member `json`; `columns.id: __key__` takes the row's key
@@ -21,12 +21,12 @@ from typing import Any, BinaryIO, cast
 
 from jointdit.errors import RowError
 from pipelines.records import SourceFile, Span
-from pipelines.stages.readers.images import DECODE_ERRORS, PICTURE_SUFFIXES
+from pipelines.stages.readers.images import DECODE_ERRORS, IMAGE_SUFFIXES
 from pipelines.stages.readers.json_lines import LOOKED_AT, DuplicateKey, load_json
 from pipelines.stages.readers.opening import check_bytes, open_input
 from pipelines.stages.readers.rows import RawRow
 
-PICTURES = tuple(suffix.lstrip(".") for suffix in PICTURE_SUFFIXES)
+IMAGES = tuple(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
 MAPS = ("npy", "png", "tif", "tiff")
 MAX_HEADER_BYTES = 1 << 20  # of long names and other extended headers, which are read whole
 Place = tuple[int, int]  # offset and size in bytes
@@ -138,7 +138,7 @@ def _find(name: str, column: str, key: str, members: Members, about: Mapping[str
         if name == "id":
             return key if column == "__key__" else None
         return members.get(column) or members.get("txt")
-    kinds = PICTURES if name == "image" else MAPS
+    kinds = IMAGES if name == "image" else MAPS
     candidates = (column, *(f"{column}.{kind}" for kind in kinds), *kinds)
     return next((members[extension] for extension in candidates if extension in members), None)
 

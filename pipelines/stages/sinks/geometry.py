@@ -21,7 +21,7 @@ Source = Literal["given", "assumed", "calibrated"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """Pinhole intrinsics in pixels of the sample's picture; depth in metres of its nearest and farthest pixel."""
+    """Pinhole intrinsics in pixels of the sample's image; depth in metres of its nearest and farthest pixel."""
 
     intrinsics: Intrinsics
     intrinsics_source: Source
@@ -33,7 +33,7 @@ class Geometry:
 def geometry_of(result: SampleResult, spec: JobSpec) -> Geometry:
     """The geometry of a finished sample, whose disparity (H, W) has the size that is written.
 
-    The field of view is that of the whole source picture, of which a centred window may be left (`resize: crop`).
+    The field of view is that of the whole source image, of which a centred window may be left (`resize: crop`).
     Metric depth maps bring their own range; else a calibration does where there is one, else the spec. Range and field
     of view of the spec are assumptions unless it gives them.
     """
@@ -91,7 +91,7 @@ def cloud_from(
     geometry: Geometry,
     points: PointsSpec,
 ) -> PointCloud:
-    """The points of a picture (H, W, 3) and its relative disparity (H, W), where that is `valid` (H, W).
+    """The points of an image (H, W, 3) and its relative disparity (H, W), where that is `valid` (H, W).
 
     Holes and depth edges are left out; then thinned, then cleaned of outliers, where that is asked for.
     """

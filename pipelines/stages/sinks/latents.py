@@ -31,7 +31,7 @@ ENCODED_FIELDS = [
 ENCODED_DESCRIPTIONS = {
     "tokens": "of the packed latents",
     "text_tokens": "of T5's states",
-    "latents_rgb": "float16 (tokens, channels): the picture's packed latents",
+    "latents_rgb": "float16 (tokens, channels): the image's packed latents",
     "latents_depth": "float16 (tokens, channels): the relative disparity's packed latents",
     "text_states": "float16 (text_tokens, width): T5's states of the prompt",
     "text_pooled": "float16 (width): CLIP's pooled output of the prompt",

@@ -4,7 +4,7 @@
     quarantine/        one row a sample that could not be made: id, input, error, traceback
 
 `rgb` and `depth` are Hugging Face Image structs, and the schema's metadata says so: `datasets.load_dataset("parquet")`
-shows decoded pictures. `depth` is a 16-bit PNG of relative disparity: 65535 nearest, 0 farthest; in a sample whose
+shows decoded images. `depth` is a 16-bit PNG of relative disparity: 65535 nearest, 0 farthest; in a sample whose
 input map had holes (`valid_fraction` in `params` below 1) 0 is a hole.
 """
 
@@ -25,7 +25,7 @@ from jointdit.geometry.depth import encode_depth_png
 from pipelines.quality import SCORES
 from pipelines.quality.near_duplicate import perceptual_hash
 from pipelines.records import SampleResult
-from pipelines.stages.readers.images import PICTURE_SUFFIXES
+from pipelines.stages.readers.images import IMAGE_SUFFIXES
 from pipelines.stages.sinks import latents
 from pipelines.stages.sinks.geometry import geometry_of, point_cloud, valid_pixels
 from pipelines.stages.sinks.latents import ENCODED_DESCRIPTIONS, ENCODED_FIELDS, encoded_row
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipelines.spec.job import JobSpec, PointsSpec
 
 Outcome = Literal["kept", "rejected", "quarantined"]
-ROW_GROUP_ROWS = 100  # what the `datasets` library writes for pictures: some 10 to 100 MB
+ROW_GROUP_ROWS = 100  # what the `datasets` library writes for images: some 10 to 100 MB
 DEPTH_KIND = "relative_disparity"
 JPEG_QUALITY = 95
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -69,8 +69,8 @@ DATA_FIELDS = [
 DESCRIPTIONS = {
     "id": "the sample: `<source>/<index>`",
     "source": "the input row's id",
-    "prompt": "the text the picture was made from; null for task depth",
-    "rgb": "the picture; null bytes and the picture's address where the corpus is not copied",
+    "prompt": "the text the image was made from; null for task depth",
+    "rgb": "the image; null bytes and the image's address where the corpus is not copied",
     "depth": "relative disparity as 16-bit PNG: 65535 nearest, 0 farthest (or a hole of the input map)",
     "depth_kind": "always `relative_disparity`: an affine map of inverse depth, per image, without a unit",
     "width": "pixels",
@@ -86,7 +86,7 @@ DESCRIPTIONS = {
     "seed": "of the sample's noise",
     "round": "of regeneration; 0 is the first",
     "quality": "scores; null where a score was not computed",
-    "phash": "64 bits of the picture's perceptual hash: those of like pictures differ in few",
+    "phash": "64 bits of the image's perceptual hash: those of like images differ in few",
     "model": "the weights",
     "params": "JSON: task, sampling settings, where the depth range comes from",
     "points": "x right, y down, z forward, metres; depth edges and holes left out",
@@ -161,8 +161,8 @@ def table_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def encode_picture(rgb: NDArray[np.uint8], image_format: str) -> bytes:
-    """A picture as png or webp (both exact) or jpeg (quality 95, no chroma subsampling)."""
+def encode_image(rgb: NDArray[np.uint8], image_format: str) -> bytes:
+    """An image as png or webp (both exact) or jpeg (quality 95, no chroma subsampling)."""
     buffer = io.BytesIO()
     options: dict[str, dict[str, Any]] = {
         "png": {"format": "PNG"},
@@ -237,16 +237,16 @@ def _model_of(spec: JobSpec) -> str | None:
 
 
 def _rgb(result: SampleResult, spec: JobSpec) -> dict[str, Any] | None:
-    """The picture's struct: for task depth the source's own bytes where they show exactly it, or only its address."""
+    """The image's struct: for task depth the source's own bytes where they show exactly it, or only its address."""
     row = result.sample.row
     assert result.rgb is not None
     if spec.task in ("depth", "prepare"):
         if spec.output.rgb == "reference":
-            # A picture inside a table has no address of its own: `source` names its row.
-            return {"bytes": None, "path": row.uri} if row.uri.lower().endswith(PICTURE_SUFFIXES) else None
+            # An image inside a table has no address of its own: `source` names its row.
+            return {"bytes": None, "path": row.uri} if row.uri.lower().endswith(IMAGE_SUFFIXES) else None
         if row.rgb_bytes is not None and row.rgb is not None and row.rgb.shape == result.rgb.shape:
             return {"bytes": row.rgb_bytes, "path": None}
-    return {"bytes": encode_picture(result.rgb, spec.output.image_format), "path": None}
+    return {"bytes": encode_image(result.rgb, spec.output.image_format), "path": None}
 
 
 def _quarantine_row(result: SampleResult) -> dict[str, Any]:

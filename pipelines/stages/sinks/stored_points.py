@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jointdit.errors import RowError
 from jointdit.geometry.depth import Intrinsics, decode_depth_png
-from pipelines.stages.readers.images import decode_picture
+from pipelines.stages.readers.images import decode_image
 from pipelines.stages.sinks.geometry import Geometry, cloud_from
 from pipelines.stages.sinks.ply import describe, ply_bytes
 
@@ -26,7 +26,7 @@ SOURCE = "from the stored depth, 16 bits of relative disparity"
 def stored_points(row: Mapping[str, Any], points: PointsSpec) -> tuple[int, bytes] | None:
     """(points, PLY file) of a row of data/ or rejected/, of which it takes the columns STORED.
 
-    None where its picture is not stored (`output.rgb: reference`), or no cloud can be made of it.
+    None where its image is not stored (`output.rgb: reference`), or no cloud can be made of it.
     """
     if row["rgb"] is None or row["rgb"]["bytes"] is None:
         return None
@@ -39,7 +39,7 @@ def stored_points(row: Mapping[str, Any], points: PointsSpec) -> tuple[int, byte
         range_source=made_with["range_source"],
     )
     try:
-        rgb, _ = decode_picture(row["rgb"]["bytes"])
+        rgb, _ = decode_image(row["rgb"]["bytes"])
         disparity = decode_depth_png(row["depth"]["bytes"])
         valid = None if made_with["valid_fraction"] == 1.0 else disparity > 0.0
         cloud = cloud_from(rgb, disparity, valid, geometry, points)

@@ -59,8 +59,8 @@ def test_two_looks_at_a_ledger_find_the_same_shards_left(tmp_path, monkeypatch):
 
 
 def test_one_pixel_is_another_output():
-    picture, other = np.zeros((2, 16, 16, 3), np.uint8)
+    image, other = np.zeros((2, 16, 16, 3), np.uint8)
     other[3, 4, 1] = 1
-    works = [{"rows": 1, "pixels": digest_of([[each]])} for each in (picture, other)]
+    works = [{"rows": 1, "pixels": digest_of([[each]])} for each in (image, other)]
     with pytest.raises(PermanentError, match="pixels"):
         check_same_work(*works)

@@ -48,7 +48,7 @@ def test_each_filter_has_its_fault_and_each_default_its_place_in_the_table():
         assert np.isfinite(threshold.default)
 
 
-def test_scores_hardly_depend_on_the_size_of_the_picture():
+def test_scores_hardly_depend_on_the_size_of_the_image():
     small, large = (measured(pair_of(render_scene(77, size, size))).scores for size in (96, 192))
     for name in small:
         if name != "depth_distinct_fraction":  # counts values; a larger map has more of them
@@ -75,7 +75,7 @@ def test_text_between_markers_is_replaced_and_the_rest_stays(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_writes_tables_and_picture_and_rates_of_a_checkpoint(tmp_path):
+def test_the_command_writes_tables_and_image_and_rates_of_a_checkpoint(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- measured: begin -->\n<!-- measured: end -->\n")
     measure_filters(count=4, size=32, model="tiny", made=8, steps=1, readme=readme)

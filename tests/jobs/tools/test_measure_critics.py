@@ -6,7 +6,7 @@ from PIL import Image
 
 from jobs.tools.filtering.faults import pair_of
 from jobs.tools.measure_critics import measure_critics
-from jobs.tools.scoring.spoilt import CAPTION_FAULTS, DEPTH_FAULTS, PICTURE_FAULTS, planted
+from jobs.tools.scoring.spoilt import CAPTION_FAULTS, DEPTH_FAULTS, IMAGE_FAULTS, planted
 from jointdit.scenes import COLOURS, render_scene
 from pipelines.quality import FILTERS
 
@@ -45,11 +45,11 @@ def test_captions_are_spoilt_in_their_colours_alone(scenes):
         assert sum(a != b for a, b in zip(before, single.caption.split(), strict=True)) == 1
 
 
-def test_pictures_are_spoilt_and_their_depth_is_not(scenes):
-    for _, pairs in planted(PICTURE_FAULTS, scenes):
+def test_images_are_spoilt_and_their_depth_is_not(scenes):
+    for _, pairs in planted(IMAGE_FAULTS, scenes):
         for scene, pair in zip(scenes, pairs, strict=True):
             assert pair.rgb.shape == scene.rgb.shape
             assert (pair.rgb != scene.rgb).any()
             np.testing.assert_array_equal(pair.disparity, pair_of(scene).disparity)
-    tiles = dict(planted(PICTURE_FAULTS, scenes))["tiles in disorder"][0].rgb
+    tiles = dict(planted(IMAGE_FAULTS, scenes))["tiles in disorder"][0].rgb
     np.testing.assert_array_equal(np.sort(tiles.reshape(-1)), np.sort(scenes[0].rgb.reshape(-1)))

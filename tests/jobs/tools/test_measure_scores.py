@@ -74,5 +74,5 @@ def test_a_default_is_told_beside_the_scores_that_it_lies_between():
     clean = {"as rendered": {"ensemble_correlation": np.linspace(0.5, 1, 51)}}
     spoilt = {name: {"ensemble_correlation": np.linspace(low, low + 0.2, 21)} for name, low in lows.items()}
     text = between(clean, spoilt)
-    assert "2.0 % of clean pictures lie below 0.510 (as rendered); " in text
+    assert "2.0 % of clean images lie below 0.510 (as rendered); " in text
     assert "95.0 % of those that nobody can read lie below 0.390 (pure noise), 0.490 (tiles in disorder); " in text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.tools.scoring.sheet import CELL, GAP, depth_pictures, examples, save_examples
+from jobs.tools.scoring.sheet import CELL, GAP, depth_images, examples, save_examples
 from jobs.tools.scoring.spoilt import DEPTH_FAULTS
 from jointdit.geometry.depth import disparity_from_depth
 from jointdit.scenes import render_scene
@@ -19,7 +19,7 @@ def shown():
 
     def seen(pairs):  # an estimator without error: the scores are those of the faults alone
         scores = rule.compare(exact, [pair.disparity for pair in pairs])
-        return [(each, (pair.rgb, *depth_pictures(pair.disparity))) for each, pair in zip(scores, pairs, strict=True)]
+        return [(each, (pair.rgb, *depth_images(pair.disparity))) for each, pair in zip(scores, pairs, strict=True)]
 
     return scenes, examples(rule, seen, DEPTH_FAULTS, scenes), examples(rule, seen, [], scenes, with_caption=True)
 
@@ -31,8 +31,8 @@ def test_each_fault_that_is_rejected_is_shown_once_with_its_reason_after_a_clean
     assert len(titles) == len(set(titles))
     assert "blurred depth" not in titles, "details that are blurred still correlate: none of these scenes is rejected"
     assert found[0].text == "self_consistency keeps it"
-    assert all("what the model sees in its picture" in each.text for each in found[1:])
-    np.testing.assert_array_equal(found[0].pictures[0], scenes[0].rgb)
+    assert all("what the model sees in its image" in each.text for each in found[1:])
+    np.testing.assert_array_equal(found[0].images[0], scenes[0].rgb)
     assert captioned[0].text.endswith(f"Caption: {scenes[0].caption}")
 
 
@@ -47,7 +47,7 @@ def test_the_sheet_holds_all_columns_and_the_whole_of_their_text(shown, tmp_path
 
 def test_a_map_is_shown_from_its_nearest_to_its_farthest_pixel_whatever_its_range():
     ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
-    plain, wide, hole, flat = depth_pictures(ramp, 100 * ramp - 7, np.where(ramp > 0.9, np.nan, ramp), 0 * ramp)
+    plain, wide, hole, flat = depth_images(ramp, 100 * ramp - 7, np.where(ramp > 0.9, np.nan, ramp), 0 * ramp)
     np.testing.assert_array_equal(plain, wide)
     assert plain[0, 0].tolist() != plain[-1, -1].tolist()
     assert hole[-1, -1].tolist() == hole[0, 0].tolist(), "what is not finite is farthest"

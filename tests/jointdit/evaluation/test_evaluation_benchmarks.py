@@ -18,7 +18,7 @@ from jointdit.scenes import render_scene
 
 
 class FromBrightness:
-    """An estimator that reads its map off the picture: 0.3 + red / 100, plus a corner it gets wrong."""
+    """An estimator that reads its map off the image: 0.3 + red / 100, plus a corner it gets wrong."""
 
     name = "brightness"
 
@@ -26,25 +26,25 @@ class FromBrightness:
         self.space = space
         self.long_sides = []
 
-    def estimate(self, picture, long_side=None):
+    def estimate(self, image, long_side=None):
         self.long_sides.append(long_side)
-        return prediction_of(picture)
+        return prediction_of(image)
 
 
-def prediction_of(picture):
-    return (0.3 + picture[..., 0].astype(np.float32) / 100).astype(np.float32)
+def prediction_of(image):
+    return (0.3 + image[..., 0].astype(np.float32) / 100).astype(np.float32)
 
 
 def scene_like(height, width, seed, far=9.0):
-    """(picture, depth): depth falls towards the bottom, with a step; red is roughly its inverse, with errors."""
+    """(image, depth): depth falls towards the bottom, with a step; red is roughly its inverse, with errors."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:height, 0:width]
     depth = 1.2 + (far - 1.2) * (1 - rows / height) ** 2 + 0.4 * np.sin(columns / width * 7)
     depth = depth + (columns > width * 0.6) * 0.7
     wrong = 20 * (rows < height * 0.25) + 15 * (columns < width * 0.1) + rng.integers(0, 6, (height, width))
     red = np.clip(160 / depth + wrong, 0, 255)
-    picture = np.stack([red, columns % 256, rows % 256], axis=-1).astype(np.uint8)
-    return picture, depth
+    image = np.stack([red, columns % 256, rows % 256], axis=-1).astype(np.uint8)
+    return image, depth
 
 
 def png(array):
@@ -84,7 +84,7 @@ def abs_rel(prediction, depth, mask, low, high, space="disparity", fit_on=None):
 
 
 def check(name, root, maps, low, high, space="disparity", **options):
-    """The benchmark's mean AbsRel equals the reference over `maps` of (picture, depth, mask)."""
+    """The benchmark's mean AbsRel equals the reference over `maps` of (image, depth, mask)."""
     estimator = FromBrightness(space)
     result = evaluate_benchmark(BENCHMARKS[name], root, estimator, **options)
     by_hand = [abs_rel(prediction_of(p), d, m, low, high, space) for p, d, m in maps]
@@ -101,7 +101,7 @@ def nyu(tmp_path_factory):
     """Two images; the raw depth has holes and a stripe beyond 10 m, and lies outside the crop elsewhere."""
     root, maps, lines = tmp_path_factory.mktemp("nyu"), [], []
     for index in (1, 2):
-        picture, depth = scene_like(480, 640, index)
+        image, depth = scene_like(480, 640, index)
         stored = np.rint(depth * 1000).astype(np.uint16)
         stored[200:230, 100:300] = 0
         stored[60:80, 300:400] = 12_000 + 500 * index
@@ -109,13 +109,13 @@ def nyu(tmp_path_factory):
         write(
             root,
             {
-                f"{base}/rgb_{index:04d}.png": png(picture),
+                f"{base}/rgb_{index:04d}.png": png(image),
                 f"{base}/depth_{index:04d}.png": png(stored),
                 f"{base}/filled_{index:04d}.png": png(np.full((480, 640), 3000, np.uint16)),
             },
         )
         lines.append(" ".join(f"{base}/{kind}_{index:04d}.png" for kind in ("rgb", "depth", "filled")))
-        maps.append((picture, stored.astype(np.float32) / 1000))
+        maps.append((image, stored.astype(np.float32) / 1000))
     write(root, {"filename_list_test.txt": "\n".join(lines) + "\n"})
     return root, maps
 
@@ -179,7 +179,7 @@ def test_a_limit_takes_the_first_images_and_says_so(nyu):
 
 def test_kitti_equals_the_protocol_by_hand_and_its_crops_and_unit_matter(tmp_path):
     height, width = 375, 1242
-    picture, depth = scene_like(height, width, 3, far=70.0)
+    image, depth = scene_like(height, width, 3, far=70.0)
     stored = np.rint(depth * 256).astype(np.uint16)
     stored[(np.arange(height) % 3 != 0), :] = 0  # a lidar's sparse rows
     stored[150:160, 400:500] = 85 * 256
@@ -187,9 +187,9 @@ def test_kitti_equals_the_protocol_by_hand_and_its_crops_and_unit_matter(tmp_pat
     rgb_name = f"{drive}/image_02/data/0000000069.png"
     depth_name = "2011_09_26_drive_0002_sync/proj_depth/groundtruth/image_02/0000000069.png"
     lines = f"{rgb_name} {depth_name} 721.5377\n{drive}/image_02/data/0000000075.png None 721.5377\n"
-    write(tmp_path, {rgb_name: png(picture), depth_name: png(stored), "eigen_test_files_with_gt.txt": lines})
+    write(tmp_path, {rgb_name: png(image), depth_name: png(stored), "eigen_test_files_with_gt.txt": lines})
     # by hand: bottom 352 rows, columns 13 to 1229; then rows 117:321 and columns 43:1172 of those
-    p, d = picture[23:375, 13:1229], (stored.astype(np.float32) / 256)[23:375, 13:1229]
+    p, d = image[23:375, 13:1229], (stored.astype(np.float32) / 256)[23:375, 13:1229]
     inside = np.zeros((352, 1216), bool)
     inside[117:321, 43:1172] = True
     known = (d > 1e-5) & (d < 80)
@@ -197,7 +197,7 @@ def test_kitti_equals_the_protocol_by_hand_and_its_crops_and_unit_matter(tmp_pat
     assert result.listed == 1  # the line without depth is left out
 
     found = result.metrics["abs_rel"]
-    whole, whole_depth = prediction_of(picture), stored.astype(np.float32) / 256
+    whole, whole_depth = prediction_of(image), stored.astype(np.float32) / 256
     without_crop = np.zeros((height, width), bool)
     without_crop[int(0.3324324 * height) : int(0.91351351 * height), 44:1197] = True
     seen = (whole_depth > 1e-5) & (whole_depth < 80)
@@ -213,13 +213,13 @@ def test_kitti_equals_the_protocol_by_hand_and_its_crops_and_unit_matter(tmp_pat
 
 def test_eth3d_reads_bare_float32_and_fits_on_1024_pixels_a_side(tmp_path):
     height, width = 48, 2048  # long, so that the fit sees every second column and row only
-    picture, depth = scene_like(height, width, 4)
-    # Where the fit does not look, the picture says something else: fitting on all pixels would show.
-    picture[1::2, :, 0] //= 2
+    image, depth = scene_like(height, width, 4)
+    # Where the fit does not look, the image says something else: fitting on all pixels would show.
+    image[1::2, :, 0] //= 2
     depth = depth.astype("<f4")
     depth[5:9, 100:900] = math.inf
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG")  # lossless, under the set's name for JPEGs
+    Image.fromarray(image).save(stream, format="PNG")  # lossless, under the set's name for JPEGs
     rgb_name = "rgb/office/images/dslr_images/DSC_0219.JPG"
     depth_name = "depth/office_dslr_depth/office/ground_truth_depth/dslr_images/DSC_0219.JPG"
     write(
@@ -237,9 +237,9 @@ def test_eth3d_reads_bare_float32_and_fits_on_1024_pixels_a_side(tmp_path):
     filled = np.where(known, depth, 0.0)
     every_second = (slice(None, None, 2), slice(None, None, 2))
     filled_safely = np.where(known, filled, 1.0)
-    by_hand = abs_rel(prediction_of(picture), filled_safely, known, 1e-5, math.inf, fit_on=every_second)
+    by_hand = abs_rel(prediction_of(image), filled_safely, known, 1e-5, math.inf, fit_on=every_second)
     assert result.metrics["abs_rel"] == pytest.approx(by_hand, rel=2e-5)
-    on_all = abs_rel(prediction_of(picture), filled_safely, known, 1e-5, math.inf)
+    on_all = abs_rel(prediction_of(image), filled_safely, known, 1e-5, math.inf)
     assert on_all != pytest.approx(by_hand, rel=1e-2)
 
     write(tmp_path, {depth_name: depth.astype("<f8").tobytes()})
@@ -251,7 +251,7 @@ def test_eth3d_reads_bare_float32_and_fits_on_1024_pixels_a_side(tmp_path):
 
 
 def test_scannet_equals_the_protocol_by_hand_and_has_no_crop(tmp_path):
-    picture, depth = scene_like(96, 128, 5)
+    image, depth = scene_like(96, 128, 5)
     stored = np.rint(depth * 1000).astype(np.uint16)
     stored[10:20, 30:60] = 0
     stored[70:75] = 10_500
@@ -259,39 +259,39 @@ def test_scannet_equals_the_protocol_by_hand_and_has_no_crop(tmp_path):
     write(
         tmp_path,
         {
-            "scene0406_02/color/000300.jpg": png(picture),
+            "scene0406_02/color/000300.jpg": png(image),
             "scene0406_02/depth/000300.png": png(stored),
             "scannet_val_sampled_list_800_1.txt": lines,
         },
     )
     d = stored.astype(np.float32) / 1000
     mask = (d > 1e-3) & (d < 10)
-    result, _ = check("scannet", tmp_path, [(picture, d, mask)], 1e-3, 10.0)
-    unmasked = abs_rel(prediction_of(picture), d, d > 1e-3, 1e-3, 10.0)
+    result, _ = check("scannet", tmp_path, [(image, d, mask)], 1e-3, 10.0)
+    unmasked = abs_rel(prediction_of(image), d, d > 1e-3, 1e-3, 10.0)
     assert unmasked != pytest.approx(result.metrics["abs_rel"], rel=1e-2)
 
 
 def test_diode_takes_the_mask_from_its_file_alone_and_clips_to_its_range(tmp_path):
-    picture, depth = scene_like(96, 128, 6)
-    depth[:30], picture[:30, :, 0] = 380.0, 0  # far buildings beyond the range: known, so they count
+    image, depth = scene_like(96, 128, 6)
+    depth[:30], image[:30, :, 0] = 380.0, 0  # far buildings beyond the range: known, so they count
     depth[80:, :40] = np.nan
     mask = np.isfinite(depth) & (np.arange(128) > 20)
     base = "outdoor/scene_00022/scan_00193/00022_00193_outdoor_010_000"
     write(
         tmp_path,
         {
-            f"{base}.png": png(picture),
+            f"{base}.png": png(image),
             f"{base}_depth.npy": npy(depth.astype(np.float32)[..., None]),
             f"{base}_depth_mask.npy": npy(mask.astype(np.float32)),
             "diode_val_all_filename_list.txt": f"{base}.png {base}_depth.npy {base}_depth_mask.npy\n",
         },
     )
     d = np.where(mask, depth, 1.0).astype(np.float32)
-    result, estimator = check("diode", tmp_path, [(picture, d, mask)], 0.6, 350.0)
+    result, estimator = check("diode", tmp_path, [(image, d, mask)], 0.6, 350.0)
     assert estimator.long_sides == [640]
     found = result.metrics["abs_rel"]
-    assert abs_rel(prediction_of(picture), d, mask & (d < 350), 0.6, 350.0) != pytest.approx(found, rel=1e-2)
-    assert abs_rel(prediction_of(picture), d, mask, 0.6, 80.0) != pytest.approx(found, rel=1e-2)
+    assert abs_rel(prediction_of(image), d, mask & (d < 350), 0.6, 350.0) != pytest.approx(found, rel=1e-2)
+    assert abs_rel(prediction_of(image), d, mask, 0.6, 80.0) != pytest.approx(found, rel=1e-2)
 
 
 def test_scenes_are_what_the_scenes_command_writes(tmp_path):
@@ -360,10 +360,10 @@ def test_a_file_that_does_not_fit(tmp_path, change, message):
         evaluate_benchmark(BENCHMARKS["scannet"], small_scannet(tmp_path, **change), FromBrightness())
 
 
-def test_a_listed_file_that_is_missing_or_no_picture(tmp_path):
+def test_a_listed_file_that_is_missing_or_no_image(tmp_path):
     root = small_scannet(tmp_path)
-    (root / "depth.png").write_bytes(b"not a picture")
-    with pytest.raises(InputError, match=r"depth\.png is no picture that can be decoded"):
+    (root / "depth.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"depth\.png is no image that can be decoded"):
         evaluate_benchmark(BENCHMARKS["scannet"], root, FromBrightness())
     (root / "depth.png").unlink()
     with pytest.raises(InputError, match=r"depth\.png is in the list of images but not in the data set"):

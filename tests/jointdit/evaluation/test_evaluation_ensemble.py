@@ -1,4 +1,4 @@
-"""Merging estimates of one picture: what is recovered, what the outlier does, and where the alignment stops."""
+"""Merging estimates of one image: what is recovered, what the outlier does, and where the alignment stops."""
 
 import itertools
 

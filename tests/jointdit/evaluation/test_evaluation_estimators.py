@@ -23,7 +23,7 @@ def relative(tmp_path_factory):
     return folder, *save_depth_anything(folder, size=56)
 
 
-def test_a_transformers_model_gives_what_its_own_class_gives_at_the_pictures_size(relative):
+def test_a_transformers_model_gives_what_its_own_class_gives_at_the_images_size(relative):
     folder, model, processor = relative
     picture = render_scene(3, 96, 64).rgb
     estimator = TransformersDepth(str(folder))
@@ -85,7 +85,7 @@ def test_an_adapter_and_code_beside_a_depth_model_are_refused(tmp_path, monkeypa
         ((20, 9), None, (32, 16)),
     ],
 )
-def test_the_working_size_holds_the_picture_in_multiples_of_16(shape, long_side, size):
+def test_the_working_size_holds_the_image_in_multiples_of_16(shape, long_side, size):
     assert working_size(shape, long_side) == size
 
 
@@ -102,7 +102,7 @@ def test_an_ensemble_of_jointdit_merges_its_seeds_and_single_estimates_differ(sm
     assert uncertainty.max() > 0.01
 
 
-def test_a_picture_of_any_size_comes_back_at_its_size_from_the_protocols_size(small_pipeline):
+def test_a_image_of_any_size_comes_back_at_its_size_from_the_protocols_size(small_pipeline):
     seen = []
     picture = render_scene(5, 70, 50).rgb
 
@@ -117,7 +117,7 @@ def test_a_picture_of_any_size_comes_back_at_its_size_from_the_protocols_size(sm
     assert seen[1] == (32, 32, 3)
 
 
-def test_estimates_of_a_batch_are_merged_picture_by_picture(small_pipeline):
+def test_estimates_of_a_batch_are_merged_image_by_image(small_pipeline):
     scenes = held_out_scenes(3, 48, 64)
     pictures = [scene.rgb for scene in scenes]
     found = depth_estimator(small_pipeline, 1, batch_size=2, ensemble=2)(pictures)

@@ -57,7 +57,7 @@ def test_fid_equals_an_independent_computation(classifier, pictures):
     assert network.num_features == 12
     # shifted to red, so that means and covariances both differ
     redder = np.array([40, 0, 0])
-    generated = [np.clip(picture.astype(int) + redder, 0, 255).astype(np.uint8) for picture in pictures[:18]]
+    generated = [np.clip(image.astype(int) + redder, 0, 255).astype(np.uint8) for image in pictures[:18]]
     found = frechet_distance(network, pictures, generated)
     by_hand = frechet_by_eigenvalues(features_of(network, pictures), features_of(network, generated))
     assert found == pytest.approx(by_hand, rel=1e-4)
@@ -98,7 +98,7 @@ def test_inception_score_equals_an_independent_computation(classifier, pictures)
     assert found > 1.01
     assert torch.equal(torch.random.get_rng_state(), state)
     assert inception_score(network, pictures, splits=4) == inception_score(network, pictures, splits=4)
-    with pytest.raises(InputError, match="3 pictures are less than the 10 parts"):
+    with pytest.raises(InputError, match="3 images are less than the 10 parts"):
         inception_score(network, pictures[:3])
 
 
@@ -117,7 +117,7 @@ def test_clip_score_is_the_mean_cosine_and_long_prompts_are_cut_at_the_end(clip_
         out = clip.model(**inputs)
     cosines = torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)
     assert found == pytest.approx(100 * float(cosines.mean()), rel=1e-3)
-    with pytest.raises(InputError, match="4 pictures and 2 prompts"):
+    with pytest.raises(InputError, match="4 images and 2 prompts"):
         clip_score(clip, pictures[:4], prompts[:2])
 
 
@@ -126,7 +126,7 @@ def test_bad_sets_and_bad_networks_are_one_sentence(classifier, pictures, tmp_pa
     network = load_features(str(classifier))
     with pytest.raises(InputError, match="1 real and 24 generated"):
         frechet_distance(network, pictures[:1], pictures)
-    with pytest.raises(InputError, match="pictures have sizes"):
+    with pytest.raises(InputError, match="images have sizes"):
         frechet_distance(network, [pictures[0], pictures[1][:32]], pictures)
     with pytest.raises(ModelError, match=r"inception\.pth is a pickle"):
         load_features(str(tmp_path / "inception.pth"))
@@ -155,7 +155,7 @@ def filled(network):
     return tensors
 
 
-# What torch-fidelity 0.4.0 (FeatureExtractorInceptionV3) gave for these weights and this picture.
+# What torch-fidelity 0.4.0 (FeatureExtractorInceptionV3) gave for these weights and this image.
 FEATURES = [0.029244, 1.105129, 2.762129, 1.160233, 0.0, 0.004175, 0.002559, 0.10513]
 LOGITS = [-1.932374, -3.07757, -1.89414, -2.895418, -0.24389, -0.064663, 2.566801, 0.73986]
 
@@ -166,10 +166,10 @@ def test_inception_gives_what_torch_fidelity_gives_and_refuses_other_weights(tmp
     save_file(tensors, path)
     network = load_features(str(path))
     assert isinstance(network, InceptionFeatures)
-    picture = torch.from_numpy(np.random.default_rng(8).integers(0, 256, (2, 3, 70, 101), dtype=np.uint8))[:1]
-    picture[:, :, 20:50, 30:80] //= 4
+    image = torch.from_numpy(np.random.default_rng(8).integers(0, 256, (2, 3, 70, 101), dtype=np.uint8))[:1]
+    image[:, :, 20:50, 30:80] //= 4
     with torch.no_grad():
-        features, logits = network(picture), network.logits(picture)
+        features, logits = network(image), network.logits(image)
     assert features.shape == (1, network.num_features)
     np.testing.assert_allclose(features[0, ::256].numpy(), FEATURES, atol=1e-4)
     np.testing.assert_allclose(logits[0, ::126].numpy(), LOGITS, atol=1e-4)

@@ -9,7 +9,7 @@ from jointdit.errors import InputError
 from jointdit.evaluation import published
 from jointdit.evaluation.tables import Column, ResultRow, ResultTable, markdown_report
 
-HOW = "least squares on ten pictures"
+HOW = "least squares on ten images"
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def table():
 def test_markdown_and_json_say_the_same_and_name_protocol_and_source(table):
     table.measured("ours", {"AbsRel %": 5.04, "δ1 %": math.nan})
     table.add(ResultRow("theirs", {"AbsRel %": 4.9, "δ1 %": 97.4}, "their paper", HOW))
-    table.notes.append("ten pictures are few")
+    table.notes.append("ten images are few")
     text = markdown_report("Report", [table], "The end.")
     assert text.splitlines() == [
         "# Report",
@@ -34,7 +34,7 @@ def test_markdown_and_json_say_the_same_and_name_protocol_and_source(table):
         "| ours | 5.0 |  | this run |",
         "| theirs | 4.9 | 97 | their paper |",
         "",
-        "- ten pictures are few",
+        "- ten images are few",
         "",
         "The end.",
     ]

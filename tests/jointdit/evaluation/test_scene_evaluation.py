@@ -28,18 +28,18 @@ def test_scenes_are_held_out_and_skipping_goes_on_where_the_last_ended(scenes):
     assert held_out_scenes(1, SIZE, SIZE, skip=11)[0].caption == scenes[11].caption
 
 
-def test_the_exact_disparity_scores_zero_and_only_with_its_own_picture(scenes, mean_disparity):
+def test_the_exact_disparity_scores_zero_and_only_with_its_own_image(scenes, mean_disparity):
     exact = {scene.rgb.tobytes(): relative_disparity(scene.depth) for scene in scenes}
     report = evaluate_depth(lambda pictures: [exact[p.tobytes()] for p in pictures], scenes, mean_disparity)
     assert report.model.abs_rel < 1e-4
     assert report.model.delta1 == report.model.within_5_percent == 1.0
-    assert report.wrong_picture.abs_rel > 0.05
+    assert report.wrong_image.abs_rel > 0.05
     assert report.error_ratio < 1e-3
 
 
 def test_the_mean_disparity_beats_the_constant_and_objects_are_harder_than_the_rest(scenes, mean_disparity):
     report = evaluate_depth(lambda pictures: [mean_disparity] * len(pictures), scenes, mean_disparity)
-    assert report.model == report.wrong_picture == report.mean_disparity
+    assert report.model == report.wrong_image == report.mean_disparity
     assert report.mean_disparity.abs_rel < 0.7 * report.constant.abs_rel
     assert report.mean_disparity.object_abs_rel > report.mean_disparity.abs_rel
     assert report.error_ratio == 1.0

@@ -1,4 +1,4 @@
-"""Depth: sizes there and back, the 16-bit picture, metres, points. Open3D is the reference for unprojection."""
+"""Depth: sizes there and back, the 16-bit image, metres, points. Open3D is the reference for unprojection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jointdit.scenes.open3d_import import import_open3d
 
 
 def ramp(height: int, width: int, a: float = 0.3, b: float = 0.7) -> np.ndarray:
-    """A plane over the pixel centres, as a fraction of the picture: the same plane at any size."""
+    """A plane over the pixel centres, as a fraction of the image: the same plane at any size."""
     v, u = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
     return (a * u[None, :] + b * v[:, None]).astype(np.float32)
 
@@ -66,7 +66,7 @@ def test_a_ramp_comes_back_aligned_to_a_thousandth_of_a_pixel(size: tuple[int, i
     fitted, mapping = d.fit_to_model(source, 128, 128, mode)
     back = d.restore_size(fitted, mapping)
     window = d.source_window(source, mapping)
-    # Outside the picture there is nothing to interpolate with: the ramp flattens in the two pixels at the border.
+    # Outside the image there is nothing to interpolate with: the ramp flattens in the two pixels at the border.
     margin_y, margin_x = math.ceil(2 / min(mapping.scale_y, 1)), math.ceil(2 / min(mapping.scale_x, 1))
     inner = (slice(margin_y, -margin_y), slice(margin_x, -margin_x))
     error_in_pixels = np.abs(back - window)[inner] / min(0.3 / size[1], 0.7 / size[0])
@@ -80,7 +80,7 @@ def test_the_mapping_says_where_a_source_point_lies_at_the_models_size(mode: d.R
     fitted, mapping = d.fit_to_model(source, 64, 96, mode)
     intrinsics = d.intrinsics_from_fov(50.0, 300, 210)
     there = mapping.intrinsics_to_model(intrinsics)
-    v, u = 32, 40  # a pixel of the model's picture, its ray, and the source point on that ray
+    v, u = 32, 40  # a pixel of the model's image, its ray, and the source point on that ray
     ray = ((u + 0.5 - there.cx) / there.fx, (v + 0.5 - there.cy) / there.fy)
     source_u, source_v = ray[0] * intrinsics.fx + intrinsics.cx, ray[1] * intrinsics.fy + intrinsics.cy
     assert fitted[v, u] == pytest.approx(0.3 * source_u / 300 + 0.7 * source_v / 210, abs=1e-5)
@@ -102,10 +102,10 @@ def test_sizes_that_cannot_be_are_refused() -> None:
         d.restore_size(np.zeros((16, 16), np.float32), d.plan_fit(10, 20, 32, 32))
 
 
-# --- the 16-bit picture ---
+# --- the 16-bit image ---
 
 
-def test_the_16_bit_picture_keeps_every_level_and_65535_is_nearest() -> None:
+def test_the_16_bit_image_keeps_every_level_and_65535_is_nearest() -> None:
     disparity = (np.arange(65536).reshape(256, 256) / 65535).astype(np.float32)
     data = d.encode_depth_png(disparity)
     image = Image.open(io.BytesIO(data))
@@ -128,7 +128,7 @@ def test_values_that_cannot_be_written_are_refused(value: float, what: str) -> N
         d.encode_depth_png(np.full((4, 4), value, np.float32))
 
 
-def test_pictures_that_are_not_16_bit_png_are_refused() -> None:
+def test_images_that_are_not_16_bit_png_are_refused() -> None:
     buffer = io.BytesIO()
     Image.new("L", (4, 4)).save(buffer, format="PNG")
     with pytest.raises(RowError, match="16-bit"):

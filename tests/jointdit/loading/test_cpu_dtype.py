@@ -101,11 +101,11 @@ def test_what_the_cpu_computes_fast_is_as_fast_as_float32() -> None:
     """Products of Muon's size; an emulated type takes four times as long, and convolutions in one 150 times."""
 
     def seconds(dtype: torch.dtype) -> float:
-        pictures, kernels = torch.randn(1, 32, 64, 64).to(dtype), torch.randn(32, 32, 3, 3).to(dtype)
+        images, kernels = torch.randn(1, 32, 64, 64).to(dtype), torch.randn(32, 32, 3, 3).to(dtype)
         best = float("inf")
         for _ in range(5):
             started = time.perf_counter()
-            torch.nn.functional.conv2d(pictures, kernels, padding=1)
+            torch.nn.functional.conv2d(images, kernels, padding=1)
             best = min(best, time.perf_counter() - started)
         return best
 

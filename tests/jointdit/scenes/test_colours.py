@@ -36,7 +36,7 @@ def test_segmentation_finds_what_scenes_show_and_nothing_else(scenes, capsys):
 def test_segmentation_stands_noise_and_blur(scenes):
     rng = np.random.default_rng(0)
     blurred = [(s.rgb.astype(float) + np.roll(s.rgb, 1, 0) + np.roll(s.rgb, 1, 1)) / 3 for s in scenes]
-    noisy = [np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8) for picture in blurred]
+    noisy = [np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8) for image in blurred]
     report = check_colours(noisy, [scene.caption for scene in scenes])
     assert report.found >= 0.95
     assert report.false_alarm <= 0.02
@@ -51,8 +51,8 @@ def test_a_caption_names_the_colours_of_its_scene(scenes):
 @pytest.mark.parametrize("shade", [1.0, 0.7, 0.5])
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "white"])
 def test_shading_does_not_change_the_name(name, shade):
-    picture = np.full((4, 4, 3), np.array(COLOURS[name]) * shade).astype(np.uint8)
-    assert np.unique(segment_colours(picture)).tolist() == [NAMES.index(name)]
+    image = np.full((4, 4, 3), np.array(COLOURS[name]) * shade).astype(np.uint8)
+    assert np.unique(segment_colours(image)).tolist() == [NAMES.index(name)]
 
 
 def test_what_has_no_name_stays_unnamed():

@@ -1,4 +1,4 @@
-"""Toon and pixel art: another picture of the same scene, from its exact buffers."""
+"""Toon and pixel art: another image of the same scene, from its exact buffers."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def scenes():
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_only_the_picture_changes_and_it_changes_much(scenes, style):
+def test_only_the_image_changes_and_it_changes_much(scenes, style):
     for scene in scenes:
         before = scene.rgb.copy()
         drawn = STYLES[style](scene)
@@ -64,6 +64,6 @@ def test_pixel_art_of_a_size_that_cells_do_not_divide():
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_caption_still_fits_the_picture(scenes, style):
+def test_the_caption_still_fits_the_image(scenes, style):
     report = check_colours([STYLES[style](scene).rgb for scene in scenes], [scene.caption for scene in scenes])
     assert report.found > 0.8

@@ -145,7 +145,7 @@ def test_objects_stand_in_the_column_that_the_caption_tells(scenes: list[Scene])
     assert checked >= 5
 
 
-def test_the_picture_shows_the_named_colours(scenes: list[Scene]) -> None:
+def test_the_image_shows_the_named_colours(scenes: list[Scene]) -> None:
     for scene in scenes:
         floor = np.median(scene.rgb[scene.label == 0], axis=0)
         expected = np.array(COLOURS[scene.floor_colour], float)

@@ -108,11 +108,11 @@ def test_the_autoencoder_learns_and_keeps_decoding_when_standardised(scenes: Ren
     assert losses[-1] < 0.9 * losses[0]
 
     vae.eval()
-    pixels = shown.pictures(slice(16))
+    pixels = shown.images(slice(16))
     before = reconstruct(vae, pixels)
     standardise_latents(vae, shown, count=64)
     torch.testing.assert_close(reconstruct(vae, pixels), before, atol=1e-4, rtol=0)
-    both = torch.cat([shown.pictures(slice(64)), shown.disparities(slice(64))])
+    both = torch.cat([shown.images(slice(64)), shown.disparities(slice(64))])
     with torch.no_grad():
         latents = vae.encode(both).latent_dist.mean
     np.testing.assert_allclose(latents.mean((0, 2, 3)), 0, atol=1e-3)
@@ -141,7 +141,7 @@ def test_mirror_images_follow_the_scenes_in_latents_and_words(scenes: RenderedSc
 def test_pixels_are_what_was_rendered(scenes: RenderedScenes) -> None:
     shown = ScenePixels(scenes)
     index = torch.tensor([5, 3])
-    rgb, disparity = shown.pictures(index), shown.disparities(index)
+    rgb, disparity = shown.images(index), shown.disparities(index)
     assert rgb.shape == disparity.shape == (2, 3, 32, 32)
     np.testing.assert_array_equal(np.round((rgb.permute(0, 2, 3, 1).numpy() + 1) * 127.5), scenes.rgb[[5, 3]])
     for channel in range(3):
@@ -349,7 +349,7 @@ def test_most_noise_levels_of_the_base_lie_where_text_decides() -> None:
         for each, t in levels.items()
     }
     assert all(0 < t.min() < 0.05 and 0.99 < t.max() <= 1 for t in levels.values())
-    assert share[True][0] < 0.5 * share[False][0], "fewer near the clean picture"
+    assert share[True][0] < 0.5 * share[False][0], "fewer near the clean image"
     # a quarter from .85 to 1, an eighth of two fifths from .85 to .9, and the usual ones' own share of the rest
     torch.testing.assert_close(share[True][1], 0.25 + 0.4 / 8 + 0.35 * share[False][1], atol=0.02, rtol=0)
 

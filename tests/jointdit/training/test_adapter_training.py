@@ -216,7 +216,7 @@ def tensorboard_events(folder: Path) -> list[Any]:
     return events
 
 
-def test_captions_of_their_own_share_are_dropped_where_the_picture_is_cleaner() -> None:
+def test_captions_of_their_own_share_are_dropped_where_the_image_is_cleaner() -> None:
     drawn = draw(training(batch_size=64, text_drop=0.0, text_drop_depth=1.0), World(), seed=0, step=0)
     assert torch.equal(drawn.dropped, drawn.t_rgb < drawn.t_disparity)
     assert 0 < drawn.dropped.sum() < 64

@@ -251,7 +251,7 @@ def test_the_figures_show_the_rows(storage: Storage, version: Version) -> None:
     assert (np.diff(across) > 0.03 * np.ptp(across)).sum() == 2  # three clouds beside each other
 
 
-def test_a_picture_that_is_not_copied_and_a_hole_are_left_out(storage: Storage, version: Version) -> None:
+def test_a_image_that_is_not_copied_and_a_hole_are_left_out(storage: Storage, version: Version) -> None:
     (first, *_) = tables.look(storage, version).rows
     holes = np.ones(first.disparity.shape, bool)
     holes[:20] = False

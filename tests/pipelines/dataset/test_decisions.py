@@ -43,7 +43,7 @@ def sample(row: int, index: int, plan: int, outcome: str = "kept") -> Decided:
 OUTCOMES = st.sampled_from(["kept", "kept", "kept", "rejected", "quarantined"])
 SAMPLES = st.lists(
     st.tuples(st.integers(0, 3), OUTCOMES, st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=14
-)  # (row, outcome at the commit, score, picture)
+)  # (row, outcome at the commit, score, image)
 CRITERIA = st.builds(
     Criteria,
     st.sampled_from([(), (NearDuplicate(max_distance=1),)]),
@@ -61,11 +61,11 @@ def test_each_sample_ends_once_and_no_later_run_changes_a_winner(
     index = Counter[int]()
     decided: list[Decided] = []
     facts: dict[Key, Facts] = {}
-    for (row, outcome, score, picture), plan in zip(samples, plans, strict=True):
+    for (row, outcome, score, image), plan in zip(samples, plans, strict=True):
         each = sample(row, index[row], plan, outcome)
         index[row] += 1
         decided.append(each)
-        facts[each.key] = Facts({"s": float(score)}, f"{1 << (4 * picture):016x}" if outcome != "quarantined" else None)
+        facts[each.key] = Facts({"s": float(score)}, f"{1 << (4 * image):016x}" if outcome != "quarantined" else None)
     held: dict[Key, Verdict] = {}
     for plan in sorted(set(plans)):
         part = [each for each in decided if each.counted.entry.plan <= plan]
@@ -102,7 +102,7 @@ def test_the_best_of_a_row_are_those_of_its_score_and_the_first_of_equals() -> N
     assert kept(9, "lowest") == [0, 1, 2, 3, 4]
 
 
-def test_a_loser_of_its_row_does_not_drop_a_like_picture_of_another() -> None:
+def test_a_loser_of_its_row_does_not_drop_a_like_image_of_another() -> None:
     decided = [sample(0, 0, 1), sample(0, 1, 1), sample(1, 0, 1)]
     facts = dict(
         zip(
@@ -137,9 +137,9 @@ def blobs(noise: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(noise.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 
-def test_the_hash_is_of_what_a_picture_shows() -> None:
+def test_the_hash_is_of_what_a_image_shows() -> None:
     noise = np.random.default_rng(0)
-    picture = Image.fromarray(noise.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
+    image = Image.fromarray(noise.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
         (96, 64), Image.Resampling.BICUBIC
     )
     other = Image.fromarray(noise.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
@@ -150,18 +150,18 @@ def test_the_hash_is_of_what_a_picture_shows() -> None:
         hashes = [int(perceptual_hash(np.asarray(each)), 16) for each in (one, two)]
         return (hashes[0] ^ hashes[1]).bit_count()
 
-    brighter = picture.point(lambda value: round(0.8 * value + 20))
-    assert distance(picture, picture.resize((192, 128))) <= 4
-    assert distance(picture, brighter) <= 4
-    assert distance(picture, other) > 16
-    assert distance(picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) > 16
+    brighter = image.point(lambda value: round(0.8 * value + 20))
+    assert distance(image, image.resize((192, 128))) <= 4
+    assert distance(image, brighter) <= 4
+    assert distance(image, other) > 16
+    assert distance(image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) > 16
     assert perceptual_hash(np.zeros((20, 20, 3), np.uint8)) == "0" * 16
     assert perceptual_hash(np.full((20, 20, 3), 200, np.uint8)) == "8" + "0" * 15
 
 
 @pytest.fixture
 def twins(make_job, tmp_path: Path) -> LocalJob:
-    """Pictures in three shards: c repeats a in another size, e repeats b, d and f are like none."""
+    """Images in three shards: c repeats a in another size, e repeats b, d and f are like none."""
     folder = tmp_path / "photos"
     folder.mkdir()
     noise = np.random.default_rng(3)
@@ -192,7 +192,7 @@ def test_near_duplicates_are_dropped_whatever_the_order_of_shards(twins: LocalJo
     version, _ = job.publish()
     found = outcomes(job, 1)
     dropped = {name[0]: outcome for name, outcome in found.items() if not outcome.startswith("kept")}
-    assert sorted(dropped) == ["c", "e"], "and samples of one row, which share its picture, stay"
+    assert sorted(dropped) == ["c", "e"], "and samples of one row, which share its image, stay"
     assert dropped["c"].startswith("rejected; near_duplicate: ")
     assert dropped["c"].endswith("bits from a.png:0/0")
     assert (version.counts, version.reasons) == (

@@ -74,7 +74,7 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def check_loaded(found: Any, storage: Storage) -> None:
-    """Exactly the samples of the latest version, with pictures."""
+    """Exactly the samples of the latest version, with images."""
     assert list(found) == ["train"]
     rows = rows_of(storage)
     assert found["train"]["id"][:] == kept_ids(storage) == [row["id"] for row in rows]

@@ -89,9 +89,9 @@ def test_all_rows_are_there_with_what_the_tables_say(storage: Storage, version: 
     assert "pointcloud" not in rows[1]
     assert set(rows[13]) == {"facts", "traceback"}
     assert rows[13]["facts"] == {"input": "in/rows.txt:13"}
-    picture = Image.open(io.BytesIO(base64.b64decode(rows[5]["rgb"])))
-    assert picture.size == (60, 40)
-    assert np.abs(np.asarray(picture).astype(int) - slope(5).rgb).mean() < 6
+    image = Image.open(io.BytesIO(base64.b64decode(rows[5]["rgb"])))
+    assert image.size == (60, 40)
+    assert np.abs(np.asarray(image).astype(int) - slope(5).rgb).mean() < 6
 
 
 def test_the_page_allows_its_own_programs_alone_and_names_nothing_outside(storage: Storage, version: Version) -> None:
@@ -179,9 +179,9 @@ def test_depth_is_picked_and_holes_stay_holes() -> None:
     assert (values[64:] > 0).all()
 
 
-def test_a_damaged_picture_leaves_the_rest(storage: Storage) -> None:
-    assert thumbnail(b"no picture") is None
-    assert depth_grid(b"no picture") is None
+def test_a_damaged_image_leaves_the_rest(storage: Storage) -> None:
+    assert thumbnail(b"no image") is None
+    assert depth_grid(b"no image") is None
     assert thumbnail(None) is None
 
 

@@ -97,7 +97,7 @@ def open_card(page: Page, number: int) -> None:
     expect(page.locator("#points-count")).to_contain_text("points")
 
 
-def test_pictures_depth_and_counts_are_shown(opened: Page) -> None:
+def test_images_depth_and_counts_are_shown(opened: Page) -> None:
     assert opened.evaluate("[...document.querySelectorAll('[role=tab]')].map((tab) => tab.textContent)") == [
         "kept40",
         "rejected3",
@@ -108,7 +108,7 @@ def test_pictures_depth_and_counts_are_shown(opened: Page) -> None:
     expect(opened.locator(".card .depth").first).to_have_attribute("width", "60")
     shown = pixels(opened, ".card .depth >> nth=0").sum(axis=-1)
     assert shown[-8:].mean() > shown[:8].mean() + 100, "near, at the bottom, is bright"
-    assert opened.locator(".card .rgb").first.get_attribute("alt") == "Picture: prompt number 0"
+    assert opened.locator(".card .rgb").first.get_attribute("alt") == "Image: prompt number 0"
 
 
 def test_markup_in_a_prompt_stays_text(opened: Page) -> None:
@@ -207,7 +207,7 @@ def test_points_turn_with_mouse_touch_and_keys(opened: Page) -> None:
     open_card(page, 30)
     start = pixels(page, "#view")
     drawn = (np.abs(start - start[2, 2]).max(axis=-1) > 24).mean()
-    assert drawn > 0.2, "points cover the picture"
+    assert drawn > 0.2, "points cover the image"
     box = page.locator("#view").bounding_box()
     assert box is not None
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -275,13 +275,13 @@ def test_the_slider_uncovers_depth(opened: Page) -> None:
     half = pixels(opened, "#compare .frame")
     opened.locator("#wipe").focus()
     opened.keyboard.press("End")
-    picture = pixels(opened, "#compare .frame")
+    image = pixels(opened, "#compare .frame")
     opened.keyboard.press("Home")
     depth = pixels(opened, "#compare .frame")
     width = half.shape[1]
-    assert changed(half[:, : width // 2 - 30], picture[:, : width // 2 - 30]) < 0.01
+    assert changed(half[:, : width // 2 - 30], image[:, : width // 2 - 30]) < 0.01
     assert changed(half[:, width // 2 + 30 :], depth[:, width // 2 + 30 :]) < 0.01
-    assert changed(picture, depth) > 0.5
+    assert changed(image, depth) > 0.5
     expect(opened.locator("#detail-title")).to_have_text("prompt number 5")
 
 

@@ -69,7 +69,7 @@ def test_banned_words_are_found_in_stored_captions(job: LocalJob) -> None:
     assert reason == "caption: the caption says 'c', which is banned"
 
 
-def test_only_shards_whose_rows_change_are_written_and_their_pictures_are_copied(job: LocalJob) -> None:
+def test_only_shards_whose_rows_change_are_written_and_their_images_are_copied(job: LocalJob) -> None:
     storage, first = job.context.storage, read_latest(job.context.storage)
     mixed, untouched, flat = [entry.shard.id for entry in job.ledger.planned()]
     before, written = rows(job, first) | rows(job, first, "rejected"), objects(job, "data", "rejected", "pointclouds")
@@ -131,7 +131,7 @@ def test_what_is_kept_now_has_the_point_cloud_that_a_run_would_have_made(make_jo
     assert validate(strict.context.storage.uri).problems == []
 
 
-def test_without_a_stored_picture_there_is_no_point_cloud_and_refilter_says_so(make_job, tmp_path: Path) -> None:
+def test_without_a_stored_image_there_is_no_point_cloud_and_refilter_says_so(make_job, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(2):
         Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(tmp_path / "in" / f"{number}.png")

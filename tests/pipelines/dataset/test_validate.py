@@ -78,12 +78,12 @@ def rewrite(job: LocalJob, folder: str, data: bytes, rows: int | None = None) ->
             storage.write_bytes(info.path, json.dumps(fields).encode())
 
 
-def with_picture(job: LocalJob, column: str, picture: Image.Image | bytes) -> bytes:
+def with_image(job: LocalJob, column: str, image: Image.Image | bytes) -> bytes:
     table = pq.read_table(path_of(job, "data"))
-    data = picture
-    if isinstance(picture, Image.Image):
+    data = image
+    if isinstance(image, Image.Image):
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         data = buffer.getvalue()
     rows = table[column].to_pylist()
     rows[0]["bytes"] = data
@@ -217,16 +217,16 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
         "column seed is missing, the schema says int64",
     ),
     "no Parquet": (lambda job: rewrite(job, "data", b"text"), "is not a readable Parquet file"),
-    "a broken picture": (
-        lambda job: rewrite(job, "data", with_picture(job, "rgb", b"\x89PNG broken")),
+    "a broken image": (
+        lambda job: rewrite(job, "data", with_image(job, "rgb", b"\x89PNG broken")),
         "rgb of sample prompts.txt:0/0 cannot be decoded",
     ),
-    "a picture of another size": (
-        lambda job: rewrite(job, "data", with_picture(job, "rgb", Image.new("RGB", (32, 48)))),
+    "an image of another size": (
+        lambda job: rewrite(job, "data", with_image(job, "rgb", Image.new("RGB", (32, 48)))),
         "rgb of sample prompts.txt:0/0 is 32 x 48, its row says 32 x 32",
     ),
     "8-bit depth": (
-        lambda job: rewrite(job, "data", with_picture(job, "depth", Image.fromarray(np.zeros((32, 32), np.uint8)))),
+        lambda job: rewrite(job, "data", with_image(job, "depth", Image.fromarray(np.zeros((32, 32), np.uint8)))),
         "depth of sample prompts.txt:0/0 has mode L and not 16 bits",
     ),
     "a point too few": (
@@ -253,7 +253,7 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
         lambda job: rewrite(job, "data", with_value(job, "depth_kind", "metric")),
         "has depth_kind metric and not relative_disparity",
     ),
-    "a picture that is missing": (
+    "an image that is missing": (
         lambda job: rewrite(job, "data", with_value(job, "depth", None)),
         "depth of sample prompts.txt:0/0 is missing",
     ),
@@ -365,7 +365,7 @@ def test_a_whole_dataset_has_no_problems(job: LocalJob) -> None:
     assert found.problems == []
     assert found.notes == []
     assert found.counts == {"kept": 8, "rejected": 2, "quarantined": 2}
-    assert (found.version, found.pictures, found.pointclouds) == (1, 20, 8)
+    assert (found.version, found.images, found.pointclouds) == (1, 20, 8)
     assert found.files == 4 + 8
     assert found.bytes == sum(
         f.size for folder in ("data", "rejected", "quarantine", "pointclouds") for f in job.context.storage.list(folder)

@@ -125,7 +125,7 @@ def test_a_damaged_job_or_crash_record_is_named(ledger: Ledger) -> None:
 def test_a_commit_stays_small(tmp_path: Path) -> None:
     """256 rows of 2 samples with a point cloud each: the size that DESIGN's receipts allow."""
     samples = tuple(
-        SampleOutcome(f"folder/picture-{n:06d}.png:0/{i}", 0, n, i, "kept") for n in range(256) for i in (0, 1)
+        SampleOutcome(f"folder/image-{n:06d}.png:0/{i}", 0, n, i, "kept") for n in range(256) for i in (0, 1)
     )
     objects = tuple(
         StoredObject(f"pointclouds/{'a' * 20}-{'b' * 16}/{n:05d}.ply", 10**6, "0" * 64, 65536, "kept", "points")

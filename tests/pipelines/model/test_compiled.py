@@ -19,11 +19,11 @@ def test_compiled_blocks_give_the_same_depth() -> None:
     plain, compiled = (load_pipeline(ModelSpec(dtype="float32", compile=compile_), "cpu") for compile_ in (False, True))
     blocks = [*compiled.transformer.transformer_blocks, *compiled.transformer.single_transformer_blocks]
     assert all(block._compiled_call_impl is not None for block in blocks)
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     for rows, refresh in ((3, 1), (1, 1), (2, 3), (1, 3)):
-        arguments = {"image": list(pictures[:rows]), "task": "depth", "seeds": list(range(rows))}
+        arguments = {"image": list(images[:rows]), "task": "depth", "seeds": list(range(rows))}
         ours, theirs = (pipe(**arguments, num_inference_steps=4, rgb_refresh=refresh) for pipe in (compiled, plain))
         np.testing.assert_allclose(ours.disparity, theirs.disparity, atol=2e-3, rtol=0)
     words = {"prompt": "a red cube on a blue floor", "seeds": [5]}
@@ -39,9 +39,9 @@ def test_compiled_blocks_give_the_same_depth() -> None:
 def test_compiled_blocks_in_bfloat16_are_as_near_to_float32_as_plain_ones() -> None:
     """A compiled block rounds at other places than a plain one: neither may be the worse for it."""
     torch._dynamo.reset()
-    picture = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     specs = (ModelSpec(dtype="float32"), ModelSpec(dtype="bfloat16"), ModelSpec(dtype="bfloat16", compile=True))
-    arguments = {"image": picture, "task": "depth", "seeds": [1], "num_inference_steps": 4}
+    arguments = {"image": image, "task": "depth", "seeds": [1], "num_inference_steps": 4}
     exact, plain, compiled = (load_pipeline(spec, "cpu")(**arguments).disparity for spec in specs)
     assert 0 < np.abs(compiled - exact).mean() < 1.5 * np.abs(plain - exact).mean()
 

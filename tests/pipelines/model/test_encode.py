@@ -65,7 +65,7 @@ def run_here(spec: JobSpec) -> Any:
 @pytest.fixture(scope="module")
 def pairs_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [row(number) for number in range(5)]
-    rows[2] = row(2, depth=png(ramp(20, 30)))  # of another size than its picture
+    rows[2] = row(2, depth=png(ramp(20, 30)))  # of another size than its image
     return table(tmp_path_factory.mktemp("pairs") / "pairs.parquet", rows)
 
 

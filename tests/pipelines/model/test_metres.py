@@ -1,4 +1,4 @@
-"""Metres by a metric depth model: real classes at small size, in the real worker, with the stand-in's pictures."""
+"""Metres by a metric depth model: real classes at small size, in the real worker, with the stand-in's images."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class SaysDepth:
     def __init__(self, depth: np.ndarray, focal: float | None = None) -> None:
         self.depth, self.focal = depth, focal
 
-    def __call__(self, model: TransformersDepth, picture: np.ndarray) -> tuple[np.ndarray, float | None]:
-        return self.depth[: picture.shape[0], : picture.shape[1]], self.focal
+    def __call__(self, model: TransformersDepth, image: np.ndarray) -> tuple[np.ndarray, float | None]:
+        return self.depth[: image.shape[0], : image.shape[1]], self.focal
 
 
 def calibrated(metric: Path, monkeypatch: pytest.MonkeyPatch, said: SaysDepth, made: SampleResult) -> dict[str, float]:
     calibrate = load_calibrator(CalibrateSpec(model=str(metric)), "cpu")
-    monkeypatch.setattr(TransformersDepth, "estimate_metric", lambda model, picture: said(model, picture))
+    monkeypatch.setattr(TransformersDepth, "estimate_metric", lambda model, image: said(model, image))
     (scores,) = calibrate(ScoredBatch([made], None, 1.0))
     return scores
 

@@ -39,18 +39,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def picture(seed: int, height: int = 40, width: int = 60) -> np.ndarray:
+def image(seed: int, height: int = 40, width: int = 60) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height)))
 
 
-def test_a_teacher_sees_the_picture_and_answers_at_its_size(models: dict[str, Path]) -> None:
+def test_a_teacher_sees_the_image_and_answers_at_its_size(models: dict[str, Path]) -> None:
     teacher = DepthTeacher(str(models["teacher"]), "cpu", torch.float32)
-    first, second = teacher([picture(0), picture(1)])
+    first, second = teacher([image(0), image(1)])
     assert first.shape == (40, 60)
     assert first.std() > 0
     assert not np.allclose(first, second)
-    np.testing.assert_allclose(teacher([picture(1)])[0], second, atol=1e-4 * second.max())
+    np.testing.assert_allclose(teacher([image(1)])[0], second, atol=1e-4 * second.max())
 
 
 def test_teachers_are_brought_to_one_scale_before_they_are_averaged() -> None:
@@ -67,7 +67,7 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, size in enumerate([(40, 60), (60, 40), (40, 60)]):
-        Image.fromarray(picture(number, *size)).save(folder / f"{number}.png")
+        Image.fromarray(image(number, *size)).save(folder / f"{number}.png")
     (folder / "broken.png").write_bytes(b"\x89PNG and no more")
     return folder
 
@@ -79,7 +79,7 @@ def prepare_spec(photos: Path, output: Path, teachers: list[str], captioner: Pat
     return load_spec({**data, "quality": {"max_quarantined_fraction": 1.0}, **changes})
 
 
-def test_pictures_become_pairs_to_train_on(models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+def test_images_become_pairs_to_train_on(models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
     teachers = [str(models["teacher"]), str(models["other"])]
     version = run_here(prepare_spec(photos, tmp_path / "out", teachers, models["captioner"]))
     assert version.counts == {"kept": 3, "rejected": 0, "quarantined": 1}
@@ -88,11 +88,11 @@ def test_pictures_become_pairs_to_train_on(models: dict[str, Path], photos: Path
     rows = {row["source"]: row for row in pq.read_table(table).to_pylist()}
     first = rows["0.png:0"]
     assert first["rgb"]["bytes"] == (photos / "0.png").read_bytes()
-    alone = [DepthTeacher(name, "cpu", torch.float32)([picture(0)])[0] for name in teachers]
+    alone = [DepthTeacher(name, "cpu", torch.float32)([image(0)])[0] for name in teachers]
     mean = mean_disparity(alone)
     expected = (mean - mean.min()) / (mean.max() - mean.min())
     np.testing.assert_allclose(decode_depth_png(first["depth"]["bytes"]), expected, atol=1e-3)
-    wanted = Captioner(str(models["captioner"]), "cpu", torch.float32, 8)([picture(0)])
+    wanted = Captioner(str(models["captioner"]), "cpu", torch.float32, 8)([image(0)])
     assert first["prompt"] == wanted[0]
     assert first["prompt"].strip()
     assert decode_depth_png(rows["1.png:0"]["depth"]["bytes"]).shape == (60, 40)

@@ -201,7 +201,7 @@ def test_what_no_seed_changes_gets_none(tmp_path: Path) -> None:
         ("joint", ["depth_range", "caption"], False),
         ("depth-to-image", ["depth_range"], False),
         ("depth-to-image", ["blank_picture"], True),
-        ("depth-to-image", ["edge_alignment", "saturated"], True),  # of picture and depth
+        ("depth-to-image", ["edge_alignment", "saturated"], True),  # of image and depth
         ("joint", ["a filter of another version"], True),
         ("joint", [], False),  # it was kept
     ],

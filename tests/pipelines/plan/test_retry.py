@@ -39,8 +39,8 @@ def scene(path: Path, seed: int) -> None:
 
 
 @pytest.fixture
-def pictures(make_job, tmp_path: Path) -> LocalJob:
-    """Eight pictures in two shards; 1 and 5 are named by the table and missing when the job runs first."""
+def images(make_job, tmp_path: Path) -> LocalJob:
+    """Eight images in two shards; 1 and 5 are named by the table and missing when the job runs first."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in (0, 2, 3, 4, 6, 7):
@@ -53,8 +53,8 @@ def pictures(make_job, tmp_path: Path) -> LocalJob:
     return job
 
 
-def test_a_mended_cause_turns_quarantined_samples_into_kept_ones(pictures: LocalJob, tmp_path: Path) -> None:
-    job, storage = pictures, pictures.context.storage
+def test_a_mended_cause_turns_quarantined_samples_into_kept_ones(images: LocalJob, tmp_path: Path) -> None:
+    job, storage = images, images.context.storage
     first = read_latest(storage)
     scene(tmp_path / "photos" / "1.png", 1)
     scene(tmp_path / "photos" / "5.png", 5)
@@ -82,13 +82,11 @@ def test_a_mended_cause_turns_quarantined_samples_into_kept_ones(pictures: Local
     assert status.is_complete
 
 
-def test_a_retried_sample_has_the_pixels_of_a_job_without_the_fault(
-    pictures: LocalJob, make_job, tmp_path: Path
-) -> None:
+def test_a_retried_sample_has_the_pixels_of_a_job_without_the_fault(images: LocalJob, make_job, tmp_path: Path) -> None:
     for number in (1, 5):
         scene(tmp_path / "photos" / f"{number}.png", number)
-    plan_retry(pictures.context.storage.uri, ["quarantined"])
-    retried = rows(pictures, pictures.complete())
+    plan_retry(images.context.storage.uri, ["quarantined"])
+    retried = rows(images, images.complete())
     inputs = {"uri": str(tmp_path / "rows.jsonl"), "samples_per_row": 2}
     whole = make_job(task="depth", input=inputs, quality=FILTER, output={"uri": str(tmp_path / "whole")})
     expected = rows(whole, whole.complete())
@@ -97,20 +95,20 @@ def test_a_retried_sample_has_the_pixels_of_a_job_without_the_fault(
         assert retried[identifier]["depth"] == expected[identifier]["depth"]
 
 
-def test_a_second_retry_plans_nothing_until_the_first_is_done(pictures: LocalJob) -> None:
-    uri = pictures.context.storage.uri
+def test_a_second_retry_plans_nothing_until_the_first_is_done(images: LocalJob) -> None:
+    uri = images.context.storage.uri
     assert plan_retry(uri, ["quarantined"]).shards == 1
     again = plan_retry(uri, ["quarantined"])
     assert (again.shards, again.counts) == (0, {"quarantined": 0})
-    pictures.run()  # the pictures are still missing
-    version, _ = pictures.publish()
+    images.run()  # the images are still missing
+    version, _ = images.publish()
     assert version.counts == {"kept": 12, "rejected": 0, "quarantined": 4}
     assert plan_retry(uri, ["quarantined"]).counts == {"quarantined": 4}
-    assert len(pending_shards(pictures.ledger)) == 1
-    assert pictures.complete().counts["quarantined"] == 4
+    assert len(pending_shards(images.ledger)) == 1
+    assert images.complete().counts["quarantined"] == 4
     assert validate(uri).problems == []
-    assert [entry.retry for entry in pictures.ledger.planned()] == [0, 0, 1, 2]
-    assert len({entry.shard.id for entry in pictures.ledger.planned()}) == 4
+    assert [entry.retry for entry in images.ledger.planned()] == [0, 0, 1, 2]
+    assert len({entry.shard.id for entry in images.ledger.planned()}) == 4
 
 
 def test_rejected_samples_are_decided_anew_and_keep_their_pixels(make_job) -> None:
@@ -221,14 +219,14 @@ def test_a_late_reject_gets_an_index_after_those_that_were_regenerated(make_job,
     assert validate(job.context.storage.uri).problems == []
 
 
-def test_a_newer_input_version_supersedes_what_was_retried(pictures: LocalJob, tmp_path: Path) -> None:
-    plan_retry(pictures.context.storage.uri, ["quarantined"])
+def test_a_newer_input_version_supersedes_what_was_retried(images: LocalJob, tmp_path: Path) -> None:
+    plan_retry(images.context.storage.uri, ["quarantined"])
     (tmp_path / "rows.jsonl").write_text('{"id": "p0", "image": "photos/0.png"}\n')
-    assert pictures.complete().counts == {"kept": 2, "rejected": 0, "quarantined": 0}
-    assert pending_shards(pictures.ledger) == []
-    assert plan_retry(pictures.context.storage.uri, ["quarantined"]).shards == 0
-    assert validate(pictures.context.storage.uri).problems == []
-    assert read_status(pictures.context.storage.uri).is_complete
+    assert images.complete().counts == {"kept": 2, "rejected": 0, "quarantined": 0}
+    assert pending_shards(images.ledger) == []
+    assert plan_retry(images.context.storage.uri, ["quarantined"]).shards == 0
+    assert validate(images.context.storage.uri).problems == []
+    assert read_status(images.context.storage.uri).is_complete
 
 
 def test_rows_whose_file_changed_and_changed_back_are_healed_as_their_sentence_says(make_job, tmp_path: Path) -> None:

@@ -23,16 +23,16 @@ def scene() -> np.ndarray:
     return np.where(BALL, 0.9 + WAVES[:, None] + WAVES[None], floor).astype(np.float32)
 
 
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     """What belongs to it: a red ball on gray, shaded."""
     shade = np.linspace(150, 90, 64)[:, None, None]
     return np.where(BALL[..., None], (210, 40, 40), shade).astype(np.uint8).repeat(1, axis=2)
 
 
-DEPTH, PICTURE = scene(), picture()
+DEPTH, IMAGE = scene(), image()
 
 
-def sample(disparity: np.ndarray = DEPTH, rgb: np.ndarray = PICTURE, caption: str | None = CAPTION) -> SampleResult:
+def sample(disparity: np.ndarray = DEPTH, rgb: np.ndarray = IMAGE, caption: str | None = CAPTION) -> SampleResult:
     row = Row("a", "in.txt", 0, prompt=caption)
     return SampleResult(Sample("a/0", row, 0, 0, 1), rgb=rgb, disparity=disparity)
 
@@ -56,8 +56,8 @@ def broken(count: int, value: float = np.nan) -> np.ndarray:
 
 
 def with_noise(deviation: float) -> np.ndarray:
-    noise = np.random.default_rng(0).normal(0, deviation, PICTURE.shape)
-    return np.clip(PICTURE + noise, 0, 255).astype(np.uint8)
+    noise = np.random.default_rng(0).normal(0, deviation, IMAGE.shape)
+    return np.clip(IMAGE + noise, 0, 255).astype(np.uint8)
 
 
 def salted(count: int) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_a_clean_sample_passes_every_filter_at_its_defaults() -> None:
         (sample(DEPTH[:, ::-1]), "edge_alignment"),
         (sample(rgb=np.full((64, 64, 3), 130, np.uint8)), "blank_picture"),
         (sample(rgb=with_noise(25)), "noisy_picture"),
-        (sample(rgb=np.where(PICTURE > 100, 255, PICTURE)), "clipped_picture"),
+        (sample(rgb=np.where(IMAGE > 100, 255, IMAGE)), "clipped_picture"),
         (sample(caption=""), "caption"),
         (sample(caption=None), "caption"),
         (sample(caption="12345 -- ??"), "caption"),
@@ -140,9 +140,9 @@ BANNED = {"banned": ["watermark", "stock photo", "stock-photo"]}
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 9), (3, 3), (16, 16), (17, 64), (40, 700), (1200, 900)])
-def test_scores_exist_for_pictures_of_any_size(shape: tuple[int, int]) -> None:
+def test_scores_exist_for_images_of_any_size(shape: tuple[int, int]) -> None:
     rows, columns = (np.linspace(0, 63, side).astype(int) for side in shape)
-    scores = measure(sample(DEPTH[np.ix_(rows, columns)], PICTURE[np.ix_(rows, columns)]))
+    scores = measure(sample(DEPTH[np.ix_(rows, columns)], IMAGE[np.ix_(rows, columns)]))
     assert set(scores) <= set(SCORES)
     if min(shape) >= 3:
         assert all(np.isfinite(value) and abs(value) < 3e38 for value in scores.values())

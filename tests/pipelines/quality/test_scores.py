@@ -110,12 +110,12 @@ def test_a_filter_rejects_by_the_workers_scores_and_they_are_stored(make_job: An
     assert quality["ensemble_abs_rel_spread"] > 0
     assert quality["text_agreement"] is None
     assert quality["depth_span"] is not None
-    expected = f"AbsRel of its depth to what the model sees in its picture is {quality['self_consistency_abs_rel']:.3f}"
+    expected = f"AbsRel of its depth to what the model sees in its image is {quality['self_consistency_abs_rel']:.3f}"
     assert rows[0]["reasons"] == [f"self_consistency: {expected}, more than 0.001"]
 
 
 class Full(StandInPipeline):
-    """A GPU on which pictures can be made two by two, and depth estimated from one at a time."""
+    """A GPU on which images can be made two by two, and depth estimated from one at a time."""
 
     def __call__(self, *, task, seeds, **arguments):
         if task == "depth" and len(seeds) > 1:
@@ -131,7 +131,7 @@ def test_a_score_that_does_not_fit_the_memory_halves_the_batch(make_job: Any) ->
     assert all("self_consistency_abs_rel" in result.scores for result in results)
 
 
-def test_a_sample_without_a_picture_is_not_scored_and_its_neighbour_is(make_job: Any) -> None:
+def test_a_sample_without_a_image_is_not_scored_and_its_neighbour_is(make_job: Any) -> None:
     worker = make_worker(make_job, scores=["self_consistency"])
     (bad, good), _ = worker.generate([sample(1, "NAN"), sample(2)])
     assert bad.error is not None
@@ -181,7 +181,7 @@ def test_a_metric_critic_that_is_right_agrees_whatever_the_range_is(
     save_depth_anything(tmp_path, depth_estimation_type="metric", max_depth=20)
     (scores,) = load_scores((), [{"kind": "depth_critic", "model": str(tmp_path)}], "depth")
     score = scores.load("cpu")
-    monkeypatch.setattr(TransformersDepth, "estimate", lambda critic, picture: render_scene(0, 48, 48).depth)
+    monkeypatch.setattr(TransformersDepth, "estimate", lambda critic, image: render_scene(0, 48, 48).depth)
     (found,) = score(batch(None))
     assert found["critic_abs_rel"] == pytest.approx(0, abs=1e-4)
     assert found["critic_correlation"] == pytest.approx(1, abs=1e-4)

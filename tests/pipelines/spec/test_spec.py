@@ -195,9 +195,9 @@ BAD = {
         changed(MINIMAL, "input.depth", {"kind": "metric"}),
         "input.depth describes depth maps, which task joint does not read: remove it.",
     ),
-    "reference where pictures are made": (
+    "reference where images are made": (
         changed(MINIMAL, "output.rgb", "reference"),
-        "output.rgb: reference is for task depth, and task joint makes new pictures: remove it.",
+        "output.rgb: reference is for task depth, and task joint makes new images: remove it.",
     ),
     "points the wrong way round": (
         changed(MINIMAL, "output.points", {"z_near": 5.0, "z_far": 2.0}),
@@ -364,7 +364,7 @@ def test_a_refresh_decides_pixels_and_outputs_of_before_go_on() -> None:
     assert "model.rgb_refresh" not in fingerprint_of(exact, IDENTITY), "its shards keep their ids"
     with pytest.raises(SpecError, match=r"differs in model.rgb_refresh \(null there, 4 here\)"):
         check_same(fingerprint_of(exact, IDENTITY), fingerprint_of(kept, IDENTITY), "out")
-    with pytest.raises(SpecError, match="rgb_refresh is for tasks with a picture or a map as input, not joint"):
+    with pytest.raises(SpecError, match="rgb_refresh is for tasks with an image or a map as input, not joint"):
         load_spec(changed(MINIMAL, "model.rgb_refresh", 4))
 
 

@@ -74,7 +74,7 @@ def test_who_comes_second_throws_its_own_objects_away(make_job, output: str) -> 
     assert {each.path: each.etag for each in job.context.storage.list()} == before
 
 
-def test_depth_comes_back_at_the_pictures_own_size(make_job, tmp_path: Path) -> None:
+def test_depth_comes_back_at_the_images_own_size(make_job, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     photo = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
@@ -166,8 +166,8 @@ def test_samples_that_cannot_be_encoded_are_quarantined_alone(make_job) -> None:
     job.plan()
     (entry,) = pending_shards(job.ledger)
     rows, parts = results_of(job, entry)
-    parts[0][1].rgb = np.zeros((32, 32, 3), np.uint16)  # no picture
-    parts[1][0].rgb = np.zeros((16, 32, 3), np.uint8)  # a picture of another size than its depth: no points
+    parts[0][1].rgb = np.zeros((32, 32, 3), np.uint16)  # no image
+    parts[1][0].rgb = np.zeros((16, 32, 3), np.uint8)  # an image of another size than its depth: no points
     parts[1][0].disparity = np.linspace(0, 1, 32, dtype=np.float32)[:, None].repeat(32, axis=1)
     parts[1][1].rgb = np.zeros((32, 32, 3), np.uint16)  # a reject that cannot be encoded
     receipt = finish_shard(job.context, entry, rows, *parts)

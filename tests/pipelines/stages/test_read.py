@@ -43,7 +43,7 @@ def test_a_shard_gives_the_parts_the_driver_counts_on(make_job) -> None:
     assert [result.sample.id for result in rows.failed] == [
         f"prompts.txt:{row}/{i}" for row in (1, 3) for i in range(3)
     ]
-    assert {result.error for result in rows.failed} == {"prompt is empty: say what the picture shows."}
+    assert {result.error for result in rows.failed} == {"prompt is empty: say what the image shows."}
     assert [source.row.position for source in rows.rows] == [0, 2]
 
 
@@ -56,12 +56,12 @@ def test_later_rounds_go_on_with_the_index(make_job) -> None:
     assert {sample.round for part in parts for sample in part} == {3}
 
 
-def test_pictures_of_other_shapes_go_into_other_batches(make_job, tmp_path: Path) -> None:
+def test_images_of_other_shapes_go_into_other_batches(make_job, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, size in enumerate([(64, 64), (64, 32), (64, 64), (64, 32)]):
         Image.new("RGB", size, (number, 0, 0)).save(folder / f"{number}.png")
-    (folder / "9.png").write_bytes(b"no picture")
+    (folder / "9.png").write_bytes(b"no image")
     job = make_job(task="depth", input={"uri": str(folder)}, output={"shard_rows": 10})
     rows, parts = read_shard(job.context, only_entry(job))
     assert ids(parts) == [["1.png:0/0", "3.png:0/0"], ["0.png:0/0", "2.png:0/0"], []]

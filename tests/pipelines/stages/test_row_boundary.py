@@ -17,12 +17,12 @@ from pipelines.store.errors import TransientError
 
 SHORT_OF_MEMORY = """
 import resource, sys
-from pipelines.stages.readers.images import decode_picture
+from pipelines.stages.readers.images import decode_image
 data = open(sys.argv[1], "rb").read()
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, ((pages << 12) + (20 << 20),) * 2)
 try:
-    decode_picture(data)
+    decode_image(data)
 except MemoryError:
     print("the node's")
 """

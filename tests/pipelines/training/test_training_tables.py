@@ -71,7 +71,7 @@ def test_pairs_by_number_over_files_and_row_groups(tmp_path: Path) -> None:
     assert list(pairs.sizes()) == [(40, 60)] * 10
 
 
-def test_pictures_go_to_the_bucket_of_their_aspect(tmp_path: Path) -> None:
+def test_images_go_to_the_bucket_of_their_aspect(tmp_path: Path) -> None:
     tall = {"image": {"bytes": png(np.zeros((60, 40, 3), np.uint8)), "path": None}, "depth": png(ramp(60, 40))}
     rows = [row(0), row(1, **tall), row(2), row(3, **tall)]
     pairs = pairs_of(table(tmp_path / "a.parquet", rows))
@@ -105,11 +105,11 @@ def with_nan() -> bytes:
 
 BAD = {
     "no caption": (bad(text=None), "prompt is missing"),
-    "depth of another size": (bad(png(ramp(20, 30))), "depth map is 30 x 20 and the picture 60 x 40 pixels"),
+    "depth of another size": (bad(png(ramp(20, 30))), "depth map is 30 x 20 and the image 60 x 40 pixels"),
     "NaN": (bad(with_nan()), r"depth map has no value \(NaN, or depth.invalid\) at 0.04% of its pixels"),
     "all NaN": (bad(npy(np.full((40, 60), np.nan))), "no valid pixel"),
     "constant": (bad(png(np.full((40, 60), 1000, np.uint16))), "depth map is constant at 1"),
-    "no picture": (bad(image={"bytes": b"no", "path": None}), "picture is of no known"),
+    "no image": (bad(image={"bytes": b"no", "path": None}), "image is of no known"),
 }
 
 

@@ -24,7 +24,7 @@ const Card = (() => {
     if (outcomes[row.outcome] !== "quarantined") {
       const pair = make("div", "pair");
       const rgb = make("img", "rgb");
-      rgb.alt = row.prompt ? `Picture: ${row.prompt}` : `Picture of ${row.id}`;
+      rgb.alt = row.prompt ? `Image: ${row.prompt}` : `Image of ${row.id}`;
       rgb.hidden = true;
       const depth = make("canvas", "depth");
       depth.setAttribute("role", "img");
@@ -45,7 +45,7 @@ const Card = (() => {
     return card;
   }
 
-  // Its pictures, when they have come; nothing where the card has gone by then.
+  // Its images, when they have come; nothing where the card has gone by then.
   async function fill(card) {
     const pair = card.querySelector(".pair");
     if (!pair || !card.isConnected || card.dataset.filled) return;

@@ -1,5 +1,5 @@
 "use strict";
-// Picture and depth over each other, with a slider between them, and the depth under the pointer.
+// Image and depth over each other, with a slider between them, and the depth under the pointer.
 const Compare = (() => {
   const figure = document.getElementById("compare");
   const frame = figure.querySelector(".frame");
@@ -19,7 +19,7 @@ const Compare = (() => {
     figure.hidden = !shown.rgb && !depth;
     const words = row.prompt || row.id;
     rgb.hidden = !shown.rgb;
-    rgb.alt = `Picture: ${words}`;
+    rgb.alt = `Image: ${words}`;
     if (shown.rgb) rgb.src = `data:image/webp;base64,${shown.rgb}`;
     else rgb.removeAttribute("src");
     canvas.hidden = !depth;

@@ -1,5 +1,5 @@
 "use strict";
-// Depth as numbers: unpacked once a row (pictures.py says how it is packed), then coloured as often as wanted.
+// Depth as numbers: unpacked once a row (images.py says how it is packed), then coloured as often as wanted.
 const Depth = (() => {
   const unpacked = new WeakMap(); // packed depth -> promise of {width, height, values}
   const nearest = Data.settings.nearest;

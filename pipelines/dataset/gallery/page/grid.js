@@ -4,7 +4,7 @@ const Grid = (() => {
   const grid = document.getElementById("grid");
   const WIDTHS = { pair: 300, wipe: 220, picture: 220, depth: 220 }; // pixels, the least a card takes
   const GAP = 16;
-  const [TEXT, ID] = [92, 36]; // pixels below the pictures, with words and without
+  const [TEXT, ID] = [92, 36]; // pixels below the images, with words and without
   const FILL_DELAY = 60; // milliseconds: while somebody scrolls through thousands of rows, none of them is loaded
   const cards = new Map(); // position -> card
   let shown = [];

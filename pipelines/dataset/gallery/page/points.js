@@ -103,8 +103,8 @@ const Points = (() => {
     renderer.render(scene, camera);
   }
 
-  // From where the picture was taken, a little to the side and above, and so far back that most points are seen: all of
-  // them would make a scene before a far wall small. It turns about the harmonic mean of depth, where pictures are rich.
+  // From where the image was taken, a little to the side and above, and so far back that most points are seen: all of
+  // them would make a scene before a far wall small. It turns about the harmonic mean of depth, where images are rich.
   function reset() {
     if (!stage?.cloud) return;
     resize();
@@ -122,7 +122,7 @@ const Points = (() => {
     camera.fov = Math.min(70, (2 * Math.atan(height / 2 / fy) * 180) / Math.PI);
     const tangent = Math.tan((camera.fov * Math.PI) / 360);
     const point = new THREE.Vector3();
-    const needed = new Float32Array(place.count); // distances from which each point is inside the picture
+    const needed = new Float32Array(place.count); // distances from which each point is inside the image
     for (let at = 0; at < place.count; at++) {
       point.fromBufferAttribute(place, at).sub(middle);
       const wide = Math.max(Math.abs(point.dot(right)) / camera.aspect, Math.abs(point.dot(up)));
@@ -150,7 +150,7 @@ const Points = (() => {
   function build() {
     const { shown, depth } = now;
     const { scene, material } = stage;
-    // A step of the gallery's grid spans several pixels of the picture, over which a slope changes that much more.
+    // A step of the gallery's grid spans several pixels of the image, over which a slope changes that much more.
     const step = Math.max(1, shown.camera[4] / depth.width);
     const threshold = edges.checked ? 0 : Data.settings.edgeThreshold * step;
     const { position, uv, value } = lift(depth, shown.camera, threshold);

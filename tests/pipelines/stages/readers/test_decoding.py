@@ -1,4 +1,4 @@
-"""Pictures and depth maps of every awkward kind: decoded as a viewer shows them, or one sentence."""
+"""Images and depth maps of every awkward kind: decoded as a viewer shows them, or one sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jointdit.errors import RowError
 from pipelines.spec.job import DepthMaps
 from pipelines.stages.readers import images as pictures
 from pipelines.stages.readers.depth_maps import decode_depth
-from pipelines.stages.readers.images import MAX_PIXELS, decode_picture
+from pipelines.stages.readers.images import MAX_PIXELS, decode_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
 
@@ -50,23 +50,23 @@ def png_claiming(width: int, height: int, chunks: bytes = b"", bits: int = 8, co
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunks + body + chunk(b"IEND", b"")
 
 
-# --- pictures ---
+# --- images ---
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "PPM", "WEBP"])
-def test_lossless_pictures_come_out_exactly(kind: str) -> None:
-    rgb, as_is = decode_picture(encoded(Image.fromarray(RGB), kind, **({"lossless": True} if kind == "WEBP" else {})))
+def test_lossless_images_come_out_exactly(kind: str) -> None:
+    rgb, as_is = decode_image(encoded(Image.fromarray(RGB), kind, **({"lossless": True} if kind == "WEBP" else {})))
     np.testing.assert_array_equal(rgb, RGB)
     assert as_is == (kind in ("PNG", "WEBP"))  # what every viewer of a dataset can show is copied as it is
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright(orientation: int) -> None:
+def test_images_are_turned_upright(orientation: int) -> None:
     left_top = np.zeros((16, 32, 3), np.uint8)
     left_top[:8, :8] = 255
     exif = Image.Exif()
     exif[0x0112] = orientation
-    rgb, as_is = decode_picture(encoded(Image.fromarray(left_top), "JPEG", quality=95, exif=exif))
+    rgb, as_is = decode_image(encoded(Image.fromarray(left_top), "JPEG", quality=95, exif=exif))
     corner = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[orientation]
     assert rgb.shape == ((16, 32, 3) if orientation < 5 else (32, 16, 3))
     bright = np.argwhere(rgb[..., 0] > 128).mean(axis=0) > np.array(rgb.shape[:2]) / 2
@@ -77,7 +77,7 @@ def test_pictures_are_turned_upright(orientation: int) -> None:
 def test_transparency_is_laid_on_white() -> None:
     rgba = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
     rgba[0, 0] = (10, 20, 30, 0)
-    rgb, as_is = decode_picture(encoded(Image.fromarray(rgba)))
+    rgb, as_is = decode_image(encoded(Image.fromarray(rgba)))
     assert rgb[0, 0].tolist() == [255, 255, 255]
     np.testing.assert_array_equal(rgb[1:], RGB[1:])
     assert not as_is
@@ -86,25 +86,25 @@ def test_transparency_is_laid_on_white() -> None:
 def test_a_palette_with_a_transparent_colour_is_laid_on_white() -> None:
     image = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
     image.putpalette([255, 0, 0, 0, 0, 255])
-    rgb, _ = decode_picture(encoded(image, transparency=1))
+    rgb, _ = decode_image(encoded(image, transparency=1))
     assert rgb.tolist() == [[[255, 0, 0], [255, 255, 255]]]
 
 
 def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
     grey = np.array([[0, 257, 32896, 65535]], np.uint16)
-    rgb, as_is = decode_picture(encoded(Image.fromarray(grey)))
+    rgb, as_is = decode_image(encoded(Image.fromarray(grey)))
     assert rgb[0, :, 0].tolist() == [0, 1, 128, 255]
     assert not as_is
 
 
 def test_cmyk_grey_and_bilevel_become_rgb() -> None:
-    cmyk, _ = decode_picture(encoded(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG"))
+    cmyk, _ = decode_image(encoded(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG"))
     assert cmyk[0, 0, 0] > 240
     assert cmyk[0, 0, 1] < 15
-    grey, as_is = decode_picture(encoded(Image.new("L", (4, 4), 77)))
+    grey, as_is = decode_image(encoded(Image.new("L", (4, 4), 77)))
     assert grey.tolist() == [[[77, 77, 77]] * 4] * 4
     assert not as_is
-    bilevel, _ = decode_picture(encoded(Image.new("1", (2, 2), 1)))
+    bilevel, _ = decode_image(encoded(Image.new("1", (2, 2), 1)))
     assert bilevel.min() == 255
 
 
@@ -112,28 +112,28 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     for kind in ("GIF", "WEBP", "PNG"):
         options = {"lossless": True} if kind == "WEBP" else {}
-        rgb, as_is = decode_picture(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+        rgb, as_is = decode_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options))
         assert rgb[0, 0].tolist() == [255, 0, 0]
         assert not as_is
 
 
 def test_grey_with_alpha_and_one_bit_with_a_transparent_colour_are_laid_on_white() -> None:
     half = Image.merge("LA", (Image.new("L", (2, 1), 0), Image.fromarray(np.array([[255, 128]], np.uint8))))
-    assert decode_picture(encoded(half))[0].tolist() == [[[0, 0, 0], [127, 127, 127]]]
+    assert decode_image(encoded(half))[0].tolist() == [[[0, 0, 0], [127, 127, 127]]]
     bilevel = Image.fromarray(np.array([[False, True]]))
-    assert decode_picture(encoded(bilevel, transparency=0))[0].tolist() == [[[255, 255, 255], [255, 255, 255]]]
+    assert decode_image(encoded(bilevel, transparency=0))[0].tolist() == [[[255, 255, 255], [255, 255, 255]]]
 
 
 def test_16_bits_a_channel_keep_their_upper_half() -> None:
     rows = b"".join(b"\0" + struct.pack(">3H", *(int(v) * 257 for v in RGB[y, 0])) for y in range(4))
     header = struct.pack(">IIBBBBB", 1, 4, 16, 2, 0, 0, 0)
     deep = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    np.testing.assert_array_equal(decode_picture(deep)[0], RGB[:4, :1])
+    np.testing.assert_array_equal(decode_image(deep)[0], RGB[:4, :1])
 
 
 def test_pages_after_the_first_are_left() -> None:
     pages = [Image.new("CMYK", (3, 2), ink) for ink in ((0, 0, 0, 255), (0, 0, 0, 0))]
-    rgb, as_is = decode_picture(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    rgb, as_is = decode_image(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
     assert rgb.tolist() == [[[0, 0, 0]] * 3] * 2
     assert not as_is
 
@@ -142,7 +142,7 @@ def test_pages_after_the_first_are_left() -> None:
 def test_other_formats_are_turned_upright_too(kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    rgb, _ = decode_picture(
+    rgb, _ = decode_image(
         encoded(Image.fromarray(RGB), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     )
     np.testing.assert_array_equal(rgb, np.rot90(RGB, -1))
@@ -159,28 +159,28 @@ def swapped_primaries() -> bytes:
 
 
 def test_a_profile_of_srgb_changes_nothing() -> None:
-    rgb, as_is = decode_picture(encoded(Image.fromarray(RGB), icc_profile=SRGB))
+    rgb, as_is = decode_image(encoded(Image.fromarray(RGB), icc_profile=SRGB))
     np.testing.assert_array_equal(rgb, RGB)
     assert as_is
 
 
 def test_another_profile_is_applied_as_viewers_do() -> None:
     red = Image.new("RGB", (4, 2), (255, 0, 0))
-    rgb, as_is = decode_picture(encoded(red, icc_profile=swapped_primaries()))
+    rgb, as_is = decode_image(encoded(red, icc_profile=swapped_primaries()))
     assert np.abs(rgb[0, 0].astype(int) - (0, 255, 0)).max() <= 1
     assert not as_is, "the bytes alone show red to whoever passes over the profile"
     clear = Image.new("RGBA", (4, 2), (255, 0, 0, 0))
-    assert decode_picture(encoded(clear, icc_profile=swapped_primaries()))[0].min() == 255
+    assert decode_image(encoded(clear, icc_profile=swapped_primaries()))[0].min() == 255
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned, _ = decode_picture(encoded(red, icc_profile=swapped_primaries(), exif=exif))
+    turned, _ = decode_image(encoded(red, icc_profile=swapped_primaries(), exif=exif))
     assert turned.shape == (4, 2, 3)
 
 
 def test_a_profile_that_cannot_be_used_is_passed_over() -> None:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for profile in (b"no profile", SRGB[:200], lab):
-        np.testing.assert_array_equal(decode_picture(encoded(Image.fromarray(RGB), icc_profile=profile))[0], RGB)
+        np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(RGB), icc_profile=profile))[0], RGB)
 
 
 JPEG = encoded(Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)), "JPEG")
@@ -190,21 +190,21 @@ JPEG = encoded(Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)), "JPEG")
     ("data", "what"),
     [
         (b"", "zero bytes"),
-        (b"hello, I am text", "no known picture format"),
+        (b"hello, I am text", "no known image format"),
         (JPEG[: len(JPEG) // 2], "truncated"),
         (encoded(Image.fromarray(RGB))[:60], "cannot be decoded"),
-        (JPEG[:4], "no known picture format"),
+        (JPEG[:4], "no known image format"),
         (png_claiming(9000, 9000), "million"),
         (png_claiming(60_000, 60_000), "million"),
         (png_claiming(2**31 - 1, 2**31 - 1), "million"),
         (png_claiming(100, 100), "cannot be decoded"),
         (encoded(Image.fromarray(RGB[..., 0].astype(np.float32)), "TIFF"), "floating point"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no known picture format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no known image format"),
     ],
 )
-def test_what_is_no_picture_is_one_sentence(data: bytes, what: str) -> None:
+def test_what_is_no_image_is_one_sentence(data: bytes, what: str) -> None:
     with pytest.raises(RowError, match=what) as caught:
-        decode_picture(data)
+        decode_image(data)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
 
@@ -226,11 +226,11 @@ def test_compressed_text_in_a_png_cannot_fill_the_memory(chunks: list[tuple[byte
     data = encoded(Image.fromarray(RGB))
     text = b"".join(chunk(kind, head + packed[size]) for kind, head, size in chunks)
     with pytest.raises(RowError, match=r"MAX_TEXT_(CHUNK|MEMORY)"):
-        decode_picture(data[:33] + text + data[33:])
+        decode_image(data[:33] + text + data[33:])
 
 
 def claiming(kind: str, at: bytes, skip: int, size: bytes, **options: Any) -> bytes:
-    """An encoded picture whose bytes `skip` after `at` are replaced: its header claims another size."""
+    """An encoded image whose bytes `skip` after `at` are replaced: its header claims another size."""
     data = bytearray(encoded(Image.new("RGB", (8, 8)), kind, **options))
     start = data.index(at) + skip
     data[start : start + len(size)] = size
@@ -261,17 +261,17 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
-def test_a_picture_above_the_limit_of_pixels_is_refused_by_its_header(data: bytes) -> None:
+def test_a_image_above_the_limit_of_pixels_is_refused_by_its_header(data: bytes) -> None:
     with pytest.raises(RowError, match=r"limit.* million|million pixels, the limit"):
-        decode_picture(data)
+        decode_image(data)
 
 
-def test_data_beyond_the_pictures_size_is_not_unpacked() -> None:
+def test_data_beyond_the_images_size_is_not_unpacked() -> None:
     rows = zlib.compress(bytes(8 * MIB))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
-    rgb, _ = decode_picture(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    rgb, _ = decode_image(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
     assert rgb.shape == (8, 8, 3)
-    assert decode_picture(tiled_tiff(96))[0].shape == (16, 16, 3)
+    assert decode_image(tiled_tiff(96))[0].shape == (16, 16, 3)
 
 
 def seconds(act: Callable[[], object]) -> float:
@@ -297,7 +297,7 @@ def test_a_thousand_frames_cost_no_more_than_the_first(kind: str) -> None:
                 image.seek(number)
                 image.load()
 
-    assert seconds(lambda: decode_picture(data)) < seconds(decode_all) / 4
+    assert seconds(lambda: decode_image(data)) < seconds(decode_all) / 4
 
 
 def test_the_limit_of_pixels_is_below_the_size_pillow_stops_at() -> None:
@@ -418,7 +418,7 @@ def test_whatever_is_damaged_is_a_row_error_and_nothing_else(seed: int, monkeypa
                 del data[place : place + chance.choice([1, 4, 50])]
             elif len(data) > 60:
                 data = data[: max(10, place)]
-        for decode in (decode_picture, lambda data: decode_depth(data, DepthMaps(kind="metric"))):
+        for decode in (decode_image, lambda data: decode_depth(data, DepthMaps(kind="metric"))):
             try:
                 decode(bytes(data))
             except RowError as error:

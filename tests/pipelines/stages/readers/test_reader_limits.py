@@ -88,7 +88,7 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.png").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)  # takes no room on the disk
     assert errors(read(tmp_path / "a.png", "depth")) == [
-        f"{tmp_path}/a.png has more than 1 GiB, the limit of one picture or map."
+        f"{tmp_path}/a.png has more than 1 GiB, the limit of one image or map."
     ]
 
 
@@ -132,7 +132,7 @@ def test_a_member_that_claims_more_than_there_is(claimed: int, tmp_path: Path) -
     write_tar(tmp_path / "a.tar", (member("a.png", len(png())), png()), (member("b.png", claimed), png()))
     good, bad = read(tmp_path / "a.tar", "depth")
     assert isinstance(good, Row)
-    assert "archive ends inside a member" in errors([bad])[0] or "the limit of one picture" in errors([bad])[0]
+    assert "archive ends inside a member" in errors([bad])[0] or "the limit of one image" in errors([bad])[0]
 
 
 def test_a_negative_size_does_not_go_round_in_circles(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_pipes_and_devices_are_never_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_picture_this_user_may_not_read_is_bad_alone(tmp_path: Path) -> None:
+def test_a_image_this_user_may_not_read_is_bad_alone(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(png())
     (tmp_path / "a.png").chmod(0)

@@ -63,8 +63,8 @@ def write_txt(folder: Path) -> Path:
     return path
 
 
-def records(folder: Path, pictures_as: str) -> list[dict[str, Any]]:
-    """Rows with every field; pictures beside the table ("path"), or inside it ("bytes", "struct")."""
+def records(folder: Path, images_as: str) -> list[dict[str, Any]]:
+    """Rows with every field; images beside the table ("path"), or inside it ("bytes", "struct")."""
     made = []
     (folder / "files").mkdir()
     for number, prompt in enumerate(PROMPTS):
@@ -73,7 +73,7 @@ def records(folder: Path, pictures_as: str) -> list[dict[str, Any]]:
             data = png(array)
             (folder / "files" / f"{name}{number}.png").write_bytes(data)
             path = f"files/{name}{number}.png"
-            record[name] = {"path": path, "bytes": data, "struct": {"bytes": data, "path": None}}[pictures_as]
+            record[name] = {"path": path, "bytes": data, "struct": {"bytes": data, "path": None}}[images_as]
         made.append(record)
     return made
 
@@ -99,9 +99,9 @@ def write_csv(folder: Path) -> Path:
     return path
 
 
-def write_parquet(folder: Path, pictures_as: str = "bytes") -> Path:
+def write_parquet(folder: Path, images_as: str = "bytes") -> Path:
     path = folder / "rows.parquet"
-    pq.write_table(pa.Table.from_pylist(records(folder, pictures_as)), path, row_group_size=3)
+    pq.write_table(pa.Table.from_pylist(records(folder, images_as)), path, row_group_size=3)
     return path
 
 
@@ -143,7 +143,7 @@ TABLES: list[Callable[[Path], Path]] = [
 
 
 @pytest.mark.parametrize("write", TABLES)
-def test_every_table_gives_the_same_pictures_maps_and_prompts(write: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_every_table_gives_the_same_images_maps_and_prompts(write: Callable[[Path], Path], tmp_path: Path) -> None:
     path = write(tmp_path)
     for number, row in enumerate(read_all(spec(path), "joint")):
         assert isinstance(row, Row), row
@@ -201,12 +201,12 @@ def test_a_parquet_depth_column_may_hold_numbers(tmp_path: Path) -> None:
     assert row.depth.tolist() == [[1.0, 2.0], [4.0, 0.0]]
 
 
-def test_a_folder_of_pictures_is_one_row_a_file(tmp_path: Path) -> None:
+def test_a_folder_of_images_is_one_row_a_file(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "b.png").write_bytes(png(picture(1)))
     (tmp_path / "sub" / "a.PNG").write_bytes(png(picture(2)))
     (tmp_path / ".hidden.png").write_bytes(b"")
-    (tmp_path / "notes.md").write_text("not a picture")
+    (tmp_path / "notes.md").write_text("not an image")
     os.symlink(tmp_path / "b.png", tmp_path / "link.png")
     rows = read_all(spec(tmp_path), "depth")
     assert [row.id for row in rows] == ["b.png:0", "link.png:0", "sub/a.PNG:0"]
@@ -419,7 +419,7 @@ def test_addresses_without_rows_are_one_sentence(tmp_path: Path) -> None:
     expect_sentence(spec(tmp_path / "page.html"), "depth", "of no kind", ".png")
 
 
-def test_pictures_and_a_table_about_them_in_one_folder_are_refused(tmp_path: Path) -> None:
+def test_images_and_a_table_about_them_in_one_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(picture(0)))
     (tmp_path / "metadata.jsonl").write_text("{}\n")
     expect_sentence(spec(tmp_path), "depth", "metadata.jsonl", "name one kind")
@@ -431,7 +431,7 @@ def test_pictures_and_a_table_about_them_in_one_folder_are_refused(tmp_path: Pat
 def test_a_missing_column_names_those_that_exist(write: Callable[[Path], Path], tmp_path: Path) -> None:
     path = write(tmp_path)
     missing = Columns(prompt="caption", image="picture", id="id")
-    if write is not write_tar:  # an archive has a prompt in its member txt, and pictures by their extensions
+    if write is not write_tar:  # an archive has a prompt in its member txt, and images by their extensions
         expect_sentence(spec(path, columns=missing), "joint", "'caption'", "input.columns.prompt", "prompt")
         expect_sentence(spec(path, columns=missing), "depth", "'picture'", "input.columns.image", "image, depth")
     expect_sentence(spec(path, columns=Columns(id="key")), "joint", "'key'", "input.columns.id", "id")

@@ -22,18 +22,18 @@ from pipelines.stages.readers import check_columns, count_rows, list_files, open
 from pipelines.stages.readers.text_lines import index_lines
 from pipelines.store.errors import TransientError
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
 
 
 def png() -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(PICTURE).save(buffer, format="PNG")
+    Image.fromarray(IMAGE).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
 def bucket(s3: Any) -> str:
-    """A bucket with pictures, tables about them, and an archive of them."""
+    """A bucket with images, tables about them, and an archive of them."""
     uri: str = s3.make_bucket()
     fs = s3fs.S3FileSystem(endpoint_url=s3.endpoint, use_listings_cache=False)
     for name in ("photos/a.png", "photos/deep/b.png", "photos/c.txt"):
@@ -68,11 +68,11 @@ def read(uri: str, task: str, start: int = 0, stop: int | None = None) -> list[R
     return rows
 
 
-def test_a_prefix_is_a_folder_of_pictures(bucket: str) -> None:
+def test_a_prefix_is_a_folder_of_images(bucket: str) -> None:
     rows = read(f"{bucket}/photos", "depth")
     assert [row.id for row in rows] == ["a.png:0", "deep/b.png:0"]
     assert [row.uri for row in rows] == [f"{bucket}/photos/a.png", f"{bucket}/photos/deep/b.png"]
-    assert all(isinstance(row, Row) and (row.rgb == PICTURE).all() for row in rows)
+    assert all(isinstance(row, Row) and (row.rgb == IMAGE).all() for row in rows)
 
 
 def test_paths_in_tables_are_found_beside_them_and_stay_in_the_bucket(bucket: str) -> None:
@@ -88,13 +88,13 @@ def test_an_empty_object_is_a_bad_row(bucket: str) -> None:
     """S3 answers any range of an empty object with an error of its own."""
     (row,) = read(f"{bucket}/empty", "depth")
     assert isinstance(row, BadRow)
-    assert row.error == "picture has zero bytes: copy it again."
+    assert row.error == "image has zero bytes: copy it again."
 
 
 def test_an_object_above_the_limit_is_a_bad_row(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "MAX_FILE_BYTES", len(png()) - 1)
     rows = read(f"{bucket}/photos", "depth")
-    assert all(isinstance(row, BadRow) and "the limit of one picture or map" in row.error for row in rows)
+    assert all(isinstance(row, BadRow) and "the limit of one image or map" in row.error for row in rows)
 
 
 @pytest.mark.parametrize(

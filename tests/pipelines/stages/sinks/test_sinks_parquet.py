@@ -1,4 +1,4 @@
-"""The dataset's files as their readers see them: pyarrow for the columns, `datasets` for the pictures."""
+"""The dataset's files as their readers see them: pyarrow for the columns, `datasets` for the images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.quality import SCORES, measure
 from pipelines.records import Row, Sample, SampleResult
 from pipelines.spec.job import JobSpec, load_spec
 from pipelines.stages.sinks.geometry import geometry_of, point_cloud
-from pipelines.stages.sinks.parquet import data_schema, encode_picture, encode_samples, table_bytes
+from pipelines.stages.sinks.parquet import data_schema, encode_image, encode_samples, table_bytes
 
 HEIGHT, WIDTH = 48, 64
 
@@ -76,7 +76,7 @@ def test_the_features_are_those_the_datasets_library_derives(points: str, outcom
     assert json.loads(ours.arrow_schema.metadata[b"huggingface"]) == json.loads(schema.metadata[b"huggingface"])
 
 
-def test_load_dataset_shows_pictures_and_16_bit_depth(tmp_path: Path) -> None:
+def test_load_dataset_shows_images_and_16_bit_depth(tmp_path: Path) -> None:
     import datasets
 
     results = [result(number) for number in range(3)]
@@ -104,9 +104,9 @@ def test_equal_samples_give_equal_bytes() -> None:
 def test_rejected_rows_carry_their_reasons_and_quarantined_ones_their_error() -> None:
     rejected = encode_samples([result(0, reasons=["depth_range: flat"])], job(), "rejected").to_pylist()
     assert rejected[0]["reasons"] == ["depth_range: flat"]
-    bad = result(1, rgb=None, disparity=None, error="picture has zero bytes.", traceback="Traceback ...")
+    bad = result(1, rgb=None, disparity=None, error="image has zero bytes.", traceback="Traceback ...")
     assert encode_samples([bad], job(), "quarantined").to_pylist() == [
-        {"id": "row-1/0", "input": "in/rows.txt:1", "error": "picture has zero bytes.", "traceback": "Traceback ..."}
+        {"id": "row-1/0", "input": "in/rows.txt:1", "error": "image has zero bytes.", "traceback": "Traceback ..."}
     ]
     assert pq.read_table(io.BytesIO(table_bytes(encode_samples([], job(), "rejected")))).num_rows == 0
 
@@ -117,24 +117,24 @@ def test_scores_that_were_not_computed_are_null() -> None:
 
 
 @pytest.mark.parametrize(("image_format", "exact"), [("png", True), ("webp", True), ("jpeg", False)])
-def test_pictures_are_encoded_as_asked(image_format: str, exact: bool) -> None:
+def test_images_are_encoded_as_asked(image_format: str, exact: bool) -> None:
     rgb = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     rgb[:, :, 0] = np.linspace(0, 255, WIDTH)
-    image = Image.open(io.BytesIO(encode_picture(rgb, image_format)))
+    image = Image.open(io.BytesIO(encode_image(rgb, image_format)))
     assert image.format == image_format.upper()
     assert np.abs(np.asarray(image).astype(int) - rgb).max() <= (0 if exact else 4)
 
 
-# --- task depth: the corpus's own pictures ---
+# --- task depth: the corpus's own images ---
 
 
-def test_a_pictures_own_bytes_are_copied_where_they_show_it() -> None:
+def test_a_images_own_bytes_are_copied_where_they_show_it() -> None:
     made = result(0)
-    original = encode_picture(made.rgb, "png") + b"trailing bytes show that nothing was encoded again"
+    original = encode_image(made.rgb, "png") + b"trailing bytes show that nothing was encoded again"
     made = with_row(made, rgb=made.rgb, rgb_bytes=original)
     (row,) = encode_samples([made], job("depth"), "kept").to_pylist()
     assert row["rgb"]["bytes"] == original
-    cropped = with_row(made, rgb=np.zeros((HEIGHT + 2, WIDTH, 3), np.uint8))  # the window of it is another picture
+    cropped = with_row(made, rgb=np.zeros((HEIGHT + 2, WIDTH, 3), np.uint8))  # the window of it is another image
     (row,) = encode_samples([cropped], job("depth"), "kept").to_pylist()
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(row["rgb"]["bytes"]))), made.rgb)
 

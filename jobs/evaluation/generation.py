@@ -1,4 +1,4 @@
-"""Parts of an evaluation that start from prompts or depth maps: what generated pictures are worth.
+"""Parts of an evaluation that start from prompts or depth maps: what generated images are worth.
 
 A part takes the evaluation and gives its tables; sheets go to the output folder.
 """
@@ -11,7 +11,7 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.evaluation.context import Pictures, SceneEvaluation, exact, generate
+from jobs.evaluation.context import Images, SceneEvaluation, exact, generate
 from jobs.evaluation.sheets import grey, save_sheet
 from jobs.evaluation.spectra_figure import spectra_figure
 from jobs.recolour import recolour
@@ -26,7 +26,7 @@ IS_SPLITS = 10
 SHUFFLED = "the next sample's prompt"
 
 COLOUR_COLUMNS = tuple(Column(name, ".0%") for name in ("found", "floor", "wall", "objects", "false alarms"))
-TWO_OBJECT_COLUMNS = (Column("object colours found", ".0%"), Column("pictures with both", ".0%"))
+TWO_OBJECT_COLUMNS = (Column("object colours found", ".0%"), Column("images with both", ".0%"))
 AGREEMENT_COLUMNS = (Column("AbsRel"), Column("δ1"), Column("AbsRel over shuffled", ".2f"))
 GENERATION_COLUMNS = tuple(Column(name, ".2f") for name in ("FID", "IS", "CLIP score"))
 SPECTRA_COLUMNS = (
@@ -38,13 +38,13 @@ SPECTRA_COLUMNS = (
 
 
 def joint_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """Pictures from captions: named colours, two objects, self-consistency, FID, IS and CLIP score where asked for."""
+    """Images from captions: named colours, two objects, self-consistency, FID, IS and CLIP score where asked for."""
     made = evaluation.generated
     cells = [(rgb, grey(disparity)) for rgb, disparity in zip(made.rgb, made.disparity, strict=True)]
     save_sheet(evaluation.output / "joint.png", cells)
     evaluation.details["joint_prompts"] = made.prompts
     near, far = typical_range(evaluation.scenes)
-    how = f"generated disparity read as {near:.1f} to {far:.1f} m for every picture (the scenes' median range)"
+    how = f"generated disparity read as {near:.1f} to {far:.1f} m for every image (the scenes' median range)"
     truths = assumed_depth(made.disparity, (near, far))
     tables = [
         _colour_table(evaluation, "joint", made),
@@ -57,7 +57,7 @@ def joint_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 
 def restyle_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """Pictures from exact depth maps, in other colours: named colours, and the depth estimated from them again."""
+    """Images from exact depth maps, in other colours: named colours, and the depth estimated from them again."""
     sources = evaluation.scenes[: evaluation.sizes.prompts]
     prompts = [recolour(scene.caption) for scene in sources]
     made = generate(evaluation.pipe, prompts, evaluation.sizes.steps, [exact(scene) for scene in sources])
@@ -93,7 +93,7 @@ def spectra_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
     return [table]
 
 
-def _colour_table(evaluation: SceneEvaluation, task: str, made: Pictures) -> ResultTable:
+def _colour_table(evaluation: SceneEvaluation, task: str, made: Images) -> ResultTable:
     how = f"{len(made.prompts)} held-out prompts, {evaluation.sizes.steps} steps, segmentation by nearest named colour"
     table = ResultTable(f"Named colours found: {task}", how, COLOUR_COLUMNS)
     right, wrong = evaluate_prompts(made.rgb, made.prompts)
@@ -103,21 +103,21 @@ def _colour_table(evaluation: SceneEvaluation, task: str, made: Pictures) -> Res
     return table
 
 
-def _two_object_table(evaluation: SceneEvaluation, made: Pictures) -> ResultTable:
+def _two_object_table(evaluation: SceneEvaluation, made: Images) -> ResultTable:
     right = check_two_objects(made.rgb, made.prompts)
     wrong = check_two_objects(made.rgb, [*made.prompts[1:], made.prompts[0]])
     how = f"{right.prompts} held-out prompts that name exactly two objects, {evaluation.sizes.steps} steps"
     table = ResultTable("Prompts with two objects", how, TWO_OBJECT_COLUMNS)
     for method, report in ((evaluation.label, right), (SHUFFLED, wrong)):
-        table.measured(method, {"object colours found": report.colours, "pictures with both": report.both})
+        table.measured(method, {"object colours found": report.colours, "images with both": report.both})
     return table
 
 
 def _agreement_table(
-    evaluation: SceneEvaluation, title: str, how: str, made: Pictures, truths: Sequence[NDArray[np.float32]]
+    evaluation: SceneEvaluation, title: str, how: str, made: Images, truths: Sequence[NDArray[np.float32]]
 ) -> ResultTable:
     how = (
-        f"{len(made.rgb)} samples, {evaluation.sizes.steps} steps; {how}; depth estimated again from the picture, "
+        f"{len(made.rgb)} samples, {evaluation.sizes.steps} steps; {how}; depth estimated again from the image, "
         "aligned by least squares"
     )
     table = ResultTable(title, how, AGREEMENT_COLUMNS)
@@ -135,7 +135,7 @@ def _agreement_table(
     return table
 
 
-def _generation_table(evaluation: SceneEvaluation, made: Pictures) -> ResultTable:
+def _generation_table(evaluation: SceneEvaluation, made: Images) -> ResultTable:
     from jointdit.evaluation.features import VaeFeatures
     from jointdit.evaluation.generation import clip_score, frechet_distance, inception_score
 
@@ -144,8 +144,8 @@ def _generation_table(evaluation: SceneEvaluation, made: Pictures) -> ResultTabl
     assert not isinstance(features, str)
     through = "; ".join(network.name for network in (features, evaluation.clip) if network is not None)
     real = [scene.rgb for scene in evaluation.scenes]
-    how = f"{len(made.rgb)} generated pictures against {len(real)} held-out ones, through {through}"
-    table = ResultTable("Generated pictures", how, GENERATION_COLUMNS)
+    how = f"{len(made.rgb)} generated images against {len(real)} held-out ones, through {through}"
+    table = ResultTable("Generated images", how, GENERATION_COLUMNS)
     values: dict[str, float | None] = {}
     if features is not None:
         values["FID"] = frechet_distance(features, real, made.rgb)
@@ -157,12 +157,12 @@ def _generation_table(evaluation: SceneEvaluation, made: Pictures) -> ResultTabl
     half = len(real) // 2
     if features is not None and half >= 2:
         between = frechet_distance(features, real[:half], real[half:])
-        table.measured("held-out pictures, one half against the other", {"FID": between})
+        table.measured("held-out images, one half against the other", {"FID": between})
     return table
 
 
 def _as_batch(estimator: DepthEstimator) -> EstimateDepth:
-    return lambda pictures: [estimator.estimate(picture) for picture in pictures]
+    return lambda images: [estimator.estimate(image) for image in images]
 
 
 def _colour_row(report: ColourReport) -> dict[str, float | None]:

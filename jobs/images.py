@@ -1,4 +1,4 @@
-"""One picture at a time, in this process, without Ray: what `jointdit generate`, `depth` and `restyle` do.
+"""One image at a time, in this process, without Ray: what `jointdit generate`, `depth` and `restyle` do.
 
 Each sample becomes <name>.png, <name>.disparity.png (16 bit, 65535 nearest) and <name>.ply. Depth range and field of
 view of the points are the assumptions of `output.points` in a job spec.
@@ -33,7 +33,7 @@ from pipelines.records import Row, Sample, SampleResult
 from pipelines.spec.file import first_sentence
 from pipelines.spec.job import DepthMaps, ModelSpec, PointsSpec
 from pipelines.stages.readers.depth_maps import decode_depth
-from pipelines.stages.readers.images import decode_picture
+from pipelines.stages.readers.images import decode_image
 from pipelines.stages.sinks.geometry import Geometry, point_cloud
 from pipelines.stages.sinks.ply import describe, ply_bytes
 
@@ -87,8 +87,8 @@ class DepthMap(NamedTuple):
     range_metres: tuple[float, float] | None
 
 
-def generate_pictures(prompt: str, samples: int, folder: Path, sampling: Sampling) -> Iterator[Path]:
-    """Pictures with depth from a prompt, with seeds `seed`, `seed + 1`, ...; yields each file as it is written."""
+def generate_images(prompt: str, samples: int, folder: Path, sampling: Sampling) -> Iterator[Path]:
+    """Images with depth from a prompt, with seeds `seed`, `seed + 1`, ...; yields each file as it is written."""
     _refuse_file(folder)
     _refuse_empty(prompt)
     pipe, height, width = sampling.load()
@@ -104,22 +104,22 @@ def generate_pictures(prompt: str, samples: int, folder: Path, sampling: Samplin
         )
         _refuse_not_finite(out)
         name = f"{_name_of(prompt)}-{seed}"
-        yield _write_picture(folder, name, out.rgb[0])
+        yield _write_image(folder, name, out.rgb[0])
         yield from _write_depth(folder, name, out.rgb[0], out.disparity[0])
 
 
 def estimate_depth(images: Sequence[Path], folder: Path, sampling: Sampling) -> Iterator[Path]:
-    """Depth of pictures of any size, at their own size; yields each file as it is written.
+    """Depth of images of any size, at their own size; yields each file as it is written.
 
     Raises:
-        InputError: a file is missing or no picture, or two would write to the same name. Nothing is written then.
+        InputError: a file is missing or no image, or two would write to the same name. Nothing is written then.
     """
     _refuse_file(folder)
     stems = [image.stem for image in images]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
-        raise InputError(f"two of the pictures are called {twice}: label them into different folders.")
-    pictures = [_read_picture(image) for image in images]
+        raise InputError(f"two of the images are called {twice}: label them into different folders.")
+    pictures = [_read_image(image) for image in images]
     pipe, height, width = sampling.load()
     for stem, picture in zip(stems, pictures, strict=True):
         fitted, mapping = fit_to_model(picture, height, width)
@@ -142,7 +142,7 @@ def restyle_depth(
     folder: Path,
     sampling: Sampling,
 ) -> Iterator[Path]:
-    """Pictures of a depth map's geometry, at its own size; yields each file as it is written.
+    """Images of a depth map's geometry, at its own size; yields each file as it is written.
 
     Raises:
         InputError: the file is missing or no depth map, or its kind is not clear. Nothing is written then.
@@ -163,7 +163,7 @@ def restyle_depth(
         )
         _refuse_not_finite(out)
         name, picture = f"{_name_of(prompt)}-{seed}", restore_size(out.rgb[0], mapping)
-        yield _write_picture(folder, name, picture)
+        yield _write_image(folder, name, picture)
         yield from _write_depth(folder, name, picture, depth.disparity, depth)
 
 
@@ -174,7 +174,7 @@ def _refuse_file(folder: Path) -> None:
 
 def _refuse_empty(prompt: str) -> None:
     if not prompt.strip():
-        raise InputError("the prompt is empty: say what the picture shows.")
+        raise InputError("the prompt is empty: say what the image shows.")
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -186,9 +186,9 @@ def _refuse_not_finite(out: JointDiTOutput) -> None:
         raise RowError("the model's output is not finite: try another --seed, and check the checkpoint.")
 
 
-def _read_picture(path: Path) -> NDArray[np.uint8]:
+def _read_image(path: Path) -> NDArray[np.uint8]:
     try:
-        return decode_picture(_read(path))[0]
+        return decode_image(_read(path))[0]
     except RowError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -220,7 +220,7 @@ def _name_of(prompt: str) -> str:
     return words.rstrip("-") or "picture"
 
 
-def _write_picture(folder: Path, name: str, rgb: NDArray[np.uint8]) -> Path:
+def _write_image(folder: Path, name: str, rgb: NDArray[np.uint8]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     Image.fromarray(rgb).save(path)

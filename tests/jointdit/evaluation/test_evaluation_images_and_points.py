@@ -1,4 +1,4 @@
-"""Spectra, points, agreement of picture and depth, prompts with two objects: each with an answer known beforehand."""
+"""Spectra, points, agreement of image and depth, prompts with two objects: each with an answer known beforehand."""
 
 import numpy as np
 import pytest
@@ -121,12 +121,10 @@ def test_a_tilted_scene_is_flat_and_far_from_the_surface(scenes):
 # --- agreement ------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_that_show_their_depth_agree_and_shuffled_ones_do_not(scenes):
-    pictures = [scene.rgb for scene in scenes]
-    known = {
-        picture.tobytes(): disparity_from_depth(scene.depth) for picture, scene in zip(pictures, scenes, strict=True)
-    }
-    found = depth_agreement(lambda batch: [known[p.tobytes()] for p in batch], pictures, [s.depth for s in scenes])
+def test_images_that_show_their_depth_agree_and_shuffled_ones_do_not(scenes):
+    images = [scene.rgb for scene in scenes]
+    known = {image.tobytes(): disparity_from_depth(scene.depth) for image, scene in zip(images, scenes, strict=True)}
+    found = depth_agreement(lambda batch: [known[p.tobytes()] for p in batch], images, [s.depth for s in scenes])
     assert found.abs_rel < 1e-4
     assert found.delta1 == 1.0
     assert found.shuffled_abs_rel > 0.05
@@ -136,11 +134,11 @@ def test_pictures_that_show_their_depth_agree_and_shuffled_ones_do_not(scenes):
 
 def test_an_estimator_that_does_not_look_agrees_as_well_with_shuffled_pairs(scenes):
     flat = np.linspace(1, 0.1, 96, dtype=np.float32)[:, None].repeat(96, axis=1)
-    pictures = [scene.rgb for scene in scenes]
-    found = depth_agreement(lambda batch: [flat] * len(batch), pictures, [s.depth for s in scenes])
+    images = [scene.rgb for scene in scenes]
+    found = depth_agreement(lambda batch: [flat] * len(batch), images, [s.depth for s in scenes])
     assert found.error_ratio == 1.0
     with pytest.raises(InputError, match="at least two pairs"):
-        depth_agreement(lambda batch: [flat], pictures[:1], [scenes[0].depth])
+        depth_agreement(lambda batch: [flat], images[:1], [scenes[0].depth])
 
 
 def test_generated_disparity_is_read_in_the_scenes_range(scenes):
@@ -153,14 +151,14 @@ def test_generated_disparity_is_read_in_the_scenes_range(scenes):
 # --- two objects ----------------------------------------------------------------------------------------------------
 
 
-def picture_of(*colours):
+def image_of(*colours):
     """Floor below, wall above, and squares of the other colours."""
     wall, floor, *things = colours
-    picture = np.empty((64, 64, 3), np.uint8)
-    picture[:32], picture[32:] = COLOURS[wall], COLOURS[floor]
+    image = np.empty((64, 64, 3), np.uint8)
+    image[:32], image[32:] = COLOURS[wall], COLOURS[floor]
     for place, colour in enumerate(things):
-        picture[24:40, 8 + 24 * place : 24 + 24 * place] = COLOURS[colour]
-    return picture
+        image[24:40, 8 + 24 * place : 24 + 24 * place] = COLOURS[colour]
+    return image
 
 
 def test_two_object_prompts_are_picked_and_both_colours_are_wanted():
@@ -169,7 +167,7 @@ def test_two_object_prompts_are_picked_and_both_colours_are_wanted():
     three = "a red cube, a green cone and a blue sphere, on a gray floor in front of a white wall"
     assert [names_two_objects(prompt) for prompt in (two, one, three)] == [True, False, False]
 
-    both, half = picture_of("white", "gray", "red", "blue"), picture_of("white", "gray", "red", "green")
+    both, half = image_of("white", "gray", "red", "blue"), image_of("white", "gray", "red", "green")
     report = check_two_objects([both, half, both], [two, two, one])
     assert (report.prompts, report.colours, report.both) == (2, 0.75, 0.5)
     assert np.isnan(check_two_objects([both], [one]).both)
