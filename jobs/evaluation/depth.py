@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.evaluation.context import BATCH, SHOWN, SceneEvaluation, exact, generate
-from jobs.evaluation.sheets import Image, grey, save_sheet, stretched
+from jobs.evaluation.sheets import Rgb, grey, save_sheet, stretched
 from jointdit.evaluation.alignment import fit_scale_shift
 from jointdit.evaluation.baselines import constant_disparity
 from jointdit.evaluation.estimators import JointDiTEstimator
@@ -84,7 +84,7 @@ def style_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
     scenes = evaluation.scenes
     table = ResultTable(f"Depth on {len(scenes)} scenes by style", evaluation.protocol, DEPTH_COLUMNS)
     table.measured(f"{evaluation.label}, as rendered", _depth_row(score_depth(evaluation.estimated, scenes)))
-    cells: list[list[Image]] = [[] for _ in scenes[:SHOWN]]
+    cells: list[list[Rgb]] = [[] for _ in scenes[:SHOWN]]
     for style, draw in STYLES.items():
         drawn = [draw(scene) for scene in scenes]
         found = evaluation.estimate([scene.rgb for scene in drawn])
@@ -124,7 +124,7 @@ def step_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
     scenes, prompts = evaluation.scenes[:STEPS_SCENES], evaluation.captions
     how = f"{len(scenes)} held-out scenes and {len(prompts)} prompts; seconds on this machine, in batches of {BATCH}"
     table = ResultTable("Sampling steps", how, STEPS_COLUMNS)
-    cells: list[list[Image]] = [[scene.rgb, grey(exact(scene))] for scene in scenes[:SHOWN]]
+    cells: list[list[Rgb]] = [[scene.rgb, grey(exact(scene))] for scene in scenes[:SHOWN]]
     for steps in STEPS_COMPARED:
         start = time.perf_counter()
         found = depth_estimator(evaluation.pipe, steps, BATCH)([scene.rgb for scene in scenes])

@@ -25,7 +25,7 @@ from jobs.tools.filtering.faults import HANDS, Fault, Pair, pair_of
 from jobs.tools.filtering.recall import result_of
 from jobs.tools.scoring.critics import SIDE, fit_depth_critic, fit_text_critic
 from jobs.tools.scoring.separation import Scores, calibrated, columns, rates_table, write_section
-from jobs.tools.scoring.sheet import Example, Image, depth_images, examples, save_examples
+from jobs.tools.scoring.sheet import Example, Rgb, depth_images, examples, save_examples
 from jobs.tools.scoring.spoilt import CAPTION_FAULTS, DEPTH_FAULTS, planted
 from jointdit.evaluation.transformers_depth import TransformersDepth
 from jointdit.scenes import Scene, render_scene
@@ -147,7 +147,7 @@ def measured(critic: Critic, tuned: Filter, tested: Sequence[Scene]) -> str:
 def shown(critic: Critic, tuned: Filter, estimator: TransformersDepth | None, tested: Sequence[Scene]) -> list[Example]:
     """What the calibrated filter rejects: images with captions; or image, depth and what the estimator sees."""
 
-    def seen(pairs: Sequence[Pair]) -> list[tuple[dict[str, float], tuple[Image, ...]]]:
+    def seen(pairs: Sequence[Pair]) -> list[tuple[dict[str, float], tuple[Rgb, ...]]]:
         maps = [() if estimator is None else (pair.disparity, 1 / estimator.estimate(pair.rgb)) for pair in pairs]
         images = [(pair.rgb, *depth_images(*found)) for pair, found in zip(pairs, maps, strict=True)]
         return list(zip(scores_of(critic, pairs), images, strict=True))

@@ -31,7 +31,7 @@ from jobs.tools.scoring.separation import (
     rates_table,
     write_section,
 )
-from jobs.tools.scoring.sheet import TRIED, Image, Seen, depth_images, examples, save_examples
+from jobs.tools.scoring.sheet import TRIED, Rgb, Seen, depth_images, examples, save_examples
 from jobs.tools.scoring.spoilt import DEPTH_FAULTS, IMAGE_FAULTS, planted
 from jointdit.evaluation.scenes import held_out_scenes
 from jointdit.geometry.depth import disparity_from_depth
@@ -115,7 +115,7 @@ def save_sheet(path: Path, rule: SelfConsistency, spread: EnsembleSpread, pipe: 
     def seen_by(rule: SelfConsistency | EnsembleSpread) -> Seen:
         score = rule.load("cpu")
 
-        def seen(pairs: Sequence[Pair]) -> list[tuple[dict[str, float], tuple[Image, ...]]]:
+        def seen(pairs: Sequence[Pair]) -> list[tuple[dict[str, float], tuple[Rgb, ...]]]:
             found = []
             for batch in _batches(pipe, [result_of(pair) for pair in pairs]):
                 first = batch.disparities() if rule is not spread else batch.estimate(1, rule.steps)

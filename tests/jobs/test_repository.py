@@ -26,15 +26,15 @@ def tracked_files():
     return {Path(line) for line in answer.stdout.splitlines() if (ROOT / line).exists()}
 
 
-def parse_tree(readme):
-    """The paths in the README's tree.
+def parse_tree(text):
+    """The paths in the annotated tree.
 
     The block starts with ```text and one line that ends with "/". Below it two spaces a level; several names on a line
     are separated by spaces; what follows # is a comment; folders end with "/". A folder without lines below it stands
     for all that is in it.
     """
-    block = re.search(r"^```text\n[\w.-]+/\s*(?:#.*)?\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
-    assert block, "README.md has no tree: a block that starts with ```text and a line ending with /"
+    block = re.search(r"^```text\n[\w.-]+/\s*(?:#.*)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert block, "docs/architecture.md has no tree: a block that starts with ```text and a line ending with /"
     paths, parents = [], []
     for line in block[1].splitlines():
         names = line.split("#")[0].split()
@@ -49,8 +49,8 @@ def parse_tree(readme):
     return paths
 
 
-def test_the_readme_tree_is_the_disk():
-    listed = parse_tree((ROOT / "README.md").read_text())
+def test_the_annotated_tree_is_the_disk():
+    listed = parse_tree((ROOT / "docs/architecture.md").read_text())
     folders = {str(path).rstrip("/") for path in listed if str(path).endswith("/")}
     files = {str(path) for path in listed if not str(path).endswith("/")}
     whole = {folder for folder in folders if not any(name.startswith(f"{folder}/") for name in files | folders)}
@@ -58,9 +58,9 @@ def test_the_readme_tree_is_the_disk():
     parents_on_disk = {str(parent) for path in on_disk for parent in Path(path).parents}
 
     missing = sorted((files - on_disk) | (folders - parents_on_disk))
-    assert not missing, f"README.md lists what is not there: {missing}"
+    assert not missing, f"docs/architecture.md lists what is not there: {missing}"
     unlisted = sorted(p for p in on_disk - files if not any(p.startswith(f"{folder}/") for folder in whole))
-    assert not unlisted, f"README.md does not list: {unlisted}"
+    assert not unlisted, f"docs/architecture.md does not list: {unlisted}"
 
 
 def test_the_tree_parser_knows_files_folders_and_collapsed_folders():

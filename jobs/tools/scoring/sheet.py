@@ -21,8 +21,8 @@ CELL, GAP, LINE = 112, 8, 12  # pixels: an image's side, between columns, a line
 LETTERS = 20  # of a line of the text below a column
 TRIED = 16  # scenes of which the first is shown that a filter rejects
 
-Picture = NDArray[np.uint8]
-Seen = Callable[[Sequence[Pair]], list[tuple[dict[str, float], tuple[Picture, ...]]]]
+Rgb = NDArray[np.uint8]
+Seen = Callable[[Sequence[Pair]], list[tuple[dict[str, float], tuple[Rgb, ...]]]]
 """Pairs -> of each its scores, and the images (H, W, 3) that tell why."""
 
 
@@ -31,7 +31,7 @@ class Example:
     """A column of a sheet."""
 
     title: str
-    images: tuple[Picture, ...]
+    images: tuple[Rgb, ...]
     text: str
 
 
@@ -81,7 +81,7 @@ def save_examples(path: Path, rows: Sequence[Sequence[Example]]) -> Path:
     return path
 
 
-def depth_images(*maps: NDArray[np.float32]) -> tuple[Picture, ...]:
+def depth_images(*maps: NDArray[np.float32]) -> tuple[Rgb, ...]:
     """Maps (H, W) of disparity, of any range, in colours: each from its nearest to its farthest pixel."""
     return tuple(colour_depth(_stretched(np.nan_to_num(each))) for each in maps)
 
