@@ -262,10 +262,18 @@ class Account:
         current: Mapping[str, tuple[str, int]],
         keys: Mapping[Key, set[str]],
     ) -> bool:
-        """Whether the row of a sample is in the version from a file that was planned later: it has moved."""
+        """Whether the row of a sample is in the version from a file that was planned later: it has moved.
+
+        A row without an id is also gone where its file has moved and was overwritten there: the default id is that of
+        the file in the new place, which is a changed file.
+        """
         uri, etag, position, _ = identity
-        others = keys.get(self._key(spans[uri, etag], position), set())
-        return any(current[other][1] > current[uri][1] for other in others if other != uri)
+        mine = spans[uri, etag]
+        later = {file for file, (_, plan) in current.items() if plan > current[uri][1]} - {uri}
+        if keys.get(self._key(mine, position), set()) & later:
+            return True
+        moved = {span.uri for span in spans.values() if (span.etag, span.path) == (etag, mine.path)} & later
+        return not self.contents[uri, etag][position].id and any(current[file][0] != etag for file in moved)
 
     def _doubled_rows(self, version: Published) -> Iterator[Problem]:
         """Rows that are there twice, once under an id that could not be read: a file that was moved, unchanged."""

@@ -254,6 +254,23 @@ def test_a_file_may_move_and_move_back_and_be_edited(make_job, tmp_path: Path, r
     assert (proposal.shards, proposal.removed) == ((), ())
 
 
+def test_rows_of_a_moved_file_give_way_to_those_of_the_same_default_id(make_job, tmp_path: Path) -> None:
+    """The default ids went with the file to its new place; the file that overwrites it there has them now."""
+    mon, tue = tmp_path / "in" / "mon", tmp_path / "in" / "tue"
+    path = text(mon / "p.txt", "a", "b")
+    text(tue / "q.txt", "another")
+    job = job_on(make_job, [mon, tue])
+    job.complete()
+    path.rename(tue / "p.txt")
+    text(mon / "q.txt", "stays")
+    job.complete()
+    assert sorted(prompts_of(job).values()) == ["a", "another", "b", "stays"]
+    text(tue / "p.txt", "c")
+    job.complete()
+    assert {prompt: name for name, prompt in prompts_of(job).items()}["c"] == "p.txt:0/0"
+    assert sorted(prompts_of(job).values()) == ["another", "b", "c", "stays"]
+
+
 def test_rows_without_ids_stay_when_a_file_of_the_same_content_is_edited(make_job, tmp_path: Path) -> None:
     """A copy that was read in part: its rows are nowhere else."""
     text(tmp_path / "mon" / "p.txt", "a", "b", "c")
