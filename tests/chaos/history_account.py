@@ -22,6 +22,8 @@ from tests.chaos.ledger_account import (
     Rows,
     current_versions,
     expected_samples,
+    follows,
+    is_by,
     outcomes_name,
     read_commit,
     read_plan,
@@ -56,6 +58,7 @@ class Account:
         self.files: dict[str, Stamp] = {}
         self.plans: dict[int, list[Planned]] = {}
         self.commits: dict[str, Committed] = {}
+        self.read: set[tuple[str, str]] = set()  # files (uri, etag) of which a row was read by any attempt
         self.versions: dict[int, Published] = {}  # also those that are pruned by now
         self._once: dict[str, tuple[Stamp, str]] = {}  # path -> stamp and SHA-256 of what is written once
         self._intact: dict[str, tuple[Stamp, str]] = {}  # path -> stamp and SHA-256 when it was read last
@@ -163,6 +166,7 @@ class Account:
                 yield Problem("commit", f"{name} is of no planned shard.")
                 continue
             commit = self.commits[shard] = read_commit(self._read_once(name), shards[shard])
+            self.read |= {key[:2] for key, (_, outcome) in commit.samples.items() if outcome != "quarantined"}
             wanted = Counter(shards[shard].identities())
             if Counter(commit.samples.keys()) != wanted or commit.count != wanted.total():
                 yield Problem("commit", f"{name} has {commit.count} samples for {wanted.total()} planned ones.")
@@ -230,7 +234,7 @@ class Account:
                     yield Problem("ids", f"{name} is {identifier} in its commit.")
                 if (outcome == "quarantined") != (row["outcome"] == "quarantined"):
                     yield Problem("outcome", f"{name} is {row['outcome']}, and {outcome} in its commit.")
-                elif not version.refilter and not _follows(row, outcome):
+                elif not version.refilter and not follows(row, outcome):
                     yield Problem("outcome", f"{name} is {row['outcome']} {row['reasons']}, {outcome} in its commit.")
         for identity, times in found.items():
             if times > 1:
@@ -318,7 +322,8 @@ class Account:
             for row in table:
                 told = outcome_of[row["id"]]
                 text = self.contents[told["uri"], told["etag"]][told["position"]].text
-                if NEVER_READ in str(row.get("error")) and not Path(told["uri"]).exists():  # else it is back: a copy
+                was_read = (told["uri"], told["etag"]) in self.read or Path(told["uri"]).exists()  # then it is a copy
+                if NEVER_READ in str(row.get("error")) and not was_read:
                     others = places[told["etag"], told["position"], told["index"]] - {told["uri"]}
                     if others:
                         names = f"{_short(told['uri'])}, which was never read, and of {_short(min(others))}"
@@ -330,7 +335,7 @@ class Account:
                 if (
                     version.refilter
                     and told["outcome"] != "quarantined"
-                    and not _is_by(version.fields["criteria"], row, told)
+                    and not is_by(version.fields["criteria"], row, told)
                 ):
                     yield Problem(
                         "criteria", f"version {version.number}: {row['id']} is {told['outcome']} against them."
@@ -375,24 +380,6 @@ def _revised(before: Published, after: Published) -> Iterator[Problem]:
             yield Problem(
                 "revised", f"{key[0]} was {outcome} in version {before.number}, is {now[key]} in {after.number}."
             )
-
-
-def _follows(row: Mapping[str, Any], committed: str) -> bool:
-    """Whether an outcome can follow from the commit's, where no refilter has decided anew."""
-    return row["outcome"] == committed or (committed == "kept" and _lost_to_others(row))
-
-
-def _lost_to_others(row: Mapping[str, Any]) -> bool:
-    """Whether a sample is rejected by what needs the whole set."""
-    reasons = row["reasons"] or []
-    return row["outcome"] == "rejected" and all(r.startswith(("keep_best:", "near_duplicate:")) for r in reasons)
-
-
-def _is_by(criteria: Mapping[str, Any], row: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
-    """Whether a sample is kept, or rejected, by the criteria that hold for the whole dataset."""
-    spans = [each["min_span"] for each in criteria["filters"] if each["kind"] == "depth_range"]
-    passes = row["quality"]["depth_span"] >= max(spans, default=0)
-    return passes if told["outcome"] == "kept" else (not passes or _lost_to_others(told))
 
 
 def _short(uri: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,3 +142,21 @@ def expected_samples(planned: Sequence[Planned]) -> dict[Identity, set[str]]:
             else:
                 makers.setdefault(identity, set()).add(entry.shard)
     return makers
+
+
+def follows(row: Mapping[str, Any], committed: str) -> bool:
+    """Whether an outcome can follow from the commit's, where no refilter has decided anew."""
+    return row["outcome"] == committed or (committed == "kept" and _lost_to_others(row))
+
+
+def _lost_to_others(row: Mapping[str, Any]) -> bool:
+    """Whether a sample is rejected by what needs the whole set."""
+    reasons = row["reasons"] or []
+    return row["outcome"] == "rejected" and all(r.startswith(("keep_best:", "near_duplicate:")) for r in reasons)
+
+
+def is_by(criteria: Mapping[str, Any], row: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+    """Whether a sample is kept, or rejected, by the criteria that hold for the whole dataset."""
+    spans = [each["min_span"] for each in criteria["filters"] if each["kind"] == "depth_range"]
+    passes = row["quality"]["depth_span"] >= max(spans, default=0)
+    return passes if told["outcome"] == "kept" else (not passes or _lost_to_others(told))
