@@ -108,7 +108,7 @@ def _run(operation: Operation, spec: dict[str, Any]) -> str:
     pipelines.run.job.identify_job = lambda *_: IDENTITY
     pipelines.run.job.check_job_weights = lambda *_: None
     pipelines.run.job.Heartbeat = functools.partial(Heartbeat, beat_seconds=1e6)  # its thread would take steps
-    pipelines.run.rounds.generate_all = functools.partial(_make_here, operation)
+    pipelines.run.job.generate_all = functools.partial(_make_here, operation)
     summary = pipelines.run.job.run_job(load_spec(spec))
     if summary.version is None:
         return f"stopped, {summary.stopped and summary.stopped.shards} shards left"
