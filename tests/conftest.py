@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folders.setdefault(path.parent, []).append(path)
     places: dict[Path, float] = {}
     for folder, files in folders.items():
-        end = 1.0 if folder.name == "pipelines" else 0.75
+        end = 1.0 if "pipelines" in folder.parts else 0.75
         places |= {path: end * number / len(files) for number, path in enumerate(files)}
     items.sort(key=lambda item: places[item.path])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import secrets
@@ -20,6 +21,7 @@ from pipelines.stages.generate import DeviceFault
 from pipelines.store.storage import Storage
 from tests import stand_in
 
+ROOT = Path(__file__).parents[2]
 ASK = """
 import sys
 from ray._raylet import GcsClient
@@ -140,20 +142,41 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize(("name", "debug"), [*((name, True) for name in FAILURES), ("a wrong secret", False)])
-def test_a_planted_secret_is_not_printed_when_the_store_refuses(name, debug, s3, tmp_path) -> None:
+CASES = [*((name, True) for name in FAILURES), ("a wrong secret", False)]
+RUN = """
+import json, os, sys
+import pipelines.run.job
+from jobs.cli import main
+children = []
+for number, (environment, options) in enumerate(json.load(sys.stdin)):
+    children.append(os.fork())
+    if children[-1] == 0:
+        os.environ.update(environment)
+        for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(f"{number}.{name}", os.O_CREAT | os.O_WRONLY), descriptor)
+        sys.argv = ["jointdit", "run", "spec.yaml", *options]
+        sys.exit(main())
+for child in children:
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_planted_secret_is_not_printed_when_the_store_refuses(s3, tmp_path) -> None:
+    """The cases are forks of one process, which has imported everything."""
     (tmp_path / "prompts.txt").write_text("a cube\n")
-    spec = {
-        "task": "joint",
-        "input": {"uri": str(tmp_path / "prompts.txt")},
-        "output": {"uri": s3.make_bucket() + "/out"},
-    }
-    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
-    command = [sys.executable, "-m", "jobs.cli", "run", str(tmp_path / "spec.yaml"), *(["--debug"] if debug else [])]
-    environment = {**os.environ, **FAILURES[name]}
-    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-    assert answer.returncode == 1
-    assert ("Traceback" in answer.stderr) == debug
-    assert "planted" not in answer.stderr + answer.stdout
-    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in answer.stderr + answer.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.txt", "spec.yaml"]
+    paths = {"input": {"uri": str(tmp_path / "prompts.txt")}, "output": {"uri": s3.make_bucket() + "/out"}}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump({"task": "joint", **paths}))
+    cases = json.dumps([(FAILURES[name], ["--debug"] if debug else []) for name, debug in CASES])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", RUN]
+    done = subprocess.run(
+        command, input=cases, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.stdout.split() == ["1"] * len(CASES), done.stderr
+    for number, (name, debug) in enumerate(CASES):
+        printed = (tmp_path / f"{number}.stderr").read_text() + (tmp_path / f"{number}.stdout").read_text()
+        assert ("Traceback" in printed) == debug, name
+        assert "planted" not in printed, name
+        assert os.environ["AWS_SECRET_ACCESS_KEY"] not in printed, name
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {name for name in names if not name.endswith((".stdout", ".stderr"))} == {"prompts.txt", "spec.yaml"}
