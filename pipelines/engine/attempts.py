@@ -70,7 +70,7 @@ class Attempt:
             return self.receipt
         return self.summaries[-1] if self.summaries else self.read
 
-    def look(self) -> bool:
+    def note_progress(self) -> bool:
         """Whether something was read or generated since the last look."""
         has_input, done = self.has_input or is_done(self.read), count_done(self.summaries)
         has_moved = has_input > self.has_input or done > self.done

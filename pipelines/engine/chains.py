@@ -167,7 +167,7 @@ def take_what_is_not_begun(queue: Queue) -> list[PlannedShard]:
     taken = []
     guilty = at_work(queue.attempts)
     for attempt in list(queue.attempts):
-        attempt.look()
+        attempt.note_progress()
         if not attempt.is_generated and not attempt.superseded and not (guilty and attempt is guilty[0]):
             queue.attempts.remove(attempt)
             taken.append(attempt.entry)

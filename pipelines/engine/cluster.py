@@ -184,7 +184,7 @@ class ClusterWatch:
         self.plan = plan
         self._answered = time.monotonic()
 
-    def look(self) -> ClusterState | None:
+    def current_state(self) -> ClusterState | None:
         """The cluster's state; None while its head does not answer.
 
         Raises:

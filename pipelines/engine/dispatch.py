@@ -89,7 +89,7 @@ class Dispatcher:
             self._submit()
             self._read_ahead()
             self._collect()
-            self.oversight.look()
+            self.oversight.run_checks()
         self.oversight.tell()
 
     # --- submit ------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Limits:
             chosen.append(entry)
         return chosen
 
-    def look(self, usage: Usage) -> bool:
+    def is_reached(self, usage: Usage) -> bool:
         """Whether the run is to stop now, by the time or by what it took."""
         budget, reason = self.budget, ""
         if self.until is not None and self.clock() >= self.until.timestamp():

@@ -39,17 +39,17 @@ class Oversight:
         self.metrics = Metrics(flow.context.spec.name)
         self._looked = 0.0
 
-    def look(self) -> None:
+    def run_checks(self) -> None:
         """Look and act, unless the last look was a moment ago and no worker was lost since."""
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS and not self.flow.has_lost:
             return
         self._looked, self.flow.has_lost = now, False
-        if not self.flow.is_stopping and self.limits.look(self.pool.usage()):
+        if not self.flow.is_stopping and self.limits.is_reached(self.pool.usage()):
             self._wind_down()
         self._follow_cluster()
         for worker, queue in list(self.flow.queues.items()):
-            have_moved = [attempt.look() for attempt in queue.attempts]
+            have_moved = [attempt.note_progress() for attempt in queue.attempts]
             if any(have_moved):
                 queue.moved = now
             if queue.mark_begun() and worker.is_leaving:
@@ -72,7 +72,7 @@ class Oversight:
 
     def _follow_cluster(self) -> None:
         """Let workers leave nodes that go, and have as many as there is room for."""
-        state = self.cluster.look()
+        state = self.cluster.current_state()
         if state is not None:
             self.room = state.room
             for worker in self.pool.mark_leaving(state):

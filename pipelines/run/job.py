@@ -25,7 +25,7 @@ from pipelines.engine.usage import Usage, profile_of
 from pipelines.ledger.entries import Unfinished
 from pipelines.ledger.lease import Heartbeat
 from pipelines.ledger.ledger import Ledger, open_output
-from pipelines.ledger.resume import drop_roll_up, look
+from pipelines.ledger.resume import drop_roll_up, find_left
 from pipelines.ledger.versions import Version, read_latest
 from pipelines.model.fingerprint import code_version, fingerprint_of
 from pipelines.model.identity import check_job_weights, check_scorers, identify_job, with_guidance
@@ -101,7 +101,7 @@ def run_job(
     with Heartbeat(storage, note=progress.note):
         first = proposal
         proposal = patiently(lambda: extend_plan(spec, fingerprint, ledger, first), patience)
-        committed_before = patiently(lambda: look(ledger), patience).committed
+        committed_before = patiently(lambda: find_left(ledger), patience).committed
         with progress:
             if latest is not None and Criteria.of(asked.quality) != Criteria.of(spec.quality):
                 progress.note(

@@ -9,7 +9,7 @@ from pipelines.engine.limits import Limits
 from pipelines.engine.progress import Progress
 from pipelines.ledger.entries import Commit, PlannedShard, new_token, now
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.resume import look
+from pipelines.ledger.resume import find_left
 from pipelines.model.fingerprint import code_version
 from pipelines.plan.regeneration import extend_with_regeneration
 from pipelines.stages.context import RunContext
@@ -36,7 +36,7 @@ def generate_all(
     pending = patiently(lambda: shards_to_make(ledger), patience)
     if not pending:
         pending = patiently(lambda: next_round(context, ledger), patience)
-    if not pending or limits.stopped or limits.look(progress.usage):
+    if not pending or limits.stopped or limits.is_reached(progress.usage):
         return pending
 
     from pipelines.engine.cluster import connect, plan_workers
@@ -94,4 +94,4 @@ def shards_to_make(ledger: Ledger) -> list[PlannedShard]:
 
 def pending_shards(ledger: Ledger) -> list[PlannedShard]:
     """Plan minus commits, minus what newer input supersedes (resume.py)."""
-    return look(ledger).pending
+    return find_left(ledger).pending
