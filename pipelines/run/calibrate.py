@@ -17,7 +17,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -28,16 +27,15 @@ from pipelines.engine.limits import Limits
 from pipelines.engine.progress import Progress
 from pipelines.ledger.entries import PlannedShard, now
 from pipelines.ledger.ledger import Ledger, open_output
-from pipelines.model.fingerprint import code_version, digest, fingerprint_of
-from pipelines.model.identity import check_job_weights, check_scorers, identify_job, with_guidance
+from pipelines.model.fingerprint import Fingerprint, digest
 from pipelines.plan.shards import cut_rows, make_shard
 from pipelines.quality import FILTERS, load_filters
 from pipelines.records import Span
+from pipelines.run.opening import open_job
 from pipelines.run.rounds import generate_all
 from pipelines.spec.file import apply_overrides, read_yaml
 from pipelines.spec.job import JobSpec, load_spec
 from pipelines.spec.quantiles import Calibration, Limit, limits_of, value_of, without_quantiles
-from pipelines.stages.context import RunContext
 from pipelines.stages.readers import check_columns, count_rows, list_files
 from pipelines.store.storage import AlreadyExists, Storage
 
@@ -89,23 +87,14 @@ def calibrate(
     if spec.task == "encode":
         raise SpecError("task encode writes latents, which have no scores: there is nothing to calibrate.")
     sample = _sample_job(spec, uri or f"{spec.output.uri}-calibration")
-    storage = open_output(sample.output.uri)
-    ledger = Ledger(storage)
-    model = identify_job(sample, ledger.recorded_sources())
-    sample, fingerprint = with_guidance(sample, model), fingerprint_of(sample, model)
-    if not ledger.check_job(fingerprint):
-        check_job_weights(sample, model.pins)
-    check_scorers(sample)
-    shards = _plan(sample, samples, digest(fingerprint))
-    storage.probe()
-    ledger.open_job(sample, fingerprint, model.recorded())
-    _append(ledger, shards)
-    context = RunContext(
-        sample, storage, model.height, model.width, model.weights, fingerprint, code_version(), pins=model.pins
-    )
+    job = open_job(sample, open_output(sample.output.uri))
+    job.check_model()
+    shards = _plan(job.spec, samples, digest(job.fingerprint))
+    context, storage = job.begin(), job.ledger.storage
+    _append(job.ledger, shards)
     with (progress := Progress(console)):
-        generate_all(context, ledger, progress, Limits(), worker_class)
-    calibration = _measure(storage, ledger, shards, fingerprint)
+        generate_all(context, job.ledger, progress, Limits(), worker_class)
+    calibration = _measure(storage, job.ledger, shards, job.fingerprint)
     calibration.write(storage)
     proposals = propose_thresholds(spec, calibration, reject)
     snippet = render(storage.uri, calibration, proposals)
@@ -196,9 +185,7 @@ def _append(ledger: Ledger, shards: Sequence[PlannedShard]) -> None:
             ) from None
 
 
-def _measure(
-    storage: Storage, ledger: Ledger, shards: Sequence[PlannedShard], fingerprint: dict[str, Any]
-) -> Calibration:
+def _measure(storage: Storage, ledger: Ledger, shards: Sequence[PlannedShard], fingerprint: Fingerprint) -> Calibration:
     ids = [entry.shard.id for entry in shards]
     commits = ledger.read_commits(ids)
     facts = read_facts(storage, commits, ids)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.dataset.publish import spec_in_force
 from pipelines.ledger.counting import Counting
-from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.versions import read_latest
-from pipelines.model.fingerprint import fingerprint_of
-from pipelines.model.identity import ModelIdentity, check_scorers, identify_job
+from pipelines.model.identity import ModelIdentity, check_scorers
 from pipelines.model.memory import MemoryBound, MemoryNeed, memory_shown
 from pipelines.plan.propose import propose
 from pipelines.plan.regeneration import plan_regeneration
 from pipelines.quality import load_scores
+from pipelines.run.opening import open_job
 from pipelines.spec.job import JobSpec
 from pipelines.store.storage import Storage
 
@@ -56,21 +53,18 @@ def preview(spec: JobSpec) -> PlanPreview:
     Raises:
         SpecError, InputError, ModelError, StoreError: what the run itself would raise before its first shard.
     """
-    ledger = Ledger(Storage(spec.output.uri))
-    model = identify_job(spec, ledger.recorded_sources())
-    fingerprint = fingerprint_of(spec, model)
-    if ledger.check_job(fingerprint):
-        spec = spec_in_force(spec, read_latest(ledger.storage))
-    scorers = check_scorers(spec)
-    memory = memory_shown(spec, model, scorers)
-    wanted = load_scores(spec.quality.filters, spec.quality.scores, spec.task)
-    proposal = propose(spec, fingerprint, ledger)
+    job = open_job(spec, Storage(spec.output.uri))
+    spec, ledger, model = job.spec, job.ledger, job.model
+    scorer_bytes = check_scorers(spec)
+    scores = load_scores(spec.quality.filters, spec.quality.scores, spec.task)
+    memory = memory_shown(spec, model, scorer_bytes)
+    proposal = propose(spec, job.fingerprint, ledger)
     planned, committed = ledger.planned(), ledger.committed()
     counting = Counting(planned)
     done = [entry for entry in planned if entry.shard.id in committed]
     open_ = [e for e in planned if e.shard.id not in committed and not counting.is_superseded(e)]
     new_rows = sum(shard.rows for shard in proposal.shards)
-    seeds = plan_regeneration(spec, fingerprint, ledger) if planned and spec.quality.regenerate else []
+    seeds = plan_regeneration(spec, job.fingerprint, ledger) if planned and spec.quality.regenerate else []
     regenerated = sum(entry.samples for entry in seeds)
     pending = sum(entry.samples for entry in open_) + new_rows * spec.input.samples_per_row + regenerated
     return PlanPreview(
@@ -91,11 +85,11 @@ def preview(spec: JobSpec) -> PlanPreview:
         moved=proposal.moved,
         restored=proposal.restored,
         output_bytes=round(pending * _sample_bytes(spec, model)),
-        weights_bytes=model.bytes * (2 if spec.model.dtype == "float32" else 1) + scorers,  # 16 bits on disk
+        weights_bytes=model.bytes * (2 if spec.model.dtype == "float32" else 1) + scorer_bytes,  # 16 bits on disk
         in_flight_bytes=spec.resources.shards_in_flight * _shard_bytes(spec, model),
         memory=memory,
         sources=tuple((each.field, str(each), str(each.terms)) for each in model.pins),
-        scores=tuple((score.kind, score.cost()) for score in wanted),
+        scores=tuple((score.kind, score.cost()) for score in scores),
     )
 
 
