@@ -114,7 +114,7 @@ class Bisection:
 
     def __init__(self, ranges: Sequence[tuple[int, int, int]]) -> None:
         """`ranges`: (number, start, stop), half open; an item is (number, position)."""
-        self.found: list[tuple[int, int]] = []
+        self.killers: list[tuple[int, int]] = []
         self._deaths = 0  # of the current range, where it is a single item
         self._open = [each for each in ranges if each[1] < each[2]]
 
@@ -123,14 +123,14 @@ class Bisection:
         """The range to try next; None at the end."""
         return self._open[0] if self._open else None
 
-    def tell(self, kills: bool) -> None:
+    def record(self, kills: bool) -> None:
         """What came of trying the current range. A single item is found after it killed twice: see DEATHS_ALONE."""
         number, start, stop = self._open[0]
         if kills and stop - start == 1:
             self._deaths += 1
             if self._deaths < DEATHS_ALONE:
                 return
-            self.found.append((number, start))
+            self.killers.append((number, start))
         self._open.pop(0)
         self._deaths = 0
         if kills and stop - start > 1:

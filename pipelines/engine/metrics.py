@@ -106,7 +106,7 @@ class Metrics:
         }
         self._told: dict[tuple[Measure, str], float] = {}
 
-    def tell(self, values: Values) -> None:
+    def export(self, values: Values) -> None:
         """Tell the totals; of counters Ray is told what has come since the last time, 0 included the first time."""
         for (measure, label), value in values.items():
             tags = {"dataset": self._dataset, **dict(zip(measure.labels, (label,), strict=False))}

@@ -1,4 +1,4 @@
-"""The search for the rows that kill a reader or a finish process, a step at a time, so that nobody waits for it."""
+"""The search for the rows that kill a reader or a finish process, one step at a time, so that nothing waits for it."""
 
 from __future__ import annotations
 
@@ -12,45 +12,43 @@ from pipelines.engine.isolation import Crashes
 
 
 class SearchOutcome(enum.Enum):
-    """What is to be done with the shard now."""
+    """What the driver does with the shard after a step of a search."""
 
-    GOES_ON = enum.auto()
-    SHARD_AGAIN = enum.auto()  # what was found is in the ledger, or the results to try are lost
-    FINISH_AGAIN = enum.auto()  # what was found is in the ledger; the results are still there
+    CONTINUE = enum.auto()
+    RETRY_SHARD = enum.auto()  # the result is in the ledger, or the results to try are lost
+    RETRY_FINISH = enum.auto()  # the result is in the ledger, and the generated parts are still there
 
 
 def step_search(
     chains: Chains, crashes: Crashes, attempt: Attempt, patience: float
 ) -> tuple[SearchOutcome, Fault | None]:
-    """Look at the current try and submit the next. (what to do, a fault of the infrastructure that a try met).
+    """Take the result of the current try and submit the next one.
 
-    A try that does not end within `patience` seconds counts as a death, as one does that ends with its process.
+    Returns what to do, and the fault of the infrastructure that the try met, if any. A try counts as a death if its
+    process dies, or if it does not end within `patience` seconds.
     """
     search = attempt.search
     assert search is not None
-    if search.try_at is not None:
-        if time.monotonic() >= search.try_at:
-            chains.search_on(attempt)
-        return SearchOutcome.GOES_ON, None
-    if search.reference is not None:
-        if is_done(search.reference):
-            error = failure_of(search.reference)
+    if attempt.awaited is not None:
+        if is_done(attempt.awaited):
+            error = failure_of(attempt.awaited)
             fault = None if error is None else classify(search.stage, error, attempt.shard)
             if fault is not None and fault.kind not in ("crash", "memory"):
-                search.reference = None
-                lost = search.stage == "finish" and fault.kind == "object"
-                return (SearchOutcome.SHARD_AGAIN if lost else SearchOutcome.GOES_ON), fault
-            search.bisection.tell(kills=fault is not None)
-        elif time.monotonic() - search.submitted > patience:
-            search.bisection.tell(kills=True)
+                is_lost = search.stage == "finish" and fault.kind == "object"
+                return (SearchOutcome.RETRY_SHARD if is_lost else SearchOutcome.CONTINUE), fault
+            search.bisection.record(kills=fault is not None)
+        elif time.monotonic() - attempt.moved > patience:
+            search.bisection.record(kills=True)
         else:
-            return SearchOutcome.GOES_ON, None
-        chains.search_on(attempt)
+            return SearchOutcome.CONTINUE, None
+        attempt.end_try()
     if search.bisection.current is not None:
-        return SearchOutcome.GOES_ON, None
-    found, attempt.search = search.bisection.found, None
+        if time.monotonic() >= attempt.due:
+            chains.submit_try(attempt)
+        return SearchOutcome.CONTINUE, None
+    killers = search.bisection.killers
     if search.stage == "read":
-        crashes.record_bisection(attempt.entry, "read", rows=found)
-        return SearchOutcome.SHARD_AGAIN, None
-    crashes.record_bisection(attempt.entry, "finish", samples=[search.samples[position] for _, position in found])
-    return SearchOutcome.FINISH_AGAIN, None
+        crashes.record_bisection(attempt.entry, "read", rows=killers)
+        return SearchOutcome.RETRY_SHARD, None
+    crashes.record_bisection(attempt.entry, "finish", samples=[search.samples[position] for _, position in killers])
+    return SearchOutcome.RETRY_FINISH, None

@@ -56,8 +56,8 @@ def test_a_batch_of_one_is_no_proof_before_isolation(ledger: Ledger, entry: Plan
 
 def bisect(bisection: Bisection, kills) -> list[tuple[int, int]]:
     while (current := bisection.current) is not None:
-        bisection.tell(kills(*current))
-    return bisection.found
+        bisection.record(kills(*current))
+    return bisection.killers
 
 
 @pytest.mark.parametrize("poison", [[], [(0, 0)], [(0, 4), (1, 10)], [(0, n) for n in range(5)], [(1, 12)]])
