@@ -71,7 +71,7 @@ def test_permanent_errors_keep_their_sentence() -> None:
 
 
 def test_what_is_no_known_fault_stops_the_run() -> None:
-    with pytest.raises(PermanentError, match=r"^shard s failed in read in a way that is no known fault, KeyError: 'x'"):
+    with pytest.raises(PermanentError, match=r"^shard s failed in read with an error of no known kind, KeyError: 'x'"):
         classify("read", wrapped(KeyError("x")), "s")
 
 

@@ -104,7 +104,7 @@ def test_a_shard_that_goes_on_killing_though_no_row_of_it_does_stops_the_run(
     crashes.record(entry, "finish", "died")
     with pytest.raises(
         PermanentError,
-        match=rf"shard {entry.shard.id} took 4 processes down, the last in finish \(died\), and no single",
+        match=rf"shard {entry.shard.id} killed 4 processes, the last in finish \(died\), but no single",
     ):
         crashes.record(entry, "finish", "died")
 
