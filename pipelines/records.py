@@ -26,9 +26,7 @@ class SourceFile:
     uri: str
     etag: str  # the store's ETag, or a local file's size and mtime_ns
     size_bytes: int
-    relative_path: (
-        str  # to the part of input.uri before a glob; default row ids are "<relative_path>:<row number>"
-    )
+    relative_path: str  # to the part of input.uri before a glob; default row ids are "<relative_path>:<row number>"
 
 
 @dataclass(frozen=True, slots=True)

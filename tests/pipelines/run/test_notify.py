@@ -82,13 +82,13 @@ def test_a_busy_receiver_is_told_again_and_a_refusal_is_not(receiver, answers, t
     kind.answers = answers
     assert notify(address, {"event": "x"}, pause_seconds=0.01) is taken
     assert len(kind.received) == posts
-    assert ("was not told" in caplog.text) is not taken
+    assert ("was not notified" in caplog.text) is not taken
 
 
 def test_a_receiver_that_is_away_is_a_warning(receiver, caplog) -> None:
     address, _ = receiver
     assert not notify(address.replace("http://127.0.0.1", "http://127.0.0.2"), {"event": "x"}, pause_seconds=0.01)
-    assert "notify.webhook was not told of the new version: URLError" in caplog.text
+    assert "notify.webhook was not notified of the new version: URLError" in caplog.text
 
 
 def test_without_the_key_nothing_is_sent(receiver, monkeypatch, caplog) -> None:
