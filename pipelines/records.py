@@ -1,4 +1,4 @@
-"""The records that flow through a run, from a listed file to an encoded sample.
+"""Rows, samples and shards: the records that flow through a run.
 
     SourceFile -> Span -> Shard      the plan, without pixels
     Row | BadRow                     what a reader yields

@@ -1,4 +1,4 @@
-"""Attempts at shards: chains of Ray tasks in flight, the phase of each one, and its transitions.
+"""Attempts at shards in flight, the phase of each one, and its transitions.
 
     read (task) -> parts -> worker.generate, one call per part (actor) -> finish (task): filter, encode, write, commit
 

@@ -1,4 +1,4 @@
-"""Retry budgets of a shard: faults of the infrastructure, and process deaths that it is blamed for."""
+"""Retry budgets of each shard, for infrastructure faults and for deaths it is blamed for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chain of Ray tasks that makes a shard: read -> generate, one call per part -> finish.
+"""The chain of Ray tasks that makes a shard (read, generate, finish).
 
 A chain is submitted without waiting, and the driver keeps only references. Ray retries nothing: a retry by Ray would
 run `finish` again with the same commit token. The driver retries the shard.

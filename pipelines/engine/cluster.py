@@ -1,4 +1,4 @@
-"""The Ray cluster: connect or start a local one, plan its workers, and watch it during a run."""
+"""Connect to a Ray cluster or start one, plan its workers, and watch it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deadlines: a task that takes too long ends itself.
+"""Deadlines by which a task ends itself.
 
 The driver cannot end it: a `ray.cancel` that races with the end of a task aborts the driver ("Tried to complete task
 that was not pending", seen twice with Ray 2.60; github.com/ray-project/ray/pull/54798 explains such a race). So a

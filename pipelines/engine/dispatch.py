@@ -1,7 +1,7 @@
-"""Dispatch: bring shards to their commits on a pool of workers, whatever fails. Its only state is in the ledger.
+"""Bring shards to their commits on a pool of workers, whatever fails.
 
-flow.py holds the shards in flight; oversight.py watches the cluster, and what hangs or is late. faults.py classifies
-faults, and these three modules react:
+The only lasting state is in the ledger. flow.py holds the shards in flight, oversight.py watches the cluster and what
+hangs or is late, and faults.py classifies faults. The reactions:
 
     fault of the infrastructure     retry the shard after a backoff, until retries.infrastructure is used up
     dead worker, reader or finish   blame the shard it was busy with (isolation.py), retry its neighbours
@@ -31,9 +31,9 @@ from pipelines.engine.chains import seconds_of, summaries_of
 from pipelines.engine.faults import GET_SECONDS, classify, first_failure, is_done, is_node_loss
 from pipelines.engine.flow import Flow
 from pipelines.engine.limits import Limits
-from pipelines.engine.oversight import ABANDONED_AFTER, Oversight
+from pipelines.engine.oversight import Oversight
 from pipelines.engine.progress import Progress
-from pipelines.engine.searches import SearchOutcome, step_search
+from pipelines.engine.searches import step_search
 from pipelines.engine.workers import WorkerPool
 from pipelines.ledger.counting import InputVersions
 from pipelines.ledger.entries import PlannedShard
@@ -151,7 +151,7 @@ class Dispatcher:
             time.sleep(max(0.01, min(POLL_SECONDS, due - time.monotonic())))  # everything waits for a backoff
         for queue, attempt in self.flow.attempts():
             if attempt.phase is Phase.SEARCHING:
-                self._search(queue, attempt)
+                step_search(self.flow, queue, attempt)
             elif attempt.awaited is not None:
                 if is_done(attempt.awaited):
                     self._advance(queue, attempt)
@@ -242,15 +242,3 @@ class Dispatcher:
             else:
                 self.flow.remove(queue, attempt)
                 self.flow.requeue(attempt.entry, due)
-
-    def _search(self, queue: Queue, attempt: Attempt) -> None:
-        """Take a search one step further."""
-        patience = ABANDONED_AFTER * self.flow.context.spec.resources.stall_seconds
-        outcome, fault = step_search(self.flow.chains, self.flow.crashes, attempt, patience)
-        if fault is not None:
-            attempt.end_try(time.monotonic() + self.flow.budgets.charge(attempt.entry, fault))
-        if outcome is SearchOutcome.RETRY_SHARD:
-            self.flow.remove(queue, attempt)
-            self.flow.requeue(attempt.entry)
-        elif outcome is SearchOutcome.RETRY_FINISH:
-            self.flow.finish(attempt)

@@ -1,4 +1,4 @@
-"""Classify the error of a chain: the stage that failed first, and the kind of fault.
+"""Classify the error of a chain by the stage that failed first and the kind of fault.
 
     kind      cause                                                      reaction (dispatch.py)
     store     5xx, throttling, lost answer, commit that did not land     retry after a backoff

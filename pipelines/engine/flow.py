@@ -1,6 +1,6 @@
-"""Shards on their way to their commits: waiting, with a worker, or being finished after their worker went.
+"""The shards in flight and their workers, and every step that moves a shard.
 
-Flow owns this state and every step that moves a shard from one place to another. dispatch.py calls it when results
+A shard waits, is with a worker, or is being finished after its worker went. dispatch.py moves shards when results
 arrive, oversight.py as time goes by.
 """
 
@@ -21,6 +21,8 @@ from pipelines.engine.workers import Worker, WorkerPool
 from pipelines.ledger.entries import PlannedShard
 from pipelines.ledger.ledger import Ledger
 from pipelines.stages.context import RunContext
+
+ABANDONED_AFTER = 4  # times stall_seconds: a task that missed its own deadlines is on a machine that is gone
 
 
 class Flow:

@@ -1,4 +1,4 @@
-"""Shards that kill processes: count the deaths in the ledger, then find the rows that cause them.
+"""Count the process deaths of a shard, and find the rows that cause them.
 
 Deaths are create-only objects (`_crashes/<shard>/<n>.json`), because a row that kills a worker may also kill the
 driver's machine. Below the budget, a shard is retried as a whole. After that:

@@ -1,4 +1,6 @@
-"""The metrics that a run exports to Prometheus through Ray. Each metric is defined here, and nowhere else.
+"""The metrics that a run exports to Prometheus through Ray.
+
+Each metric is defined here, and nowhere else.
 
 Ray exports them on every node, at the port that `ray start --metrics-export-port` names, with the prefix `ray_`, and
 with the suffix `_total` for counters. Only the driver sets them, from the results of tasks and workers: a task that was

@@ -1,4 +1,4 @@
-"""Oversight of a run as time goes by: the cluster, limits, and workers, tasks and shards that hang or are late.
+"""Check the cluster, the limits, and what hangs or is late, once a second.
 
 No result announces that a node joins or leaves, that a limit is reached, that a worker or a finish hangs, or that a
 shard takes far longer than the others. So the driver checks once a second.
@@ -15,14 +15,13 @@ from pipelines.engine.attempts import Attempt, Phase, Queue
 from pipelines.engine.chains import take_unstarted
 from pipelines.engine.cluster import ClusterWatch
 from pipelines.engine.faults import Fault
-from pipelines.engine.flow import Flow
+from pipelines.engine.flow import ABANDONED_AFTER, Flow
 from pipelines.engine.limits import Limits
 from pipelines.engine.metrics import Metrics, values_of
 from pipelines.engine.workers import Worker
 from pipelines.spec.job import ResourcesSpec
 
 CHECK_SECONDS = 1.0
-ABANDONED_AFTER = 4  # times stall_seconds: a task that missed its own deadlines is on a machine that is gone
 FEWEST_SHARDS = 3  # for a meaningful median
 REMEMBERED_SHARDS = 1000
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The progress of a run: a live line in a terminal, a log line twice a minute elsewhere."""
+"""The progress of a run, as a live line in a terminal or as log lines."""
 
 from __future__ import annotations
 

@@ -1,54 +1,50 @@
-"""The search for the rows that kill a reader or a finish process, one step at a time, so that nothing waits for it."""
+"""One step of the search for the rows that kill a reader or a finish process."""
 
 from __future__ import annotations
 
-import enum
 import time
 
-from pipelines.engine.attempts import Attempt
-from pipelines.engine.chains import Chains
-from pipelines.engine.faults import Fault, classify, failure_of, is_done
-from pipelines.engine.isolation import Crashes
+from pipelines.engine.attempts import Attempt, Queue
+from pipelines.engine.faults import classify, failure_of, is_done
+from pipelines.engine.flow import ABANDONED_AFTER, Flow
 
 
-class SearchOutcome(enum.Enum):
-    """What the driver does with the shard after a step of a search."""
+def step_search(flow: Flow, queue: Queue, attempt: Attempt) -> None:
+    """Take the result of the current try and submit the next one; after the last one, retry the shard or its finish.
 
-    CONTINUE = enum.auto()
-    RETRY_SHARD = enum.auto()  # the result is in the ledger, or the results to try are lost
-    RETRY_FINISH = enum.auto()  # the result is in the ledger, and the generated parts are still there
+    A try kills if its process dies, or if it does not end within ABANDONED_AFTER times stall_seconds.
 
-
-def step_search(
-    chains: Chains, crashes: Crashes, attempt: Attempt, patience: float
-) -> tuple[SearchOutcome, Fault | None]:
-    """Take the result of the current try and submit the next one.
-
-    Returns what to do, and the fault of the infrastructure that the try met, if any. A try counts as a death if its
-    process dies, or if it does not end within `patience` seconds.
+    Raises:
+        PermanentError: a try failed in another way, or the budget for infrastructure faults is used up.
     """
     search = attempt.search
     assert search is not None
+    patience = ABANDONED_AFTER * flow.context.spec.resources.stall_seconds
     if attempt.awaited is not None:
         if is_done(attempt.awaited):
             error = failure_of(attempt.awaited)
             fault = None if error is None else classify(search.stage, error, attempt.shard)
             if fault is not None and fault.kind not in ("crash", "memory"):
-                is_lost = search.stage == "finish" and fault.kind == "object"
-                return (SearchOutcome.RETRY_SHARD if is_lost else SearchOutcome.CONTINUE), fault
+                attempt.end_try(time.monotonic() + flow.budgets.charge(attempt.entry, fault))
+                if search.stage == "finish" and fault.kind == "object":  # the results to try are lost
+                    flow.remove(queue, attempt)
+                    flow.requeue(attempt.entry)
+                return
             search.bisection.record(kills=fault is not None)
         elif time.monotonic() - attempt.moved > patience:
             search.bisection.record(kills=True)
         else:
-            return SearchOutcome.CONTINUE, None
+            return
         attempt.end_try()
+    killers = search.bisection.killers
     if search.bisection.current is not None:
         if time.monotonic() >= attempt.due:
-            chains.submit_try(attempt)
-        return SearchOutcome.CONTINUE, None
-    killers = search.bisection.killers
-    if search.stage == "read":
-        crashes.record_bisection(attempt.entry, "read", rows=killers)
-        return SearchOutcome.RETRY_SHARD, None
-    crashes.record_bisection(attempt.entry, "finish", samples=[search.samples[position] for _, position in killers])
-    return SearchOutcome.RETRY_FINISH, None
+            flow.chains.submit_try(attempt)
+    elif search.stage == "read":
+        flow.crashes.record_bisection(attempt.entry, "read", rows=killers)
+        flow.remove(queue, attempt)
+        flow.requeue(attempt.entry)
+    else:
+        samples = [search.samples[position] for _, position in killers]
+        flow.crashes.record_bisection(attempt.entry, "finish", samples=samples)
+        flow.finish(attempt)

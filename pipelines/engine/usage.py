@@ -1,4 +1,4 @@
-"""The resources that a run uses: how long workers held GPUs or CPUs, how busy they were, and the cost."""
+"""GPU-hours, CPU-hours, busy share and cost of a run."""
 
 from __future__ import annotations
 

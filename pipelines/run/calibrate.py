@@ -1,4 +1,4 @@
-"""Calibration: generate a sample of a job's input, measure its scores, and propose thresholds for the filters.
+"""Measure scores on a sample of a job's input and propose thresholds for its filters.
 
 The sample is a job of its own in a folder of its own, by default beside the output. Read, worker and finish are those
 of `jointdit run`, on Ray, and a killed calibration can be resumed. It has no point clouds, no second round and no

@@ -1,4 +1,4 @@
-"""The spine of a run: plan -> pending -> dispatch -> commit -> publish. Start reading here.
+"""The spine of a run: plan -> pending -> dispatch -> commit -> publish. Start here.
 
 `run_job` is all that `jointdit run` does. It can be killed at any moment and started again, here or elsewhere, also
 while another run is active: its only state is what is planned and committed in the output. Its lease (ledger/lease.py)

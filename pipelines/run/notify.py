@@ -1,11 +1,11 @@
-"""Notify `notify.webhook` of a new version with one signed POST. A failure is only logged.
+"""Notify a webhook of a new version, by one signed POST.
 
     X-JointDiT-Timestamp    seconds since 1970
     X-JointDiT-Signature    sha256=<hex HMAC-SHA256 of "<timestamp>." and the body>, the key in JOINTDIT_WEBHOOK_SECRET
 
-The receiver computes the same signature, compares it in constant time, and refuses old timestamps. Without the key
-nothing is sent, because the receiver could not tell it from a forgery. Redirects are not followed, because their target
-would get the signature.
+A failure is only logged. The receiver computes the same signature, compares it in constant time, and refuses old
+timestamps. Without the key nothing is sent, because the receiver could not tell it from a forgery. Redirects are not
+followed, because their target would get the signature.
 
 The address may be a secret, as those of chat services are. `notify.webhook_variable` names an environment variable that
 holds it, and no log line contains an address or the text of a server's answer.

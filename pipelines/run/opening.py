@@ -1,4 +1,4 @@
-"""Open a job: resolve its output, weights and spec, and check them before anything is written."""
+"""Open a job: resolve and check output, weights and spec before anything is written."""
 
 from __future__ import annotations
 

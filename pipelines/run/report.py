@@ -1,4 +1,4 @@
-"""The report of a run, stored beside its dataset in JSON and Markdown: rows, rejects by reason, GPU-hours, cost.
+"""The report of a run, stored beside its dataset as JSON and Markdown.
 
     _reports/<end of the run>-<token>.json and .md      create-only; nothing depends on them
 

@@ -1,4 +1,4 @@
-"""Rounds of a run: generate every pending shard, plan new samples for rejected ones, and repeat."""
+"""Rounds of a run: generate pending shards, then new samples for rejected ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The context of a run, which every task and actor gets through Ray's object store."""
+"""The context of a run, which Ray's object store gives to every task and actor."""
 
 from __future__ import annotations
 

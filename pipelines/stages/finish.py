@@ -1,8 +1,8 @@
-"""The last task of a shard: restore sizes, score, filter, encode, write, commit. Runs on CPU, on any node.
+"""The finish task: restore sizes, score, filter, encode, write, commit.
 
-Each attempt draws a token here, so that no two attempts share an object name. It writes its objects under names that
-contain the token, then tries to create the shard's only commit. An attempt that loses deletes its own objects and
-reports the winner. A sample that cannot be scored or encoded is quarantined alone.
+It runs on CPU, on any node. Each attempt draws a token here, so that no two attempts share an object name. It writes
+its objects under names that contain the token, then tries to create the shard's only commit. An attempt that loses
+deletes its own objects and reports the winner. A sample that cannot be scored or encoded is quarantined alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The read task: rows -> samples at the model's size, in parts of at most one batch. A bad row is quarantined alone.
+"""The read task: rows -> samples at the model's size, in parts of at most one batch.
+
+A bad row is quarantined alone.
 
 A shard keeps at most HELD_BYTES of source arrays in memory, whatever the size of its images; finish reads rows beyond
 that a second time.

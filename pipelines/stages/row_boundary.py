@@ -1,4 +1,4 @@
-"""The boundary of a row: an error of one row inside a task quarantines that row alone."""
+"""The boundary of a row: an error of one row quarantines that row alone."""
 
 from __future__ import annotations
 
