@@ -43,8 +43,8 @@ class Left:
     committed: int  # planned shards that have a commit
 
 
-def find_left(ledger: Ledger) -> Left:
-    """Return what is planned and not committed. Raises StoreError and TransientError."""
+def read_remaining(ledger: Ledger) -> Left:
+    """What is planned and not committed. Raises StoreError and TransientError."""
     tables = ledger.plan_tables()  # before the commits: a shard that is planned later has none that is looked at
     known = read_roll_up(ledger.storage)
     missing = {number: _not_in(table["shard"], known) for number, table in tables.items()}

@@ -25,7 +25,7 @@ from pipelines.engine.usage import Usage, profile_of
 from pipelines.ledger.entries import Unfinished
 from pipelines.ledger.lease import Heartbeat
 from pipelines.ledger.ledger import Ledger, open_output
-from pipelines.ledger.resume import drop_roll_up, find_left
+from pipelines.ledger.resume import drop_roll_up, read_remaining
 from pipelines.ledger.versions import Version
 from pipelines.plan.propose import Proposal, extend_plan, propose
 from pipelines.run.notify import message_of, notify, webhook_of
@@ -83,7 +83,7 @@ def run_job(
     progress, limits = Progress(console), Limits(spec.budget, spec.price, until)
     with Heartbeat(storage, note=progress.note):
         proposal = patiently(lambda: extend_plan(job.spec, job.fingerprint, ledger, proposed), patience)
-        committed_before = patiently(lambda: find_left(ledger), patience).committed
+        committed_before = patiently(lambda: read_remaining(ledger), patience).committed
         with progress:
             note_refilter(progress, job, spec)
             note_input_changes(progress, proposal)
