@@ -62,7 +62,7 @@ class Attempt:
     search: Search | None = None  # in phase SEARCHING
     moved: float = field(default_factory=time.monotonic)  # when it was last submitted, read, or generated a part
     began: float | None = None  # when its worker had no earlier attempt left to generate
-    has_input: bool = False  # it was read
+    has_input: bool = False  # whether it was read
     done: int = 0  # parts generated
 
     def __post_init__(self) -> None:
@@ -91,37 +91,37 @@ class Attempt:
         return all(is_done(summary) and failure_of(summary) is None for summary in self.summaries)
 
     def add_part(self, output: Any, summary: Any) -> None:
-        """Another part was submitted."""
+        """Record that the next part was submitted."""
         self.outputs.append(output)
         self.summaries.append(summary)
         self.awaited = summary
 
     def submit(self, receipt: Any) -> None:
-        """Finish was submitted, for the first time or again."""
+        """Record that finish was submitted, for the first time or again."""
         self.phase, self.awaited, self.moved = Phase.SUBMITTED, receipt, time.monotonic()
 
     def wait_to_finish(self, due: float) -> None:
-        """Finish is to be submitted again at `due`, with the same results."""
+        """Wait until `due` before finish is submitted again with the same results."""
         self.phase, self.awaited, self.due = Phase.WAITING_TO_FINISH, None, due
 
     def begin_search(self, search: Search) -> None:
-        """A search begins; its first try may be submitted."""
+        """Begin a search, whose first try may be submitted at once."""
         self.phase, self.search, self.awaited, self.due = Phase.SEARCHING, search, None, 0.0
 
     def add_try(self, reference: Any) -> None:
-        """A try of the search was submitted."""
+        """Record that a try of the search was submitted."""
         self.awaited, self.moved = reference, time.monotonic()
 
     def end_try(self, due: float = 0.0) -> None:
-        """A try of the search ended; the next one may be submitted at `due`."""
+        """Record that a try of the search ended; the next one may be submitted at `due`."""
         self.awaited, self.due = None, due
 
     def supersede(self) -> None:
-        """Another attempt committed the shard; this one stays while its worker or a task of it is busy with it."""
+        """Mark the shard as committed by another attempt. This one stays until the task that it awaits ends."""
         self.phase = Phase.SUPERSEDED
 
     def note_progress(self) -> bool:
-        """Note what has been read and generated; returns whether that is more than the last time."""
+        """Note what has been read and generated. Returns whether that is more than at the last call."""
         has_input, done = self.has_input or is_done(self.read), count_done(self.summaries)
         has_moved = has_input > self.has_input or done > self.done
         self.has_input, self.done = has_input, done

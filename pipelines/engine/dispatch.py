@@ -20,7 +20,6 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -32,14 +31,10 @@ from pipelines.engine.faults import GET_SECONDS, classify, first_failure, is_don
 from pipelines.engine.flow import Flow
 from pipelines.engine.limits import Limits
 from pipelines.engine.oversight import Oversight
-from pipelines.engine.progress import Progress
 from pipelines.engine.searches import step_search
-from pipelines.engine.workers import WorkerPool
 from pipelines.ledger.counting import InputVersions
 from pipelines.ledger.entries import PlannedShard
-from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.plan_tables import versions_of
-from pipelines.stages.context import RunContext
 from pipelines.stages.finish import Receipt
 from pipelines.store.errors import TransientError
 from pipelines.store.retries import patiently
@@ -53,17 +48,8 @@ shard_log = logging.getLogger("pipelines.shards")  # one line per shard, for JSO
 class Dispatcher:
     """Brings shards to their commits on a pool of workers."""
 
-    def __init__(
-        self,
-        context: RunContext,
-        context_ref: Any,
-        ledger: Ledger,
-        pool: WorkerPool,
-        progress: Progress,
-        limits: Limits,
-    ) -> None:
-        self.flow = Flow(context, context_ref, ledger, pool, progress)
-        self.oversight = Oversight(self.flow, limits)
+    def __init__(self, flow: Flow, limits: Limits) -> None:
+        self.flow, self.oversight = flow, Oversight(flow, limits)
         self.quarantined = self.planned = 0  # samples of this run
         self.excused = 0  # planned samples that failed before or whose file has changed: expected failures
 

@@ -76,7 +76,7 @@ class Flow:
         self.chains.finish(attempt, self.crashes.isolation(attempt.entry))
 
     def requeue(self, entry: PlannedShard, due: float = 0.0) -> None:
-        """Put a shard back, unless it is committed or has another attempt; at a limit, leave it to the next run."""
+        """Put a shard back, unless it is committed or has another attempt. At a limit, leave it to the next run."""
         if entry.shard.id in self.committed or any(self.live(entry.shard.id)):
             return
         if self.is_stopping:
@@ -91,7 +91,7 @@ class Flow:
         queue.mark_begun()
 
     def lose(self, worker: Worker, fault: Fault) -> None:
-        """A worker is gone: blame or charge the shard it was busy with, requeue all of its shards, replace it."""
+        """Remove a dead worker: blame or charge the shard it was busy with, and requeue all of its shards."""
         attempts = self.queues[worker].attempts
         call = current_call(attempts)
         never_worked = fault.kind == "device" and not has_generated(attempts) and worker.batch_size == 0
@@ -108,7 +108,7 @@ class Flow:
         self.has_lost = True
 
     def retire(self, worker: Worker) -> None:
-        """End a worker: its generated attempts are finished without it, its other shards are requeued."""
+        """End a worker. Its generated attempts are finished without it, and its other shards are requeued."""
         self._dissolve(worker)
         self.pool.retire(worker)
 
@@ -119,6 +119,7 @@ class Flow:
             if attempt is without or attempt.is_superseded:
                 continue
             if attempt.has_results:
+                attempt.note_progress()  # for the last time: checks note the progress of workers' queues only
                 self.adrift.attempts.append(attempt)
             else:
                 self.requeue(attempt.entry)

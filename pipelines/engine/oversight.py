@@ -32,7 +32,8 @@ class Oversight:
 
     def __init__(self, flow: Flow, limits: Limits) -> None:
         self.flow, self.limits = flow, limits
-        self.cluster, self.room = ClusterWatch(flow.pool.plan), flow.pool.plan.workers
+        self.cluster = ClusterWatch(flow.pool.plan)
+        self.room = flow.pool.plan.workers  # workers that the cluster can hold
         self.pace = Pace(flow.context.spec.resources)
         self.metrics = Metrics(flow.context.spec.name)
         self._checked = 0.0
@@ -103,7 +104,7 @@ class Oversight:
             self.flow.requeue(entry)
 
     def _wind_down(self) -> None:
-        """A limit is reached: workers finish their current shard and leave, the rest is left to the next run."""
+        """Stop at a limit: workers finish their current shards and leave, the rest is left to the next run."""
         self.flow.progress.note(f"{self.limits.stopped}: workers finish their current shards, the rest is left.")
         self.flow.is_stopping = True
         left = [waiting.entry for waiting in self.flow.waiting]

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -36,18 +35,14 @@ class Progress:
         self.dtypes: set[str] = set()  # that the model computed in
         self.in_flight = 0.0  # samples that are generated and not committed
         self._started = self._logged = time.monotonic()
-        self._live = (
-            Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
-        )
+        self._live = Live(console=self.console, transient=True) if self.console.is_terminal else None
 
     def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
 

@@ -45,15 +45,16 @@ def generate_all(
         import ray
 
         from pipelines.engine.dispatch import Dispatcher
+        from pipelines.engine.flow import Flow
         from pipelines.engine.workers import WorkerPool
         from pipelines.stages.generate import GenerationWorker
 
         context_ref = ray.put(context)
         resources = context.spec.resources
-        workers = plan_workers(resources)
-        pool = WorkerPool(context_ref, workers, worker_class or GenerationWorker, resources.start_seconds)
+        plan = plan_workers(resources)
+        pool = WorkerPool(context_ref, plan, worker_class or GenerationWorker, resources.start_seconds)
         try:
-            dispatcher = Dispatcher(context, context_ref, ledger, pool, progress, limits)
+            dispatcher = Dispatcher(Flow(context, context_ref, ledger, pool, progress), limits)
             while pending and not limits.stopped:
                 chosen = limits.choose(pending)
                 number = max(entry.shard.round for entry in chosen or pending)
