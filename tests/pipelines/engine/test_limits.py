@@ -34,7 +34,7 @@ def test_a_time_is_the_next_one(text: str, expected: datetime) -> None:
 
 
 @pytest.mark.parametrize("text", ["six", "25:00", "06:60", "2026-11-25T06:00", ""])
-def test_what_is_no_time_to_come_is_one_sentence(text: str) -> None:
+def test_a_text_that_is_not_a_time_in_the_future_is_one_sentence(text: str) -> None:
     with pytest.raises(SpecError, match=r"^--until"):
         next_time(text, EVENING)
 

@@ -46,7 +46,7 @@ def test_two_shards_have_no_median() -> None:
     assert not pace.is_late(attempt(1000.0))
 
 
-def test_it_can_be_switched_off_and_waits_for_its_seconds() -> None:
+def test_the_check_can_be_disabled_and_waits_for_its_seconds() -> None:
     for resources, late in (
         (ResourcesSpec(straggler_factor=None), False),
         (ResourcesSpec(), True),
