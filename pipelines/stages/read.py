@@ -59,12 +59,11 @@ HELD_BYTES = 1 << 30  # of source arrays that a shard keeps from read to finish,
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as read, with its place in the shard and its arrays at the source's size.
+    """A row as read, with its arrays at the source's size.
 
     Rows beyond HELD_BYTES of a shard have no arrays, and `again` is the span from which finish reads them again.
     """
 
-    span: int
     row: Row
     bytes: int = 0  # of its arrays, also if they were dropped
     again: Span | None = None
@@ -96,20 +95,21 @@ def read_shard(
             if isinstance(fitted, BadRow):
                 failed.append(SampleResult(sample, error=fitted.error, traceback=fitted.traceback))
             elif sample.id in isolation.poison:
-                failed.append(
-                    SampleResult(sample, error="the model's process died each time this sample was generated.")
-                )
+                error = "the model's process died each time this sample was generated."
+                failed.append(SampleResult(sample, error=error))
             else:
-                sample.rgb, sample.disparity, sample.content = fitted.rgb, fitted.disparity, fitted.content
-                samples.append(replace(sample, row=without_arrays(sample.row)))
+                light = without_arrays(sample.row)
+                samples.append(
+                    replace(sample, row=light, rgb=fitted.rgb, disparity=fitted.disparity, content=fitted.content)
+                )
         if isinstance(row, Row) and isinstance(fitted, Sample):
             size = _source_bytes(row)
             if held + size <= HELD_BYTES:
                 held += size
-                rows.append(SourceRow(span, row, size))
+                rows.append(SourceRow(row, size))
             else:
-                place = replace(entry.shard.spans[span], start=row.position, stop=row.position + 1)
-                rows.append(SourceRow(span, without_arrays(row), size, place))
+                again = replace(span, start=row.position, stop=row.position + 1)
+                rows.append(SourceRow(without_arrays(row), size, again))
     trusted, suspects = cut_parts(samples, context.spec.model.batch_size, isolation.suspects)
     alone = isolation.suspected(entry.samples)
     suspects += [[] for _ in range(alone - len(suspects))]
@@ -138,7 +138,7 @@ def size_of(sample: Sample) -> tuple[int, ...]:
     return () if array is None else array.shape[:2]
 
 
-def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Iterator[tuple[int, Row | BadRow]]:
+def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Iterator[tuple[Span, Row | BadRow]]:
     """Yield (span, row) for each planned row, in order. Rows that kill the reader are not read again."""
     spec = context.spec
     for number, span in enumerate(entry.shard.spans):
@@ -147,13 +147,10 @@ def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Ite
         for position in [*poison, span.stop]:
             if start < position:
                 for row in read_rows(span, start, position, spec.input, spec.reading):
-                    yield number, row
+                    yield span, row
             if position < span.stop:
-                row_id = f"{span.relative_path}:{position}"
-                yield (
-                    number,
-                    BadRow(row_id, span.uri, position, "the reader's process died each time this row was read."),
-                )
+                error = "the reader's process died each time this row was read."
+                yield span, BadRow(f"{span.relative_path}:{position}", span.uri, position, error)
             start = position + 1
 
 
