@@ -31,7 +31,7 @@ from pipelines.plan.propose import Proposal, extend_plan, propose
 from pipelines.run.notify import message_of, notify, webhook_of
 from pipelines.run.opening import OpenedJob, open_job
 from pipelines.run.report import keep_report, report_of
-from pipelines.run.rounds import Stopped, generate_all, what_is_left
+from pipelines.run.rounds import Stopped, count_left, generate_all
 from pipelines.spec.job import JobSpec
 from pipelines.stages.context import RunContext
 from pipelines.store.retries import patiently
@@ -98,7 +98,7 @@ def run_job(
         retain = spec.output.retain_versions
         if version is not None and retain is not None:
             patiently(lambda: prune_versions(storage, retain), patience)
-        stopped = patiently(lambda: what_is_left(ledger, limits.stopped), patience) if version is None else None
+        stopped = patiently(lambda: count_left(ledger, limits.stopped), patience) if version is None else None
     if version is not None and is_new and (webhook := webhook_of(spec.notify)):
         notify(webhook, message_of(spec.name, storage.uri, version))
     return RunSummary(

@@ -67,7 +67,7 @@ def generate_all(
     return pending
 
 
-def what_is_left(ledger: Ledger, reason: str) -> Stopped:
+def count_left(ledger: Ledger, reason: str) -> Stopped:
     """Count what a stopped run leaves to the next one."""
     left = shards_to_make(ledger)
     return Stopped(reason, len(left), sum(entry.samples for entry in left))
