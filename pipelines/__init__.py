@@ -1,14 +1,17 @@
-"""Datasets by the million, on Ray: a job spec in, a clean RGB-D dataset out.
+"""The data engine: turns a job spec into an RGB-D dataset, on Ray.
 
-The spine is `run.py`: plan -> pending -> dispatch -> commit -> publish. Read it first, then follow a shard:
+Read run/job.py first: plan -> pending -> dispatch -> commit -> publish. The packages, each importing only those below:
 
-    spec.py       what is asked for            fingerprint.py  what decides pixels
-    plan.py       inputs -> shards             ledger.py       create-only plans, commits, crash counts, versions
-    read.py       rows -> samples (a Ray task) worker.py       samples -> pixels (the Ray actor, one model)
-    finish.py     pixels -> files and a commit publish.py      commits -> a version, its card and gallery
-    status.py     the ledger, told             validate.py     the whole account again, from the files alone
+    run/       one run, from the spec to a published version       training/  an adapter trained on a dataset
+    engine/    from planned shards to commits, on Ray              dataset/   from commits to a published dataset
+    plan/      which shards there are to make
+    stages/    what a shard goes through: read, generate, finish; readers/ and sinks/
+    ledger/    plans, commits, versions: create-only objects in the output
+    model/     which weights a job uses, and how they are loaded
+    spec/      what a job is asked for
+    quality/   filters
+    store/     local folders and object stores, and the create-only write
 
-Under them: `storage.py` (one way to local folders and object stores, and the create-only write everything rests on),
-`readers/`, `quality/`, `sinks/`. The promise: each planned sample of a published version ends exactly once in kept,
+records.py defines rows, samples and shards. Each planned sample of a published version ends exactly once: kept,
 rejected or quarantined.
 """

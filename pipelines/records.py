@@ -1,11 +1,11 @@
-"""The records that flow through a run, from a listed file to an encoded sample.
+"""Rows, samples and shards: the records that flow through a run.
 
-    SourceFile -> Span -> Shard      what the plan holds (no pixels)
+    SourceFile -> Span -> Shard      the plan, without pixels
     Row | BadRow                     what a reader yields
-    Sample                           one thing to generate: a row, an index, its seed, arrays at the model's size
-    SampleResult                     a sample after the model: pixels, or the error that quarantines it
+    Sample                           the input of the model: a row, an index, a seed, arrays at the model's size
+    SampleResult                     the output of the model: pixels, or the error that quarantines the sample
 
-Arrays carry their shape in the comment beside the field. `rgb` is uint8, `disparity` float32 in [0, 1], 1 nearest.
+The comment beside an array gives its shape. `rgb` is uint8, `disparity` float32 in [0, 1], where 1 is nearest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SourceFile:
     uri: str
     etag: str  # the store's ETag, or a local file's size and mtime_ns
     size_bytes: int
-    relative_path: str  # to the non-glob prefix of the spec's uri; the default row id is "<relative_path>:<row number>"
+    relative_path: str  # to the part of input.uri before a glob; default row ids are "<relative_path>:<row number>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of work, commit and retry: some spans of rows, in one round of regeneration."""
+    """The unit of work, commit and retry: spans of rows, in one round of regeneration."""
 
     id: str
     spans: tuple[Span, ...]
@@ -59,7 +59,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Row:
-    """One readable input row. What the task does not need is None."""
+    """One readable input row. Fields that the task does not need are None."""
 
     id: str
     uri: str
@@ -67,13 +67,13 @@ class Row:
     prompt: str | None = None
     rgb: NDArray[np.uint8] | None = None  # (H, W, 3) at the source's size
     depth: NDArray[np.float32] | None = None  # (H, W) at the source's size, in the units of input.depth
-    depth_valid: NDArray[np.bool_] | None = None  # (H, W) False where the map has a hole
-    rgb_bytes: bytes | None = None  # the encoded image as found, for output.rgb: copy without encoding it again
+    depth_valid: NDArray[np.bool_] | None = None  # (H, W), False where the map has a hole
+    rgb_bytes: bytes | None = None  # the encoded image as read, for output.rgb: copy without encoding it again
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """One row that cannot be read: quarantined alone. `id` is the default id where the id column is unreadable."""
+    """One row that cannot be read; it is quarantined alone. `id` is the default id if the id column is unreadable."""
 
     id: str
     uri: str
@@ -83,7 +83,7 @@ class BadRow:
 
 
 class Content(NamedTuple):
-    """The part of an array at the model's size that is no padding, in pixels."""
+    """The part of an array at the model's size that is not padding, in pixels."""
 
     top: int
     left: int
@@ -93,7 +93,7 @@ class Content(NamedTuple):
 
 @dataclass
 class Sample:
-    """One thing to generate. `id` is "<row id>/<index>"; `seed` depends on job seed, row id and index alone."""
+    """One sample to generate. `id` is "<row id>/<index>"; `seed` depends only on the job's seed, row id and index."""
 
     id: str
     row: Row
@@ -102,12 +102,12 @@ class Sample:
     seed: int
     rgb: NDArray[np.uint8] | None = None  # (h, w, 3) at the model's size
     disparity: NDArray[np.float32] | None = None  # (h, w) at the model's size
-    content: Content | None = None  # where in arrays of the model's size the source is; None: everywhere
+    content: Content | None = None  # the part of the arrays that shows the source; None: all of it
 
 
 @dataclass(frozen=True)
 class EncodedArrays:
-    """What training reads of a pair, float16: packed latents (N, C), T5 states (T, D), CLIP pooled (P)."""
+    """An encoded training pair, float16: packed latents (N, C), T5 states (T, D), pooled CLIP embedding (P)."""
 
     rgb: NDArray[np.float16]
     disparity: NDArray[np.float16]
@@ -125,13 +125,13 @@ class SampleResult:
     sample: Sample
     rgb: NDArray[np.uint8] | None = None  # (h, w, 3)
     disparity: NDArray[np.float32] | None = None  # (h, w)
-    error: str | None = None  # one sentence; set means quarantine
+    error: str | None = None  # one sentence; the sample is quarantined if it is set
     traceback: str = ""
-    scores: dict[str, float] = field(default_factory=dict)  # the worker's, where a model was asked; then all
-    reasons: list[str] = field(default_factory=list)  # empty means kept
-    encoded: EncodedArrays | None = None  # of task encode, in place of pixels
-    caption: str | None = None  # of task prepare, in place of the row's prompt
-    calibration: Calibration | None = None  # by output.points.calibrate
+    scores: dict[str, float] = field(default_factory=dict)  # from models on the worker; finish adds all others
+    reasons: list[str] = field(default_factory=list)  # of a rejection; empty if the sample is kept
+    encoded: EncodedArrays | None = None  # of task encode, instead of pixels
+    caption: str | None = None  # of task prepare, instead of the row's prompt
+    calibration: Calibration | None = None  # from output.points.calibrate
 
     def without_padding(self, array: NDArray[Any]) -> NDArray[Any]:
         """The part of an array (h, w, ...) at the model's size that shows the source."""

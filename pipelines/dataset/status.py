@@ -132,7 +132,7 @@ class StatusReader:
             crashes={shard: len(self.ledger.crashes(shard)) for shard in sorted(self.ledger.shards_with_crashes())},
             latest=latest,
             is_published=latest is not None and {entry.plan for entry in entries} <= set(latest.plans),
-            leases=tuple(self._watch.look()),
+            leases=tuple(self._watch.read()),
             runs=len(reports),
             gpu_hours=sum(report.gpu_hours for report in reports),
             cpu_hours=sum(report.cpu_hours for report in reports),

@@ -1,32 +1,48 @@
-"""Chains of tasks in flight, as the driver sees them: references, never pixels.
+"""Attempts at shards in flight, the phase of each one, and its transitions.
 
-    read (task) -> parts -> worker.generate, a call a part (actor) -> finish (task): filter, encode, write, commit
+    read (task) -> parts -> worker.generate, one call per part (actor) -> finish (task): filter, encode, write, commit
 
-A chain is submitted without waiting. Ray itself retries nothing: it would rerun `finish` with the same attempt.
+The driver holds references, never pixels. Phases change as follows; an attempt that has ended leaves its queue:
+
+    STEPWISE, SUBMITTED  -> SEARCHING          the reader or finish died too often
+    STEPWISE             -> SUBMITTED          the last suspect was generated, and finish is submitted
+    SUBMITTED            -> WAITING_TO_FINISH  finish met a fault of the infrastructure, or never ended
+    WAITING_TO_FINISH    -> SUBMITTED          the backoff is over
+    SEARCHING            -> SUBMITTED          the samples that kill finish are known
+    any                  -> SUPERSEDED         another attempt committed the shard
 """
 
 from __future__ import annotations
 
+import enum
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.engine.faults import Stage, count_done, failure_of, is_done
 from pipelines.engine.isolation import Bisection
+from pipelines.engine.workers import Worker
 from pipelines.ledger.entries import PlannedShard
 from pipelines.stages.read import Isolation
 
 
-@dataclass(eq=False)
+class Phase(enum.Enum):
+    """What the driver does next with an attempt."""
+
+    STEPWISE = enum.auto()  # parts are left: submit the next one when the one before it is generated
+    SUBMITTED = enum.auto()  # the whole chain is submitted: take the receipt of finish
+    WAITING_TO_FINISH = enum.auto()  # all parts are generated: submit finish again after a backoff
+    SEARCHING = enum.auto()  # a bisection is under way: submit its next try
+    SUPERSEDED = enum.auto()  # the shard has a commit: remove the attempt when its chain ends
+
+
+@dataclass(frozen=True)
 class Search:
     """A bisection under way: one try at a time, in a process of its own."""
 
     stage: Stage
     bisection: Bisection
-    samples: list[str] = field(default_factory=list)  # for finish: what the positions stand for
-    reference: Any = None
-    submitted: float = 0.0
-    try_at: float | None = None  # after a fault of the store, by the driver's monotonic clock
+    samples: list[str] = field(default_factory=list)  # of finish: sample ids by position
 
 
 @dataclass(eq=False)
@@ -35,19 +51,22 @@ class Attempt:
 
     entry: PlannedShard
     isolation: Isolation
-    read: Any  # of a ReadSummary
+    read: Any  # reference of a ReadSummary
     rows: Any
     parts: list[Any]
-    outputs: list[Any] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)  # of the parts that were submitted
     summaries: list[Any] = field(default_factory=list)
-    receipt: Any = None  # of finish; None while suspects are submitted one by one, and until finish is tried again
-    finish_at: float | None = None  # when finish is tried again, by the driver's monotonic clock
-    search: Search | None = None
+    phase: Phase = Phase.STEPWISE
+    awaited: Any = field(init=False)  # reference whose result starts the next step; None until `due`
+    due: float = 0.0  # when the next step is submitted, by the driver's monotonic clock
+    search: Search | None = None  # in phase SEARCHING
     moved: float = field(default_factory=time.monotonic)  # when it was last submitted, read, or generated a part
-    began: float | None = None  # when its worker had nothing else to generate any more
-    has_input: bool = False
+    began: float | None = None  # when its worker had no earlier attempt left to generate
+    has_input: bool = False  # whether it was read
     done: int = 0  # parts generated
-    superseded: bool = False  # its shard has a commit; it stays because its worker is at it
+
+    def __post_init__(self) -> None:
+        self.awaited = self.read
 
     @property
     def shard(self) -> str:
@@ -56,22 +75,53 @@ class Attempt:
 
     @property
     def is_generated(self) -> bool:
-        """Whether all its parts went through the model, at the last look."""
+        """Whether all parts had left the model when progress was last noted."""
         return self.done == len(self.parts)
 
     @property
-    def awaited(self) -> Any:
-        """The reference that ends it, or its next step; None while it only waits for a time."""
-        if self.search is not None:
-            return self.search.reference
-        if self.finish_at is not None:
-            return None
-        if self.receipt is not None:
-            return self.receipt
-        return self.summaries[-1] if self.summaries else self.read
+    def is_superseded(self) -> bool:
+        """Whether another attempt committed the shard."""
+        return self.phase is Phase.SUPERSEDED
 
-    def look(self) -> bool:
-        """Whether something was read or generated since the last look."""
+    @property
+    def has_results(self) -> bool:
+        """Whether it no longer needs its worker: finish has been submitted, and every part was generated."""
+        if self.phase is Phase.STEPWISE or len(self.summaries) < len(self.parts):
+            return False
+        return all(is_done(summary) and failure_of(summary) is None for summary in self.summaries)
+
+    def add_part(self, output: Any, summary: Any) -> None:
+        """Record that the next part was submitted."""
+        self.outputs.append(output)
+        self.summaries.append(summary)
+        self.awaited = summary
+
+    def submit(self, receipt: Any) -> None:
+        """Record that finish was submitted, for the first time or again."""
+        self.phase, self.awaited, self.moved = Phase.SUBMITTED, receipt, time.monotonic()
+
+    def wait_to_finish(self, due: float) -> None:
+        """Wait until `due` before finish is submitted again with the same results."""
+        self.phase, self.awaited, self.due = Phase.WAITING_TO_FINISH, None, due
+
+    def begin_search(self, search: Search) -> None:
+        """Begin a search, whose first try may be submitted at once."""
+        self.phase, self.search, self.awaited, self.due = Phase.SEARCHING, search, None, 0.0
+
+    def add_try(self, reference: Any) -> None:
+        """Record that a try of the search was submitted."""
+        self.awaited, self.moved = reference, time.monotonic()
+
+    def end_try(self, due: float = 0.0) -> None:
+        """Record that a try of the search ended; the next one may be submitted at `due`."""
+        self.awaited, self.due = None, due
+
+    def supersede(self) -> None:
+        """Mark the shard as committed by another attempt. This one stays until the task that it awaits ends."""
+        self.phase = Phase.SUPERSEDED
+
+    def note_progress(self) -> bool:
+        """Note what has been read and generated. Returns whether that is more than at the last call."""
         has_input, done = self.has_input or is_done(self.read), count_done(self.summaries)
         has_moved = has_input > self.has_input or done > self.done
         self.has_input, self.done = has_input, done
@@ -82,13 +132,14 @@ class Attempt:
 
 @dataclass(eq=False)
 class Queue:
-    """The chains of one worker, in the order in which it generates them."""
+    """The attempts of one worker, in the order in which it generates them."""
 
+    worker: Worker | None  # None for attempts that are only finished, because their worker is gone
     attempts: list[Attempt] = field(default_factory=list)
-    moved: float = 0.0  # when it last got work or finished a part, by the driver's monotonic clock
+    moved: float = 0.0  # when the worker last got work or finished a part, by the driver's monotonic clock
 
     def mark_begun(self) -> bool:
-        """Start the clock of each attempt whose turn has come; whether the worker has nothing to generate any more."""
+        """Start the clock of each attempt whose turn has come; returns whether nothing is left to generate."""
         for attempt in self.attempts:
             if attempt.began is None:
                 attempt.began = time.monotonic()
@@ -104,10 +155,3 @@ class Waiting:
     due: float
     order: int
     entry: PlannedShard = field(compare=False)
-
-
-def has_results(attempt: Attempt) -> bool:
-    """Whether an attempt needs its worker no more: all is generated, and what is left is to finish it."""
-    if attempt.receipt is None and attempt.finish_at is None:
-        return False
-    return all(is_done(summary) and failure_of(summary) is None for summary in attempt.summaries)

@@ -1,4 +1,4 @@
-"""What a shard may cost: faults of the infrastructure, deaths it is blamed for, and when the one becomes the other."""
+"""Retry budgets of each shard, for infrastructure faults and for deaths it is blamed for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Budgets:
-    """Counts faults a shard: those of the infrastructure for this run, those it is blamed for in the ledger."""
+    """Counts the faults of each shard: infrastructure faults for this run, deaths it is blamed for in the ledger."""
 
     def __init__(self, retries: RetriesSpec, crashes: Crashes, progress: Progress) -> None:
         self.retries, self.crashes, self.progress = retries, crashes, progress
@@ -26,10 +26,10 @@ class Budgets:
         self._memory_kills: Counter[str] = Counter()
 
     def is_blamed(self, entry: PlannedShard, fault: Fault) -> bool:
-        """Whether a shard is blamed for a fault; to be asked once a fault.
+        """Whether a shard is blamed for a fault. Call it once per fault.
 
-        A process that was killed for want of the node's memory may be the victim of another, so the shard goes again
-        after a backoff; one that goes on being killed is taken for the culprit.
+        A process that was killed because its node ran out of memory may be the victim of another process, so its shard
+        is retried after a backoff. A shard whose processes keep being killed is blamed.
         """
         if fault.kind != "memory":
             return fault.kind == "crash"
@@ -37,20 +37,23 @@ class Budgets:
         return self._memory_kills[entry.shard.id] > max(1, self.retries.crash)
 
     def blame(self, entry: PlannedShard, fault: Fault, samples: Sequence[str] = ()) -> None:
-        """Record a death that a shard is blamed for. Raises PermanentError where no single row is guilty of them."""
+        """Record a death that a shard is blamed for. Raises PermanentError if no single row of it causes the deaths."""
         count = self.crashes.record(entry, fault.stage, str(fault), samples)
         self.progress.retried("crash")
         logger.warning(
-            "shard %s took a process down (%s, %d so far): %s",
-            *(entry.shard.id, fault.stage, count, fault),
+            "shard %s killed a process (%s, %d so far): %s",
+            entry.shard.id,
+            fault.stage,
+            count,
+            fault,
             extra={"shard": entry.shard.id, "attempt": count, "stage": fault.stage, "fault": "crash"},
         )
 
     def charge(self, entry: PlannedShard, fault: Fault) -> float:
-        """Count a fault that is nobody's; returns how many seconds to wait.
+        """Count a fault that no shard is blamed for; returns the seconds to wait before the retry.
 
         Raises:
-            PermanentError: the budget is spent.
+            PermanentError: the budget is used up.
         """
         self._faults[entry.shard.id] += 1
         self.progress.retried(fault.kind)
@@ -62,8 +65,14 @@ class Budgets:
             ) from fault.error
         delay = backoff_seconds(count)
         logger.warning(
-            "shard %s: %s fault in %s, again in %.1f s (%d of %d): %s",
-            *(entry.shard.id, fault.kind, fault.stage, delay, count, budget, fault),
+            "shard %s: %s fault in %s, retry in %.1f s (%d of %d): %s",
+            entry.shard.id,
+            fault.kind,
+            fault.stage,
+            delay,
+            count,
+            budget,
+            fault,
             extra={"shard": entry.shard.id, "attempt": count, "stage": fault.stage, "fault": fault.kind},
         )
         return delay

@@ -1,4 +1,4 @@
-"""Ray: joining a cluster or starting a local one, how many workers it can hold, and what becomes of it in a run."""
+"""Connect to a Ray cluster or start one, plan its workers, and watch it."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from jointdit.errors import PermanentError
 from pipelines.spec.job import ResourcesSpec
 
 CONNECT_SECONDS = 10.0
-TASK_CPUS = 0.25  # each read and finish task, on a cluster of CPUs
-TASK_SHARE = 0.1  # of a node's CPUs kept for them, at least two tasks
+TASK_CPUS = 0.25  # per read and finish task, on a cluster without GPUs
+TASK_SHARE = 0.1  # of a node's CPUs is kept for tasks, at least for two
 CPU_WORKER_BYTES = 1.5e9  # torch and a small model
-HEAD_SECONDS = 30.0  # for the head of the cluster to come back; Ray itself ends the process after 60
+HEAD_SECONDS = 30.0  # until a head without an answer stops the run; Ray itself ends the process after 60
 HEAD_ANSWER_SECONDS = 2.0
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """How many workers, and what each of them takes."""
+    """How many workers a run has, and the resources of each one."""
 
     workers: int
     num_gpus: float
     num_cpus: float
-    task_cpus: float  # each read and finish task
-    threads: int  # torch's, on CPU
+    task_cpus: float  # per read and finish task
+    threads: int  # of torch, on CPU
     device: str
-    follows: bool = False  # the GPUs there are, also beyond `workers`; else those without a place wait for one
+    follows: bool = False  # the number of workers follows that of the GPUs; otherwise workers wait for a GPU
 
 
 @contextlib.contextmanager
 def connect() -> Iterator[None]:
-    """Be connected to Ray inside: the connection there is, the cluster of RAY_ADDRESS, or a local one of our own.
+    """Connect to Ray: use the open connection, the cluster at RAY_ADDRESS, or start a local cluster.
 
-    A local one has token authentication with a generated token, and no dashboard.
+    A local cluster has token authentication with a generated token, and no dashboard.
     """
     address = os.environ.get("RAY_ADDRESS", "")
     local = not address
@@ -50,16 +50,16 @@ def connect() -> Iterator[None]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns without it
         "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # faults are read from a chain's last reference
-        "RAY_worker_niceness": "0",  # at Ray's own 15, anything else on the machine starves the job
-        # At Ray's own second, nearly each read and finish task began a process and imported all it needs (measured).
+        "RAY_worker_niceness": "0",  # with Ray's default of 15, any other process on the machine starves the job
+        # With Ray's default of one second, nearly every task started a process and imported its modules (measured).
         "RAY_idle_worker_killing_time_threshold_ms": "60000",
     }
     if local:
-        os.environ["RAY_AUTH_MODE"] = "token"  # whatever it was: who reaches a Ray without it may run code
+        os.environ["RAY_AUTH_MODE"] = "token"  # always: without it, everyone who reaches Ray can run code
     if local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     for name, value in defaults.items():
-        os.environ.setdefault(name, value)  # before the first import of Ray, which reads them once
+        os.environ.setdefault(name, value)  # before the first import of Ray, which reads them
     import ray
 
     if ray.is_initialized():
@@ -72,7 +72,7 @@ def connect() -> Iterator[None]:
         else:
             _check_reachable(address)
             ray.init(**settings)
-    except Exception as error:  # Ray itself raises bare Exception where it cannot start
+    except Exception as error:  # Ray raises a bare Exception if it cannot start
         where = "a local Ray cannot be started" if local else f"the Ray cluster at {address} cannot be reached"
         raise PermanentError(f"{where}: {' '.join(str(error).split())[:300]}") from error
     try:
@@ -82,24 +82,24 @@ def connect() -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes to reach an address where nothing listens."""
+    """Raise OSError at once if nothing listens at an address; Ray would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
-    """Follow the cluster: all its GPUs, or its CPUs where it has none.
+    """Plan workers for all GPUs of the cluster, or for its CPUs if it has no GPU.
 
-    `auto` takes GPUs as nodes with them come and go, and asks for none. A number on `cuda` is asked for at once:
-    workers without a place wait, which is what makes an autoscaler start nodes.
+    `auto` uses GPUs as their nodes join and leave, and requests none. A number on `cuda` is requested at once: workers
+    without a GPU wait, which makes an autoscaler start nodes.
 
-    On CPUs the workers of each node reserve all but the tasks' share. So read and finish tasks always find room, also
-    when a second driver runs on the same cluster: its workers wait until these are gone.
+    On CPUs, the workers of each node reserve all but the tasks' share. So read and finish tasks always find room, also
+    if a second driver runs on the same cluster: its workers wait until these have ended.
 
     Raises:
-        PermanentError: no node has the tasks' labels, more workers are asked for than its GPUs can hold, or as many as
-            there are and there are none.
+        PermanentError: no node has the labels of the tasks, the GPUs cannot hold the workers, or `auto` on `cuda` finds
+            no GPU.
     """
     import ray
 
@@ -111,8 +111,8 @@ def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
         workers = room if resources.workers == "auto" else resources.workers
         if workers < 1 and resources.device == "cuda":
             raise PermanentError(
-                "resources.workers: auto takes the GPUs there are and those that join, but asks for none, and the "
-                "cluster has none yet: give the number that it may grow to."
+                "resources.workers: auto uses the GPUs of the cluster and requests none, and the cluster has none yet: "
+                "give the number of workers that it may grow to."
             )
         if resources.device == "auto" and not 1 <= workers <= room:
             raise PermanentError(
@@ -130,36 +130,36 @@ def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
 
 
 def _check_labels(resources: ResourcesSpec) -> None:
-    """Tasks for which there is no node would wait for ever."""
+    """Refuse labels that no node has: the tasks would wait forever."""
     import ray
 
-    wanted = resources.task_labels.items()
-    if wanted and not any(node["Alive"] and wanted <= node["Labels"].items() for node in ray.nodes()):
-        labels = ", ".join(f"{name}={value}" for name, value in wanted)
+    labels = resources.task_labels
+    if labels and not any(node["Alive"] and labels.items() <= node["Labels"].items() for node in ray.nodes()):
+        shown = ", ".join(f"{name}={value}" for name, value in labels.items())
         raise PermanentError(
-            f"resources.task_labels: no node of the cluster has {labels}: start Ray there with --labels, or leave it "
+            f"resources.task_labels: no node of the cluster has {shown}: start Ray there with --labels, or leave it "
             "out."
         )
 
 
 def _cpus_of_nodes(nodes: Sequence[dict[str, Any]], without: Collection[str] = ()) -> list[float]:
-    found = [n["Resources"].get("CPU", 0.0) for n in nodes if n["Alive"] and n["NodeID"] not in without]
-    return [cpus for cpus in found if cpus > 0]
+    cpus_of_nodes = [n["Resources"].get("CPU", 0.0) for n in nodes if n["Alive"] and n["NodeID"] not in without]
+    return [cpus for cpus in cpus_of_nodes if cpus > 0]
 
 
 def _gpu_room(nodes: Sequence[dict[str, Any]], share: float, without: Collection[str] = ()) -> int:
-    """Workers with `share` of a GPU each that fit; a share is of one GPU, so what is left over of two holds nobody."""
+    """How many workers with `share` of one GPU fit. Rests of two GPUs do not add up to a share."""
     staying = [node for node in nodes if node["Alive"] and node["NodeID"] not in without]
     return sum(int(node["Resources"].get("GPU", 0.0)) for node in staying) * math.floor(1 / share + 1e-6)
 
 
 def _room(cpus: float) -> float:
-    """What workers may take of a node."""
+    """The CPUs of a node that workers may use."""
     return cpus - max(TASK_SHARE * cpus, 2 * TASK_CPUS)
 
 
 def _share(nodes: Sequence[float], workers: int) -> float:
-    """The largest number of CPUs a worker may take so that so many fit beside the tasks; two decimals."""
+    """The largest number of CPUs per worker with which all workers fit beside the tasks, to two decimals."""
     shares = {math.floor(100 * _room(cpus) / count + 1e-6) / 100 for cpus in nodes for count in range(1, workers + 1)}
     fitting = (share for share in shares if share > 0 and _fitting(nodes, share) >= workers)
     return max(fitting, default=0.01)
@@ -171,33 +171,33 @@ def _fitting(nodes: Sequence[float], share: float) -> int:
 
 @dataclass(frozen=True)
 class ClusterState:
-    """The cluster as it is now."""
+    """The current state of the cluster."""
 
-    room: int  # workers that fit beside the tasks, on nodes that stay; with GPUs also those that may wait for one
-    draining: frozenset[str]  # ids of nodes that are about to go: no new work there
+    room: int  # workers that fit beside the tasks on nodes that stay, and those that may wait for a GPU
+    draining: frozenset[str]  # ids of nodes that are about to leave: no new work there
 
 
 class ClusterWatch:
-    """Looks at the cluster now and then. Its head may be away for a moment; not for long."""
+    """Reads the state of the cluster, and notices when its head stays silent."""
 
     def __init__(self, plan: WorkerPlan) -> None:
         self.plan = plan
         self._answered = time.monotonic()
 
-    def look(self) -> ClusterState | None:
-        """The cluster's state; None while its head does not answer.
+    def current_state(self) -> ClusterState | None:
+        """Return the state of the cluster; None while its head does not answer.
 
         Raises:
-            PermanentError: it has not answered for HEAD_SECONDS.
+            PermanentError: the head has not answered for HEAD_SECONDS.
         """
         import ray
         from ray.exceptions import RpcError
 
         head = getattr(ray._private.worker.global_worker, "gcs_client", None)
         if head is None:
-            return None  # a connection through ray:// sees less
+            return None  # a connection through ray:// has no client of the head
         try:
-            # Ray's other calls wait for ever for a head that is gone, and after 60 s they end the process.
+            # Ray's other calls wait forever for a head that is gone, and end the process after 60 s.
             head.check_alive([], timeout=HEAD_ANSWER_SECONDS)
             self._answered = time.monotonic()
         except RpcError as error:
@@ -205,12 +205,12 @@ class ClusterWatch:
             if silent < HEAD_SECONDS:
                 return None
             raise PermanentError(
-                f"the head of the Ray cluster has not answered for {silent:.0f} seconds: see whether it runs, with "
-                "`ray status`, and run again; what is committed stays."
+                f"the head of the Ray cluster has not answered for {silent:.0f} seconds: check it with "
+                "`ray status`, then run again; what is committed stays."
             ) from error
         draining = frozenset(ray._private.state.state.get_draining_nodes())
         if self.plan.follows:
             return ClusterState(_gpu_room(ray.nodes(), self.plan.num_gpus, draining), draining)
         if self.plan.num_gpus > 0:
-            return ClusterState(self.plan.workers, draining)  # who waits for a GPU takes no room from anybody
+            return ClusterState(self.plan.workers, draining)  # a worker that waits for a GPU takes no room
         return ClusterState(_fitting(_cpus_of_nodes(ray.nodes(), draining), self.plan.num_cpus), draining)

@@ -1,8 +1,8 @@
-"""A task that takes too long ends itself.
+"""Deadlines by which a task ends itself.
 
 The driver cannot end it: a `ray.cancel` that races with the end of a task aborts the driver ("Tried to complete task
-that was not pending", met twice with Ray 2.60; github.com/ray-project/ray/pull/54798 explains such a race). So nothing
-here is ever cancelled.
+that was not pending", seen twice with Ray 2.60; github.com/ray-project/ray/pull/54798 explains such a race). So a
+running task is never cancelled.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from types import FrameType
 
 from pipelines.store.errors import TransientError
 
-AGAIN = 10  # a deadline's seconds over this are between one interruption and the next
+REPEATS = 10  # after the deadline, the block is interrupted again after each tenth of its seconds
 
 
 class DeadlineExceeded(TransientError):
-    """A task took too long: a store that does not answer, more often than not."""
+    """A task took too long, usually because a store does not answer."""
 
 
 @contextlib.contextmanager
-def deadline(seconds: float, what: str) -> Iterator[None]:
-    """Raise DeadlineExceeded in the block after so many seconds; end the process after twice as many.
+def deadline(seconds: float, action: str) -> Iterator[None]:
+    """Raise DeadlineExceeded in the block after `seconds`, and end the process after twice as many.
 
-    It is raised again and again, and at the end of a block that swallowed it: whoever waits for hung threads on the way
-    out, or takes any exception for a bad row, must not get away with it. The end of the process is for what does not
-    come back to the interpreter: a C library that hangs, with or without the lock. Only the main thread can be
-    interrupted, and Ray runs tasks there; elsewhere there is no deadline.
+    The exception is raised repeatedly, and once more at the end of a block that swallowed it, for code that waits for
+    hung threads on its way out or takes any exception for a bad row. The process is ended for code that does not
+    return to the interpreter, such as a C library that hangs. Only the main thread can be interrupted, and Ray runs
+    tasks there; in other threads there is no deadline.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    late = DeadlineExceeded(f"{what} took longer than {seconds:g} seconds.")
+    late = DeadlineExceeded(f"{action} took longer than {seconds:g} seconds.")
     expired = False
 
     def expire(number: int, frame: FrameType | None) -> None:
@@ -44,7 +44,7 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
         raise late
 
     before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds, seconds / AGAIN)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds / REPEATS)
     faulthandler.dump_traceback_later(2 * seconds, exit=True, file=2)
     try:
         yield

@@ -1,17 +1,17 @@
-"""What an error of a chain means: which stage failed first, which kind of fault it is.
+"""Classify the error of a chain by the stage that failed first and the kind of fault.
 
-    kind      what happened                                              what is done (dispatch.py)
-    store     5xx, throttle, lost answer, commit that did not land       again after a backoff
-    timeout   a task met its deadline                                    again after a backoff
-    object    Ray lost an object, or had no room for one                 again after a backoff
-    node      a node died, was preempted, or is being drained            again after a backoff; another worker
-    worker    a worker that cannot be reached                            again after a backoff; another worker
-    device    a GPU that is out of order                                 again after a backoff; another worker
-    memory    a process killed for want of the node's memory             as above, and blamed if it goes on
-    crash     a process that died or hung                                the shard is blamed (isolation.py)
+    kind      cause                                                      reaction (dispatch.py)
+    store     5xx, throttling, lost answer, commit that did not land     retry after a backoff
+    timeout   a task exceeded its deadline                               retry after a backoff
+    object    Ray lost an object, or had no memory for one               retry after a backoff
+    node      a node died, was preempted, or is being drained            retry after a backoff on another worker
+    worker    a worker cannot be reached                                 retry after a backoff on another worker
+    device    a GPU failed                                               retry after a backoff on another worker
+    memory    a process was killed because its node ran out of memory    as above; blame the shard if it persists
+    crash     a process died or hung                                     blame the shard (isolation.py)
 
-All but the crash are infrastructure: they have a budget of their own, and no row is blamed for them. What is in none
-of these rows stops the run.
+All kinds but crash are faults of the infrastructure: they have a budget of their own, and no row is blamed for them.
+Any other error stops the run.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from pipelines.store.safe_text import mask_secrets
 
 Stage = Literal["read", "generate", "finish"]
 Kind = Literal["store", "timeout", "object", "node", "worker", "device", "memory", "crash"]
-SETTLE_SECONDS = 10.0  # for the other references of a chain to learn of its fault
-GET_SECONDS = 60.0  # to fetch a small result that is there
+SETTLE_SECONDS = 10.0  # until every reference of a failed chain has its error
+GET_SECONDS = 60.0  # to fetch a small result that is ready
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault that the run survives."""
+    """A fault that does not stop the run."""
 
     stage: Stage
     kind: Kind
-    error: BaseException  # the first cause, without Ray's wrapping
+    error: BaseException  # the first cause, unwrapped
     worker_is_gone: bool = False
 
     def __str__(self) -> str:
@@ -61,16 +61,16 @@ class Fault:
 
 
 def classify(stage: Stage, error: BaseException, shard: str) -> Fault:
-    """The fault that an error of a stage is.
+    """Return the fault that an error of a stage stands for.
 
     Raises:
-        PermanentError: doing it again gives the same answer, or it is no fault that is known.
+        PermanentError: a retry would give the same error, or the error is of no known kind.
     """
     cause = unwrap(error)
     if isinstance(cause, PermanentError):
         raise cause
     of_ray = isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
-    # Raised inside the actor it comes wrapped, so an error of Ray's own about a call means that the actor is gone.
+    # An error raised inside the actor is wrapped; an unwrapped error of Ray about a call means that the actor is gone.
     gone = stage == "generate" and of_ray and cause is error and _is_death(cause)
     if isinstance(cause, DeviceFault):
         return Fault(stage, "device", cause, worker_is_gone=True)
@@ -91,7 +91,7 @@ def classify(stage: Stage, error: BaseException, shard: str) -> Fault:
     if of_ray:
         return Fault(stage, "object", cause, gone)
     raise PermanentError(
-        f"shard {shard} failed in {stage} in a way that is no known fault, {type(cause).__name__}: "
+        f"shard {shard} failed in {stage} with an error of no known kind, {type(cause).__name__}: "
         f"{in_one_line(cause)}; what is committed stays."
     ) from error
 
@@ -101,7 +101,7 @@ def _is_death(error: BaseException) -> bool:
 
 
 def is_node_loss(error: BaseException) -> bool:
-    """Whether something ended because its node did, or cannot be reached any more."""
+    """Whether the error means that a node died or can no longer be reached."""
     cause = unwrap(error)
     if isinstance(cause, ActorDiedError):
         return _died_with_its_node(cause)
@@ -113,7 +113,7 @@ def _died_with_its_node(error: ActorDiedError) -> bool:
 
 
 def first_failure(read: Any, summaries: Sequence[Any], error: BaseException) -> tuple[Stage, BaseException]:
-    """(stage, error) where a failed chain failed first: what depends on it fails with it. `error` is the chain's."""
+    """Return (stage, error) of the first step of a chain that failed; `error` is the one of its last reference."""
     stages: list[tuple[Stage, Any]] = [("read", read), *(("generate", summary) for summary in summaries)]
     until = time.monotonic() + SETTLE_SECONDS
     while True:
@@ -135,14 +135,14 @@ def is_done(reference: Any) -> bool:
 
 
 def count_done(references: list[Any]) -> int:
-    """How many of some references have their result or their error."""
+    """How many references have their result or their error."""
     if not references:
         return 0
     return len(ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)[0])
 
 
 def failure_of(reference: Any) -> BaseException | None:
-    """The error of a finished reference, or None. For small results only: it is fetched."""
+    """The error of a finished reference, or None. It fetches the result, so use it for small results only."""
     try:
         ray.get(reference, timeout=GET_SECONDS)
     except (RayError, JointDiTError) as error:
@@ -151,14 +151,14 @@ def failure_of(reference: Any) -> BaseException | None:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """What went wrong in the first task of a chain: Ray wraps it once for each task that depends on it."""
+    """The error of the first task that failed: Ray wraps it once for each task that depends on it."""
     while isinstance(error, RayTaskError) and error.cause is not None:
         error = error.cause
     return error
 
 
 def in_one_line(error: BaseException) -> str:
-    """An error's text for a sentence or a log line."""
+    """The text of an error in one line, with secrets masked."""
     text = " ".join(str(error).split())
     if isinstance(error, ActorDiedError) and (exit_type := re.search(r"Worker exit type: (\w+)", text)):
         text = f"its process died unexpectedly ({exit_type[1]})"

@@ -1,13 +1,13 @@
-"""Shards that take processes down: counted in the ledger, then taken apart until the one row is found.
+"""Count the process deaths of a shard, and find the rows that cause them.
 
-Counts are create-only objects (`_crashes/<shard>/<n>.json`), because what kills a worker may kill the driver's machine
-too. Below the budget a shard is simply tried again. From then on
+Deaths are create-only objects (`_crashes/<shard>/<n>.json`), because a row that kills a worker may also kill the
+driver's machine. Below the budget, a shard is retried as a whole. After that:
 
-    read, finish   are bisected: halves of the rows or samples in a process of their own, until single ones are left
-    generate       its suspects, the samples that were being made at each death, are generated one by one on a worker
-                   that has nothing else to lose; a sample that dies alone twice is poison
+    read, finish   are bisected: halves of the rows or samples run in a process of their own, down to single ones
+    generate       its suspects, the samples of the call at each death, are generated one by one on a worker with no
+                   other shard; a sample whose process dies twice while it is alone is poison
 
-and only what was found is quarantined.
+Only the rows or samples that were found are quarantined.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pipelines.spec.job import RetriesSpec
 from pipelines.stages.read import NO_ISOLATION, Isolation
 from pipelines.store.retries import patiently
 
-DEATHS_ALONE = 2  # once may be somebody else's memory
-MAX_CRASHES = 100  # a shard, whatever the reason
+DEATHS_ALONE = 2  # one death may be caused by the memory of another process
+MAX_CRASHES = 100  # per shard, in all stages
 
 
 class Crashes:
@@ -39,37 +39,37 @@ class Crashes:
         self.records: dict[str, list[dict[str, Any]]] = patiently(self._load, self.patience)
 
     def record(self, entry: PlannedShard, stage: Stage, error: str, samples: Sequence[str] = ()) -> int:
-        """Count a death of a shard's worker, or of its read or finish process; returns how many there are by now.
+        """Record the death of a shard's worker, or of its read or finish process; returns how many there are now.
 
         Raises:
-            PermanentError: the shard goes on killing after no row of it could be found guilty.
+            PermanentError: processes keep dying although a bisection found no row that kills them.
         """
         alone = len(samples) == 1 and samples[0] in self.isolation(entry).suspects
         self._append(entry, {"stage": stage, "error": error, "samples": list(samples), "alone": alone})
         records = self.records[entry.shard.id]
         deaths = [record for record in records if record["stage"] != "bisected"]
         bisected = self._last_bisection(entry, stage)
-        found_nothing = bisected is not None and not (bisected["rows"] or bisected["samples"])
-        if len(deaths) >= MAX_CRASHES or (found_nothing and self._deaths(entry, stage) >= self.budget):
+        is_futile = bisected is not None and not (bisected["rows"] or bisected["samples"])
+        if len(deaths) >= MAX_CRASHES or (is_futile and self._deaths(entry, stage) >= self.budget):
             raise PermanentError(
-                f"shard {entry.shard.id} took {len(deaths)} processes down, the last in {stage} ({error}), and no "
-                "single row of it does: look at the memory of the nodes; what is committed stays."
+                f"shard {entry.shard.id} killed {len(deaths)} processes, the last in {stage} ({error}), but no single "
+                "row of it does: check the memory of the nodes; what is committed stays."
             )
         return len(deaths)
 
     def needs_bisection(self, entry: PlannedShard, stage: Stage) -> bool:
-        """Whether its reader or its finish died often enough, and the rows it dies of are not known yet."""
+        """Whether the reader or the finish died so often that the rows which kill it are to be searched for."""
         return stage != "generate" and self._deaths(entry, stage) >= self.budget
 
     def record_bisection(
         self, entry: PlannedShard, stage: Stage, rows: Sequence[tuple[int, int]] = (), samples: Sequence[str] = ()
     ) -> None:
-        """Keep what a bisection found: (span, position) of rows whose reader dies, ids of samples whose finish does."""
-        found = {"stage": "bisected", "of": stage, "rows": [list(row) for row in rows], "samples": list(samples)}
-        self._append(entry, {**found, "error": "", "alone": False})
+        """Record a bisection: (span, position) of rows that kill the reader, or samples that kill finish."""
+        result = {"stage": "bisected", "of": stage, "rows": [list(row) for row in rows], "samples": list(samples)}
+        self._append(entry, {**result, "error": "", "alone": False})
 
     def isolation(self, entry: PlannedShard) -> Isolation:
-        """How to treat a shard, from its records alone."""
+        """How to treat a shard, according to its records."""
         records = self.records.get(entry.shard.id)
         if not records:
             return NO_ISOLATION
@@ -85,7 +85,7 @@ class Crashes:
         return Isolation(suspects, poison, rows, unfinishable)
 
     def _deaths(self, entry: PlannedShard, stage: Stage) -> int:
-        """How often a stage died since it was last bisected."""
+        """Deaths of a stage since its last bisection."""
         records = self.records.get(entry.shard.id, [])
         last = self._last_bisection(entry, stage)
         since = records[records.index(last) + 1 :] if last is not None else records
@@ -96,7 +96,7 @@ class Crashes:
         return next((r for r in reversed(records) if r["stage"] == "bisected" and r.get("of", "read") == stage), None)
 
     def _load(self) -> dict[str, list[dict[str, Any]]]:
-        return {shard: _each_once(self.ledger.crashes(shard)) for shard in self.ledger.shards_with_crashes()}
+        return {shard: _distinct(self.ledger.crashes(shard)) for shard in self.ledger.shards_with_crashes()}
 
     def _append(self, entry: PlannedShard, record: dict[str, Any]) -> None:
         record = {**record, "event": secrets.token_hex(8)}
@@ -104,35 +104,36 @@ class Crashes:
         self.records.setdefault(entry.shard.id, []).append(record)
 
 
-def _each_once(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without records that were written twice because the answer to the first write was lost."""
+def _distinct(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop records that were written twice because the answer to the first write was lost."""
     return list({record.get("event", number): record for number, record in enumerate(records)}.values())
 
 
 class Bisection:
-    """Which items of some ranges kill the process that tries them; the next range to try, and what came of it."""
+    """Search for the items that kill the process which handles them. An item is (number, position)."""
 
     def __init__(self, ranges: Sequence[tuple[int, int, int]]) -> None:
-        """`ranges`: (number, start, stop), half open; an item is (number, position)."""
-        self.found: list[tuple[int, int]] = []
-        self._deaths = 0  # of the current range, where it is a single item
-        self._open = [each for each in ranges if each[1] < each[2]]
+        """`ranges`: half-open (number, start, stop), for example the rows of span `number`."""
+        self.killers: list[tuple[int, int]] = []
+        self._deaths = 0  # of the current range, if it is a single item
+        self._open = [(number, start, stop) for number, start, stop in ranges if start < stop]
 
     @property
     def current(self) -> tuple[int, int, int] | None:
-        """The range to try next; None at the end."""
+        """The range to try next; None when the search is complete."""
         return self._open[0] if self._open else None
 
-    def tell(self, kills: bool) -> None:
-        """What came of trying the current range. A single item is found after it killed twice: see DEATHS_ALONE."""
+    def record(self, kills: bool) -> None:
+        """Record the result of the current range. A single item must kill DEATHS_ALONE times."""
         number, start, stop = self._open[0]
         if kills and stop - start == 1:
             self._deaths += 1
             if self._deaths < DEATHS_ALONE:
                 return
-            self.found.append((number, start))
-        self._open.pop(0)
-        self._deaths = 0
+            self.killers.append((number, start))
+        halves = []
         if kills and stop - start > 1:
             middle = (start + stop) // 2
-            self._open[:0] = [(number, start, middle), (number, middle, stop)]
+            halves = [(number, start, middle), (number, middle, stop)]
+        self._open = [*halves, *self._open[1:]]
+        self._deaths = 0

@@ -1,7 +1,7 @@
-"""When a run is to stop although there is more to make: at a time, or when what it may take is taken.
+"""Limits of a run: a time to stop at, and budgets of rows, GPU-hours and cost.
 
-It stops cleanly: no shard is begun any more, those that workers are at are finished and committed, what was only queued
-is left for the next run. So it ends a shard's time after the limit, not at once.
+At a limit the run starts no more shards, and finishes and commits those that workers are busy with. It leaves the rest
+to the next run. So it ends one shard's time after the limit, not at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipelines.spec.sections import BudgetSpec, PriceSpec
 
 
 class Limits:
-    """The limits of one run; `stopped` says which one was met, in words."""
+    """The limits of one run; `stopped` is a sentence about the limit that was reached, empty before."""
 
     def __init__(
         self,
@@ -27,13 +27,13 @@ class Limits:
         until: datetime | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`until`: a time of this machine's clock."""
+        """`until`: a time by this machine's clock."""
         self.budget, self.price, self.until, self.clock = budget or BudgetSpec(), price or PriceSpec(), until, clock
         self.stopped = ""
-        self._rows = 0  # of shards that were given out
+        self._rows = 0  # of shards that were chosen
 
     def choose(self, entries: Sequence[PlannedShard]) -> list[PlannedShard]:
-        """The shards, in their order, that budget.max_rows has room for; the last one may reach beyond it."""
+        """Return the first shards that budget.max_rows allows; the last one may exceed it."""
         chosen: list[PlannedShard] = []
         for entry in entries:
             if self.budget.max_rows is not None and self._rows >= self.budget.max_rows:
@@ -43,8 +43,8 @@ class Limits:
             chosen.append(entry)
         return chosen
 
-    def look(self, usage: Usage) -> bool:
-        """Whether the run is to stop now, by the time or by what it took."""
+    def is_reached(self, usage: Usage) -> bool:
+        """Whether the time, the GPU-hours or the cost have reached their limit; sets `stopped` if so."""
         budget, reason = self.budget, ""
         if self.until is not None and self.clock() >= self.until.timestamp():
             reason = f"it is {self.until:%H:%M}"
@@ -57,10 +57,10 @@ class Limits:
 
 
 def next_time(text: str, now: datetime | None = None) -> datetime:
-    """The next 06:00 for "06:00", by this machine's time zone; or a date and time, "2027-01-31 06:00".
+    """Parse a time of day, such as "06:00" for the next one in this machine's time zone, or a date and time.
 
     Raises:
-        SpecError: it is neither, or it has passed.
+        SpecError: the text is neither, or the time has passed.
     """
     now = now or datetime.now()
     if match := re.fullmatch(r"(\d{1,2}):(\d{2})", text.strip()):
@@ -71,7 +71,7 @@ def next_time(text: str, now: datetime | None = None) -> datetime:
     try:
         when = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise SpecError(f"--until {text!r} is no time: give one such as 06:00 or 2027-01-31T06:00.") from None
+        raise SpecError(f"--until {text!r} is not a time: give one such as 06:00 or 2027-01-31T06:00.") from None
     if when.timestamp() <= now.timestamp():
-        raise SpecError(f"--until {text!r} has passed: give a time to come.")
+        raise SpecError(f"--until {text!r} has passed: give a time in the future.")
     return when

@@ -1,15 +1,17 @@
-"""What a run tells Prometheus, through Ray's metrics: each measure is defined here, and nowhere else.
+"""The metrics that a run exports to Prometheus through Ray.
 
-Ray exports them on every node, at the port that `ray start --metrics-export-port` names, with `ray_` before the name,
-and `_total` after that of a counter. The driver tells all of them, from what tasks and workers report to it: so a task
-that was lost, or ran twice, is not counted, and counts are those of the ledger.
+Each metric is defined here, and nowhere else.
 
-A driver exports every series from its start, counters as 0: Prometheus takes the first value that it sees as the
+Ray exports them on every node, at the port that `ray start --metrics-export-port` names, with the prefix `ray_`, and
+with the suffix `_total` for counters. Only the driver sets them, from the results of tasks and workers: a task that was
+lost, or ran twice, is not counted, so the counts are those of the ledger.
+
+A driver exports every series from its start, counters as 0. Prometheus takes the first value of a series as its
 beginning, so a series that appeared with its first event would hide that event from `increase`, and an alert that
 compares with an absent series would never fire. Each driver has series of its own (Ray's label `WorkerId`). When a
 driver ends, its gauges vanish within seconds, and its counters stay until the node's Ray ends.
 
-`infra/monitoring/` reads them; a test holds its names against these.
+`infra/monitoring/` uses these names, and a test compares them.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ VISIBLE_ASCII = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric. `labels` beside `dataset`, the job's name (see `label_value`), which all have."""
+    """One metric. All have the label `dataset`, the job's name (see `label_value`); `labels` are the other ones."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -43,7 +45,7 @@ class Measure:
 
     @property
     def exported(self) -> str:
-        """Its name in Prometheus."""
+        """The name in Prometheus."""
         return f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}"
 
 
@@ -64,13 +66,13 @@ BUSY = Measure("jointdit_busy_share", "gauge", "Share of the time so far that wo
 COST = Measure("jointdit_cost", "gauge", "Cost of this run so far, by the price in its spec.")
 MEASURES = (SAMPLES, SHARDS, WRITTEN, STAGE_SECONDS, WORKER_SECONDS, RETRIES, WORKERS, QUEUE, PLANNED, BUSY, COST)
 
-Values = Mapping[tuple[Measure, str], float]  # (measure, value of its label or "") -> the total until now
+Values = Mapping[tuple[Measure, str], float]  # (measure, value of its label or "") -> total since the start
 
 
 def values_of(
     progress: Progress, usage: Usage, price: PriceSpec, workers: Mapping[str, int], shards: Mapping[str, int]
 ) -> Values:
-    """The state of a run; `workers` and `shards` by their state. Every label value is there from the start."""
+    """The values of all metrics; `workers` and `shards` are counts by state. Every label value is always present."""
     values: dict[tuple[Measure, str], float] = {
         **{(SAMPLES, outcome): progress.counts[outcome] for outcome in OUTCOMES},
         (SHARDS, ""): progress.shards,
@@ -89,12 +91,12 @@ def values_of(
 
 
 def label_value(text: str) -> str:
-    """A text as the value of a label: Ray takes ASCII only, so other characters and % are percent-encoded as UTF-8."""
+    """A text as a label value. Ray takes ASCII only, so other characters and % are percent-encoded as UTF-8."""
     return quote(text, safe=VISIBLE_ASCII, errors="surrogatepass")
 
 
 class Metrics:
-    """Tells Ray the state of a run, again and again; needs a Ray that is connected."""
+    """Exports the state of a run through Ray, which must be connected."""
 
     def __init__(self, dataset: str) -> None:
         from ray.util.metrics import Counter, Gauge
@@ -102,19 +104,19 @@ class Metrics:
         self._dataset = label_value(dataset)
         kinds = {"counter": Counter, "gauge": Gauge}
         self._metrics: dict[Measure, Any] = {
-            each: kinds[each.kind](each.name, each.description, ("dataset", *each.labels)) for each in MEASURES
+            m: kinds[m.kind](m.name, m.description, ("dataset", *m.labels)) for m in MEASURES
         }
-        self._told: dict[tuple[Measure, str], float] = {}
+        self._exported: dict[tuple[Measure, str], float] = {}
 
-    def tell(self, values: Values) -> None:
-        """Tell the totals; of counters Ray is told what has come since the last time, 0 included the first time."""
+    def export(self, values: Values) -> None:
+        """Export the totals. Counters are increased by the difference to the last call, and by 0 the first time."""
         for (measure, label), value in values.items():
             tags = {"dataset": self._dataset, **dict(zip(measure.labels, (label,), strict=False))}
             if measure.kind == "gauge":
                 self._metrics[measure].set(value, tags)
                 continue
-            before = self._told.get((measure, label))
+            before = self._exported.get((measure, label))
             if before is None or value > before:
-                # Not `inc`, which refuses 0: then a counter would not exist before its first event.
+                # `inc` refuses 0, and then a counter would not exist before its first event.
                 self._metrics[measure]._record(value - (before or 0.0), tags)
-                self._told[measure, label] = value
+                self._exported[measure, label] = value

@@ -1,4 +1,4 @@
-"""How far a run is: a live line in a terminal, a log line now and then elsewhere."""
+"""The progress of a run, as a live line in a terminal or as log lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -22,67 +21,63 @@ logger = logging.getLogger("pipelines")
 
 
 class Progress:
-    """Counts samples of this run; a context manager that shows them."""
+    """Counts the samples of a run, and shows them while it is entered as a context manager."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
-        self.retries: Counter[str] = Counter()  # of shards, by the kind of fault
+        self.retries: Counter[str] = Counter()  # of shards, by kind of fault
         self.planned = self.shards = self.round = 0
-        self.seconds_of: Counter[str] = Counter()  # committed shards, by stage
-        self.rows = self.bytes = 0  # read for them, written for them
-        self.usage = Usage()  # of pools of workers that have ended
+        self.seconds_of: Counter[str] = Counter()  # of committed shards, by stage
+        self.rows = self.bytes = 0  # of committed shards
+        self.usage = Usage()  # of worker pools that have ended
         self.dtypes: set[str] = set()  # that the model computed in
-        self.in_flight = 0.0  # samples generated but not committed yet, from whole parts
+        self.in_flight = 0.0  # samples that are generated and not committed
         self._started = self._logged = time.monotonic()
-        self._live = (
-            Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
-        )
+        self._live = Live(console=self.console, transient=True) if self.console.is_terminal else None
 
     def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
 
     def note(self, sentence: str) -> None:
-        """A sentence that stays."""
+        """Print a sentence above the live line, or log it."""
         if self._live:
             sentence = printable(mask_secrets(sentence))
             self.console.print(sentence, soft_wrap=True, markup=False, highlight=False, emoji=False)
         else:
             logger.info(sentence)
 
-    def computed_in(self, dtype: str, wanted: str) -> None:
-        """Note the type that a worker computed in; the first time it is not the spec's, say so."""
-        if dtype != wanted and dtype not in self.dtypes:
+    def computed_in(self, dtype: str, requested: str) -> None:
+        """Record the type that a worker computed in; note it once if it is not the spec's."""
+        if dtype != requested and dtype not in self.dtypes:
             self.note(
-                f"a worker computes in {dtype}: its CPU has no units for model.dtype {wanted}. "
+                f"a worker computes in {dtype}: its CPU has no units for model.dtype {requested}. "
                 "Pixels differ by rounding from those of a machine with such units."
             )
         self.dtypes.add(dtype)
 
     def begin_round(self, number: int, samples: int) -> None:
-        """Shards of a round come next; above 0 they are new seeds for what was rejected."""
+        """Start a round. Rounds above 0 replace rejected samples by samples with new seeds."""
         if number > self.round:
-            what = f"{samples} sample{'' if samples == 1 else 's'}"
-            self.note(f"round {number}: {what} with new seeds, in place of rejected ones.")
+            samples_text = f"{samples} sample{'' if samples == 1 else 's'}"
+            self.note(f"round {number}: {samples_text} with new seeds, in place of rejected ones.")
         self.round = number
 
     def plan(self, samples: int) -> None:
-        """So many more samples are to come; the clock starts with the first."""
+        """Add to the number of planned samples; the clock starts with the first ones."""
         if not self.planned:
             self._started = self._logged = time.monotonic()
         self.planned += samples
 
     def committed(self, receipt: Receipt, rows: int = 0, seconds: Mapping[str, float] | None = None) -> None:
-        """A shard of so many rows is safe; `seconds` by stage, where they are known."""
+        """Count a committed shard of `rows` rows; `seconds` by stage, if they are known."""
         self.shards += 1
         self.rows += rows
         self.bytes += receipt.bytes
@@ -91,11 +86,11 @@ class Progress:
         self.reasons.update(receipt.reasons)
 
     def retried(self, kind: str) -> None:
-        """A shard, or a step of it, goes again after a fault of this kind."""
+        """Count the retry of a shard, or of a step of it, after a fault of this kind."""
         self.retries[kind] += 1
 
     def show(self, in_flight: float) -> None:
-        """Refresh; `in_flight` samples are generated and not committed."""
+        """Refresh the line; `in_flight` samples are generated and not committed."""
         self.in_flight = in_flight
         now = time.monotonic()
         if self._live:
@@ -106,14 +101,13 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the first samples were planned."""
+        """Seconds since the first samples were planned."""
         return time.monotonic() - self._started
 
     def line(self) -> str:
-        """The state in one line: samples, outcomes, rate, time left, retries by kind where there were any."""
+        """The state in one line: samples, outcomes, rate, time left, and retries by kind if there were any."""
         done = self.counts.total()
-        elapsed = max(1e-3, time.monotonic() - self._started)
-        rate = (done + self.in_flight) / elapsed
+        rate = (done + self.in_flight) / max(1e-3, self.seconds)
         left = (self.planned - done - self.in_flight) / rate if rate > 0 else 0.0
         outcomes = ", ".join(f"{self.counts[name]} {name}" for name in ("kept", "rejected", "quarantined"))
         time_left = f"{_duration(left)} left" if rate > 0 else "starting"

@@ -1,56 +1,50 @@
-"""The search for the rows that kill a reader or a finish process, a step at a time, so that nobody waits for it."""
+"""One step of the search for the rows that kill a reader or a finish process."""
 
 from __future__ import annotations
 
-import enum
 import time
 
-from pipelines.engine.attempts import Attempt
-from pipelines.engine.chains import Chains
-from pipelines.engine.faults import Fault, classify, failure_of, is_done
-from pipelines.engine.isolation import Crashes
+from pipelines.engine.attempts import Attempt, Queue
+from pipelines.engine.faults import classify, failure_of, is_done
+from pipelines.engine.flow import ABANDONED_AFTER, Flow
 
 
-class SearchOutcome(enum.Enum):
-    """What is to be done with the shard now."""
+def step_search(flow: Flow, queue: Queue, attempt: Attempt) -> None:
+    """Take the result of the current try and submit the next one; after the last one, retry the shard or its finish.
 
-    GOES_ON = enum.auto()
-    SHARD_AGAIN = enum.auto()  # what was found is in the ledger, or the results to try are lost
-    FINISH_AGAIN = enum.auto()  # what was found is in the ledger; the results are still there
+    A try kills if its process dies, or if it does not end within ABANDONED_AFTER times stall_seconds.
 
-
-def step_search(
-    chains: Chains, crashes: Crashes, attempt: Attempt, patience: float
-) -> tuple[SearchOutcome, Fault | None]:
-    """Look at the current try and submit the next. (what to do, a fault of the infrastructure that a try met).
-
-    A try that does not end within `patience` seconds counts as a death, as one does that ends with its process.
+    Raises:
+        PermanentError: a try failed in another way, or the budget for infrastructure faults is used up.
     """
     search = attempt.search
     assert search is not None
-    if search.try_at is not None:
-        if time.monotonic() >= search.try_at:
-            chains.search_on(attempt)
-        return SearchOutcome.GOES_ON, None
-    if search.reference is not None:
-        if is_done(search.reference):
-            error = failure_of(search.reference)
+    patience = ABANDONED_AFTER * flow.context.spec.resources.stall_seconds
+    if attempt.awaited is not None:
+        if is_done(attempt.awaited):
+            error = failure_of(attempt.awaited)
             fault = None if error is None else classify(search.stage, error, attempt.shard)
             if fault is not None and fault.kind not in ("crash", "memory"):
-                search.reference = None
-                lost = search.stage == "finish" and fault.kind == "object"
-                return (SearchOutcome.SHARD_AGAIN if lost else SearchOutcome.GOES_ON), fault
-            search.bisection.tell(kills=fault is not None)
-        elif time.monotonic() - search.submitted > patience:
-            search.bisection.tell(kills=True)
+                attempt.end_try(time.monotonic() + flow.budgets.charge(attempt.entry, fault))
+                if search.stage == "finish" and fault.kind == "object":  # the results to try are lost
+                    flow.remove(queue, attempt)
+                    flow.requeue(attempt.entry)
+                return
+            search.bisection.record(kills=fault is not None)
+        elif time.monotonic() - attempt.moved > patience:
+            search.bisection.record(kills=True)
         else:
-            return SearchOutcome.GOES_ON, None
-        chains.search_on(attempt)
+            return
+        attempt.end_try()
+    killers = search.bisection.killers
     if search.bisection.current is not None:
-        return SearchOutcome.GOES_ON, None
-    found, attempt.search = search.bisection.found, None
-    if search.stage == "read":
-        crashes.record_bisection(attempt.entry, "read", rows=found)
-        return SearchOutcome.SHARD_AGAIN, None
-    crashes.record_bisection(attempt.entry, "finish", samples=[search.samples[position] for _, position in found])
-    return SearchOutcome.FINISH_AGAIN, None
+        if time.monotonic() >= attempt.due:
+            flow.chains.submit_try(attempt)
+    elif search.stage == "read":
+        flow.crashes.record_bisection(attempt.entry, "read", rows=killers)
+        flow.remove(queue, attempt)
+        flow.requeue(attempt.entry)
+    else:
+        samples = [search.samples[position] for _, position in killers]
+        flow.crashes.record_bisection(attempt.entry, "finish", samples=samples)
+        flow.finish(attempt)

@@ -1,4 +1,4 @@
-"""The pool of worker actors: started, replaced when they die, let go at the end."""
+"""The pool of worker actors: start them, replace those that die, end them."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from pipelines.engine.cluster import ClusterState, WorkerPlan
 from pipelines.engine.faults import failure_of, in_one_line, is_done, unwrap
 from pipelines.engine.usage import Usage
 
-START_DEATHS = 3  # in a row, before they are more than bad luck
+START_DEATHS = 3  # in a row, before the run stops
 STOP_SECONDS = 10.0
 logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """One actor, and what the driver knows of it."""
+    """One actor and its state, as the driver knows it."""
 
     def __init__(self, number: int, actor: Any) -> None:
         self.number = number
         self.actor = actor
         self.placed = actor.node.remote()
         self.ready = actor.set_up.remote()
-        self.node: str | None = None  # Ray's id, once it has been placed
+        self.node: str | None = None  # Ray's id of the node, once the actor is placed
         self.is_up = False
-        self.is_leaving = False  # its node is about to go: no new work
-        self.batch_size = 0  # after halvings for want of memory; 0 before it has generated anything
+        self.is_leaving = False  # its node is about to leave: no new work
+        self.batch_size = 0  # after halvings for lack of memory; 0 before it has generated anything
         self.started = time.monotonic()
 
 
 class WorkerPool:
-    """As many workers as the plan says and the cluster holds; `worker_class(context, device, threads)` runs in each."""
+    """The workers of a run, each an actor of `worker_class(context, device, threads)`."""
 
     def __init__(self, context_ref: Any, plan: WorkerPlan, worker_class: type, start_seconds: float) -> None:
         self.plan, self.start_seconds = plan, start_seconds
@@ -45,36 +45,36 @@ class WorkerPool:
         actor_class = ray.remote(**options, scheduling_strategy="SPREAD")(worker_class)
         self._start_actor: Callable[[], Any] = lambda: actor_class.remote(context_ref, plan.device, plan.threads)
         self._started = 0
-        self._held_seconds = self._busy_seconds = 0.0  # of workers that are gone; of samples that were finished
-        self._starting_seconds = 0.0  # of workers that came up
+        self._held_seconds = self._busy_seconds = 0.0  # of ended workers; of finished samples
+        self._starting_seconds = 0.0  # of workers that are up
         self._deaths_in_a_row = {"start": 0, "first batch": 0}
         self.workers: list[Worker] = []
 
     def fill(self, room: int, shards: int) -> list[Worker]:
-        """Start what is missing, as far as there is room and need; returns those that are too many.
+        """Start missing workers, as many as there is room and work for; returns surplus workers, to be ended.
 
-        Room can shrink with the nodes. Workers must leave some for read and finish tasks, or nothing goes on; those
-        with a GPU leave enough, and end with their nodes alone. But of them there are no more than shards to make, and
-        none goes on waiting for a GPU that is not needed any more: a cluster may start nodes for it.
+        Room can shrink when nodes leave. Workers on CPUs must leave room for read and finish tasks. Workers on GPUs
+        always do, and end only with their nodes; but there are never more of them than shards, and none keeps waiting
+        for a GPU that is no longer needed, because a cluster may start nodes for it.
         """
         staying = [worker for worker in self.workers if not worker.is_leaving]
-        wanted = max(1, room if self.plan.follows else min(self.plan.workers, room))
+        count = max(1, room if self.plan.follows else min(self.plan.workers, room))
         if self.plan.num_gpus > 0:
-            wanted = min(wanted, max(1, shards))
-        for _ in range(wanted - len(staying)):
+            count = min(count, max(1, shards))
+        for _ in range(count - len(staying)):
             self._started += 1
             self.workers.append(Worker(self._started, self._start_actor()))
         by_use = sorted(staying, key=lambda worker: (worker.is_up, worker.node is not None), reverse=True)
-        return [worker for worker in by_use[wanted:] if self.plan.num_gpus == 0 or worker.node is None]
+        return [worker for worker in by_use[count:] if self.plan.num_gpus == 0 or worker.node is None]
 
     def check_start(self, worker: Worker) -> BaseException | None:
-        """Note that a worker is up; the error if it failed to start, None if it is up or still loading."""
+        """Note whether a worker is up. Returns its error if it failed to start, None if it is up or still loading."""
         if worker.is_up:
             return None
         if worker.node is None and is_done(worker.placed) and failure_of(worker.placed) is None:
             worker.node, worker.started = ray.get(worker.placed, timeout=STOP_SECONDS), time.monotonic()
         if not is_done(worker.ready):
-            # Without a place it may wait for room as long as others work; with one, it is loading, or hangs.
+            # Before its placement it may wait for room as long as other workers are up; after it, it loads or hangs.
             may_wait = worker.node is None and any(other.is_up for other in self.workers)
             if may_wait or time.monotonic() - worker.started < self.start_seconds:
                 return None
@@ -91,11 +91,13 @@ class WorkerPool:
         return error
 
     def generated(self, worker: Worker, batch_size: int, planned: int) -> None:
-        """Note that a worker has proved itself, and what it learned of its memory."""
+        """Note that a worker generated a part, and the batch size that fits its memory."""
         self._deaths_in_a_row["first batch"] = 0
         if batch_size < (worker.batch_size or planned):
             logger.warning(
-                "worker %d makes batches of %d from now on: no more fit its memory", worker.number, batch_size
+                "worker %d makes batches of %d from now on: its memory holds no more",
+                worker.number,
+                batch_size,
             )
         worker.batch_size = batch_size
 
@@ -108,17 +110,17 @@ class WorkerPool:
         return Counter("leaving" if w.is_leaving else "up" if w.is_up else "starting" for w in self.workers)
 
     def usage(self) -> Usage:
-        """What the workers of this pool have taken of the cluster until now."""
+        """The use of all workers of this pool so far."""
         now = time.monotonic()
         held = sum(now - worker.started for worker in self.workers if worker.node is not None)
         gpus, cpus = self.plan.num_gpus, self.plan.num_cpus
         return Usage(self._held_seconds + held, self._busy_seconds, gpus, cpus, self._starting_seconds)
 
     def take_out(self, worker: Worker, error: BaseException, is_its_own: bool) -> None:
-        """Take a dead or broken worker out; `is_its_own`: it never did anything, and no shard or node is to blame.
+        """Remove a dead or broken worker; `is_its_own`: it generated nothing, and no shard or node caused the error.
 
         Raises:
-            PermanentError: it failed in a way that the next one will too, or the third in a row came to nothing.
+            PermanentError: the next worker would fail with the same error, or it is the third in a row that failed.
         """
         self.retire(worker)
         logger.warning("worker %d is gone: %s", worker.number, in_one_line(error))
@@ -130,25 +132,25 @@ class WorkerPool:
         when = "first batch" if worker.is_up else "start"
         self._deaths_in_a_row[when] += 1
         if self._deaths_in_a_row[when] >= START_DEATHS:
-            what = "at their first batch" if worker.is_up else "to start"
-            raise ModelError(f"{START_DEATHS} workers in a row failed {what}: {in_one_line(cause)}.") from error
+            step = "at their first batch" if worker.is_up else "to start"
+            raise ModelError(f"{START_DEATHS} workers in a row failed {step}: {in_one_line(cause)}.") from error
 
     def retire(self, worker: Worker) -> None:
-        """Take a worker out and end its process."""
+        """Remove a worker and end its process."""
         self.workers.remove(worker)
         if worker.node is not None:
             self._held_seconds += time.monotonic() - worker.started
         ray.kill(worker.actor, no_restart=True)
 
     def mark_leaving(self, state: ClusterState) -> list[Worker]:
-        """Workers on nodes that are about to go; each is returned once."""
-        found = [w for w in self.workers if w.node in state.draining and not w.is_leaving]
-        for worker in found:
+        """Return the workers whose nodes are about to leave; each worker is returned once."""
+        leaving = [w for w in self.workers if w.node in state.draining and not w.is_leaving]
+        for worker in leaving:
             worker.is_leaving = True
-        return found
+        return leaving
 
     def close(self) -> None:
-        """Let the workers release their GPUs, then end them. A Ray that is gone has ended them already."""
+        """Let the workers release their GPUs, then end them. If Ray is gone, they have ended already."""
         try:
             leaving = [worker.actor.destroy.remote() for worker in self.workers if worker.is_up]
             if leaving:
@@ -156,4 +158,4 @@ class WorkerPool:
             for worker in self.workers:
                 ray.kill(worker.actor, no_restart=True)
         except RayError as error:
-            logger.warning("the workers could not be let go: %s", in_one_line(error))
+            logger.warning("the workers could not be ended: %s", in_one_line(error))

@@ -65,7 +65,7 @@ class Watch:
         self._moved: dict[str, tuple[int, float, bool]] = {}  # token -> counter, when first seen, whether it moved
         self._looks = 0
 
-    def look(self) -> list[tuple[Lease, State]]:
+    def read(self) -> list[tuple[Lease, State]]:
         """The leases there are. The first look leaves them unknown; one that appears later has moved."""
         found = [lease for lease in read_leases(self.storage) if lease.token != self.own]
         seen = self.clock()
@@ -94,7 +94,7 @@ def find_live(
     """
     watch = Watch(storage, stale_seconds=stale_seconds)
     while True:
-        leases = watch.look()
+        leases = watch.read()
         live = next((lease for lease, state in leases if state == "live"), None)
         if live is not None:
             return live
@@ -160,10 +160,10 @@ class Heartbeat:
         lease = Lease(self.token, self._counter, socket.gethostname(), os.getpid(), self._started)
         data = json.dumps({**asdict(lease), "format": FORMAT}).encode()
         self._try(lambda: self.storage.write_bytes(_name(self.token), data))
-        self._try(self._look_around)
+        self._try(self._check_others)
 
-    def _look_around(self) -> None:
-        for lease, state in self._watch.look():
+    def _check_others(self) -> None:
+        for lease, state in self._watch.read():
             if state == "live" and lease.token not in self._told:
                 self._told.add(lease.token)
                 self.note(

@@ -43,7 +43,7 @@ class Left:
     committed: int  # planned shards that have a commit
 
 
-def look(ledger: Ledger) -> Left:
+def read_remaining(ledger: Ledger) -> Left:
     """What is planned and not committed. Raises StoreError and TransientError."""
     tables = ledger.plan_tables()  # before the commits: a shard that is planned later has none that is looked at
     known = read_roll_up(ledger.storage)

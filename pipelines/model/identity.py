@@ -16,7 +16,7 @@ from typing import Any
 
 from jointdit.errors import ModelError, SpecError
 from pipelines.model.metric_depth import check_calibrator
-from pipelines.model.weights.headers import looked_at, read_file
+from pipelines.model.weights.headers import header_folders, read_file
 from pipelines.model.weights.pins import Pin, identity_of, pin
 from pipelines.model.weights.selection import ENCODERS, Role
 from pipelines.quality import load_scores
@@ -134,7 +134,7 @@ def check_job_weights(spec: JobSpec, pins: Sequence[Pin]) -> None:
     if isinstance(spec, EncodeSpec):
         from jointdit.loading.checkpoint_files import folder_tensor_shapes
 
-        with looked_at(pins) as (folder,):
+        with header_folders(pins) as (folder,):
             for part in ("vae", "text_encoder", "text_encoder_2"):
                 folder_tensor_shapes(folder / part)
     elif not isinstance(spec, PrepareSpec):  # teachers were checked as they were identified
@@ -150,7 +150,7 @@ def check_weights(model: ModelSpec, pins: Sequence[Pin] | None = None) -> None:
     from jointdit.loading.checkpoint_check import check_checkpoint
 
     pins = pin_model(model, {}) if pins is None else pins
-    with looked_at(pins) as places:
+    with header_folders(pins) as places:
         found = {each.field.removeprefix("model."): place for each, place in zip(pins, places, strict=True)}
         whole = found.get("base") or found["name"]
         check_checkpoint(whole, found.get("adapter"), found.get("components"))

@@ -1,1 +1,1 @@
-"""One run, from the spec to the published version. The spine is job.py."""
+"""One run, from the spec to the published version. Start with job.py."""

@@ -1,12 +1,12 @@
-"""A sample of a job's input through the same spine, to see what its scores are and where thresholds could lie.
+"""Measure scores on a sample of a job's input and propose thresholds for its filters.
 
-The sample is a job of its own in a folder of its own, by default beside the output: read, worker and finish are those
-of `jointdit run`, on Ray; what is killed goes on when it is started again. It has no point clouds, no second round and
-no version: only its scores are wanted. They go to calibration.json, from which `quality.calibration` takes quantiles
-(quantiles.py), and the proposed thresholds to calibration.yaml, to be put into the spec.
+The sample is a job of its own in a folder of its own, by default beside the output. Read, worker and finish are those
+of `jointdit run`, on Ray, and a killed calibration can be resumed. It has no point clouds, no second round and no
+version, because only its scores are used. They are written to calibration.json, from which `quality.calibration` takes
+quantiles (spec/quantiles.py), and the proposed thresholds to calibration.yaml, to be copied into the spec.
 
-Rows are drawn from the whole input by the job's seed. Their samples have the ids and seeds that they have in the job,
-so they are samples of it, pixel for pixel.
+Rows are drawn from the whole input by the job's seed. Their samples have the same ids and seeds as in the job, so they
+are equal to its samples, pixel for pixel.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -28,16 +28,15 @@ from pipelines.engine.limits import Limits
 from pipelines.engine.progress import Progress
 from pipelines.ledger.entries import PlannedShard, now
 from pipelines.ledger.ledger import Ledger, open_output
-from pipelines.model.fingerprint import code_version, digest, fingerprint_of
-from pipelines.model.identity import check_job_weights, check_scorers, identify_job, with_guidance
+from pipelines.model.fingerprint import Fingerprint, digest
 from pipelines.plan.shards import cut_rows, make_shard
 from pipelines.quality import FILTERS, load_filters
 from pipelines.records import Span
+from pipelines.run.opening import open_job
 from pipelines.run.rounds import generate_all
 from pipelines.spec.file import apply_overrides, read_yaml
 from pipelines.spec.job import JobSpec, load_spec
 from pipelines.spec.quantiles import Calibration, Limit, limits_of, value_of, without_quantiles
-from pipelines.stages.context import RunContext
 from pipelines.stages.readers import check_columns, count_rows, list_files
 from pipelines.store.storage import AlreadyExists, Storage
 
@@ -46,28 +45,28 @@ SNIPPET = "calibration.yaml"
 
 @dataclass(frozen=True)
 class Proposal:
-    """A threshold that would reject about a given fraction of samples like those of the sample."""
+    """A threshold that would reject about a given fraction of the samples of the job."""
 
     kind: str
     limit: Limit
     value: float | int
     quantile: float
-    now: float | int | None  # what the spec has, or the filter's default where the spec names it without
-    rejected: int  # samples of the calibration that `now` rejects, or the default
+    now: float | int | None  # the spec's threshold, or the default of a filter that the spec names without one
+    rejected: int  # calibrated samples that `now`, or the default, rejects
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What `jointdit calibrate` found."""
+    """The result of `jointdit calibrate`."""
 
-    uri: str  # of the folder with calibration.json
+    uri: str  # the folder with calibration.json
     calibration: Calibration
     proposals: tuple[Proposal, ...]
     snippet: str  # YAML
 
 
 def load_to_calibrate(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
-    """A job spec whose thresholds may be quantiles of a calibration that is not there yet. Raises SpecError."""
+    """Load a job spec whose thresholds may be quantiles of a calibration that does not exist yet. Raises SpecError."""
     data = apply_overrides(read_yaml(path), overrides)
     return load_spec({**data, "quality": without_quantiles(data.get("quality", {}))})
 
@@ -81,31 +80,24 @@ def calibrate(
     worker_class: type | None = None,
     console: Console | None = None,
 ) -> Calibrated:
-    """Make about `samples` samples of a job, write their scores to `uri` (default: <output>-calibration), and propose.
+    """Generate about `samples` samples of a job, write their scores to `uri`, and propose thresholds.
+
+    uri: <output>-calibration by default. reject: the fraction of samples that each threshold is to reject.
 
     Raises:
-        SpecError: a task without scores. InputError: no rows. PermanentError: the folder holds another sample.
+        SpecError: the task has no scores. InputError: no rows. PermanentError: the folder holds another sample.
     """
     if spec.task == "encode":
         raise SpecError("task encode writes latents, which have no scores: there is nothing to calibrate.")
     sample = _sample_job(spec, uri or f"{spec.output.uri}-calibration")
-    storage = open_output(sample.output.uri)
-    ledger = Ledger(storage)
-    model = identify_job(sample, ledger.recorded_sources())
-    sample, fingerprint = with_guidance(sample, model), fingerprint_of(sample, model)
-    if not ledger.check_job(fingerprint):
-        check_job_weights(sample, model.pins)
-    check_scorers(sample)
-    shards = _plan(sample, samples, digest(fingerprint))
-    storage.probe()
-    ledger.open_job(sample, fingerprint, model.recorded())
-    _append(ledger, shards)
-    context = RunContext(
-        sample, storage, model.height, model.width, model.weights, fingerprint, code_version(), pins=model.pins
-    )
+    job = open_job(sample, open_output(sample.output.uri))
+    job.check_model()
+    shards = _plan(job.spec, samples, digest(job.fingerprint))
+    context, storage = job.begin(), job.ledger.storage
+    _append(job.ledger, shards)
     with (progress := Progress(console)):
-        generate_all(context, ledger, progress, Limits(), worker_class)
-    calibration = _measure(storage, ledger, shards, fingerprint)
+        generate_all(context, job.ledger, progress, Limits(), worker_class)
+    calibration = _measure(storage, job.ledger, shards, job.fingerprint)
     calibration.write(storage)
     proposals = propose_thresholds(spec, calibration, reject)
     snippet = render(storage.uri, calibration, proposals)
@@ -114,16 +106,16 @@ def calibrate(
 
 
 def propose_thresholds(spec: JobSpec, calibration: Calibration, reject: float) -> tuple[Proposal, ...]:
-    """A threshold for each score of the spec's filters, or of all filters whose scores were measured if it has none."""
-    given = {each.kind: each for each in load_filters(spec.quality.filters)}
+    """Propose a threshold per score of the spec's filters; without filters, per measured score of all filters."""
+    filters = {loaded.kind: loaded for loaded in load_filters(spec.quality.filters)}
     proposals = []
-    for kind in given or FILTERS:
+    for kind in filters or FILTERS:
         for limit in limits_of(FILTERS[kind]):
             if scores := calibration.scores.get(limit.score):
                 fraction = reject if limit.is_lower else 1 - reject
                 value = value_of(FILTERS[kind], limit, calibration.quantile(limit.score, fraction))
                 default = FILTERS[kind].model_fields[limit.field].default
-                current = getattr(given[kind], limit.field) if kind in given else None
+                current = getattr(filters[kind], limit.field) if kind in filters else None
                 bound = default if current is None else current
                 rejected = sum(score < bound if limit.is_lower else score > bound for score in scores)
                 proposals.append(Proposal(kind, limit, value, fraction, current, rejected))
@@ -131,28 +123,29 @@ def propose_thresholds(spec: JobSpec, calibration: Calibration, reject: float) -
 
 
 def render(uri: str, calibration: Calibration, proposals: Sequence[Proposal]) -> str:
-    """The section `quality` for a spec, with numbers; a comment says that quantiles do as well."""
+    """The section `quality` of a spec with the proposed thresholds, as YAML."""
     lines = [
         f"# {calibration.samples} samples, {calibration.created}. A threshold can also be {{quantile: 0.05}} of them.",
         "quality:",
         f"  calibration: {json.dumps(uri, ensure_ascii=False)}",
         "  filters:" if proposals else "  filters: []",
     ]
-    for kind in dict.fromkeys(each.kind for each in proposals):
+    for kind, of_kind in groupby(proposals, key=lambda proposal: proposal.kind):
         lines.append(f"  - kind: {kind}")
-        for each in (proposal for proposal in proposals if proposal.kind == kind):
-            value = f"    {each.limit.field}: {_number(each.value)}"
-            lines.append(f"{value:<36}# quantile {each.quantile:g} of {each.limit.score}")
+        for proposal in of_kind:
+            value = f"    {proposal.limit.field}: {_number(proposal.value)}"
+            lines.append(f"{value:<36}# quantile {proposal.quantile:g} of {proposal.limit.score}")
     return "\n".join(lines) + "\n"
 
 
 def _number(value: float | int) -> str:
-    """A number as YAML reads it back: 1e-05 would be text without the point."""
+    """A number that YAML reads back as a number: it takes 1e-05 for a text, and 1.0e-05 for a number."""
     text = f"{value:.6g}"
     return text if "e" not in text or "." in text else text.replace("e", ".0e")
 
 
 def _sample_job(spec: JobSpec, uri: str) -> JobSpec:
+    """The job of the sample. It is validated again, because its output must not lie inside the input either."""
     given = spec.as_given()
     points = {**given["output"].get("points", {}), "format": "none"}
     quality = {**given.get("quality", {}), "regenerate": 0, "max_quarantined_fraction": 1.0}
@@ -161,7 +154,7 @@ def _sample_job(spec: JobSpec, uri: str) -> JobSpec:
 
 
 def _plan(spec: JobSpec, samples: int, fingerprint_digest: str) -> list[PlannedShard]:
-    """Shards of the rows that are drawn, at most a batch each, so that all workers have some."""
+    """Cut the drawn rows into shards of at most one batch, so that all workers get some."""
     listed = list_files(spec.input, spec.reading)
     check_columns(listed, spec.input, spec.reading)
     counts = [count_rows(file, spec.input) for file in listed]
@@ -180,9 +173,9 @@ def _plan(spec: JobSpec, samples: int, fingerprint_digest: str) -> list[PlannedS
     return [PlannedShard(shard, per_row, 1, position) for position, shard in enumerate(shards)]
 
 
-def draw(rows: int, wanted: int, seed: int) -> list[int]:
-    """Which of so many rows, in order; all of them where no more are there."""
-    return sorted(random.Random(seed).sample(range(rows), min(rows, wanted)))
+def draw(rows: int, count: int, seed: int) -> list[int]:
+    """Draw `count` of `rows` row numbers, in order; all of them if there are no more."""
+    return sorted(random.Random(seed).sample(range(rows), min(rows, count)))
 
 
 def _append(ledger: Ledger, shards: Sequence[PlannedShard]) -> None:
@@ -196,15 +189,13 @@ def _append(ledger: Ledger, shards: Sequence[PlannedShard]) -> None:
             ) from None
 
 
-def _measure(
-    storage: Storage, ledger: Ledger, shards: Sequence[PlannedShard], fingerprint: dict[str, Any]
-) -> Calibration:
+def _measure(storage: Storage, ledger: Ledger, shards: Sequence[PlannedShard], fingerprint: Fingerprint) -> Calibration:
     ids = [entry.shard.id for entry in shards]
     commits = ledger.read_commits(ids)
     facts = read_facts(storage, commits, ids)
     scores: dict[str, list[float]] = {}
-    for each in facts.values():
-        for name, score in each.scores.items():
+    for sample in facts.values():
+        for name, score in sample.scores.items():
             if score is not None and math.isfinite(score):
                 scores.setdefault(name, []).append(score)
     quarantined = sum(commit.counts["quarantined"] for commit in commits.values())

@@ -1,13 +1,14 @@
-"""Tell others of a new version: one signed POST to `notify.webhook`. That it fails is logged and changes nothing.
+"""Notify a webhook of a new version, by one signed POST.
 
     X-JointDiT-Timestamp    seconds since 1970
     X-JointDiT-Signature    sha256=<hex HMAC-SHA256 of "<timestamp>." and the body>, the key in JOINTDIT_WEBHOOK_SECRET
 
-The receiver computes the same over what it got, compares in constant time, and refuses old timestamps. Without the key
-nothing is sent: nobody could tell it from a forgery. A redirect is not followed: its target would get the signature.
+A failure is only logged. The receiver computes the same signature, compares it in constant time, and refuses old
+timestamps. Without the key nothing is sent, because the receiver could not tell it from a forgery. Redirects are not
+followed, because their target would get the signature.
 
-The address may itself be a secret, as those of chat services are. `notify.webhook_variable` names a variable of the
-environment that holds it, and no log line repeats an address, or what a server says.
+The address may be a secret, as those of chat services are. `notify.webhook_variable` names an environment variable that
+holds it, and no log line contains an address or the text of a server's answer.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from pipelines.ledger.versions import Version
 from pipelines.spec.running import NotifySpec, check_webhook
 
 SECRET_VARIABLE = "JOINTDIT_WEBHOOK_SECRET"
-ADDRESS_VARIABLE = "JOINTDIT_WEBHOOK_URL"  # as pods have it, for notify.webhook_variable
+ADDRESS_VARIABLE = "JOINTDIT_WEBHOOK_URL"  # the name of that variable in pods
 ATTEMPTS, FIRST_PAUSE_SECONDS, TIMEOUT_SECONDS = 4, 1.0, 10.0
 logger = logging.getLogger("pipelines")
 
 
 def message_of(name: str, output: str, version: Version) -> dict[str, Any]:
-    """What is told of a new version."""
+    """The body of the notification of a new version."""
     return {
         "event": "version.published",
         "name": name,
@@ -45,31 +46,29 @@ def message_of(name: str, output: str, version: Version) -> dict[str, Any]:
 
 
 def sign(secret: str, timestamp: str, body: bytes) -> str:
-    """The signature header of a body that is sent at a time."""
+    """The signature header of a body, for the time at which it is sent."""
     return "sha256=" + hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
-def webhook_of(asked: NotifySpec) -> str | None:
-    """The address that a spec asks to be told, from the environment where it says so; None where there is none."""
-    if asked.webhook_variable is None:
-        return asked.webhook
-    address = os.environ.get(asked.webhook_variable, "")
+def webhook_of(spec: NotifySpec) -> str | None:
+    """The address to notify, from the spec or from the environment variable that it names; None if there is none."""
+    if spec.webhook_variable is None:
+        return spec.webhook
+    address = os.environ.get(spec.webhook_variable, "")
     try:
         check_webhook(address)
     except ValueError:
-        found = "does not hold an http address" if address else "is not set"
-        logger.warning(
-            "nobody is told of the new version: notify.webhook_variable %s %s", asked.webhook_variable, found
-        )
+        reason = "does not hold an http address" if address else "is not set"
+        logger.warning("no notification was sent: notify.webhook_variable %s %s", spec.webhook_variable, reason)
         return None
     return address
 
 
 def notify(webhook: str, message: dict[str, Any], pause_seconds: float = FIRST_PAUSE_SECONDS) -> bool:
-    """Whether the receiver took it; it is tried again where it may have been busy."""
+    """Send a message, with retries while the receiver may be busy. Returns whether the receiver accepted it."""
     secret = os.environ.get(SECRET_VARIABLE)
     if not secret:
-        logger.warning("notify.webhook is not told: set %s, the key that signs what it gets", SECRET_VARIABLE)
+        logger.warning("no notification was sent: set %s, the key that signs it", SECRET_VARIABLE)
         return False
     body = json.dumps(message).encode()
     for attempt in range(ATTEMPTS):
@@ -80,12 +79,12 @@ def notify(webhook: str, message: dict[str, Any], pause_seconds: float = FIRST_P
             return True
         if is_final:
             break
-    logger.warning("notify.webhook was not told of the new version: %s", reason)
+    logger.warning("notify.webhook was not notified of the new version: %s", reason)
     return False
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Leaves a redirect what it is, an answer that is no success."""
+    """Treats a redirect as an answer that is not a success."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -94,7 +93,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _post(webhook: str, body: bytes, secret: str) -> tuple[str, bool]:
-    """Why it did not work (empty if it did), and whether it would not work another time either."""
+    """Send a message once. Returns (why it failed, empty if it did not; whether a retry is useless)."""
     timestamp = str(int(time.time()))
     headers = {
         "Content-Type": "application/json",
@@ -108,10 +107,7 @@ def _post(webhook: str, body: bytes, secret: str) -> tuple[str, bool]:
     except urllib.error.HTTPError as error:
         error.close()
         if 300 <= error.code < 400:
-            return (
-                f"it answers {error.code}, a redirect, which is not followed: give the address that it leads to",
-                True,
-            )
+            return f"it answers {error.code}, a redirect, which is not followed: give its target", True
         phrase = http.client.responses.get(error.code, "an unknown status")
         return f"{error.code} {phrase}", 400 <= error.code < 500 and error.code not in (408, 429)
     except urllib.error.URLError as error:

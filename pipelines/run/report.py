@@ -1,8 +1,8 @@
-"""What a run did, kept beside its dataset, in JSON and in Markdown: rows, rejects by reason, GPU-hours, cost.
+"""The report of a run, stored beside its dataset as JSON and Markdown.
 
     _reports/<end of the run>-<token>.json and .md      create-only; nothing depends on them
 
-Every run that held workers leaves one, also one that stopped or failed; a driver that was killed leaves none.
+Every run that held workers writes one, also if it stopped at a limit or failed; a driver that was killed writes none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger("pipelines")
 
 
 def report_of(spec: JobSpec, progress: Progress, version: int | None, stopped: str, profile: bool = False) -> RunReport:
-    """The report of a run that has ended; with its `profile`, where that was asked for."""
+    """The report of a run that has ended, with its profile if `profile` is set."""
     usage = progress.usage
     return RunReport(
         name=spec.name,
@@ -55,7 +55,7 @@ def report_of(spec: JobSpec, progress: Progress, version: int | None, stopped: s
 
 
 def keep_report(storage: Storage, report: RunReport) -> str:
-    """Keep the report of a run that held workers; the address of its Markdown, empty where it could not be kept."""
+    """Store the report of a run that held workers. Returns the address of its Markdown, empty if there is none."""
     if not report.cpu_hours and not report.gpu_hours:
         return ""
     when = re.sub(r"[^0-9T]", "", report.finished.partition("+")[0])
@@ -64,14 +64,14 @@ def keep_report(storage: Storage, report: RunReport) -> str:
     try:
         storage.create_bytes(f"{name}.json", f"{data}\n".encode())
         storage.create_bytes(f"{name}.md", markdown(report).encode())
-    except (JointDiTError, OSError) as error:  # of a run that may have failed for that
-        logger.warning("the report of this run was not kept: %s", error)
+    except (JointDiTError, OSError) as error:  # the run may have failed because of the same store
+        logger.warning("the report of this run could not be stored: %s", error)
         return ""
     return storage.uri_of(f"{name}.md")
 
 
 def markdown(report: RunReport) -> str:
-    """The report for people."""
+    """The report as Markdown."""
     end = f"version {report.version}" if report.version is not None else f"stopped, {report.stopped}"
     rate = f"{report.rows_per_gpu_hour:,.1f}" if report.rows_per_gpu_hour is not None else "no GPU"
     rows = [

@@ -1,4 +1,4 @@
-"""Rounds of a run: generate every pending shard, plan new samples for what was rejected, and again."""
+"""Rounds of a run: generate pending shards, then new samples for rejected ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.engine.limits import Limits
 from pipelines.engine.progress import Progress
 from pipelines.ledger.entries import Commit, PlannedShard, new_token, now
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.resume import look
+from pipelines.ledger.resume import read_remaining
 from pipelines.model.fingerprint import code_version
 from pipelines.plan.regeneration import extend_with_regeneration
 from pipelines.stages.context import RunContext
@@ -18,7 +18,7 @@ from pipelines.store.retries import patiently
 
 @dataclass(frozen=True)
 class Stopped:
-    """Why a run stopped at a limit, and what it left to the next one."""
+    """The limit at which a run stopped, and what it left to the next run."""
 
     reason: str
     shards: int
@@ -28,15 +28,15 @@ class Stopped:
 def generate_all(
     context: RunContext, ledger: Ledger, progress: Progress, limits: Limits, worker_class: type | None
 ) -> list[PlannedShard]:
-    """Commit every pending shard, round after round; returns those that a limit left.
+    """Commit every pending shard, round after round. Returns the shards that a limit left.
 
-    Ray is started only if there is one to make.
+    Ray is started only if there is a shard to make.
     """
     patience = context.spec.retries.infrastructure
     pending = patiently(lambda: shards_to_make(ledger), patience)
     if not pending:
         pending = patiently(lambda: next_round(context, ledger), patience)
-    if not pending or limits.stopped or limits.look(progress.usage):
+    if not pending or limits.stopped or limits.is_reached(progress.usage):
         return pending
 
     from pipelines.engine.cluster import connect, plan_workers
@@ -45,15 +45,16 @@ def generate_all(
         import ray
 
         from pipelines.engine.dispatch import Dispatcher
+        from pipelines.engine.flow import Flow
         from pipelines.engine.workers import WorkerPool
         from pipelines.stages.generate import GenerationWorker
 
         context_ref = ray.put(context)
         resources = context.spec.resources
-        workers = plan_workers(resources)
-        pool = WorkerPool(context_ref, workers, worker_class or GenerationWorker, resources.start_seconds)
+        plan = plan_workers(resources)
+        pool = WorkerPool(context_ref, plan, worker_class or GenerationWorker, resources.start_seconds)
         try:
-            dispatcher = Dispatcher(context, context_ref, ledger, pool, progress, limits)
+            dispatcher = Dispatcher(Flow(context, context_ref, ledger, pool, progress), limits)
             while pending and not limits.stopped:
                 chosen = limits.choose(pending)
                 number = max(entry.shard.round for entry in chosen or pending)
@@ -66,22 +67,22 @@ def generate_all(
     return pending
 
 
-def what_is_left(ledger: Ledger, reason: str) -> Stopped:
-    """What a run that stopped leaves to the next one."""
+def count_left(ledger: Ledger, reason: str) -> Stopped:
+    """Count what a stopped run leaves to the next one."""
     left = shards_to_make(ledger)
     return Stopped(reason, len(left), sum(entry.samples for entry in left))
 
 
 def next_round(context: RunContext, ledger: Ledger) -> list[PlannedShard]:
-    """Plan new samples for what was rejected; the shards to make then."""
+    """Plan new samples for rejected ones. Returns the shards to make then."""
     extend_with_regeneration(context.spec, context.fingerprint, ledger)
     return shards_to_make(ledger)
 
 
 def shards_to_make(ledger: Ledger) -> list[PlannedShard]:
-    """Pending shards with samples; those of files that lost all their rows are committed here: there is nothing to do.
+    """Return the pending shards with samples, and commit those without: their files have lost all rows.
 
-    Looked for each time, because another driver may plan them at any moment.
+    The ledger is read each time, because another driver may plan shards at any moment.
     """
     left = []
     for entry in pending_shards(ledger):
@@ -93,5 +94,5 @@ def shards_to_make(ledger: Ledger) -> list[PlannedShard]:
 
 
 def pending_shards(ledger: Ledger) -> list[PlannedShard]:
-    """Plan minus commits, minus what newer input supersedes (resume.py)."""
-    return look(ledger).pending
+    """The planned shards without a commit, except those that newer input supersedes (ledger/resume.py)."""
+    return read_remaining(ledger).pending

@@ -1,4 +1,4 @@
-"""What every task and actor of a run is told, once, through Ray's object store."""
+"""The context of a run, which Ray's object store gives to every task and actor."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipelines.store.storage import Storage
 
 @dataclass(frozen=True)
 class RunContext:
-    """The run's spec with what was resolved from it."""
+    """The spec of a run with the values resolved from it."""
 
     spec: JobSpec
     storage: Storage
-    height: int  # pixels, the model's
+    height: int  # of the model's input, in pixels
     width: int
-    weights: str  # hash of the weights
+    weights: str  # their SHA-256, or the hub's commit
     fingerprint: Fingerprint
-    code: str
+    code: str  # version of this code
     profile: bool = False  # whether workers time the steps of their calls
-    pins: tuple[Pin, ...] = ()  # the files that the weights are
+    pins: tuple[Pin, ...] = ()  # the files of the weights

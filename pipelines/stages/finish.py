@@ -1,8 +1,8 @@
-"""The last task of a shard: restore sizes, score, filter, encode, write, commit. On any node, on CPU.
+"""The finish task: restore sizes, score, filter, encode, write, commit.
 
-An attempt draws its token here, so that no two attempts share a name whoever started them. It writes its objects under
-names that carry the token, then tries to become the shard's one commit. Who loses throws its own objects away and
-reports the winner. A sample that cannot be scored or encoded is quarantined alone.
+It runs on CPU, on any node. Each attempt draws a token here, so that no two attempts share an object name. It writes
+its objects under names that contain the token, then tries to create the shard's only commit. An attempt that loses
+deletes its own objects and reports the winner. A sample that cannot be scored or encoded is quarantined alone.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the driver is told of a finished shard; small."""
+    """The small result of a finished shard, for the driver."""
 
     shard: str
     token: str
-    won: bool  # False: another attempt had committed before
+    won: bool  # False if another attempt had committed the shard
     counts: dict[str, int]
-    reasons: dict[str, int]  # of rejects, by filter
+    reasons: dict[str, int]  # rejected samples by filter
     bytes: int
-    example: str = ""  # one quarantined sample and why
-    seconds: float = 0.0  # of the winner's finish
-    write_seconds: float = 0.0  # of this attempt's, in writing objects
-    commit_seconds: float = 0.0  # of this attempt's, after that
+    example: str = ""  # a quarantined sample and its error
+    seconds: float = 0.0  # that the winner took before its commit
+    write_seconds: float = 0.0  # that this attempt took to write its objects
+    commit_seconds: float = 0.0  # that this attempt took to commit
 
 
 def finish_shard(
@@ -71,12 +71,13 @@ def finish_shard(
     unfinishable: frozenset[str] = frozenset(),
     run: str = "",
 ) -> Receipt:
-    """Turn a shard's results into objects and its commit. `unfinishable` samples are quarantined without a try.
+    """Turn a shard's results into objects and its commit.
 
-    `run` begins the token, so that a driver knows its own commits, also one whose receipt got lost.
+    unfinishable: ids of samples that are quarantined without being scored or encoded.
+    run: the first characters of the token, so that a driver recognizes its own commits even if a receipt was lost.
 
     Raises:
-        TransientError: the store; CommitFailed and CommitUnknown among them. The shard is tried again.
+        TransientError: a fault of the store, CommitFailed and CommitUnknown included. The driver retries.
     """
     started = time.monotonic()
     token = run + new_token()[len(run) :]
@@ -84,24 +85,23 @@ def finish_shard(
     for result in results:
         if result.sample.id in unfinishable:
             result.error = result.error or "the process died each time this sample was scored and encoded."
-    writes: list[float] = []
-    objects = write_objects(context, entry.shard.id, token, rows, results, writes)
+    written = write_objects(context, f"{entry.shard.id}-{token}", rows, results)
     commit = Commit(
         shard=entry.shard.id,
         token=token,
-        objects=tuple(objects),
+        objects=tuple(written.objects),
         samples=tuple(_outcomes(entry, results)),
         code=context.code,
         host=socket.gethostname(),
         finished=now(),
         seconds=round(time.monotonic() - started, 3),
     )
-    written = time.monotonic()
+    committing = time.monotonic()
     winner = Ledger(context.storage).commit(commit)
-    committed = time.monotonic()
+    commit_seconds = time.monotonic() - committing
     if winner.token != token:
-        _throw_away(context.storage, objects)
-    bad = next((result for result in results if result.error is not None), None)
+        _delete(context.storage, written.objects)
+    quarantined = [result for result in results if result.error is not None]
     return Receipt(
         shard=entry.shard.id,
         token=winner.token,
@@ -109,15 +109,15 @@ def finish_shard(
         counts=winner.counts,
         reasons=dict(Counter(reason.split(":")[0] for s in winner.samples for reason in s.reasons)),
         bytes=sum(stored.bytes for stored in winner.objects),
-        example=f"{bad.sample.id}: {bad.error}" if bad else "",
+        example=f"{quarantined[0].sample.id}: {quarantined[0].error}" if quarantined else "",
         seconds=winner.seconds,
-        write_seconds=sum(writes),
-        commit_seconds=committed - written,
+        write_seconds=written.seconds,
+        commit_seconds=commit_seconds,
     )
 
 
 def try_finish(context: RunContext, samples: frozenset[str], rows: ShardRows, *parts: Sequence[SampleResult]) -> None:
-    """Score and encode some of a shard's samples and throw the bytes away: does the process survive it?"""
+    """Score and encode some of a shard's samples and discard the bytes, to see whether the process survives it."""
     results = [result for part in parts for result in part if result.sample.id in samples]
     for chunk in cut_by_bytes(rows, results):
         complete(context, rows, chunk)
@@ -126,11 +126,11 @@ def try_finish(context: RunContext, samples: frozenset[str], rows: ShardRows, *p
             for result in chunk:
                 if outcome_of(result) == "kept":
                     _encode_points(context, result)
-        _let_go(chunk)
+        _drop_arrays(chunk)
 
 
-def _throw_away(storage: Storage, objects: Sequence[StoredObject]) -> None:
-    """Delete a loser's objects. What a store in trouble keeps of them is garbage, and no reason to try again."""
+def _delete(storage: Storage, objects: Sequence[StoredObject]) -> None:
+    """Delete the objects of an attempt that lost. What a failing store keeps is left to garbage collection."""
     for stored in objects:
         try:
             storage.delete(stored.path)
@@ -139,14 +139,14 @@ def _throw_away(storage: Storage, objects: Sequence[StoredObject]) -> None:
 
 
 def outcome_of(result: SampleResult) -> Outcome:
-    """Where a scored result belongs."""
+    """The outcome of a scored result."""
     if result.error is not None:
         return "quarantined"
     return "rejected" if result.reasons else "kept"
 
 
 def _in_order(results: Iterable[SampleResult], entry: PlannedShard) -> list[SampleResult]:
-    """The results in the order of spans, rows and indices; each planned sample is there exactly once."""
+    """Sort results by span, row and index; each planned sample occurs exactly once."""
     uris = {span.uri: number for number, span in reversed(list(enumerate(entry.shard.spans)))}
     ordered = sorted(results, key=lambda r: (uris[r.sample.row.uri], r.sample.row.position, r.sample.index))
     keys = [(r.sample.row.uri, r.sample.row.position, r.sample.index) for r in ordered]
@@ -155,17 +155,18 @@ def _in_order(results: Iterable[SampleResult], entry: PlannedShard) -> list[Samp
 
 
 def complete(context: RunContext, rows: ShardRows, results: Iterable[SampleResult]) -> None:
-    """Give each result its source row, the source's size, its scores and the filters' decision, or its error."""
+    """Set each result's source row, size, scores and the decision of the filters; or its error."""
     filters = load_filters(context.spec.quality.filters)
     sources = {(source.row.uri, source.row.position): source for source in rows.rows}
-    last: tuple[SourceRow, Row] | None = None  # samples of one row follow each other
+    source: SourceRow | None = None
+    row: Row | None = None  # of `source`; samples of one row follow each other
     for result in results:
         if result.error is None:
             try:
-                source = sources[result.sample.row.uri, result.sample.row.position]
-                if last is None or last[0] is not source:
-                    last = source, read_again(context, source)
-                _complete(context, result, last[1], filters)
+                current = sources[result.sample.row.uri, result.sample.row.position]
+                if row is None or current is not source:
+                    row, source = read_again(context, current), current
+                _complete(context, result, row, filters)
             except Exception as error:  # noqa: BLE001 - the boundary of a row
                 _fail(result, error, "scoring it")
 
@@ -190,74 +191,80 @@ def _complete(context: RunContext, result: SampleResult, source: Row, filters: S
         result.rgb = restore_size(result.rgb, mapping)
         result.disparity = source_disparity(context, source)
     if mapping is not None and result.calibration is not None and result.calibration.focal_pixels is not None:
-        focal = result.calibration.focal_pixels / mapping.scale_y  # of the source's pixels
+        focal = result.calibration.focal_pixels / mapping.scale_y  # in pixels of the source
         result.calibration = replace(result.calibration, focal_pixels=focal)
     result.scores = {**result.scores, **measure(result)}
     result.reasons = decide(filters, result.scores, source.prompt)
 
 
-def _fail(result: SampleResult, error: Exception, what: str) -> None:
-    result.error, result.traceback = explain_row_failure(error, what)
+def _fail(result: SampleResult, error: Exception, action: str) -> None:
+    result.error, result.traceback = explain_row_failure(error, action)
 
 
-def write_objects(
-    context: RunContext,
-    shard: str,
-    token: str,
-    rows: ShardRows,
-    results: Sequence[SampleResult],
-    writes: list[float] | None = None,
-) -> list[StoredObject]:
-    """Complete an attempt's results, and write its point clouds and tables under names of its own.
+class Written(NamedTuple):
+    """Objects that were written, and the seconds that making point clouds and writing took."""
 
-    It goes chunk by chunk, so that few arrays at the source's size are there at once; each result loses its own.
-    `writes` gets the seconds that writing took.
+    objects: list[StoredObject]
+    seconds: float
+
+
+def write_objects(context: RunContext, attempt: str, rows: ShardRows, results: Sequence[SampleResult]) -> Written:
+    """Complete an attempt's results, and write its point clouds and tables under names that contain `attempt`.
+
+    Results are handled in chunks, so that few arrays at the source's size are in memory at once; each result loses
+    its arrays when it is encoded.
     """
-    writes = [] if writes is None else writes
-    attempt = f"{shard}-{token}"
     objects: list[StoredObject] = []
+    seconds = 0.0
     encoded: dict[Outcome, list[Encoded]] = {outcome: [] for outcome in OUTCOMES}
     chunks, first = cut_by_bytes(rows, results), 0
     for chunk in chunks:
         complete(context, rows, chunk)
-        tables, points = _write_chunk(context, attempt, first, chunk, writes)
-        objects += points
-        for outcome, made in tables.items():
-            encoded[outcome].append(made if len(chunks) == 1 else made._replace(data=b""))
+        tables, points = _write_chunk(context, attempt, first, chunk)
+        objects += points.objects
+        seconds += points.seconds
+        for outcome, part in tables.items():
+            encoded[outcome].append(part if len(chunks) == 1 else part._replace(data=b""))
         first += len(chunk)
-        _let_go(chunk)
+        _drop_arrays(chunk)
     started = time.monotonic()
     for outcome, parts in encoded.items():
         if parts:
             data = parts[0].data or table_bytes(pa.concat_tables([part.table for part in parts]))
             name = f"{FOLDERS[outcome]}/{attempt}.parquet"
-            objects.append(store(context.storage, name, data, sum(part.rows for part in parts), outcome))
-    writes.append(time.monotonic() - started)
-    return objects
+            context.storage.write_bytes(name, data)
+            objects.append(StoredObject(name, len(data), sha256(data), sum(part.rows for part in parts), outcome))
+    return Written(objects, seconds + time.monotonic() - started)
 
 
 def _write_chunk(
-    context: RunContext, attempt: str, first: int, results: Sequence[SampleResult], writes: list[float]
-) -> tuple[dict[Outcome, Encoded], list[StoredObject]]:
-    """(tables, point clouds that were written) of results that are complete; `first` is the number of the first."""
-    names: dict[str, str] = {}
+    context: RunContext, attempt: str, first: int, results: Sequence[SampleResult]
+) -> tuple[dict[Outcome, Encoded], Written]:
+    """Encode complete results and write their point clouds; `first` is the number of the first result.
+
+    A sample that cannot be encoded must have no point cloud, and one without a point cloud must not be kept. So tables
+    are encoded first, and again if a point cloud failed.
+    """
+    names: dict[str, str] = {}  # sample id -> point cloud
     if context.spec.output.points.as_files:
-        kept_ones = ((number, r) for number, r in enumerate(results, first) if outcome_of(r) == "kept")
-        names = {r.sample.id: f"pointclouds/{attempt}/{number:05d}.ply" for number, r in kept_ones}
-    tables = _encode_all(context, results, names)  # before any point cloud: who cannot be encoded must not have one
+        for number, result in enumerate(results, first):
+            if outcome_of(result) == "kept":
+                names[result.sample.id] = f"pointclouds/{attempt}/{number:05d}.ply"
+    tables = _encode_all(context, results, names)
+    kept = [result for result in results if names and outcome_of(result) == "kept"]
+    if not kept:
+        return tables, Written([], 0.0)
+    started = time.monotonic()
     with ThreadPoolExecutor(WRITERS) as pool:
-        kept = [result for result in results if names and outcome_of(result) == "kept"]
-        started = time.monotonic()
         made = list(pool.map(lambda result: _write_points(context, names[result.sample.id], result), kept))
-        if kept:
-            writes.append(time.monotonic() - started)  # they are made and written at once, by several threads
+    seconds = time.monotonic() - started
     objects = [stored for stored in made if stored is not None]
     if len(objects) < len(kept):
         tables = _encode_all(context, results, names)
-    return tables, objects
+    return tables, Written(objects, seconds)
 
 
-def _let_go(results: Iterable[SampleResult]) -> None:
+def _drop_arrays(results: Iterable[SampleResult]) -> None:
     """Drop the arrays of results that are encoded."""
     for result in results:
         result.rgb = result.disparity = None
@@ -275,7 +282,7 @@ class Encoded(NamedTuple):
 def _encode_all(
     context: RunContext, results: Sequence[SampleResult], pointclouds: Mapping[str, str]
 ) -> dict[Outcome, Encoded]:
-    """The samples of each outcome that there is; who cannot be encoded joins the last, the quarantined."""
+    """Encode the samples by outcome. A sample that cannot be encoded joins the quarantined ones, which come last."""
     tables: dict[Outcome, Encoded] = {}
     for outcome in OUTCOMES:
         chosen = [result for result in results if outcome_of(result) == outcome]
@@ -287,7 +294,7 @@ def _encode_all(
             raise
         except Exception:
             if outcome == "quarantined" or not _isolate(context, chosen, outcome, pointclouds):
-                raise  # not about one row
+                raise  # the error is not about one row
             chosen = [result for result in chosen if result.error is None]
             if chosen:
                 tables[outcome] = _encode(context, chosen, outcome, pointclouds)
@@ -304,7 +311,7 @@ def _encode(
 def _isolate(
     context: RunContext, chosen: Sequence[SampleResult], outcome: Outcome, pointclouds: Mapping[str, str]
 ) -> int:
-    """Encode samples one by one and give an error to those that fail; returns how many did."""
+    """Encode samples one by one and set the error of those that fail; returns how many did."""
     for result in chosen:
         try:
             table_bytes(encode_samples([result], context.spec, outcome, pointclouds))
@@ -313,14 +320,8 @@ def _isolate(
     return sum(result.error is not None for result in chosen)
 
 
-def store(storage: Storage, name: str, data: bytes, rows: int, outcome: Outcome) -> StoredObject:
-    """Write a table and say what was written."""
-    storage.write_bytes(name, data)
-    return StoredObject(name, len(data), sha256(data), rows, outcome)
-
-
 def _write_points(context: RunContext, name: str, result: SampleResult) -> StoredObject | None:
-    """Write a sample's point cloud; None, and its error, where it has none that can be made."""
+    """Write a sample's point cloud. If it cannot be made, set the sample's error and return None."""
     try:
         points, data = _encode_points(context, result)
     except Exception as error:  # noqa: BLE001 - the boundary of a row
@@ -352,7 +353,7 @@ def _outcomes(entry: PlannedShard, results: Sequence[SampleResult]) -> Iterable[
 
 
 def _span_of(entry: PlannedShard, row: Row, first: int) -> int:
-    """The span a row lies in: rounds of regeneration have many spans of one file."""
+    """The span that contains a row: shards of a regeneration have many spans of one file."""
     for number, span in enumerate(entry.shard.spans[first:], first):
         if span.uri == row.uri and span.start <= row.position < span.stop:
             return number

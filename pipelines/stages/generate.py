@@ -1,7 +1,7 @@
-"""The Ray actor: one model on one GPU (or some CPU cores), from load to release.
+"""The worker actor: one model on one GPU, or on some CPU cores.
 
-Its life: set up (load), generate many times, destroy. `destroy` exists because a killed process can leave its GPU
-context behind for a while, and the next worker on that GPU then runs out of memory.
+Its life: set up (load the model), generate many times, destroy. `destroy` is needed because the GPU context of a killed
+process can stay for a while, and the next worker on that GPU then runs out of memory.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from pipelines.store.safe_text import mask_secrets
 
 @dataclass(frozen=True)
 class PartSummary:
-    """The small half of what `generate` returns, for the driver: it never fetches pixels."""
+    """The small part of a result of `generate`, for the driver, which never fetches pixels."""
 
     samples: int
     seconds: float
-    batch_size: int  # after halvings for want of memory
-    steps: Mapping[str, float] = field(default_factory=dict)  # seconds by step of the calls, where they are timed
+    batch_size: int  # after halvings for lack of memory
+    steps: Mapping[str, float] = field(default_factory=dict)  # seconds by step of the calls, if they are timed
     dtype: str = ""  # that the model computed in
 
 
 class DeviceFault(TransientError):
-    """The GPU itself is out of order: every later call fails too, so the worker is replaced."""
+    """The GPU failed. Every later call would fail too, so the worker is replaced."""
 
 
 class OutOfMemory(Exception):
-    """The memory does not hold the batch."""
+    """The batch does not fit into memory."""
 
 
 class GenerationWorker:
@@ -60,26 +60,26 @@ class GenerationWorker:
     def __init__(self, context: RunContext, device: str, threads: int) -> None:
         self.context = context
         self.device = device
-        self.threads = threads  # on CPU: the node's cores over its workers
+        self.threads = threads  # on CPU: the node's cores divided by its workers
         self.batch_size = context.spec.model.batch_size
         self.dtype: str = context.spec.model.dtype  # that the model computes in
-        self.pipe: Any = None  # JointDiTPipeline, or what the task runs in its place
-        self.scorers: list[Scorer] = []  # of the scores that cost a model and were asked for
-        self.stopwatch: Any = None  # where the run is profiled
+        self.pipe: Any = None  # JointDiTPipeline, or the model that the task runs instead
+        self.scorers: list[Scorer] = []  # of the requested scores that need a model
+        self.stopwatch: Any = None  # if the run is profiled
 
     def node(self) -> str:
-        """Ray's id of the node this runs on."""
+        """Ray's id of this node."""
         import ray
 
         node: str = ray.get_runtime_context().get_node_id()
         return node
 
     def set_up(self) -> str:
-        """Load the model, and those that scores need beside it; returns the host's name. Raises ModelError."""
+        """Load the model and those that scores need. Returns the name of the host. Raises ModelError."""
         self.pipe = self.load()
         spec = self.context.spec
-        wanted = load_scores(spec.quality.filters, spec.quality.scores, spec.task)
-        self.scorers = [each.load(self.device) for each in wanted]
+        scores = load_scores(spec.quality.filters, spec.quality.scores, spec.task)
+        self.scorers = [score.load(self.device) for score in scores]
         if spec.output.points.calibrate is not None:
             self.scorers.append(load_calibrator(spec.output.points.calibrate, self.device))
         if self.context.profile:
@@ -106,10 +106,10 @@ class GenerationWorker:
         return load_pipeline(spec.model, self.device)
 
     def generate(self, part: Sequence[Sample]) -> tuple[list[SampleResult], PartSummary]:
-        """Results for a part, one a sample, in its order. A sample that fails fails alone.
+        """Generate a part. Returns one result per sample, in order; a sample that fails does not affect the others.
 
         Raises:
-            DeviceFault: the GPU is out of order; the worker must be replaced.
+            DeviceFault: the GPU failed; the worker must be replaced.
         """
         started = time.monotonic()
         results: list[SampleResult] = []
@@ -125,7 +125,7 @@ class GenerationWorker:
                         self.batch_size = size // 2
                         continue
                     if not tried_alone:
-                        tried_alone = True  # once may be what a larger batch left behind
+                        tried_alone = True  # memory of a larger batch may not have been free
                         continue
                     results.append(_failed(batch[0], "one sample alone does not fit into the worker's memory."))
                 batch, tried_alone = batch[size:], False
@@ -133,7 +133,7 @@ class GenerationWorker:
         return results, PartSummary(len(part), time.monotonic() - started, self.batch_size, steps, self.dtype)
 
     def destroy(self) -> None:
-        """Let go of the model and the GPU."""
+        """Release the model and the GPU."""
         self.pipe, self.scorers = None, []
         _release_memory()
 
@@ -198,15 +198,15 @@ class GenerationWorker:
         ]
 
     def _score(self, results: list[SampleResult]) -> None:
-        """Give samples of one size with pixels the scores that cost a model; their pixels stay as they are."""
-        whole = [result for result in results if result.error is None]
-        if not self.scorers or not whole:
+        """Add the scores that need a model to samples of one size; pixels do not change."""
+        valid = [result for result in results if result.error is None]
+        if not self.scorers or not valid:
             return
         spec = self.context.spec
-        # An estimate is made as task depth makes it: with a joint job's guidance it would be another one.
-        batch = ScoredBatch(whole, self.pipe, spec.model.guidance if spec.task == "depth" else None)
+        # Depth is estimated as in task depth; the guidance of a joint job would change the estimate.
+        batch = ScoredBatch(valid, self.pipe, spec.model.guidance if spec.task == "depth" else None)
         for scorer in self.scorers:
-            for result, scores in zip(whole, scorer(batch), strict=True):
+            for result, scores in zip(valid, scorer(batch), strict=True):
                 result.scores |= scores
 
 

@@ -1,10 +1,13 @@
-"""Rows -> samples: what to generate, at the model's size, in parts of at most a batch. A bad row is set aside alone.
+"""The read task: rows -> samples at the model's size, in parts of at most one batch.
 
-A shard holds a bounded number of bytes of its sources, whatever its images are: what is beyond is read a second time.
+A bad row is quarantined alone.
 
-A shard of n samples always gives ceil(n / batch_size) parts (the last ones may be empty), so that the driver can submit
-the whole chain before anything is read. Parts are cut from the samples in order of their size in pixels, so most of
-them hold one size.
+A shard keeps at most HELD_BYTES of source arrays in memory, whatever the size of its images; finish reads rows beyond
+that a second time.
+
+A shard of n samples always gives ceil(n / batch_size) parts, the last of which may be empty, so that the driver can
+submit the whole chain before anything is read. Samples are sorted by their size in pixels before they are cut into
+parts, so most parts hold one size.
 """
 
 from __future__ import annotations
@@ -33,43 +36,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Isolation:
-    """What is known of a shard that took workers down. Ids are sample ids."""
+    """How to treat a shard that killed processes. Ids are sample ids."""
 
     suspects: frozenset[str] = frozenset()  # generated one by one
-    poison: frozenset[str] = frozenset()  # quarantined without another try
-    poison_rows: frozenset[tuple[int, int]] = frozenset()  # (span, position) of rows that kill their reader
-    unfinishable: frozenset[str] = frozenset()  # they kill the process that scores and encodes them
+    poison: frozenset[str] = frozenset()  # quarantined without being generated
+    poison_rows: frozenset[tuple[int, int]] = frozenset()  # (span, position) of rows that kill the reader
+    unfinishable: frozenset[str] = frozenset()  # these kill the process that scores and encodes them
 
     def parts(self, samples: int, batch_size: int) -> int:
-        """How many parts a shard of so many samples is read into."""
+        """The number of parts of a shard with `samples` samples."""
         suspects = self.suspected(samples)
         return math.ceil((samples - suspects) / batch_size) + suspects
 
     def suspected(self, samples: int) -> int:
-        """How many of a shard's parts, the last ones, hold one suspect each."""
+        """The number of parts with one suspect each; these are the last parts of the shard."""
         return min(len(self.suspects), samples)
 
 
 NO_ISOLATION = Isolation()
-HELD_BYTES = 1 << 30  # of source arrays that a shard keeps from read to finish, and that finish has at once
+HELD_BYTES = 1 << 30  # of source arrays that a shard keeps from read to finish, and that finish holds at once
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as read, with its place in the shard; its arrays are at the source's size.
+    """A row as read, with its arrays at the source's size.
 
-    Beyond HELD_BYTES of a shard it comes without arrays, and finish reads it again: `again` is where.
+    Rows beyond HELD_BYTES of a shard have no arrays, and `again` is the span from which finish reads them again.
     """
 
-    span: int
     row: Row
-    bytes: int = 0  # of its arrays, also of those that it comes without
+    bytes: int = 0  # of its arrays, also if they were dropped
     again: Span | None = None
 
 
 @dataclass(frozen=True)
 class ShardRows:
-    """What finish needs beside the model's results."""
+    """The input of finish beside the results of the model."""
 
     rows: tuple[SourceRow, ...]
     failed: tuple[SampleResult, ...]  # samples of bad and poison rows
@@ -78,35 +80,36 @@ class ShardRows:
 def read_shard(
     context: RunContext, entry: PlannedShard, isolation: Isolation = NO_ISOLATION
 ) -> tuple[ShardRows, list[list[Sample]]]:
-    """Read a shard: (rows and the samples that failed already, parts of samples for the model).
+    """Read a shard. Returns (its rows and the samples that have failed already, parts of samples for the model).
 
     Raises:
-        TransientError, StoreError: the store, not a row.
+        TransientError, StoreError: a fault of the store, not of a row.
     """
     rows: list[SourceRow] = []
     failed: list[SampleResult] = []
     samples: list[Sample] = []
     held = 0
-    for span, found in _rows(context, entry, isolation):
-        fitted = _fit(context, found)
-        for sample in _samples_of(context, entry, fitted if isinstance(fitted, Sample) else found):
+    for span, row in _rows(context, entry, isolation):
+        fitted = _fit(context, row)
+        for sample in _samples_of(context, entry, row):
             if isinstance(fitted, BadRow):
                 failed.append(SampleResult(sample, error=fitted.error, traceback=fitted.traceback))
             elif sample.id in isolation.poison:
-                failed.append(
-                    SampleResult(sample, error="the model's process died each time this sample was generated.")
-                )
+                error = "the model's process died each time this sample was generated."
+                failed.append(SampleResult(sample, error=error))
             else:
-                sample.rgb, sample.disparity, sample.content = fitted.rgb, fitted.disparity, fitted.content
-                samples.append(replace(sample, row=without_arrays(sample.row)))
-        if isinstance(found, Row) and isinstance(fitted, Sample):
-            size = _source_bytes(found)
+                light = without_arrays(sample.row)
+                samples.append(
+                    replace(sample, row=light, rgb=fitted.rgb, disparity=fitted.disparity, content=fitted.content)
+                )
+        if isinstance(row, Row) and isinstance(fitted, Sample):
+            size = _source_bytes(row)
             if held + size <= HELD_BYTES:
                 held += size
-                rows.append(SourceRow(span, found, size))
+                rows.append(SourceRow(row, size))
             else:
-                place = replace(entry.shard.spans[span], start=found.position, stop=found.position + 1)
-                rows.append(SourceRow(span, without_arrays(found), size, place))
+                again = replace(span, start=row.position, stop=row.position + 1)
+                rows.append(SourceRow(without_arrays(row), size, again))
     trusted, suspects = cut_parts(samples, context.spec.model.batch_size, isolation.suspects)
     alone = isolation.suspected(entry.samples)
     suspects += [[] for _ in range(alone - len(suspects))]
@@ -115,7 +118,7 @@ def read_shard(
 
 
 def sample_seed(job_seed: int, row_id: str, index: int) -> int:
-    """63 bits that depend on the job's seed, the row's id and the sample's index, and on nothing else."""
+    """63 bits that depend only on the job's seed, the row's id and the sample's index."""
     digest = hashlib.sha256(f"{job_seed}\0{row_id}\0{index}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -123,20 +126,20 @@ def sample_seed(job_seed: int, row_id: str, index: int) -> int:
 def cut_parts(
     samples: Sequence[Sample], batch_size: int, suspects: frozenset[str]
 ) -> tuple[list[list[Sample]], list[list[Sample]]]:
-    """(parts of at most `batch_size` trusted samples, like sizes together; parts of one suspect each)."""
+    """Return (parts of at most `batch_size` trusted samples, sorted by size; parts of one suspect each)."""
     trusted = sorted((s for s in samples if s.id not in suspects), key=size_of)  # stable: order of rows within a size
     parts = [trusted[start : start + batch_size] for start in range(0, len(trusted), batch_size)]
     return parts, [[sample] for sample in samples if sample.id in suspects]
 
 
 def size_of(sample: Sample) -> tuple[int, ...]:
-    """Height and width of a sample's arrays in pixels; () where the model's size is used."""
+    """Height and width of a sample's arrays in pixels; () if it has none."""
     array = sample.rgb if sample.rgb is not None else sample.disparity
     return () if array is None else array.shape[:2]
 
 
-def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Iterator[tuple[int, Row | BadRow]]:
-    """(span, row) for each planned row, in order. Rows that kill their reader are not opened again."""
+def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Iterator[tuple[Span, Row | BadRow]]:
+    """Yield (span, row) for each planned row, in order. Rows that kill the reader are not read again."""
     spec = context.spec
     for number, span in enumerate(entry.shard.spans):
         poison = sorted(position for index, position in isolation.poison_rows if index == number)
@@ -144,38 +147,35 @@ def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Ite
         for position in [*poison, span.stop]:
             if start < position:
                 for row in read_rows(span, start, position, spec.input, spec.reading):
-                    yield number, row
+                    yield span, row
             if position < span.stop:
-                row_id = f"{span.relative_path}:{position}"
-                yield (
-                    number,
-                    BadRow(row_id, span.uri, position, "the reader's process died each time this row was read."),
-                )
+                error = "the reader's process died each time this row was read."
+                yield span, BadRow(f"{span.relative_path}:{position}", span.uri, position, error)
             start = position + 1
 
 
 def _fit(context: RunContext, row: Row | BadRow) -> Sample | BadRow:
-    """A row's arrays at the model's size, in a sample that is the pattern of all its samples; or why it is bad."""
+    """Bring a row's arrays to the model's size, in a template of its samples; a BadRow if that fails."""
     if isinstance(row, BadRow):
         return row
-    pattern = Sample(id=row.id, row=row, index=0, round=0, seed=0)
+    template = Sample(id=row.id, row=row, index=0, round=0, seed=0)
     try:
         if isinstance(context.spec, PrepareSpec):
-            pattern.rgb = row.rgb  # a teacher brings images to its size itself
+            template.rgb = row.rgb  # a teacher resizes images itself
         elif isinstance(context.spec, EncodeSpec):
             pair = pair_to_encode(context, row)
-            pattern.rgb, pattern.disparity = pair.rgb, pair.disparity
+            template.rgb, template.disparity = pair.rgb, pair.disparity
         elif row.rgb is not None:
-            pattern.rgb, mapping = fit_to_model(row.rgb, context.height, context.width, context.spec.model.resize)
-            pattern.content = _content(mapping)
+            template.rgb, mapping = fit_to_model(row.rgb, context.height, context.width, context.spec.model.resize)
+            template.content = _content(mapping)
         elif row.depth is not None:
-            pattern.disparity, mapping = fit_to_model(
+            template.disparity, mapping = fit_to_model(
                 source_disparity(context, row), context.height, context.width, _resize_of_window(context)
             )
-            pattern.content = _content(mapping)
+            template.content = _content(mapping)
     except Exception as error:  # noqa: BLE001 - the boundary of a row
         return BadRow(row.id, row.uri, row.position, *explain_row_failure(error, "bringing it to the model's size"))
-    return pattern
+    return template
 
 
 def _content(mapping: SizeMapping) -> Content:
@@ -183,7 +183,7 @@ def _content(mapping: SizeMapping) -> Content:
 
 
 def pair_to_encode(context: RunContext, row: Row) -> Pair:
-    """Image and disparity at the size of the bucket of the nearest aspect. Raises RowError for a constant map."""
+    """Image and disparity at the size of the bucket with the nearest aspect. Raises RowError for a constant map."""
     from jointdit.training.batches import nearest_bucket
     from jointdit.training.pairs import Pair, fit_to_bucket
 
@@ -201,10 +201,10 @@ def pair_to_encode(context: RunContext, row: Row) -> Pair:
 
 
 def source_disparity(context: RunContext, row: Row) -> NDArray[np.float32]:
-    """The relative disparity of a row's depth map at the source's size: of the window that the model sees, for `crop`.
+    """The relative disparity of a row's depth map at the source's size; for `crop`, of the window that the model sees.
 
     Raises:
-        RowError: a map without a valid pixel, or a constant one.
+        RowError: the map has no valid pixel, or is constant.
     """
     assert row.depth is not None
     assert context.spec.input.depth is not None
@@ -214,12 +214,11 @@ def source_disparity(context: RunContext, row: Row) -> NDArray[np.float32]:
 
 
 def _resize_of_window(context: RunContext) -> Literal["fit", "stretch"]:
-    return "fit" if context.spec.model.resize == "fit" else "stretch"  # a cropped window has the model's aspect
+    return "fit" if context.spec.model.resize == "fit" else "stretch"  # a cropped window has the aspect of the model
 
 
-def _samples_of(context: RunContext, entry: PlannedShard, found: Sample | Row | BadRow) -> Iterator[Sample]:
+def _samples_of(context: RunContext, entry: PlannedShard, row: Row | BadRow) -> Iterator[Sample]:
     """The samples of one row, with ids and seeds."""
-    row = found.row if isinstance(found, Sample) else found
     if isinstance(row, BadRow):
         row = Row(row.id, row.uri, row.position)
     for index in entry.indices:
@@ -228,7 +227,7 @@ def _samples_of(context: RunContext, entry: PlannedShard, found: Sample | Row | 
 
 
 def without_arrays(row: Row) -> Row:
-    """What the worker needs of a row; the rest goes to finish directly."""
+    """The row as the worker needs it; its arrays go to finish directly."""
     return replace(row, rgb=None, depth=None, depth_valid=None, rgb_bytes=None)
 
 
@@ -238,7 +237,7 @@ def _source_bytes(row: Row) -> int:
 
 
 def read_again(context: RunContext, source: SourceRow) -> Row:
-    """The row with its arrays. Raises RowError where it cannot be read any more."""
+    """The row with its arrays. Raises RowError if it can no longer be read."""
     if source.again is None:
         return source.row
     (row,) = read_rows(source.again, source.again.start, source.again.stop, context.spec.input, context.spec.reading)
@@ -248,7 +247,7 @@ def read_again(context: RunContext, source: SourceRow) -> Row:
 
 
 def cut_by_bytes(rows: ShardRows, results: Sequence[SampleResult]) -> list[list[SampleResult]]:
-    """The results in their order, in chunks whose rows have HELD_BYTES of source arrays at most."""
+    """Cut the results, in order, into chunks whose rows have at most HELD_BYTES of source arrays."""
     sizes = {(source.row.uri, source.row.position): source.bytes for source in rows.rows}
     chunks: list[list[SampleResult]] = []
     left = 0
@@ -263,6 +262,6 @@ def cut_by_bytes(rows: ShardRows, results: Sequence[SampleResult]) -> list[list[
 
 
 def try_rows(context: RunContext, entry: PlannedShard, span: int, start: int, stop: int) -> None:
-    """Read rows [start, stop) of one of a shard's spans and throw them away: does the process survive it?"""
+    """Read rows [start, stop) of a span and discard them, to see whether the process survives it."""
     part = replace(entry.shard.spans[span], start=start, stop=stop)
     read_shard(context, replace(entry, shard=replace(entry.shard, spans=(part,))))

@@ -24,6 +24,8 @@ import pipelines.dataset.refilter
 import pipelines.dataset.validation.validate
 import pipelines.plan.retry
 import pipelines.run.job
+import pipelines.run.opening
+import pipelines.run.rounds
 from pipelines.dataset.garbage import collect_garbage, prune_versions
 from pipelines.engine.limits import Limits
 from pipelines.engine.progress import Progress
@@ -105,8 +107,8 @@ def rehearse(folder: Path) -> None:
 
 
 def _run(operation: Operation, spec: dict[str, Any]) -> str:
-    pipelines.run.job.identify_job = lambda *_: IDENTITY
-    pipelines.run.job.check_job_weights = lambda *_: None
+    pipelines.run.opening.identify_job = lambda *_: IDENTITY
+    pipelines.run.opening.check_job_weights = lambda *_: None
     pipelines.run.job.Heartbeat = functools.partial(Heartbeat, beat_seconds=1e6)  # its thread would take steps
     pipelines.run.job.generate_all = functools.partial(_make_here, operation)
     summary = pipelines.run.job.run_job(load_spec(spec))

@@ -35,7 +35,7 @@ def test_labels_for_tasks_that_no_node_has_are_one_sentence(ray_cluster: None) -
 def test_workers_wait_for_gpus_that_a_cluster_may_grow(ray_cluster: None) -> None:
     plan = plan_workers(ResourcesSpec(workers=8, device="cuda", gpus_per_worker=0.5))
     assert (plan.workers, plan.num_gpus, plan.device) == (8, 0.5, "cuda")
-    with pytest.raises(PermanentError, match="the cluster has none yet: give the number that it may grow to"):
+    with pytest.raises(PermanentError, match="the cluster has none yet: give the number of workers"):
         plan_workers(ResourcesSpec(device="cuda"))
 
 

@@ -38,7 +38,7 @@ def scraped(dataset: str) -> dict[tuple[str, str], float]:
     return dict(found)
 
 
-def look_on(seen: set[str], done: threading.Event) -> None:
+def collect_series(seen: set[str], done: threading.Event) -> None:
     """Note the names that can be scraped, until it is enough."""
     while not done.is_set():
         seen |= {name for name, _ in scraped("measured")}
@@ -53,7 +53,7 @@ def test_what_is_scraped_and_logged_and_reported_is_what_the_ledger_holds(run_st
     quality, resources = {"filters": [{"kind": "depth_range"}]}, {"task_labels": labels}
     spec = make_spec(prompts, name="measured", quality=quality, price=price, resources=resources)
     seen, done = set(), threading.Event()
-    looking = threading.Thread(target=look_on, args=(seen, done))
+    looking = threading.Thread(target=collect_series, args=(seen, done))
     looking.start()
     try:
         summary = run_stand_in(spec)

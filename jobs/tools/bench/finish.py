@@ -78,7 +78,7 @@ def _finishing(context: RunContext, made: list[tuple[Row, SampleResult]]) -> Sid
         span = Span("/rows.txt", str(next(number)), "rows.txt", 0, len(made))  # each turn commits a shard of its own
         entry = PlannedShard(make_shard([span], 0, "bench"), 1, 1, 0)
         results = [SampleResult(each.sample, rgb=each.rgb, disparity=each.disparity) for _, each in made]
-        rows = ShardRows(tuple(SourceRow(0, row) for row, _ in made), ())
+        rows = ShardRows(tuple(SourceRow(row) for row, _ in made), ())
         started = time.process_time()
         receipt = finish_shard(context, entry, rows, results)
         seconds = time.process_time() - started

@@ -21,7 +21,7 @@ from jobs.tools.bench.frame import Line, Reach, Settings, Spread, slope
 from jobs.tools.bench.s3_store import running_store
 from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome, StoredObject
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.resume import ROLL_UP, look
+from pipelines.ledger.resume import ROLL_UP, read_remaining
 from pipelines.plan.shards import make_shard
 from pipelines.records import Span
 from pipelines.store.storage import Storage
@@ -72,7 +72,7 @@ def _measure_store(
         for _ in range(1 if settings.quick else LOOKS):
             storage.delete(ROLL_UP)
             for looks in (first, second):
-                told = _look_elsewhere(storage.uri)
+                told = _measure_elsewhere(storage.uri)
                 assert told["left"] == list(range(shards - LEFT, shards)), f"{len(told['left'])} shards are left"
                 looks[shards].append(told["seconds"])
                 memory[shards] = max(memory.get(shards, 0.0), told["bytes"] / 1e6)
@@ -123,23 +123,23 @@ def _commit_of(entry: PlannedShard, samples: int) -> Commit:
     return Commit(entry.shard.id, "0" * 16, (table,), outcomes, "bench", "host", "2026-01-01T00:00:00+00:00", 1.0)
 
 
-def _look_elsewhere(uri: str) -> dict[str, Any]:
+def _measure_elsewhere(uri: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "jobs.tools.bench.resume", uri]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     told: dict[str, Any] = json.loads(done.stdout)
     return told
 
 
-def look_here(uri: str) -> dict[str, Any]:
-    """Look at a ledger in this process: seconds, peak memory, positions of the shards that are left."""
+def measure_here(uri: str) -> dict[str, Any]:
+    """Find what is left of a job in this process: seconds, peak memory, positions of the shards that are left."""
     storage = Storage(uri)
-    look(Ledger(Storage(f"{uri}-nothing")))  # imports and the connection are there before, as in a run
+    read_remaining(Ledger(Storage(f"{uri}-nothing")))  # imports and the connection are there before, as in a run
     started = time.perf_counter()
-    left = look(Ledger(storage))
+    left = read_remaining(Ledger(storage))
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"seconds": seconds, "bytes": peak, "left": [entry.position for entry in left.pending]}
 
 
 if __name__ == "__main__":
-    print(json.dumps(look_here(sys.argv[1])))
+    print(json.dumps(measure_here(sys.argv[1])))

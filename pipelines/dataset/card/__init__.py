@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 
 from pipelines.dataset.card import croissant, figures, summary, text
-from pipelines.dataset.card.tables import look, spec_of
+from pipelines.dataset.card.tables import read_tables, spec_of
 from pipelines.ledger.entries import Job
 from pipelines.ledger.versions import Version
 from pipelines.store.storage import Storage
@@ -30,7 +30,7 @@ __all__ = ["is_about", "spec_of", "write"]
 
 def write(storage: Storage, job: Job, version: Version, has_gallery: bool = True) -> None:
     """Look at some of the version's tables and write all that describes it. Raises TransientError and StoreError."""
-    seen = look(storage, version)
+    seen = read_tables(storage, version)
     drawn = figures.draw(version, seen)
     for name, data in drawn.items():
         storage.write_bytes(name, data)

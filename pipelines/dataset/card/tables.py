@@ -76,7 +76,7 @@ def spec_of(version: Version) -> JobSpec:
     return load_spec(version.spec)
 
 
-def look(storage: Storage, version: Version) -> Seen:
+def read_tables(storage: Storage, version: Version) -> Seen:
     """Read what the card needs of a version's tables."""
     spec = spec_of(version)
     schemas: dict[Outcome, pa.Schema] = {outcome: data_schema(spec, outcome) for outcome in FILE_OUTCOMES}

@@ -23,10 +23,10 @@ ReadRange = Callable[[str, int, int], bytes]
 
 
 @contextlib.contextmanager
-def looked_at(pins: Sequence[Pin]) -> Iterator[list[Path]]:
-    """The folder or file of each pin, to be checked by headers and not to be loaded; what is elsewhere for the time.
+def header_folders(pins: Sequence[Pin]) -> Iterator[list[Path]]:
+    """Yield the folder or file of each pin with the headers of its files; of a remote pin, a temporary copy of them.
 
-    A ModelError from inside names the place that the spec names.
+    A ModelError raised inside names the place that the spec names.
     """
     with tempfile.TemporaryDirectory(prefix="jointdit-headers-") as name:
         places = {}

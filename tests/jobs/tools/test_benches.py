@@ -10,7 +10,7 @@ import pytest
 from jobs.tools.bench import BENCHES, finish
 from jobs.tools.bench.frame import Settings, check_same_work
 from jobs.tools.bench.plan import KINDS, _write_rows, plan_here
-from jobs.tools.bench.resume import LEFT, _write_job, look_here
+from jobs.tools.bench.resume import LEFT, _write_job, measure_here
 from jobs.tools.bench.running import run
 from jobs.tools.bench.tiny_job import digest_of
 from jointdit.errors import PermanentError
@@ -51,10 +51,10 @@ def test_two_looks_at_a_ledger_find_the_same_shards_left(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "LISTED_AT_ONCE", 1)
     storage = Storage(str(tmp_path / "job"))
     _write_job(storage, 300, samples=1)
-    first = look_here(storage.uri)
+    first = measure_here(storage.uri)
     assert storage.exists(ROLL_UP)
     (tmp_path / "job" / "_commits").rename(tmp_path / "gone")  # the second does not list them
-    second = look_here(storage.uri)
+    second = measure_here(storage.uri)
     assert first["left"] == second["left"] == list(range(300 - LEFT, 300))
 
 

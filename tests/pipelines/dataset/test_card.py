@@ -158,7 +158,7 @@ def test_the_metadata_is_what_the_hub_expects(storage: Storage, version: Version
     assert data.configs[0]["data_files"][0]["path"] == ["data/one-a.parquet", "data/two-b.parquet"]
     assert {"rgb-d", "synthetic", "point-cloud"} <= set(data.tags)
     for info, outcome in zip(data.to_dict()["dataset_info"], ("kept", "rejected", "quarantined"), strict=True):
-        schema = tables.look(storage, version).schemas[outcome]
+        schema = tables.read_tables(storage, version).schemas[outcome]
         assert info["features"] == datasets.Features.from_arrow_schema(schema)._to_yaml_list()
     assert data.to_dict()["dataset_info"][0]["splits"][0]["num_examples"] == 3
 
@@ -252,7 +252,7 @@ def test_the_figures_show_the_rows(storage: Storage, version: Version) -> None:
 
 
 def test_a_image_that_is_not_copied_and_a_hole_are_left_out(storage: Storage, version: Version) -> None:
-    (first, *_) = tables.look(storage, version).rows
+    (first, *_) = tables.read_tables(storage, version).rows
     holes = np.ones(first.disparity.shape, bool)
     holes[:20] = False
     row = replace(first, rgb=None, valid=holes)
@@ -278,7 +278,7 @@ def test_the_look_is_as_long_for_a_thousand_files(
     monkeypatch.setattr(Storage, "open", counted)
     monkeypatch.setattr(tables, "SCORED_TABLES", 24)
     many = replace(version, files=thousand, counts={"kept": 2000, "rejected": 0, "quarantined": 0})
-    seen = tables.look(storage, many)
+    seen = tables.read_tables(storage, many)
     assert len(opened) <= 24 + tables.DEPTH_TABLES + tables.SHOWN_TABLES
     assert seen.scored == 2 * 24
     card.write(storage, JOB, many)

@@ -31,7 +31,7 @@ def fault(kind: Kind) -> Fault:
     return Fault("finish", kind, TransientError(f"a {kind} fault."))
 
 
-def test_faults_of_the_infrastructure_have_a_budget_a_shard(budgets: Budgets) -> None:
+def test_each_shard_has_a_budget_for_infrastructure_faults(budgets: Budgets) -> None:
     kinds: list[Kind] = ["store", "node", "timeout"]
     for kind in kinds:
         assert not budgets.is_blamed(ENTRY, fault(kind))
@@ -52,7 +52,7 @@ def test_deaths_do_not_use_up_the_other_budget(budgets: Budgets) -> None:
     assert budgets.progress.retries == {"node": 3, "crash": 1}
 
 
-def test_who_goes_on_being_killed_for_memory_is_blamed(budgets: Budgets) -> None:
+def test_a_shard_that_keeps_being_killed_for_memory_is_blamed(budgets: Budgets) -> None:
     assert [budgets.is_blamed(ENTRY, fault("memory")) for _ in range(4)] == [False, False, True, True]
     assert not budgets.is_blamed(ENTRY, fault("store"))
     assert not budgets.is_blamed(OTHER, fault("memory")), "each shard for itself"

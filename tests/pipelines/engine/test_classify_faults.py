@@ -70,11 +70,11 @@ def test_permanent_errors_keep_their_sentence() -> None:
         classify("generate", wrapped(ModelError("model.name x has no weights.")), "shard")
 
 
-def test_what_is_no_known_fault_stops_the_run() -> None:
-    with pytest.raises(PermanentError, match=r"^shard s failed in read in a way that is no known fault, KeyError: 'x'"):
+def test_an_error_of_no_known_kind_stops_the_run() -> None:
+    with pytest.raises(PermanentError, match=r"^shard s failed in read with an error of no known kind, KeyError: 'x'"):
         classify("read", wrapped(KeyError("x")), "s")
 
 
-def test_workers_that_went_with_their_node_did_not_fail_to_start() -> None:
+def test_workers_that_died_with_their_node_did_not_fail_to_start() -> None:
     assert [is_node_loss(e) for e in (NODE_DIED, PREEMPTED, NodeDiedError("gone"))] == [True] * 3
     assert [is_node_loss(e) for e in (ActorDiedError(), OutOfMemoryError("killed"))] == [False] * 2

@@ -14,14 +14,14 @@ from pipelines.engine.deadline import DeadlineExceeded, deadline
 from pipelines.store.errors import TransientError
 
 
-def test_what_takes_too_long_is_interrupted() -> None:
+def test_a_block_that_takes_too_long_is_interrupted() -> None:
     started = time.monotonic()
     with pytest.raises(TransientError, match=r"^reading took longer than 0.05 seconds\.$"), deadline(0.05, "reading"):
         threading.Event().wait(30)
     assert time.monotonic() - started < 10
 
 
-def test_who_swallows_it_is_told_again() -> None:
+def test_a_block_that_swallows_the_exception_is_interrupted_again() -> None:
     with pytest.raises(DeadlineExceeded), deadline(0.05, "reading"), contextlib.suppress(DeadlineExceeded):
         threading.Event().wait(30)
 
@@ -35,7 +35,7 @@ def wait_for_a_hung_thread(release: threading.Event) -> None:
             raise
 
 
-def test_whoever_waits_for_hung_threads_on_the_way_out_is_interrupted_too() -> None:
+def test_a_wait_for_hung_threads_at_the_end_of_a_block_is_interrupted() -> None:
     release = threading.Event()
     with pytest.raises(DeadlineExceeded), deadline(1.5, "reading"):
         wait_for_a_hung_thread(release)
@@ -43,7 +43,7 @@ def test_whoever_waits_for_hung_threads_on_the_way_out_is_interrupted_too() -> N
     release.wait(30)
 
 
-def test_nothing_is_left_behind() -> None:
+def test_the_timer_and_the_handler_are_restored() -> None:
     before = signal.getsignal(signal.SIGALRM)
     with deadline(30, "reading"):
         assert signal.getsignal(signal.SIGALRM) is not before
@@ -61,7 +61,7 @@ with deadline(0.2, "reading"):
 """
 
 
-def test_what_cannot_be_interrupted_ends_with_its_process() -> None:
+def test_a_block_that_cannot_be_interrupted_ends_with_its_process() -> None:
     done = subprocess.run([sys.executable, "-c", STUBBORN], capture_output=True, text=True, timeout=50)
     assert done.returncode == 1
     assert "Timeout" in done.stderr

@@ -27,14 +27,14 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(Storage(str(tmp_path)))
 
 
-def test_below_the_budget_a_shard_is_simply_tried_again(ledger: Ledger, entry: PlannedShard) -> None:
+def test_below_the_budget_a_shard_is_retried_as_a_whole(ledger: Ledger, entry: PlannedShard) -> None:
     crashes = Crashes(ledger, RetriesSpec(crash=3))
     assert crashes.record(entry, "generate", "died", ["a", "b"]) == 1
     assert crashes.record(entry, "generate", "died", ["b", "c"]) == 2
     assert crashes.isolation(entry) == NO_ISOLATION
 
 
-def test_then_its_suspects_go_one_by_one_until_one_dies_alone_twice(ledger: Ledger, entry: PlannedShard) -> None:
+def test_suspects_are_generated_one_by_one_until_one_dies_alone_twice(ledger: Ledger, entry: PlannedShard) -> None:
     for samples in (["a", "b"], ["b", "c"], ["a", "b"]):
         Crashes(ledger, RetriesSpec(crash=3)).record(entry, "generate", "died", samples)  # a new driver each time
     crashes = Crashes(ledger, RetriesSpec(crash=3))
@@ -56,8 +56,8 @@ def test_a_batch_of_one_is_no_proof_before_isolation(ledger: Ledger, entry: Plan
 
 def bisect(bisection: Bisection, kills) -> list[tuple[int, int]]:
     while (current := bisection.current) is not None:
-        bisection.tell(kills(*current))
-    return bisection.found
+        bisection.record(kills(*current))
+    return bisection.killers
 
 
 @pytest.mark.parametrize("poison", [[], [(0, 0)], [(0, 4), (1, 10)], [(0, n) for n in range(5)], [(1, 12)]])
@@ -75,12 +75,12 @@ def test_bisection_finds_the_rows_that_kill_their_reader(entry: PlannedShard, po
     assert max(tried.values(), default=0) <= 2
 
 
-def test_a_row_that_died_alone_once_is_not_found_guilty() -> None:
+def test_a_row_whose_reader_died_once_is_not_blamed() -> None:
     deaths = iter([True, True, False])  # the whole, the first row alone, and the same row again
     assert bisect(Bisection([(0, 0, 2)]), lambda *tried: next(deaths, False)) == []
 
 
-def test_what_a_bisection_found_is_kept_in_the_ledger(ledger: Ledger, entry: PlannedShard) -> None:
+def test_the_result_of_a_bisection_is_kept_in_the_ledger(ledger: Ledger, entry: PlannedShard) -> None:
     crashes = Crashes(ledger, RetriesSpec(crash=2))
     for stage, found in (("read", {"rows": [(1, 11)]}), ("finish", {"samples": ["a:3/0"]})):
         crashes.record(entry, stage, "died")
@@ -94,9 +94,7 @@ def test_what_a_bisection_found_is_kept_in_the_ledger(ledger: Ledger, entry: Pla
     assert not isolation.suspects
 
 
-def test_a_shard_that_goes_on_killing_though_no_row_of_it_does_stops_the_run(
-    ledger: Ledger, entry: PlannedShard
-) -> None:
+def test_a_shard_that_keeps_killing_although_no_row_does_stops_the_run(ledger: Ledger, entry: PlannedShard) -> None:
     crashes = Crashes(ledger, RetriesSpec(crash=2))
     crashes.record(entry, "finish", "died")
     crashes.record(entry, "finish", "died")
@@ -104,7 +102,7 @@ def test_a_shard_that_goes_on_killing_though_no_row_of_it_does_stops_the_run(
     crashes.record(entry, "finish", "died")
     with pytest.raises(
         PermanentError,
-        match=rf"shard {entry.shard.id} took 4 processes down, the last in finish \(died\), and no single",
+        match=rf"shard {entry.shard.id} killed 4 processes, the last in finish \(died\), but no single",
     ):
         crashes.record(entry, "finish", "died")
 

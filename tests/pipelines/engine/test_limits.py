@@ -34,7 +34,7 @@ def test_a_time_is_the_next_one(text: str, expected: datetime) -> None:
 
 
 @pytest.mark.parametrize("text", ["six", "25:00", "06:60", "2026-11-25T06:00", ""])
-def test_what_is_no_time_to_come_is_one_sentence(text: str) -> None:
+def test_a_text_that_is_not_a_time_in_the_future_is_one_sentence(text: str) -> None:
     with pytest.raises(SpecError, match=r"^--until"):
         next_time(text, EVENING)
 
@@ -47,7 +47,7 @@ def test_rows_are_given_out_in_whole_shards_until_the_budget_is_reached(make_job
     limits = Limits(BudgetSpec(max_rows=5))
     assert limits.choose(pending) == pending[:2]
     assert limits.stopped == "budget.max_rows 5 is reached"
-    assert not limits.look(Usage()), "what was given out is made"
+    assert not limits.is_reached(Usage()), "what was given out is made"
     assert limits.choose(pending[2:]) == []
     exactly = Limits(BudgetSpec(max_rows=10))
     assert exactly.choose(pending) == pending
@@ -62,18 +62,18 @@ def test_a_run_stops_at_its_time_and_when_its_budget_is_spent() -> None:
     assert Usage(held_seconds=7200, cpus=1.5).cost(price) == pytest.approx(0.3), "without GPUs the CPUs cost"
     assert (an_hour + an_hour).gpu_hours == 2.0
 
-    def look(budget: BudgetSpec, now: float = 0.0, until: datetime | None = None) -> str:
+    def stopped_by(budget: BudgetSpec, now: float = 0.0, until: datetime | None = None) -> str:
         limits = Limits(budget, price, until, clock=lambda: now)
-        assert limits.look(an_hour) == bool(limits.stopped)
+        assert limits.is_reached(an_hour) == bool(limits.stopped)
         return limits.stopped
 
-    assert look(BudgetSpec()) == ""
-    assert look(BudgetSpec(max_gpu_hours=1.1, max_cost=3.1)) == ""
-    assert look(BudgetSpec(max_gpu_hours=1.0)) == "budget.max_gpu_hours 1 is spent"
-    assert look(BudgetSpec(max_cost=3.0)) == "budget.max_cost 3 EUR is spent"
+    assert stopped_by(BudgetSpec()) == ""
+    assert stopped_by(BudgetSpec(max_gpu_hours=1.1, max_cost=3.1)) == ""
+    assert stopped_by(BudgetSpec(max_gpu_hours=1.0)) == "budget.max_gpu_hours 1 is spent"
+    assert stopped_by(BudgetSpec(max_cost=3.0)) == "budget.max_cost 3 EUR is spent"
     until = datetime(2026, 11, 26, 6)
-    assert look(BudgetSpec(), until.timestamp() - 1, until) == ""
-    assert look(BudgetSpec(), until.timestamp(), until) == "it is 06:00"
+    assert stopped_by(BudgetSpec(), until.timestamp() - 1, until) == ""
+    assert stopped_by(BudgetSpec(), until.timestamp(), until) == "it is 06:00"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_the_line_says_what_is_done_how_fast_and_how_long_it_takes() -> None:
     assert (progress.shards, progress.reasons["depth_range"]) == (1, 1)
 
 
-def test_the_line_says_what_was_tried_again_and_why() -> None:
+def test_the_line_counts_retries_by_kind() -> None:
     progress = Progress(Console(file=io.StringIO()))
     progress.plan(20)
     assert "retries" not in progress.line()

@@ -46,7 +46,7 @@ def test_two_shards_have_no_median() -> None:
     assert not pace.is_late(attempt(1000.0))
 
 
-def test_it_can_be_switched_off_and_waits_for_its_seconds() -> None:
+def test_the_check_can_be_disabled_and_waits_for_its_seconds() -> None:
     for resources, late in (
         (ResourcesSpec(straggler_factor=None), False),
         (ResourcesSpec(), True),
@@ -62,7 +62,7 @@ def test_the_clock_of_a_shard_starts_when_its_worker_comes_to_it() -> None:
     first, second, third = (attempt(None) for _ in range(3))
     for each in (first, second, third):
         each.parts = [None, None]
-    queue = Queue([first, second, third])
+    queue = Queue(None, [first, second, third])
     assert not queue.mark_begun()
     assert [each.began is not None for each in queue.attempts] == [True, False, False]
     first.done = 2

@@ -44,7 +44,7 @@ class Clock:
 
 
 def states(watch: Watch) -> list[str]:
-    return [state for _, state in watch.look()]
+    return [state for _, state in watch.read()]
 
 
 def test_a_counter_that_moves_is_live_and_one_that_does_not_goes_stale(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_the_watchers_clock_decides_and_not_the_drivers(tmp_path: Path, monkeypa
     driver = Heartbeat(storage)
     driver._beat()
     watch = Watch(storage, stale_seconds=60, clock=clock)
-    watch.look()
+    watch.read()
     driver._beat()
     assert states(watch) == ["live"]
 

@@ -12,7 +12,7 @@ from pipelines.engine.progress import Progress
 from pipelines.ledger import resume
 from pipelines.ledger.entries import Unfinished
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.resume import ROLL_UP, look, read_roll_up
+from pipelines.ledger.resume import ROLL_UP, read_remaining, read_roll_up
 from pipelines.run.job import generate_and_publish
 from tests.local_job import LocalJob
 
@@ -39,7 +39,7 @@ def job(make_job, monkeypatch: pytest.MonkeyPatch) -> LocalJob:
 
 
 def left(job: LocalJob, ledger: type[Ledger] = Ledger) -> tuple[list[int], int]:
-    found = look(ledger(job.context.storage))
+    found = read_remaining(ledger(job.context.storage))
     return [entry.position for entry in found.pending], found.committed
 
 

@@ -143,7 +143,7 @@ def test_a_missing_column_names_those_that_exist(make_job, tmp_path: Path) -> No
 
 
 def test_regeneration_is_planned_from_committed_rejects_alone(make_job, monkeypatch) -> None:
-    monkeypatch.setattr("pipelines.run.preview.identify_job", lambda spec, recorded: IDENTITY)
+    monkeypatch.setattr("pipelines.run.opening.identify_job", lambda spec, recorded: IDENTITY)
     quality = {"filters": [{"kind": "depth_range"}], "regenerate": 2}
     job = make_job(["fine", "FLAT", "fine too", "FLAT again"], quality=quality, input={"samples_per_row": 2})
     spec, fingerprint = job.context.spec, job.context.fingerprint

@@ -60,7 +60,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Receiv
     thread.join()
 
 
-def test_the_receiver_can_tell_who_sent_it_and_that_it_is_whole(receiver, make_job) -> None:
+def test_the_receiver_can_verify_sender_and_content(receiver, make_job) -> None:
     address, kind = receiver
     job = make_job(["one", "two"])
     assert notify(address, message_of("nightly", "s3://datasets/nightly", job.complete()))
@@ -77,18 +77,18 @@ def test_the_receiver_can_tell_who_sent_it_and_that_it_is_whole(receiver, make_j
     ("answers", "taken", "posts"),
     [([503, 429, 200], True, 3), ([500] * 9, False, ATTEMPTS), ([403], False, 1)],
 )
-def test_a_busy_receiver_is_told_again_and_a_refusal_is_not(receiver, answers, taken, posts, caplog) -> None:
+def test_a_busy_receiver_is_retried_and_a_refusal_is_not(receiver, answers, taken, posts, caplog) -> None:
     address, kind = receiver
     kind.answers = answers
     assert notify(address, {"event": "x"}, pause_seconds=0.01) is taken
     assert len(kind.received) == posts
-    assert ("was not told" in caplog.text) is not taken
+    assert ("was not notified" in caplog.text) is not taken
 
 
-def test_a_receiver_that_is_away_is_a_warning(receiver, caplog) -> None:
+def test_an_unreachable_receiver_is_a_warning(receiver, caplog) -> None:
     address, _ = receiver
     assert not notify(address.replace("http://127.0.0.1", "http://127.0.0.2"), {"event": "x"}, pause_seconds=0.01)
-    assert "notify.webhook was not told of the new version: URLError" in caplog.text
+    assert "notify.webhook was not notified of the new version: URLError" in caplog.text
 
 
 def test_without_the_key_nothing_is_sent(receiver, monkeypatch, caplog) -> None:

@@ -61,7 +61,7 @@ def test_every_sample_ends_once_and_the_commit_names_what_was_written(make_job, 
     assert all(storage.exists(path) for path in table["pointcloud"].to_pylist())
 
 
-def test_who_comes_second_throws_its_own_objects_away(make_job, output: str) -> None:
+def test_the_second_attempt_deletes_its_own_objects(make_job, output: str) -> None:
     job = make_job(["a", "b"], output={"uri": output, "points": "ply"})
     job.plan()
     (entry,) = pending_shards(job.ledger)
@@ -116,7 +116,7 @@ def test_a_result_that_is_missing_is_never_committed(make_job) -> None:
     assert job.ledger.committed() == set()
 
 
-def test_a_store_that_goes_away_is_worth_another_try(make_job, s3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_is_a_transient_error(make_job, s3, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(["a"], output={"uri": s3.make_bucket() + "/out"})
     job.plan()
     (entry,) = pending_shards(job.ledger)
@@ -200,7 +200,7 @@ def test_a_disk_that_is_full_is_no_rows_fault(make_job, monkeypatch: pytest.Monk
     assert job.ledger.committed() == set()
 
 
-def test_what_kills_its_process_is_quarantined_without_another_try(make_job) -> None:
+def test_a_sample_that_kills_finish_is_quarantined_without_being_encoded(make_job) -> None:
     job = make_job(["fine", "fine"])
     job.plan()
     (entry,) = pending_shards(job.ledger)

@@ -51,7 +51,7 @@ def tables(made: LocalJob) -> pa.Table:
     return pa.concat_tables([pq.read_table(io.BytesIO(each)) for each in data])
 
 
-def test_what_a_shard_does_not_hold_is_read_again_and_comes_out_the_same(
+def test_rows_that_are_read_again_give_the_same_result(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = job(tmp_path / "whole", photos, points="ply")
@@ -86,7 +86,7 @@ def peaks(made: LocalJob) -> tuple[float, float]:
         tracemalloc.stop()
 
 
-def test_memory_follows_what_is_held_and_not_the_shard(
+def test_memory_grows_with_the_held_bytes_and_not_with_the_shard(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole_read, whole_finish = peaks(job(tmp_path / "whole", photos))

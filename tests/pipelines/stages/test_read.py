@@ -32,7 +32,7 @@ def test_seeds_are_63_bits_of_job_seed_row_and_index_and_nothing_else() -> None:
     assert sample_seed(0, "prompts.txt:0", 0) == 2489803701259263986  # fixed for ever: it decides pixels
 
 
-def test_a_shard_gives_the_parts_the_driver_counts_on(make_job) -> None:
+def test_a_shard_gives_as_many_parts_as_the_driver_expects(make_job) -> None:
     entry = only_entry(job := make_job(["a", "", "c", "  "], input={"samples_per_row": 3}, model={"batch_size": 4}))
     rows, parts = read_shard(job.context, entry)
     assert ids(parts) == [
@@ -47,7 +47,7 @@ def test_a_shard_gives_the_parts_the_driver_counts_on(make_job) -> None:
     assert [source.row.position for source in rows.rows] == [0, 2]
 
 
-def test_later_rounds_go_on_with_the_index(make_job) -> None:
+def test_later_rounds_continue_the_sample_index(make_job) -> None:
     job = make_job(["a", "b"], input={"samples_per_row": 2})
     (entry,) = (job.plan(), job.ledger.planned())[1]
     later = PlannedShard(make_shard(entry.shard.spans, 3, "f"), 1, 2, 0, indices=(6,))
@@ -56,7 +56,7 @@ def test_later_rounds_go_on_with_the_index(make_job) -> None:
     assert {sample.round for part in parts for sample in part} == {3}
 
 
-def test_images_of_other_shapes_go_into_other_batches(make_job, tmp_path: Path) -> None:
+def test_images_of_different_shapes_go_into_different_batches(make_job, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, size in enumerate([(64, 64), (64, 32), (64, 64), (64, 32)]):
@@ -107,7 +107,7 @@ def test_suspects_are_read_into_parts_of_their_own(make_job) -> None:
     assert len(parts) == isolation.parts(4, 2)
 
 
-def test_poison_is_quarantined_without_being_tried(make_job) -> None:
+def test_poison_is_quarantined_without_being_generated(make_job) -> None:
     job = make_job(["a", "b", "c", "d"])
     isolation = Isolation(poison=frozenset({"prompts.txt:1/0"}), poison_rows=frozenset({(0, 3)}))
     rows, parts = read_shard(job.context, only_entry(job), isolation)

@@ -35,7 +35,7 @@ def explain(error: Exception) -> tuple[str, str]:
         return explain_row_failure(caught, "encoding it")
 
 
-def test_a_rows_own_fault_is_a_sentence() -> None:
+def test_an_error_of_a_row_is_one_sentence() -> None:
     assert explain(RowError("image is empty.")) == ("image is empty.", "")
     sentence, trace = explain(OverflowError("too\nlarge"))
     assert sentence == "encoding it failed, OverflowError: too large"
@@ -43,17 +43,17 @@ def test_a_rows_own_fault_is_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("error", [StoreError("no access."), TransientError("5xx."), MemoryError()])
-def test_what_is_about_the_store_or_the_node_is_raised(error: Exception) -> None:
+def test_an_error_of_the_store_or_the_node_is_raised(error: Exception) -> None:
     with pytest.raises(type(error)):
         explain(error)
 
 
-def test_a_full_disk_is_the_machines() -> None:
+def test_a_full_disk_is_a_transient_error() -> None:
     with pytest.raises(TransientError, match="no space left on device"):
         explain(OSError(errno.ENOSPC, "x"))
 
 
-def test_an_image_for_which_the_node_has_no_memory_is_no_bad_row(tmp_path: Path) -> None:
+def test_an_image_that_does_not_fit_into_memory_is_not_a_bad_row(tmp_path: Path) -> None:
     """The shard is tried again; if it goes on, the row is searched for."""
     buffer = io.BytesIO()
     Image.new("RGB", (4000, 4000)).save(buffer, format="PNG", compress_level=1)

@@ -23,7 +23,7 @@ def worker(make_job) -> StandInWorker:
     return worker
 
 
-def test_a_part_gives_one_result_a_sample_in_order(worker: StandInWorker) -> None:
+def test_a_part_gives_one_result_per_sample_in_order(worker: StandInWorker) -> None:
     part = [sample(f"prompt {n}", n) for n in range(7)]
     results, summary = worker.generate(part)
     assert [result.sample.id for result in results] == [each.id for each in part]
@@ -71,7 +71,7 @@ class NoMemory(StandInPipeline):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_what_does_not_fit_alone_is_quarantined(worker: StandInWorker) -> None:
+def test_a_sample_that_does_not_fit_alone_is_quarantined(worker: StandInWorker) -> None:
     worker.pipe = NoMemory(32, 32)
     results, _ = worker.generate([sample("fine", n) for n in range(3)])
     assert [result.error for result in results] == ["one sample alone does not fit into the worker's memory."] * 3
@@ -89,7 +89,7 @@ class Fragmented(StandInPipeline):
         return super().__call__(**arguments)
 
 
-def test_a_sample_that_fits_once_memory_is_released_is_made(worker: StandInWorker) -> None:
+def test_a_sample_that_fits_after_memory_is_released_is_generated(worker: StandInWorker) -> None:
     worker.pipe = Fragmented(32, 32)
     results, summary = worker.generate([sample("fine", n) for n in range(4)])
     assert [result.error for result in results] == [None] * 4
@@ -116,7 +116,7 @@ class BrokenDevice(StandInPipeline):
         raise torch.AcceleratorError("CUDA error: unspecified launch failure")
 
 
-def test_a_broken_gpu_is_the_workers_fault_and_no_samples(worker: StandInWorker) -> None:
+def test_a_broken_gpu_is_a_fault_of_the_worker(worker: StandInWorker) -> None:
     worker.pipe = BrokenDevice(32, 32)
     with pytest.raises(DeviceFault, match=r"the GPU of .* failed"):
         worker.generate([sample("fine")])
@@ -139,6 +139,6 @@ def test_a_cpu_without_units_for_the_type_computes_in_float32_and_says_so(make_j
     assert job.context.spec.model.dtype == "bfloat16", "what decides pixels stays as the spec says"
 
 
-def test_destroy_lets_go_of_the_model(worker: StandInWorker) -> None:
+def test_destroy_releases_the_model(worker: StandInWorker) -> None:
     worker.destroy()
     assert worker.pipe is None

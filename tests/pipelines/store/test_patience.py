@@ -43,7 +43,7 @@ def test_the_driver_is_patient_with_the_store_and_not_for_ever(monkeypatch: pyte
 @pytest.fixture
 def proxy(s3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A proxy that makes only what a test asks for; the environment points to it, and the client gives up soon."""
-    monkeypatch.setattr("pipelines.run.job.identify_job", lambda spec, recorded: IDENTITY)
+    monkeypatch.setattr("pipelines.run.opening.identify_job", lambda spec, recorded: IDENTITY)
     monkeypatch.setattr("pipelines.store.storage.CREATE_ATTEMPTS", 1)
     monkeypatch.setattr("pipelines.store.retries.FIRST_BACKOFF_SECONDS", 0.001)
     with FaultProxy(s3.endpoint) as running:

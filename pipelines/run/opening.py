@@ -1,0 +1,73 @@
+"""Open a job: resolve and check output, weights and spec before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.dataset.publish import spec_in_force
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.versions import Version, read_latest
+from pipelines.model.fingerprint import Fingerprint, code_version, fingerprint_of
+from pipelines.model.identity import ModelIdentity, check_job_weights, check_scorers, identify_job, with_guidance
+from pipelines.model.memory import check_memory
+from pipelines.spec.job import JobSpec
+from pipelines.stages.context import RunContext
+from pipelines.store.storage import Storage
+
+
+@dataclass(frozen=True)
+class OpenedJob:
+    """A job with everything that is known of it before its first shard."""
+
+    spec: JobSpec  # with its guidance resolved, and the filters that `jointdit refilter` set, if it did
+    ledger: Ledger
+    model: ModelIdentity
+    fingerprint: Fingerprint
+    is_new: bool  # the output holds no job yet
+    latest: Version | None
+
+    def check_model(self) -> None:
+        """Check the weights of a new job, the models that its scores need, and their GPU memory if the spec names it.
+
+        Raises:
+            SpecError, ModelError: a checkpoint, scorer or GPU that no worker could run with.
+        """
+        if self.is_new:
+            check_job_weights(self.spec, self.model.pins)
+        scorer_bytes = check_scorers(self.spec)
+        if self.spec.resources.gpu_memory_gb is not None:
+            check_memory(self.spec, self.model, scorer_bytes)
+
+    def begin(self, profile: bool = False) -> RunContext:
+        """Write the job to its output and return the context of its tasks.
+
+        profile: workers time the steps of their calls.
+        """
+        self.ledger.storage.probe()
+        self.ledger.open_job(self.spec, self.fingerprint, self.model.recorded())
+        return RunContext(
+            spec=self.spec,
+            storage=self.ledger.storage,
+            height=self.model.height,
+            width=self.model.width,
+            weights=self.model.weights,
+            fingerprint=self.fingerprint,
+            code=code_version(),
+            profile=profile,
+            pins=self.model.pins,
+        )
+
+
+def open_job(spec: JobSpec, storage: Storage) -> OpenedJob:
+    """Identify the weights of a job and compare it with the job that its output holds. Writes nothing.
+
+    Raises:
+        SpecError: the output holds another job. ModelError: weights that do not exist. StoreError: the store refuses.
+    """
+    ledger = Ledger(storage)
+    model = identify_job(spec, ledger.recorded_sources())
+    spec = with_guidance(spec, model)
+    fingerprint = fingerprint_of(spec, model)
+    is_new = not ledger.check_job(fingerprint)
+    latest = None if is_new else read_latest(storage)
+    return OpenedJob(spec_in_force(spec, latest), ledger, model, fingerprint, is_new, latest)
