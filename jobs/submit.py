@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from jobs.datasets import Overrides, SpecFile, show_json
+from jobs.as_json import show_json
+from jobs.datasets import Overrides, SpecFile
 from jointdit.errors import PermanentError, SpecError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def ray_submission(job: JobSpec, run_options: Sequence[str] = ()) -> dict[str, o
         if "://" not in uri:
             raise SpecError(f"{name} {uri} is a path of this machine: give s3://, gs:// or abfs:// for a cluster.")
     return {
-        "entrypoint": shlex.join(["jointdit", "run", SUBMITTED_SPEC, *run_options]),
+        "entrypoint": shlex.join(["jointdit", "run", SUBMITTED_SPEC, "--zero-at-limit", *run_options]),
         "files": {SUBMITTED_SPEC: spec_yaml(job)},
     }
 

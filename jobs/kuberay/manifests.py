@@ -142,7 +142,8 @@ def ray_job(about: Metadata, deployment: Deployment, pods: Pods) -> RayJob:
         ),
         worker_group_specs=tuple(groups),
     )
-    command = ["jointdit", "run", f"{SPEC_FOLDER}/{SPEC_FILE}", *deployment.run_options]
+    # A run that stops at a limit has done what it was asked: with exit code 3 KubeRay would start a new cluster.
+    command = ["jointdit", "run", f"{SPEC_FOLDER}/{SPEC_FILE}", "--zero-at-limit", *deployment.run_options]
     command += ["--if-idle"] if deployment.schedule and "--if-idle" not in command else []
     each = {"name": None, "generate_name": f"{about.name}-"} if deployment.schedule else {}
     return RayJob(

@@ -242,7 +242,7 @@ BAD: dict[str, Refused | SetAside] = {
     "a difference of no versions": refused("diff started 1 2", "started has no version 1: it has none"),
     "a difference of no dataset": refused("diff in 1 2", "in holds no job", "check the address"),
     # --- one image at a time, scenes, training, evaluation
-    "an empty prompt": refused("generate ' ' -o out", "the prompt is empty: say what the image shows"),
+    "an empty prompt": refused("generate ' ' -o out", "the prompt is empty: describe what the image shows"),
     "an odd size": refused("generate cube -o out --height 40 --width 40", "height", "found 40: use 32 or 48"),
     "height alone on the command line": refused("generate cube -o out --height 64", "width is missing"),
     "weights for one image": refused("generate cube -o out --model ./in", "without weights"),

@@ -21,9 +21,9 @@ from pipelines.records import Row
 from pipelines.spec.job import load_spec
 from pipelines.stages.readers import check_columns, list_files, read_rows
 
-COMMANDS = ["run", "plan", "status", "validate", "retry", "gc", "versions", "diff", "submit"]
+COMMANDS = ["init", "run", "plan", "status", "validate", "retry", "gc", "versions", "diff", "submit"]
 COMMANDS += ["generate", "depth", "restyle", "train", "evaluate", "scenes"]
-PROMPT = "a large red sphere, on a blue floor in front of a white wall"
+PROMPT = "a large red sphere on a blue floor in front of a white wall"
 PLY_HEADER = b"ply\nformat binary_little_endian 1.0\n"
 
 
@@ -138,7 +138,7 @@ def test_generate_writes_image_disparity_and_points_for_each_seed(tmp_path, caps
 def test_a_prompt_in_any_script_names_its_files(tmp_path, capsys):
     prompt = f"数据, e\u0301ine Größe: {'字' * 200}"
     assert main(["generate", prompt, "-o", str(tmp_path), "--steps", "1", "--height", "32", "--width", "32"]) == 0
-    assert [path.name for path in tmp_path.glob("*.ply")] == [f"数据-éine-größe-{'字' * 46}-0.ply"]
+    assert [path.name for path in tmp_path.glob("*.ply")] == [f"数据-éine-größe-{'字' * 46}-4578eb1d-0.ply"]
     assert main(["generate", "a cube \udcff", "-o", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "Error: the prompt is not valid Unicode: give it in UTF-8.\n"
 

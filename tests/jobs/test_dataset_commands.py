@@ -83,7 +83,7 @@ def test_gc_shows_before_it_deletes(job: LocalJob, capsys) -> None:
     assert ([each["path"] for each in found["objects"]], found["bytes"]) == ([name], 10)
     assert not storage.exists(name)
     assert main(["gc", uri, "--older-than", "soon"]) == 1
-    assert "--older-than 'soon' is no age: give a number and s, m, h or d, such as 12h." in capsys.readouterr().err
+    assert "--older-than 'soon' is no age: give a number with s, m, h or d, such as 12h." in capsys.readouterr().err
 
 
 def test_ages() -> None:
@@ -157,7 +157,7 @@ def test_if_idle_leaves_a_job_to_the_driver_that_is_at_work(job: LocalJob, capsy
     before = {each.path for each in job.context.storage.list()}
     with Heartbeat(job.context.storage, beat_seconds=0.05):
         assert main(command) == 0
-        assert f"{job.context.storage.uri} is being worked on by process " in capsys.readouterr().out
+        assert f"{job.context.storage.uri} has an active run, process " in capsys.readouterr().out
     assert {each.path for each in job.context.storage.list()} == before
     assert main(command) == 1, "nobody is at work any more, so it goes on, and meets the missing checkpoint"
     assert "no checkpoint" in capsys.readouterr().err

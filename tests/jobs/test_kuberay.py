@@ -314,7 +314,7 @@ def test_names_in_any_script_give_names_of_their_own() -> None:
 def test_a_ray_cluster_is_asked_for_the_same_run() -> None:
     done = CliRunner().invoke(app, ["submit", SPEC, "--ray", "http://head:8265", "--dry-run", "--if-idle"])
     asked = json.loads(done.stdout)
-    assert asked["entrypoint"] == "jointdit run spec.yaml --if-idle"
+    assert asked["entrypoint"] == "jointdit run spec.yaml --zero-at-limit --if-idle"
     assert load_spec(yaml.safe_load(asked["files"]["spec.yaml"])) == load_spec(SPEC)
 
 
