@@ -1,8 +1,8 @@
 """The command line: one short function a command. `jointdit --help` lists them.
 
-Heavy libraries are imported inside the commands, so that help and usage errors appear at once. An error of this package,
-of the system or of the network is one sentence on stderr; `--debug`, anywhere on the line, shows its traceback. Any other
-error is a bug, and keeps its traceback.
+Heavy libraries are imported inside the commands, so that help and usage errors appear at once. An error of this
+package, of the system or of the network is one sentence on stderr; `--debug`, anywhere on the line, shows its
+traceback. Any other error is a bug, and keeps its traceback.
 
 Exit codes: 0 done, 1 error, 2 wrong usage, 3 stopped at a limit with work left, 130 interrupted by Ctrl-C.
 """
@@ -114,9 +114,7 @@ def generate(
 
 @app.command(rich_help_panel=IMAGES, epilog="Example: jointdit depth photos/ -o depth")
 def depth(
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Images of any size, or folders of images.")
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images of any size, or folders of images.")],
     output: Folder,
     model: Model = "tiny",
     seed: Seed = 0,
@@ -253,7 +251,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--list", metavar="NAME=FILE", help="A benchmark's list of images, if its folder has none."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Number of images of each benchmark.", show_default="all")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Images of each benchmark.", show_default="all")] = None,
     long_side: Annotated[
         int | None,
         typer.Option(min=16, help="Processing resolution on benchmarks, in pixels.", show_default="the protocol's"),
