@@ -248,7 +248,7 @@ BAD: dict[str, Refused | SetAside] = {
     "weights for one image": refused("generate cube -o out --model ./in", "without weights"),
     "an image that is missing": refused("depth in/none.png -o out", "in/none.png cannot be read", "give the path"),
     "a folder for a map": refused("restyle in/maps cube -o out --kind metric", "in/maps cannot be read", "directory"),
-    "a folder without images": refused("depth in/nothing -o out", "in/nothing has no images", "give a folder with .png"),
+    "a folder without images": refused("depth in/nothing -o out", "in/nothing has no images", "a folder with .png"),
     "text for an image": refused("depth in/text.png -o out", "in/text.png", "no known image format"),
     "two images of one name": refused("depth in/image.png image.jpg -o out", "called image", "different folders"),
     "a file for the results": refused("depth in/image.png -o in/page.html", "in/page.html", "is a file: give a folder"),
