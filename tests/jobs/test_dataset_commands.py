@@ -43,7 +43,7 @@ def test_retry_says_what_comes_and_the_next_version_differs_by_it(job: LocalJob,
     assert "planned again: 2 samples in 1 shard: 1 quarantined, 1 rejected" in printed
     assert "Their seeds stay" in printed
     assert main(["retry", uri, "--quarantined"]) == 0
-    assert "has nothing to try again: 0 quarantined." in words(capsys)
+    assert "has nothing to retry: 0 quarantined." in words(capsys)
     assert main(["status", uri]) == 0
     assert "shards 2 of 3 committed samples 4 of 6 (67%)" in words(capsys)
 
@@ -122,11 +122,11 @@ def test_watch_follows_a_job_to_its_end(make_job, monkeypatch: pytest.MonkeyPatc
     driver.join()
     assert seen[0] == (
         "0 of 8 samples, 0 kept, 0 rejected, 0 quarantined; measuring the rate; "
-        "no driver is at work: `jointdit run` goes on"
+        "no active driver: `jointdit run` resumes the job"
     )
     assert seen[1].startswith("4 of 8 samples, 4 kept, 0 rejected, 0 quarantined; ")
     assert "samples/s, " in seen[1]
-    assert seen[1].endswith(" s left; 1 driver at work")
+    assert seen[1].endswith(" s left; 1 active driver")
     assert seen[-1].endswith("8 kept, 0 rejected, 0 quarantined; complete: version 1")
 
 

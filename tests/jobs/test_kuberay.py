@@ -250,8 +250,8 @@ def test_nobody_outside_reaches_the_dashboard_and_the_store_is_the_only_way_out(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--set", "output.uri=runs/here"], "is out of reach of pods: with --store s3 give s3://"),
-        (["--store", "gcs"], "is out of reach of pods: with --store gcs give gs://"),
+        (["--set", "output.uri=runs/here"], "cannot be reached by pods: with --store s3 give s3://"),
+        (["--store", "gcs"], "cannot be reached by pods: with --store gcs give gs://"),
         (["--endpoint", "http://store:9000"], "--endpoint is for --store minio"),
         (["--store", "minio", "--endpoint", "store"], "--endpoint 'store' is no http address"),
         (["--store", "minio", "--endpoint", "http://u:p@store:9000"], "--endpoint holds a user name"),
