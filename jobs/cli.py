@@ -1,4 +1,4 @@
-"""The command line: one short function a command. `jointdit --help` lists them.
+"""The command line, one short function for each command.
 
 Heavy libraries are imported inside the commands, so that help and usage errors appear at once. An error of this
 package, of the system or of the network is one sentence on stderr; `--debug`, anywhere on the line, shows its

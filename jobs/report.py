@@ -1,4 +1,4 @@
-"""What the commands print. Markup in input text stays text, and control characters are escaped."""
+"""What the commands print: markup in input text stays text, control characters are escaped."""
 
 from __future__ import annotations
 

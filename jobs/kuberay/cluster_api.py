@@ -1,6 +1,7 @@
-"""Send objects to the cluster's API server. A schedule's pod runs `python -m jobs.kuberay.cluster_api FILE`.
+"""Send objects to the cluster's API server.
 
-Inside a cluster, address and credentials are those of the pod's service account; elsewhere those of the kubeconfig.
+A schedule's pod runs `python -m jobs.kuberay.cluster_api FILE`. Inside a cluster, address and credentials are those of
+the pod's service account; elsewhere those of the kubeconfig.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Network policies of a job. All other traffic is refused by network plug-ins that enforce NetworkPolicies.
+"""Network policies of a job.
+
+Network plug-ins that enforce NetworkPolicies refuse all other traffic.
 
     ingress of a job's pods   each other, all ports (Ray uses many, also random ones); KubeRay's operator to the
                               dashboard's API; Prometheus to the metrics. Nothing else reaches the dashboard.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -134,6 +135,12 @@ def test_init_writes_a_spec_that_loads(task: Example, tmp_path: Path, monkeypatc
     assert main(["init", task]) == 1
     assert f"{task}.yaml exists already: give another file with -o." in capsys.readouterr().err
     assert path.read_text() == text
+
+
+def test_the_examples_ship_in_the_wheel() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert ("jobs" in wheel["packages"], wheel["exclude"]) == (True, ["jobs/tools"])
+    assert [task for task in Example if not (ROOT / "jobs" / f"{task.replace('-', '_')}.yaml").is_file()] == []
 
 
 def test_init_knows_every_task(tmp_path: Path, capsys) -> None:
