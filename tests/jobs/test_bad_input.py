@@ -59,7 +59,7 @@ BOMB = png(COLOURS)[:12] + HEADER + zlib.crc32(HEADER).to_bytes(4, "big") + png(
 
 @dataclass(frozen=True)
 class Refused:
-    """A command line that is refused with a sentence that has these parts; `spec` is written to spec.yaml before."""
+    """A command line that fails with a sentence that has these parts; `spec` is written to spec.yaml first."""
 
     command: str
     parts: tuple[str, ...]
@@ -68,7 +68,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A line of a table, or a file, between two good ones: its sentence has these parts."""
+    """A line of a table, or a file, between two good ones; its error has these parts."""
 
     task: str
     data: bytes
@@ -76,7 +76,7 @@ class SetAside:
 
 
 def refused(command: str, *parts: str, spec: str = "", **changes: Any) -> Refused:
-    """`changes`: fields of a good joint job, "section__field"; None takes the field out."""
+    """`changes`: fields of a good joint job, "section__field"; None removes the field."""
     data = copy.deepcopy(JOINT)
     for path, value in changes.items():
         section: Any = data
@@ -391,7 +391,7 @@ def assert_refused(arguments: list[str], parts: tuple[str, ...], capsys: pytest.
 
 
 def assert_set_aside(case: SetAside, folder: Path) -> None:
-    """The row stands between two good ones, in a table of JSON lines or in a folder."""
+    """The bad row is between two good ones, in a table of JSON lines or in a folder."""
     fields: dict[str, Any] = {}
     if case.task == "depth-to-image":
         fields = {"depth": {"kind": "metric"}, "prompt": "a cube"}
@@ -437,7 +437,7 @@ def test_no_access(s3, workspace, monkeypatch, capsys):
     assert Storage(bucket).list("") == [], "nothing is written"
 
 
-def test_a_package_that_is_not_here(workspace, monkeypatch, capsys):
+def test_a_missing_package(workspace, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for name in ("gs", "gcs"):
         monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, name, raising=False)
@@ -454,7 +454,7 @@ def test_endpoint_down(command, s3_environment, workspace, monkeypatch, capsys):
     assert_refused(command.split(), ("http://127.0.0.1:9 cannot be reached",), capsys)
 
 
-def test_debug_shows_the_traceback_wherever_it_stands(workspace, monkeypatch):
+def test_debug_shows_the_traceback_anywhere_on_the_line(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     for arguments in (["--debug", "plan", "none.yaml"], ["plan", "none.yaml", "--debug"]):
         with pytest.raises(Exception, match=r"none\.yaml does not exist"):

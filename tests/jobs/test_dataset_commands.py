@@ -34,9 +34,9 @@ def words(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_retry_says_what_comes_and_the_next_version_differs_by_it(job: LocalJob, capsys) -> None:
+def test_retry_prints_its_plan_and_the_next_version_differs_by_it(job: LocalJob, capsys) -> None:
     uri = job.context.storage.uri
-    assert main(["retry", uri]) == 2, "it wants to know what"
+    assert main(["retry", uri]) == 2, "an outcome is required"
     capsys.readouterr()
     assert main(["retry", uri, "--quarantined", "--rejected"]) == 0
     printed = words(capsys)
@@ -67,7 +67,7 @@ def test_retry_says_what_comes_and_the_next_version_differs_by_it(job: LocalJob,
     assert main(["validate", uri]) == 0
 
 
-def test_gc_shows_before_it_deletes(job: LocalJob, capsys) -> None:
+def test_gc_lists_objects_before_it_deletes_them(job: LocalJob, capsys) -> None:
     uri, storage = job.context.storage.uri, job.context.storage
     name = f"data/{job.ledger.planned()[0].shard.id}-0123456789abcdef.parquet"
     storage.write_bytes(name, b"of a loser")
@@ -148,8 +148,8 @@ def test_status_as_json(job: LocalJob, capsys) -> None:
     assert (found["samples"], found["latest"], found["is_complete"], found["leases"]) == (6, 1, True, [])
 
 
-def test_if_idle_leaves_a_job_to_the_driver_that_is_at_work(job: LocalJob, capsys, tmp_path: Path) -> None:
-    """Without a spec that could run: it must leave before anything is looked at."""
+def test_if_idle_exits_if_another_run_is_active(job: LocalJob, capsys, tmp_path: Path) -> None:
+    """The spec could not run: the command must exit before it checks the model."""
     (tmp_path / "spec.yaml").write_text(
         yaml.safe_dump({**job.context.spec.as_given(), "model": {"name": str(tmp_path / "no checkpoint")}})
     )
@@ -159,5 +159,5 @@ def test_if_idle_leaves_a_job_to_the_driver_that_is_at_work(job: LocalJob, capsy
         assert main(command) == 0
         assert f"{job.context.storage.uri} has an active run, process " in capsys.readouterr().out
     assert {each.path for each in job.context.storage.list()} == before
-    assert main(command) == 1, "nobody is at work any more, so it goes on, and meets the missing checkpoint"
+    assert main(command) == 1, "no run is active, so it starts and finds that the checkpoint is missing"
     assert "no checkpoint" in capsys.readouterr().err
