@@ -45,6 +45,9 @@ Folder = Annotated[
     Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results; created if missing.")
 ]
 Model = Annotated[str, typer.Option(help="tiny (the packaged checkpoint), a checkpoint folder or a hub name.")]
+Samples = Annotated[
+    int, typer.Option("-n", "--samples", min=1, help="Number of images, with seeds SEED, SEED + 1, ...")
+]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
 Steps = Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")]
 Guidance = Annotated[
@@ -95,9 +98,7 @@ for command, example in (
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the image shows.")],
     output: Folder,
-    samples: Annotated[
-        int, typer.Option("-n", "--samples", min=1, help="Number of images, with seeds SEED, SEED + 1, ...")
-    ] = 1,
+    samples: Samples = 1,
     model: Model = "tiny",
     seed: Seed = 0,
     steps: Steps = 20,
@@ -144,9 +145,7 @@ def restyle(
             help="disparity: near is high; `jointdit depth` writes it, and PNG defaults to it. metric: near is low."
         ),
     ] = None,
-    samples: Annotated[
-        int, typer.Option("-n", "--samples", min=1, help="Number of images, with seeds SEED, SEED + 1, ...")
-    ] = 1,
+    samples: Samples = 1,
     model: Model = "tiny",
     seed: Seed = 0,
     steps: Steps = 20,

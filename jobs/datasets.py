@@ -229,7 +229,7 @@ def diff(
     second: Annotated[int, typer.Argument(metavar="V2", min=1, help="Number of another version.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what changed between two versions: samples added, removed, regenerated, or with another outcome."""
+    """Show what changed between two versions: samples added, gone, made again, or with another outcome."""
     from jobs.report import show_difference
     from pipelines.dataset.diff import compare
 
