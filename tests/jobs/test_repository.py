@@ -143,6 +143,14 @@ def test_the_commands_in_a_document_exist(document):
             assert program in OTHER_PROGRAMS or (ROOT / program).exists() or (ROOT / ".ci" / program).exists(), words
 
 
+def test_an_unknown_option_in_a_document_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```bash\nA=1 jointdit plan a.yaml --jsn | cat > x\ncat > y <<'END'\njointdit nothing\nEND\n```\n")
+    assert list(commands(page)) == [["jointdit", "plan", "a.yaml", "--jsn"], ["cat"], ["cat"]]
+    with pytest.raises(Exception, match="No such option"):
+        test_the_commands_in_a_document_exist(page)
+
+
 @pytest.mark.parametrize("document", PAGES)
 def test_the_options_named_in_the_text_exist(document):
     group = get_command(app)
