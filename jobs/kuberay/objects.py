@@ -154,7 +154,7 @@ class LifecycleHandler(Model):
 
 
 class Lifecycle(Model):
-    """Hooks of a container; `pre_stop` runs before it is told to end, within the pod's grace period."""
+    """Hooks of a container; `pre_stop` runs before the container is stopped, within the pod's grace period."""
 
     pre_stop: LifecycleHandler
 
