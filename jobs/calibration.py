@@ -1,4 +1,4 @@
-"""The command calibrate: scores of a sample of a job's input as histograms, and thresholds that they suggest."""
+"""`jointdit calibrate`: histograms of the scores of a sample, and proposed thresholds."""
 
 from __future__ import annotations
 
@@ -20,17 +20,21 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 
 def calibrate(
     spec: SpecFile,
-    samples: Annotated[int, typer.Option("-n", "--samples", min=2, help="Samples to make, about.")] = 64,
+    samples: Annotated[
+        int, typer.Option("-n", "--samples", min=2, help="Approximate number of samples to generate.")
+    ] = 64,
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="URI", help="Folder of the sample.", show_default="OUTPUT-calibration"),
+        typer.Option(
+            "-o", "--output", metavar="URI", help="Folder of the calibration.", show_default="OUTPUT-calibration"
+        ),
     ] = None,
     reject: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="The fraction that each proposed threshold would reject.")
+        float, typer.Option(min=0.0, max=0.5, help="Fraction that each proposed threshold rejects.")
     ] = 0.05,
     overrides: Overrides = None,
 ) -> None:
-    """Make a sample of a job and propose thresholds for its filters, with histograms of the scores and as YAML."""
+    """Generate a sample of a job and propose thresholds for its filters, with histograms of the scores and as YAML."""
     from jobs.report import log_progress
     from pipelines.run.calibrate import calibrate as make
     from pipelines.run.calibrate import load_to_calibrate
@@ -40,7 +44,7 @@ def calibrate(
 
 
 def show_calibration(found: Calibrated) -> None:
-    """A histogram a threshold, what the spec's would reject and what is proposed; then the YAML."""
+    """Print a histogram for each threshold, with what the current and the proposed threshold reject; then the YAML."""
     from rich.text import Text
 
     from jobs.report import console, say
@@ -57,13 +61,13 @@ def show_calibration(found: Calibrated) -> None:
         say(f"{'':>10} {now} rejects {each.rejected} of {len(scores)}; proposed {each.value:.4g}")
     for line in ["", *found.snippet.splitlines(), ""]:
         say(line)
-    say(f"kept in {found.uri}: calibration.json (all scores), calibration.yaml (the section above)")
+    say(f"written to {found.uri}: calibration.json (all scores), calibration.yaml (the section above)")
 
 
 def histogram(proposal: Proposal, scores: Sequence[float]) -> Text:
-    """BINS bins from the least score to the most as blocks; red is what the proposed threshold rejects.
+    """Draw BINS bins from the lowest to the highest score as blocks; red bins are rejected by the proposed threshold.
 
-    No sample is a blank, and one never is.
+    A bin without samples is blank; a bin with one is not.
     """
     import numpy as np
     from rich.text import Text

@@ -1,8 +1,10 @@
-"""The command line: one short function a command. `jointdit --help` lists them.
+"""The command line, one short function for each command.
 
-Everything heavy is imported inside the commands, so that help and mistakes are answered at once. An error of ours, of
-the system or of the network is one sentence on stderr and exit code 1; `--debug`, anywhere on the line, shows its
+Heavy libraries are imported inside the commands, so that help and usage errors appear at once. An error of this
+package, of the system or of the network is one sentence on stderr; `--debug`, anywhere on the line, shows its
 traceback. Any other error is a bug, and keeps its traceback.
+
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 stopped at a limit with work left, 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import io
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +22,10 @@ from typing import Annotated, Literal
 import typer
 
 from jobs import calibration, datasets
+from jobs.as_json import AsJson, show_json, stdout_for_json
 from jobs.datasets import Overrides, SpecFile
 from jobs.export import export
+from jobs.init import init
 from jobs.interruption import INTERRUPTED, noting_interruptions
 from jobs.submit import submit
 from jointdit.errors import JointDiTError
@@ -29,7 +34,6 @@ from pipelines.store.safe_text import mask_secrets, printable
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -37,23 +41,42 @@ app = typer.Typer(
 
 DATASETS, IMAGES, MODEL = "Datasets", "One image at a time, on this machine", "The model itself"
 
-Folder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results; made if missing.")]
+Folder = Annotated[
+    Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results; created if missing.")
+]
 Model = Annotated[str, typer.Option(help="tiny (the packaged checkpoint), a checkpoint folder or a hub name.")]
+Samples = Annotated[
+    int, typer.Option("-n", "--samples", min=1, help="Number of images, with seeds SEED, SEED + 1, ...")
+]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
 Steps = Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")]
 Guidance = Annotated[
-    float | None, typer.Option(min=0.0, help="An input of the network; default: 3.5, for depth the checkpoint's own.")
+    float | None, typer.Option(min=0.0, help="Guidance scale; default: 3.5, for depth the checkpoint's own.")
 ]
 Size = Annotated[int | None, typer.Option(min=16, help="Pixels, a multiple of 16; default: the checkpoint's own size.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; anywhere on the line.")]
 
 
-@app.callback()
-def root(debug: Debug = False) -> None:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"jointdit {version('jointdit')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
+
+
+@app.callback(
+    epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 stopped at a limit with work left, 130 interrupted."
+)
+def root(debug: Debug = False, version: Version = False) -> None:
     """RGB-D datasets from prompts, images or depth maps, with JointDiT."""
 
 
 for command, example in (
+    (init, "init depth"),
     (datasets.run, "run jobs/joint.yaml --set model.steps=4"),
     (datasets.plan, "plan jobs/depth.yaml"),
     (submit, "submit infra/kuberay/job.yaml --kube --dry-run"),
@@ -75,7 +98,7 @@ for command, example in (
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the image shows.")],
     output: Folder,
-    samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Images, with seeds SEED, SEED + 1, ...")] = 1,
+    samples: Samples = 1,
     model: Model = "tiny",
     seed: Seed = 0,
     steps: Steps = 20,
@@ -90,9 +113,9 @@ def generate(
     show_files(generate_images(prompt, samples, output, Sampling(model, seed, steps, guidance, height, width)))
 
 
-@app.command(rich_help_panel=IMAGES, epilog="Example: jointdit depth photo.jpg -o depth")
+@app.command(rich_help_panel=IMAGES, epilog="Example: jointdit depth photos/ -o depth")
 def depth(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images of any size.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images of any size, or folders of images.")],
     output: Folder,
     model: Model = "tiny",
     seed: Seed = 0,
@@ -119,10 +142,10 @@ def restyle(
     kind: Annotated[
         Literal["disparity", "metric"] | None,
         typer.Option(
-            help="disparity: near is high, what `jointdit depth` writes and the default for PNG. metric: near is low."
+            help="disparity: near is high; `jointdit depth` writes it, and PNG defaults to it. metric: near is low."
         ),
     ] = None,
-    samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Images, with seeds SEED, SEED + 1, ...")] = 1,
+    samples: Samples = 1,
     model: Model = "tiny",
     seed: Seed = 0,
     steps: Steps = 20,
@@ -152,27 +175,27 @@ def prepare(
     ],
     teacher: Annotated[
         list[str],
-        typer.Option(help="A depth model of transformers, folder or hub name; several are averaged."),
+        typer.Option(help="A depth model of transformers, folder or hub name; several models are averaged."),
     ],
     captioner: Annotated[
-        str | None, typer.Option(help="A captioning model of transformers; without one the input has captions.")
+        str | None, typer.Option(help="A captioning model of transformers; default: the captions of the input.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Label images for training: depth by teachers, captions by a captioner or as given; goes on where it stopped."""
-    from jobs.report import log_progress, show_run
+    """Label images for training, with depth from teachers and captions from a captioner. Resumes where it stopped."""
+    from jobs.report import log_progress
     from pipelines.run.job import run_job
     from pipelines.spec.job import load_spec
 
     log_progress()
     data = {"task": "prepare", "input": {"uri": images}, "output": {"uri": output}}
     spec = load_spec({**data, "teachers": teacher, "captioner": captioner}, overrides or ())
-    show_run(run_job(spec), spec.price)
+    datasets.end_run(run_job(spec), spec.price)
 
 
 @app.command(rich_help_panel=MODEL, epilog="Example: jointdit train jobs/train_tiny.yaml")
 def train(spec: SpecFile, overrides: Overrides = None) -> None:
-    """Train a checkpoint, or go on from its last saved step."""
+    """Train a checkpoint, or resume from its last saved step."""
     from jobs.train import train_from_spec
 
     train_from_spec(spec, overrides or ())
@@ -191,58 +214,59 @@ def evaluate(
     adapter: Annotated[str | None, typer.Option(help="The published JointDiT adapter for --base.")] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the network.", show_default="float32 on a CPU, bfloat16 on a GPU"),
+        typer.Option(help="Precision of the network.", show_default="float32 on a CPU, bfloat16 on a GPU"),
     ] = None,
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="A part on scenes: vae, depth, styles, lifting, steps, joint, restyle or spectra; several times.",
+            help="Evaluate on scenes: vae, depth, styles, lifting, steps, joint, restyle or spectra; can be repeated.",
             show_default="all, or none where benchmarks are given",
         ),
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=2, help="Held-out scenes.")] = 200,
-    prompts: Annotated[int, typer.Option(min=2, help="Images that are generated, of each task.")] = 36,
-    depth_steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps of depth.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps of images.")] = 20,
-    ensemble: Annotated[int, typer.Option(min=1, max=50, help="Depth estimates merged into one.")] = 1,
+    count: Annotated[int, typer.Option("-n", "--count", min=2, help="Number of held-out scenes.")] = 200,
+    prompts: Annotated[int, typer.Option(min=2, help="Number of generated images for each task.")] = 36,
+    depth_steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps for depth.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps for images.")] = 20,
+    ensemble: Annotated[int, typer.Option(min=1, max=50, help="Number of depth estimates merged into one.")] = 1,
     baseline: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MODEL",
-            help="A depth model of transformers beside it, folder or hub name; several times.",
+            help="A depth model of transformers to compare with, folder or hub name; can be repeated.",
         ),
     ] = None,
     baseline_space: Annotated[
         Literal["depth", "disparity"] | None,
-        typer.Option(help="What the baselines' maps are affine in.", show_default="by the kind of model"),
+        typer.Option(help="Space in which the baselines' maps are affine.", show_default="by the kind of model"),
     ] = None,
     benchmark: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH",
-            help="nyuv2, kitti, eth3d, scannet, diode or scenes, and its folder or tar; can be given several times.",
+            help="nyuv2, kitti, eth3d, scannet, diode or scenes, and its folder or tar; can be repeated.",
         ),
     ] = None,
     lists: Annotated[
         list[str] | None,
-        typer.Option("--list", metavar="NAME=FILE", help="A benchmark's list of images, where its folder has none."),
+        typer.Option("--list", metavar="NAME=FILE", help="A benchmark's list of images, if its folder has none."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Images of each benchmark.", show_default="all")] = None,
     long_side: Annotated[
         int | None,
-        typer.Option(min=16, help="Pixels the model works at on benchmarks.", show_default="the protocol's"),
+        typer.Option(min=16, help="Processing resolution on benchmarks, in pixels.", show_default="the protocol's"),
     ] = None,
     features: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="For FID, IS: Inception-v3 as safetensors, a vision model of transformers, or vae: the model's own.",
+            help="For FID and IS: Inception-v3 as safetensors, a vision model of transformers, or vae (the model's).",
         ),
     ] = None,
     clip: Annotated[str | None, typer.Option(metavar="MODEL", help="For the CLIP score: a CLIP model.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure a checkpoint on held-out scenes and on benchmarks, with published figures beside it."""
-    from jobs.evaluate import EvaluationSettings, run_evaluation
+    """Measure a checkpoint on held-out scenes and on benchmarks, with published figures beside the results."""
+    from jobs.evaluate import EvaluationSettings, evaluation_json, run_evaluation
     from jobs.evaluation.benchmarks import parse_choices
     from jobs.evaluation.context import Sizes
     from jobs.report import say
@@ -263,7 +287,11 @@ def evaluate(
         clip=clip,
         parts=part or (),
     )
-    say(run_evaluation(settings))
+    with stdout_for_json(as_json):
+        report = run_evaluation(settings)
+        say(report)
+    if as_json:
+        show_json(evaluation_json(report))
 
 
 if find_spec("jobs.tools") is not None:  # a checkout: benches do not ship in the wheel
@@ -275,12 +303,12 @@ if find_spec("jobs.tools") is not None:  # a checkout: benches do not ship in th
 @app.command(rich_help_panel=MODEL, epilog="Example: jointdit scenes -n 24 -o runs/scenes")
 def scenes(
     output: Folder,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many scenes.")] = 100,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Number of scenes.")] = 100,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the first scene; default: the first that training does not use.")
+        int | None, typer.Option(min=0, help="Seed of the first scene; default: the first that training does not use.")
     ] = None,
-    height: Annotated[int, typer.Option(min=16, help="Pixels.")] = 128,
-    width: Annotated[int, typer.Option(min=16, help="Pixels.")] = 128,
+    height: Annotated[int, typer.Option(min=16, help="Height in pixels.")] = 128,
+    width: Annotated[int, typer.Option(min=16, help="Width in pixels.")] = 128,
 ) -> None:
     """Render scenes with exact depth: images, disparity, depth in metres, captions and intrinsics."""
     from jobs.report import show_progress
@@ -292,7 +320,7 @@ def scenes(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 for an error of ours, 2 for wrong usage, 130 after Ctrl-C."""
+    """Run the command line and return the exit code, as the module's docstring lists them."""
     if arguments is None:
         arguments, sys.excepthook = sys.argv[1:], _print_traceback
         _print_any_text()
@@ -301,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with noting_interruptions() as interrupted:
         try:
             app([word for word in words if word != "--debug"], prog_name="jointdit")
-        except SystemExit as stop:  # typer ends so, whatever happened
+        except SystemExit as stop:  # typer always ends with it
             return INTERRUPTED if interrupted else int(stop.code or 0)
         except Exception as error:
             if interrupted:
@@ -314,23 +342,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_any_text() -> None:
-    """Names and texts come in all scripts, and a terminal's encoding may not have them: it shows escapes then."""
+    """Print characters that the terminal's encoding lacks as escapes, since names and texts come in all scripts."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What Python prints of an error that nobody caught, without credentials."""
+    """Print the traceback of an uncaught error, without credentials."""
     print(mask_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _sentence(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
-        text = f"{error.filename}: {error.strerror.lower()}: check the path and the rights to it"
+        text = f"{error.filename}: {error.strerror.lower()}: check the path and its permissions"
     elif not isinstance(error, JointDiTError) and isinstance(error, network_errors()):
-        text = f"a server cannot be used ({network_reason(error)}): check the network and the server's address"
+        text = f"a server cannot be reached ({network_reason(error)}): check the network and the server's address"
     text = printable(mask_secrets(" ".join(text.split())))
     return text if text.endswith((".", "!", "?")) else f"{text}."
 

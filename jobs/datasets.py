@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.as_json import AsJson, plan_json, run_json, show_json, stdout_for_json
 from jointdit.errors import SpecError
 
 if TYPE_CHECKING:
     from pipelines.ledger.entries import Outcome
+    from pipelines.run.job import RunSummary
+    from pipelines.spec.sections import PriceSpec
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The job spec, a YAML file.")]
 Overrides = Annotated[
@@ -22,7 +24,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the spec; can be given several times."),
 ]
 DatasetUri = Annotated[str, typer.Argument(metavar="URI", help="output.uri of a job: a folder or s3:// prefix.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON, for scripts.")]
+LIMIT_REACHED = 3  # exit code of a run that stopped at a limit with work left
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -31,23 +33,29 @@ def run(
     overrides: Overrides = None,
     single_writer: Annotated[
         bool,
-        typer.Option("--single-writer", help="For a store without create-only writes: nobody else writes there."),
+        typer.Option("--single-writer", help="For a store without create-only writes: no other run writes there."),
     ] = False,
     if_idle: Annotated[
-        bool, typer.Option("--if-idle", help="Leave, with exit code 0, where a driver is at work: for scheduled runs.")
+        bool, typer.Option("--if-idle", help="Exit with code 0 if another run is active; for scheduled runs.")
     ] = False,
     until: Annotated[
         str | None,
-        typer.Option(
-            metavar="TIME", help="Stop at this time, 06:00, when workers have finished the shard they are at."
-        ),
+        typer.Option(metavar="TIME", help="Stop at this time of day, such as 06:00, after the current shards."),
     ] = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="End with a table of where the time went; the run's report has it too.")
+    zero_at_limit: Annotated[
+        bool,
+        typer.Option("--zero-at-limit", help="Exit with code 0 instead of 3 if the run stops at a limit."),
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print a table of where the time went; the run's report has it too.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Run a job, or go on with one that was interrupted; a finished job does nothing."""
-    from jobs.report import log_progress, say, show_run
+    """Start or resume a job. A finished job computes nothing.
+
+    The exit code is 3 if the run stopped at --until or at a budget of the spec and samples are left.
+    """
+    from jobs.report import log_progress, say
     from pipelines.engine.limits import next_time
     from pipelines.ledger.lease import find_live
     from pipelines.run.job import run_job
@@ -58,32 +66,54 @@ def run(
     job = load_spec(spec, overrides or ())
     end = next_time(until) if until is not None else None
     if if_idle and (lease := find_live(Storage(job.output.uri))):
-        say(f"{job.output.uri} is being worked on by {lease}: left to it.")
+        if as_json:
+            show_json({"output": job.output.uri, "active_run": lease})
+        else:
+            say(f"{job.output.uri} has an active run, {lease}: nothing was started.")
         return
     try:
-        show_run(run_job(job, single_writer=single_writer, until=end, profile=profile), job.price)
+        with stdout_for_json(as_json):
+            summary = run_job(job, single_writer=single_writer, until=end, profile=profile)
     except KeyboardInterrupt:
-        print("Interrupted: what is committed stays, and the same command goes on from there.", file=sys.stderr)
+        print("Interrupted: committed shards are kept; run the same command again to resume.", file=sys.stderr)
         raise
+    end_run(summary, job.price, as_json, zero_at_limit)
 
 
-def plan(spec: SpecFile, overrides: Overrides = None) -> None:
-    """Say what a run would do: shards, rows, what is done already, the bytes and memory to expect. Writes nothing."""
+def end_run(summary: RunSummary, price: PriceSpec, as_json: bool = False, zero_at_limit: bool = False) -> None:
+    """Print what a run did, and exit with LIMIT_REACHED if it stopped at a limit."""
+    from jobs.report import show_run
+
+    if as_json:
+        show_json(run_json(summary, price))
+    else:
+        show_run(summary, price)
+    if summary.stopped is not None and not zero_at_limit:
+        raise typer.Exit(LIMIT_REACHED)
+
+
+def plan(spec: SpecFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show what a run would do: shards, rows, what is done already, expected bytes and memory. Writes nothing."""
     from jobs.report import show_plan
     from pipelines.run.preview import preview
     from pipelines.spec.job import load_spec
 
-    show_plan(preview(load_spec(spec, overrides or ())))
+    with stdout_for_json(as_json):
+        found = preview(load_spec(spec, overrides or ()))
+    if as_json:
+        show_json(plan_json(found))
+    else:
+        show_plan(found)
 
 
 def status(
     uri: DatasetUri,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Again and again until it is complete, with rate and time left.")
+        bool, typer.Option("--watch", help="Refresh until the job is complete, with rate and time left.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tell how far a job is, from its ledger alone."""
+    """Show the progress of a job, read from its output alone."""
     from jobs.report import show_status
     from pipelines.dataset.status import read_status
 
@@ -97,35 +127,41 @@ def status(
         show_status(read_status(uri))
 
 
-def validate(uri: DatasetUri) -> None:
-    """Recount a dataset from its files alone; exit code 1 and the list if a sample is lost, doubled or damaged."""
+def validate(uri: DatasetUri, as_json: AsJson = False) -> None:
+    """Recount a dataset from its files alone. List what is lost, doubled or damaged, and exit with code 1 then."""
     from jobs.report import show_validation
     from pipelines.dataset.validation.validate import validate as recount
 
-    if not show_validation(recount(uri)):
+    with stdout_for_json(as_json):
+        found = recount(uri)
+    if as_json:
+        show_json({**asdict(found), "is_whole": not found.problems})
+    else:
+        show_validation(found)
+    if found.problems:
         raise typer.Exit(1)
 
 
 def retry(
     uri: DatasetUri,
     quarantined: Annotated[
-        bool, typer.Option("--quarantined", help="What could not be read or made; its cause should be mended.")
+        bool, typer.Option("--quarantined", help="Samples that could not be read or generated; fix the cause first.")
     ] = False,
     rejected: Annotated[
-        bool, typer.Option("--rejected", help="What filters rejected: the same images under the next run's filters.")
+        bool, typer.Option("--rejected", help="Rejected samples: the same images, judged by the next run's filters.")
     ] = False,
 ) -> None:
-    """Plan samples again, with the ids and seeds they have; the next run makes them and its version has the new ones.
+    """Plan samples again, with the same ids and seeds. The next run generates them and publishes a version with them.
 
-    Rejected prompts get new images by quality.regenerate, not here.
+    For other images of rejected prompts use quality.regenerate.
     """
     from jobs.report import show_retry
     from pipelines.plan.retry import plan_retry
 
     asked: dict[Outcome, bool] = {"rejected": rejected, "quarantined": quarantined}
-    chosen = [outcome for outcome, wanted in asked.items() if wanted]
+    chosen = [outcome for outcome, is_asked in asked.items() if is_asked]
     if not chosen:
-        raise typer.BadParameter("say what to try again: --quarantined, --rejected or both.")
+        raise typer.BadParameter("nothing to retry was named: give --quarantined, --rejected or both.")
     show_retry(plan_retry(uri, chosen))
 
 
@@ -133,16 +169,18 @@ def refilter(
     uri: DatasetUri,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="quality.filters..., or quality.keep_best; several times."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="quality.filters... or quality.keep_best; can be given several times."
+        ),
     ] = None,
     spec: Annotated[
-        Path | None, typer.Option("--spec", metavar="SPEC", help="Take the filters and keep_best of this job spec.")
+        Path | None, typer.Option("--spec", metavar="SPEC", help="Use the filters and keep_best of this job spec.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a version with other filters from the stored scores: no GPU, no Ray, no image decoded.
+    """Publish a version with other filters, decided from the stored scores. It needs no GPU and no Ray.
 
-    They hold for what later runs make too, until the next refilter. The original ones give the original version back.
+    The new filters also apply to later runs, until the next refilter. The original filters give the original version.
     """
     from jobs.report import show_refilter
     from pipelines.dataset.refilter import refilter as decide_anew
@@ -156,13 +194,13 @@ def refilter(
 
 def gc(
     uri: DatasetUri,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted; delete nothing.")] = False,
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="Keep what is younger, by the store's clock: 90s, 30m, 12h, 7d.")
+        str, typer.Option(metavar="AGE", help="Keep younger files, by the store's clock: 90s, 30m, 12h, 7d.")
     ] = "1h",
     as_json: AsJson = False,
 ) -> None:
-    """Delete the files of attempts that lost or died: those that no commit and no version names or can come to name."""
+    """Delete orphaned files of failed attempts: those that no commit or version refers to or can come to refer to."""
     from jobs.report import show_garbage
     from pipelines.dataset.garbage import collect_garbage
 
@@ -188,10 +226,10 @@ def versions(uri: DatasetUri, as_json: AsJson = False) -> None:
 def diff(
     uri: DatasetUri,
     first: Annotated[int, typer.Argument(metavar="V1", min=1, help="Number of a version.")],
-    second: Annotated[int, typer.Argument(metavar="V2", min=1, help="Number of another one.")],
+    second: Annotated[int, typer.Argument(metavar="V2", min=1, help="Number of another version.")],
     as_json: AsJson = False,
 ) -> None:
-    """Tell what changed between two versions: samples added, gone, with another outcome, made again."""
+    """Show what changed between two versions: samples added, gone, made again, or with another outcome."""
     from jobs.report import show_difference
     from pipelines.dataset.diff import compare
 
@@ -207,22 +245,22 @@ def gallery(
     output: Annotated[
         str | None,
         typer.Option(
-            "-o", "--output", metavar="DIR", help="Another folder for it.", show_default="gallery/ in the dataset"
+            "-o", "--output", metavar="DIR", help="Folder of the gallery.", show_default="gallery/ in the dataset"
         ),
     ] = None,
     rows: Annotated[
         int | None,
-        typer.Option(min=1, help="At most so many samples.", show_default="output.gallery_rows of the job"),
+        typer.Option(min=1, help="Maximum number of samples.", show_default="output.gallery_rows of the job"),
     ] = None,
-    open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the gallery in the browser.")] = False,
 ) -> None:
-    """Write the gallery of a dataset's latest version again: with more rows, or for a copy on this machine."""
+    """Write the gallery of a dataset's latest version again, with more rows or to a folder on this machine."""
     from jobs.report import say
     from pipelines.dataset.gallery import build
     from pipelines.store.storage import Storage
 
     if open_page and not Storage(output or uri).is_local:
-        raise typer.BadParameter("a browser opens it from a disk: add -o DIR, a folder of this machine.")
+        raise typer.BadParameter("--open needs a local gallery: add -o DIR, a folder on this machine.")
     page = build(uri, output, rows)
     say(f"gallery {page}")
     if open_page:
@@ -230,13 +268,8 @@ def gallery(
 
 
 def seconds_of(age: str) -> float:
-    """Seconds of an age like 90s, 30m, 12h or 7d. Raises SpecError for anything else."""
+    """Return the seconds of an age like 90s, 30m, 12h or 7d. Raises SpecError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", age.strip())
     if match is None:
-        raise SpecError(f"--older-than {age!r} is no age: give a number and s, m, h or d, such as 12h.")
+        raise SpecError(f"--older-than {age!r} is no age: give a number with s, m, h or d, such as 12h.")
     return float(match[1]) * UNITS[match[2]]
-
-
-def show_json(content: Any) -> None:
-    """Print for scripts."""
-    print(json.dumps(content, indent=2))

@@ -1,4 +1,4 @@
-"""`make demo`: scenes, then three small jobs through the whole engine, then what came of it.
+"""`make demo`: scenes, then three small jobs through the whole engine, then a table of the results.
 
     scenes           24 held-out scenes with exact depth           demo-output/scenes
     calibration      16 of the joint samples, for a threshold      demo-output/joint-calibration
@@ -6,10 +6,10 @@
     depth            28 images -> their depth                    demo-output/depth
     depth-to-image   the scenes' depth, other prompts -> images  demo-output/depth-to-image
 
-As in any corpus a few rows are unfit: a prompt is empty and one asks for a watermark; of the images one is a copy,
-one blank, one noise, one cut short. The worst quarter of the joint samples, by self-consistency, gets another seed.
+As in any corpus a few rows are unfit: a prompt is empty and one asks for a watermark; of the images one is a copy, one
+blank, one noise, one truncated. The worst quarter of the joint samples, by self-consistency, gets another seed.
 
-A run starts clean: it removes what the last one left in these five folders.
+A run first removes these five folders.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from pipelines.store.storage import Storage
 
 OUTPUT = Path("demo-output")
 SCENES = 24
-CALIBRATED = 16  # samples: two batches; of 8 a quartile was far from that of all
+CALIBRATED = 16  # samples, two batches; the quartile of 8 was far from that of all
 COPIED = 3  # the scene whose image is in the corpus a second time
 SPEC = "demo.yaml"
 FOLDER = Path(__file__).parent
@@ -58,12 +58,12 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Finished:
-    """One of the three jobs after it ran, with what its images or depth maps are worth and what was not kept."""
+    """A finished job, with scores of its images or depth maps, and lines on what was not kept."""
 
     spec: JobSpec
     summary: RunSummary
     is_whole: bool
-    worth: str
+    scores: str
     lost: list[str]
 
 
@@ -75,19 +75,19 @@ def main() -> int:
         shutil.rmtree(OUTPUT / name, ignore_errors=True)
     render(OUTPUT / "scenes")
     with connect():
-        say(f"joint: {CALIBRATED} of its samples first, for a threshold")
-        found = calibrate(load_to_calibrate(FOLDER / SPEC, joint_inputs()), CALIBRATED)
+        say(f"joint: calibrating a threshold on {CALIBRATED} samples")
+        calibrated = calibrate(load_to_calibrate(FOLDER / SPEC, joint_inputs()), CALIBRATED)
         jobs = specs()
         for each in jobs[0].quality.calibrated:
             threshold = f"{each['kind']}.{each['threshold']} is {each['value']:.3f}"
-            say(f"{threshold}: {each['quantile']:.0%} of them lie below; all their scores are in {found.uri}")
+            say(f"{threshold}: {each['quantile']:.0%} of the scores are below; all scores are in {calibrated.uri}")
         finished = [run(spec) for spec in jobs]
     show(finished, time.monotonic() - started)
     return 0 if all(job.is_whole for job in finished) else 1
 
 
 def render(folder: Path) -> None:
-    """The scenes; beside them their captions in other colours, and their images with what is unfit among them."""
+    """Write the scenes, their captions in other colours, and a corpus of their images with unfit ones among them."""
     show_progress(write_scenes(folder, SCENES, HELD_OUT_SEED), SCENES, f"scenes in {folder}")
     lines = (folder / "metadata.jsonl").read_text().splitlines()
     recoloured = [row | {"caption": recolour(row["caption"])} for row in map(json.loads, lines)]
@@ -97,7 +97,7 @@ def render(folder: Path) -> None:
 
 
 def write_unfit(folder: Path) -> list[Path]:
-    """Four images that no corpus should keep, beside the scenes' images."""
+    """Write four images that no corpus should keep beside the scenes' images."""
     source = folder / f"{COPIED:06d}.png"
     paths = [folder / name for name in ("copy.jpg", "blank.png", "noise.png", "cut.png")]
     with Image.open(source) as scene:
@@ -110,12 +110,12 @@ def write_unfit(folder: Path) -> list[Path]:
 
 
 def joint_inputs() -> list[str]:
-    """The joint job's prompts, whatever folder the demo runs in."""
+    """Return an override with the joint job's prompts, independent of the working directory."""
     return [f"input.uri={json.dumps([str(FOLDER / name) for name in ('demo_prompts.txt', 'demo_unfit.txt')])}"]
 
 
 def specs() -> list[JobSpec]:
-    """The three jobs: demo.yaml, and what differs from it. Depth has no generated depth to be consistent with."""
+    """Return the three jobs: demo.yaml, and two with overrides. Self-consistency makes no sense for task depth."""
     depth = [
         *("task=depth", "name=demo-depth", f"output.uri={OUTPUT / 'depth'}", "model.steps=8"),
         *(f"input.uri={OUTPUT / 'scenes' / 'corpus.jsonl'}", "input.columns={id: id, image: rgb}"),
@@ -131,7 +131,7 @@ def specs() -> list[JobSpec]:
 
 
 def run(spec: JobSpec) -> Finished:
-    """Run a job, recount it, and look at what it made."""
+    """Run a job, validate its output, and score it."""
     say(f"{spec.task}: running")
     summary = run_job(spec)
     is_whole = show_validation(validate(spec.output.uri))
@@ -140,18 +140,18 @@ def run(spec: JobSpec) -> Finished:
     assert version is not None, "the job has just published one"
     rows = read_rows(storage, version, "kept", ["source", "prompt", "rgb", "depth"])
     rows.sort(key=lambda row: str(row["source"]))
-    worth = judge_depth(rows) if spec.task == "depth" else judge_images(rows)
-    return Finished(spec, summary, is_whole, worth, tell_lost(storage, version))
+    scores = judge_depth(rows) if spec.task == "depth" else judge_images(rows)
+    return Finished(spec, summary, is_whole, scores, tell_lost(storage, version))
 
 
 def read_rows(storage: Storage, version: Version, outcome: Outcome, columns: list[str]) -> list[dict[str, Any]]:
-    """Some columns of the samples of a version that ended so."""
+    """Read some columns of the samples of a version with this outcome."""
     files = (io.BytesIO(storage.read_bytes(path)) for path in version.files_of(outcome))
     return [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
 
 
 def tell_lost(storage: Storage, version: Version) -> list[str]:
-    """What which filter rejected, with one reason; what was made again; what was quarantined, and why."""
+    """Return lines on what each filter rejected, with one reason, what was regenerated, and what was quarantined."""
     samples = read_outcomes(storage, version).to_pylist()
     reasons: dict[str, list[str]] = {}
     for sample in samples:
@@ -161,51 +161,51 @@ def tell_lost(storage: Storage, version: Version) -> list[str]:
     lines = [f"rejected by {kind}: {len(found)}, such as {found[0]}" for kind, found in reasons.items()]
     again = [sample["outcome"] for sample in samples if sample["round"]]
     if again:
-        lines.append(f"another seed for {several(len(again), 'rejected sample')}: {again.count('kept')} kept")
+        lines.append(f"new seeds for {several(len(again), 'rejected sample')}: {again.count('kept')} kept")
     for row in read_rows(storage, version, "quarantined", ["input", "error"]):
         lines.append(f"quarantined: {Path(row['input']).name}: {row['error']}")
     return lines
 
 
 def judge_depth(rows: Sequence[dict[str, Any]]) -> str:
-    """Depth against the exact depth, beside two baselines that see no image."""
+    """Score depth against the exact depth, beside two baselines that see no image."""
     scenes = {f"{number:06d}": scene for number, scene in enumerate(held_out_scenes(SCENES))}
-    rows = [row for row in rows if row["source"] in scenes]  # of what else may be kept the depth is not known
+    rows = [row for row in rows if row["source"] in scenes]  # the depth of other images is not known
     shown = [scenes[row["source"]] for row in rows]
     height, width = shown[0].depth.shape
     model = score_depth([decode_depth_png(row["depth"]["bytes"]) for row in rows], shown)
     mean = score_depth([mean_training_disparity(height, width)] * len(shown), shown)
     constant = score_depth([constant_disparity(height, width)] * len(shown), shown)
 
-    def told(score: DepthScore) -> str:
+    def text(score: DepthScore) -> str:
         return f"AbsRel {score.abs_rel:.3f}, delta1 {score.delta1:.3f}"
 
-    return f"{told(model)}\nmean training disparity: {told(mean)}\nconstant: {told(constant)}"
+    return f"{text(model)}\nmean training disparity: {text(mean)}\nconstant: {text(constant)}"
 
 
 def judge_images(rows: Sequence[dict[str, Any]]) -> str:
-    """How many of the colours that the prompts name are in the images."""
-    pictures = [decode_image(row["rgb"]["bytes"])[0] for row in rows]
+    """Return the share of the colours named in the prompts that the images show."""
+    images = [decode_image(row["rgb"]["bytes"])[0] for row in rows]
     prompts = [str(row["prompt"]) for row in rows]
-    found, chance = check_colours(pictures, prompts), check_colours(pictures, [*prompts[1:], prompts[0]])
+    found, chance = check_colours(images, prompts), check_colours(images, [*prompts[1:], prompts[0]])
     return f"{found.found:.0%} of the colours named in the prompts\n{chance.found:.0%} with the prompts swapped"
 
 
 def show(finished: Sequence[Finished], seconds: float) -> None:
-    """The table, what was not kept and why, and where to look."""
+    """Print the table, what was not kept and why, and the paths of the galleries."""
     table = Table(title=f"Demo: three jobs in {seconds:.0f} s", show_lines=True)
-    for heading in ("job", "samples", "seconds", "what it is worth"):
+    for heading in ("job", "samples", "seconds", "scores"):
         table.add_column(heading)
     for job in finished:
         summary = job.summary
         assert summary.version is not None, "the demo has no limits"
-        table.add_row(job.spec.task, counted(summary.version.counts), f"{summary.seconds:.0f}", job.worth)
+        table.add_row(job.spec.task, counted(summary.version.counts), f"{summary.seconds:.0f}", job.scores)
     console.print(table)
     for job in finished:
         say(f"{job.spec.task}: {job.summary.output}/gallery/index.html")
         for line in job.lost or ["nothing was rejected or quarantined"]:
             say(f"  {line}")
-    say("Each gallery is a page for a browser, with a tab each for what was kept, rejected and quarantined.")
+    say("Open a gallery in a browser: it has tabs for kept, rejected and quarantined samples.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Hand on a node's work before it goes: `python -m jobs.drain --seconds 110`, run on the node itself.
+"""Drain a Ray node before it ends: `python -m jobs.drain --seconds 110`, run on the node itself.
 
-A pod's preStop hook runs it, before the node's Ray is told to end. The cluster is told that the node goes, so that no
-new work is put there and drivers move what was not begun (dispatch.py); this returns when nothing holds GPUs or
-CPUs of the node any more, or when the time is over. Ray's own command for it, `ray drain-node`, does not wait.
+A pod's preStop hook runs it before the node's Ray is stopped. It tells the cluster to drain the node: Ray places no new
+work there, and drivers move shards that were not started (pipelines/engine/dispatch.py). It returns when no task or
+actor holds GPUs or CPUs of the node, or when the time is over. Ray's own `ray drain-node` does not wait.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import os
 import sys
 import time
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
-def drain_node(address: str, node: str, seconds: float, message: str = "it is about to go") -> None:
-    """Tell the Ray cluster at `address` that the node with this id goes after so many seconds.
+def drain_node(address: str, node: str, seconds: float, message: str = "the node is about to end") -> None:
+    """Tell the Ray cluster at `address` that the node with this id ends after `seconds`.
 
     Raises:
-        RuntimeError: the cluster does not accept it.
+        RuntimeError: the cluster refuses.
     """
     import ray
     from ray.core.generated import autoscaler_pb2
@@ -28,11 +28,11 @@ def drain_node(address: str, node: str, seconds: float, message: str = "it is ab
     deadline = int((time.time() + seconds) * 1000)
     accepted, why = ray._raylet.GcsClient(address=address).drain_node(node, reason, message, deadline)
     if not accepted:
-        raise RuntimeError(f"the cluster does not let node {node} go: {why}")
+        raise RuntimeError(f"the cluster refuses to drain node {node}: {why}")
 
 
 def is_empty(node: str) -> bool:
-    """Whether nothing holds GPUs or CPUs of a node, or it is gone."""
+    """Return whether no task or actor holds GPUs or CPUs of a node, or the node is gone."""
     from ray._private.state import available_resources_per_node, total_resources_per_node
 
     total = total_resources_per_node().get(node, {})
@@ -41,18 +41,18 @@ def is_empty(node: str) -> bool:
 
 
 def wait_until_empty(node: str, until: float) -> bool:
-    """Wait until a node is empty, or this process's monotonic clock says so; whether it is empty."""
+    """Wait until a node is empty or the monotonic clock reaches `until`; return whether it is empty."""
     while not is_empty(node):
         if time.monotonic() >= until:
             return False
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     return True
 
 
 def main() -> int:
-    """Drain the node that this runs on, and wait until it is empty; 0 in any case that the pod can end in."""
+    """Drain the node that this process runs on, and wait until it is empty. Return 0, also if time ran out."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--seconds", type=float, required=True, help="Until the node is ended.")
+    parser.add_argument("--seconds", type=float, required=True, help="Seconds until the node is stopped.")
     seconds: float = parser.parse_args().seconds
     until = time.monotonic() + seconds
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

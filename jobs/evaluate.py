@@ -1,8 +1,7 @@
-"""`jointdit evaluate`: how good a checkpoint is, on scenes it has not seen and on benchmarks.
+"""`jointdit evaluate`: how good a checkpoint is, on held-out scenes and on benchmarks.
 
-Everything that can be wrong with the arguments is found first; then the parts run one by one, each printing its table.
-Written to the output folder: report.md and report.json with all tables, sheets of unselected samples, and as CSV the
-metrics of each benchmark image.
+All arguments are checked first. Then the parts run one by one, and each prints its table. The output folder gets
+report.md and report.json with all tables, sheets of unselected samples, and the metrics of each benchmark image as CSV.
 """
 
 from __future__ import annotations
@@ -49,14 +48,14 @@ SCENE_PARTS: dict[str, Callable[[SceneEvaluation], list[ResultTable]]] = {
 }
 
 NOT_COMPARABLE = (
-    'Tables titled "Published" hold figures of other protocols: they show where the field is, and are not to be '
-    "compared with the figures of this run."
+    'Tables titled "Published" hold figures of other protocols. They show where the field is; do not compare them '
+    "with the figures of this run."
 )
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """The arguments of `jointdit evaluate`. `parts` empty: every part on scenes, or none where benchmarks are given."""
+    """Arguments of `jointdit evaluate`. Empty `parts`: all parts on scenes, or none if benchmarks are given."""
 
     output: Path
     model: str | None
@@ -75,10 +74,10 @@ class EvaluationSettings:
 
 
 def run_evaluation(settings: EvaluationSettings) -> Path:
-    """Run all parts; returns the path of report.md.
+    """Run all parts and return the path of report.md.
 
     Raises:
-        InputError, ModelError, SpecError: an argument that does not fit, before anything is computed.
+        InputError, ModelError, SpecError: an argument is wrong; nothing has been computed then.
     """
     parts = _parts(settings)
     check_benchmarks(settings.benchmarks)
@@ -112,8 +111,14 @@ def run_evaluation(settings: EvaluationSettings) -> Path:
     return _write_report(settings, name, device, tables, scenes.details)
 
 
+def evaluation_json(report: Path) -> dict[str, Any]:
+    """Return the content of report.json beside report.md, with the path of the latter."""
+    content: dict[str, Any] = json.loads(report.with_suffix(".json").read_text(encoding="utf-8"))
+    return {"report": str(report), **content}
+
+
 def show_table(table: ResultTable) -> None:
-    """A result table on the terminal."""
+    """Print a result table."""
     shown = Table(title=table.title, caption=table.protocol)
     for heading in ("", *(column.name for column in table.columns)):
         shown.add_column(heading, justify="right" if heading else "left")
@@ -134,7 +139,7 @@ def _parts(settings: EvaluationSettings) -> list[str]:
 
 
 def _load_networks(settings: EvaluationSettings) -> tuple[FeatureNetwork | str | None, Clip | None]:
-    """What FID and CLIP score look through; "vae" is made of the evaluated model later."""
+    """Load the networks of FID and CLIP score; "vae" stands for the evaluated model's own, which is loaded later."""
     if settings.features is None and settings.clip is None:
         return None, None
     from jointdit.evaluation.features import load_clip, load_features
@@ -159,20 +164,20 @@ def _load_baselines(settings: EvaluationSettings) -> list[TransformersDepth]:
 
 
 def _local(option: str, name: str) -> str:
-    """The folder of a model of transformers; a hub name is pinned and downloaded, as that of the model itself is.
+    """Return the folder of a model of transformers; a hub name is pinned and downloaded like the model itself.
 
-    transformers would look for each file at the hub for most of a minute before it says that there is no network.
+    Without a network, transformers would retry each file for most of a minute before it reports an error.
     """
     from jointdit.evaluation.features import PICKLES
 
-    with contextlib.suppress(ValueError):  # which the pin explains
+    with contextlib.suppress(ValueError):  # pin() explains a wrong address
         if Path(name).suffix in PICKLES or parse_address(name).kind == "local":
             return name
     return str(local_path(pin(option, name, "model")))
 
 
 def _load_model(settings: EvaluationSettings) -> tuple[JointDiTPipeline, str]:
-    """The pipeline, in float32 on a CPU and bfloat16 on a GPU unless told otherwise, and its device."""
+    """Return the pipeline and its device; dtype defaults to float32 on a CPU and bfloat16 on a GPU."""
     import diffusers
     import torch
     import transformers

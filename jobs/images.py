@@ -1,11 +1,12 @@
-"""One image at a time, in this process, without Ray: what `jointdit generate`, `depth` and `restyle` do.
+"""`jointdit generate`, `depth` and `restyle`: one image at a time, in this process, without Ray.
 
 Each sample becomes <name>.png, <name>.disparity.png (16 bit, 65535 nearest) and <name>.ply. Depth range and field of
-view of the points are the assumptions of `output.points` in a job spec.
+view of the points are the defaults of `output.points` in a job spec.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ from pipelines.records import Row, Sample, SampleResult
 from pipelines.spec.file import first_sentence
 from pipelines.spec.job import DepthMaps, ModelSpec, PointsSpec
 from pipelines.stages.readers.depth_maps import decode_depth
-from pipelines.stages.readers.images import decode_image
+from pipelines.stages.readers.images import IMAGE_SUFFIXES, decode_image
 from pipelines.stages.sinks.geometry import Geometry, point_cloud
 from pipelines.stages.sinks.ply import describe, ply_bytes
 
@@ -42,12 +43,13 @@ if TYPE_CHECKING:
     from jointdit.pipeline import JointDiTOutput
 
 POINTS = PointsSpec()
-NAME_BYTES = 180  # of a file system's 255: seed and ending follow
+NAME_BYTES = 180  # of a file system's 255: digest, seed and suffix follow
+DISPARITY_SUFFIX = ".disparity.png"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which weights and how they are sampled; height and width in pixels, None for the checkpoint's own."""
+    """Weights and sampling options. Height and width are in pixels; None stands for the checkpoint's own size."""
 
     model: str
     seed: int
@@ -57,11 +59,11 @@ class Sampling:
     width: int | None
 
     def load(self) -> tuple[JointDiTPipeline, int, int]:
-        """The pipeline, on the GPU where there is one, and (height, width) in pixels.
+        """Load the pipeline, on a GPU if there is one; return it with height and width in pixels.
 
         Raises:
-            SpecError: a size that is not a multiple of 16, or height without width.
-            ModelError: no such checkpoint, or one that does not fit.
+            SpecError: the size is not a multiple of 16, or only one of height and width is given.
+            ModelError: the checkpoint is missing or does not fit.
         """
         try:
             settings = {"height": self.height, "width": self.width, "steps": self.steps, "guidance": self.guidance}
@@ -80,7 +82,7 @@ class Sampling:
 
 
 class DepthMap(NamedTuple):
-    """An input depth map, (H, W): disparity in [0, 1], where it has measurements, and its range in metres if metric."""
+    """An input depth map, (H, W): disparity in [0, 1], valid pixels, and the range in metres if it is metric."""
 
     disparity: NDArray[np.float32]
     valid: NDArray[np.bool_]
@@ -88,7 +90,7 @@ class DepthMap(NamedTuple):
 
 
 def generate_images(prompt: str, samples: int, folder: Path, sampling: Sampling) -> Iterator[Path]:
-    """Images with depth from a prompt, with seeds `seed`, `seed + 1`, ...; yields each file as it is written."""
+    """Generate images with depth, with seeds `seed`, `seed + 1`, ...; yield each file after it is written."""
     _refuse_file(folder)
     _refuse_empty(prompt)
     pipe, height, width = sampling.load()
@@ -109,20 +111,25 @@ def generate_images(prompt: str, samples: int, folder: Path, sampling: Sampling)
 
 
 def estimate_depth(images: Sequence[Path], folder: Path, sampling: Sampling) -> Iterator[Path]:
-    """Depth of images of any size, at their own size; yields each file as it is written.
+    """Estimate the depth of images and of folders of images, at their own size; yield each file after it is written.
+
+    The results of a folder keep its subfolders.
 
     Raises:
-        InputError: a file is missing or no image, or two would write to the same name. Nothing is written then.
+        InputError: a file is missing or no image, a folder has no images, or two images would have the same results.
+            Nothing is written then.
     """
     _refuse_file(folder)
-    stems = [image.stem for image in images]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
-    if twice is not None:
-        raise InputError(f"two of the images are called {twice}: label them into different folders.")
-    pictures = [_read_image(image) for image in images]
+    files: dict[str, Path] = {}
+    for image, name in _list_images(images):
+        if name in files:
+            raise InputError(f"two of the images are called {name}: write their results to different folders.")
+        files[name] = image
+        _read_image(image)  # all are checked before the model is loaded
     pipe, height, width = sampling.load()
-    for stem, picture in zip(stems, pictures, strict=True):
-        fitted, mapping = fit_to_model(picture, height, width)
+    for name, image in files.items():
+        rgb = _read_image(image)
+        fitted, mapping = fit_to_model(rgb, height, width)
         out = pipe(
             image=[fitted],
             task="depth",
@@ -131,7 +138,7 @@ def estimate_depth(images: Sequence[Path], folder: Path, sampling: Sampling) -> 
             guidance_scale=sampling.guidance,
         )
         _refuse_not_finite(out)
-        yield from _write_depth(folder, stem, picture, restore_size(out.disparity[0], mapping))
+        yield from _write_depth(folder, name, rgb, restore_size(out.disparity[0], mapping))
 
 
 def restyle_depth(
@@ -142,10 +149,10 @@ def restyle_depth(
     folder: Path,
     sampling: Sampling,
 ) -> Iterator[Path]:
-    """Images of a depth map's geometry, at its own size; yields each file as it is written.
+    """Generate images with a depth map's geometry, at its own size; yield each file after it is written.
 
     Raises:
-        InputError: the file is missing or no depth map, or its kind is not clear. Nothing is written then.
+        InputError: the file is missing or no depth map, or its kind is ambiguous. Nothing is written then.
     """
     _refuse_file(folder)
     _refuse_empty(prompt)
@@ -162,9 +169,28 @@ def restyle_depth(
             guidance_scale=sampling.guidance,
         )
         _refuse_not_finite(out)
-        name, picture = f"{_name_of(prompt)}-{seed}", restore_size(out.rgb[0], mapping)
-        yield _write_image(folder, name, picture)
-        yield from _write_depth(folder, name, picture, depth.disparity, depth)
+        name, rgb = f"{_name_of(prompt)}-{seed}", restore_size(out.rgb[0], mapping)
+        yield _write_image(folder, name, rgb)
+        yield from _write_depth(folder, name, rgb, depth.disparity, depth)
+
+
+def _list_images(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Yield each image with the name of its results; a folder stands for the images in it and in its subfolders."""
+    for path in paths:
+        if not path.is_dir():
+            yield path, path.stem
+            continue
+        files = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            if not file.name.endswith(DISPARITY_SUFFIX)  # written by an earlier call
+            if not any(part.startswith(".") for part in file.relative_to(path).parts)
+        ]
+        if not files:
+            raise InputError(f"{path} has no images: give a folder with {', '.join(IMAGE_SUFFIXES)} files.")
+        for file in files:
+            yield file, str(file.relative_to(path).with_suffix(""))
 
 
 def _refuse_file(folder: Path) -> None:
@@ -174,7 +200,7 @@ def _refuse_file(folder: Path) -> None:
 
 def _refuse_empty(prompt: str) -> None:
     if not prompt.strip():
-        raise InputError("the prompt is empty: say what the image shows.")
+        raise InputError("the prompt is empty: describe what the image shows.")
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -195,8 +221,8 @@ def _read_image(path: Path) -> NDArray[np.uint8]:
 
 def _read_depth(path: Path, kind: Literal["disparity", "metric"] | None) -> DepthMap:
     if kind is None and path.suffix.lower() != ".png":
-        raise InputError(f"{path}: what its numbers are is not clear: give --kind disparity (near is high) or metric.")
-    # A disparity of ours has no holes and uses 0 for the farthest point; in metric maps 0 is a hole everywhere.
+        raise InputError(f"{path}: the kind of depth is ambiguous: give --kind disparity (near is high) or metric.")
+    # A disparity map of this package has no holes and 0 is its farthest point; in metric maps 0 marks a hole.
     meaning = DepthMaps(kind=kind or "disparity", invalid=0.0 if kind == "metric" else None)
     try:
         values, valid = decode_depth(_read(path), meaning)
@@ -214,10 +240,15 @@ def _read(path: Path) -> bytes:
 
 
 def _name_of(prompt: str) -> str:
-    """The prompt's letters and digits, of any script, as a file's name: other prompts have other names."""
+    """Return a file name of the prompt's letters and digits, of any script.
+
+    A digest follows where they are not the whole prompt, so that different prompts have different files.
+    """
     words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", prompt.lower())).strip("-")
-    words = words[:60].encode()[:NAME_BYTES].decode(errors="ignore")
-    return words.rstrip("-") or "picture"
+    words = words[:60].encode()[:NAME_BYTES].decode(errors="ignore").rstrip("-")
+    if words and words.replace("-", " ") == prompt:
+        return words
+    return f"{words or 'image'}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
 
 
 def _write_image(folder: Path, name: str, rgb: NDArray[np.uint8]) -> Path:
@@ -230,7 +261,7 @@ def _write_image(folder: Path, name: str, rgb: NDArray[np.uint8]) -> Path:
 def _write_depth(
     folder: Path, name: str, rgb: NDArray[np.uint8], disparity: NDArray[np.float32], source: DepthMap | None = None
 ) -> Iterator[Path]:
-    """Write a sample's disparity and points; `source` is the depth map it was made from."""
+    """Write a sample's disparity and points; `source` is the input depth map, if there is one."""
     known = source.range_metres if source else None
     valid = source.valid if source and not source.valid.all() else None
     height, width = disparity.shape
@@ -243,8 +274,8 @@ def _write_depth(
     )
     sample = Sample(name, Row(name, "", 0, depth_valid=valid), index=0, round=0, seed=0)
     cloud = point_cloud(SampleResult(sample, rgb, disparity), geometry, POINTS)
-    folder.mkdir(parents=True, exist_ok=True)
-    disparity_file, points_file = folder / f"{name}.disparity.png", folder / f"{name}.ply"
+    disparity_file, points_file = folder / f"{name}{DISPARITY_SUFFIX}", folder / f"{name}.ply"
+    disparity_file.parent.mkdir(parents=True, exist_ok=True)
     disparity_file.write_bytes(encode_depth_png(disparity, valid))
     yield disparity_file
     points_file.write_bytes(ply_bytes(cloud, describe(name, geometry, POINTS)))

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command with exit code 130, also where a library turns the interruption into an error of its own."""
+"""Exit code 130 after Ctrl-C, also if a library turns the interruption into its own error."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 @contextlib.contextmanager
 def noting_interruptions() -> Iterator[list[int]]:
-    """Gives a list that has an entry once Ctrl-C was pressed: whatever ends the command then is the interruption.
+    """Yield a list that gets an entry when Ctrl-C is pressed; the caller then treats any error as the interruption.
 
-    A KeyboardInterrupt is raised between any two instructions, inside extension modules' callbacks too, and comes out
-    of some of them as an error of another kind.
+    A KeyboardInterrupt can be raised between any two instructions, also in callbacks of extension modules, and some of
+    them turn it into another error.
     """
     pressed: list[int] = []
 
@@ -24,7 +24,7 @@ def noting_interruptions() -> Iterator[list[int]]:
         pressed.append(number)
         signal.default_int_handler(number, frame)
 
-    # SIGINT is left alone where it is ignored, as in background jobs, or somebody else's.
+    # Leave SIGINT alone if it is ignored, as in background jobs, or has another handler.
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield pressed

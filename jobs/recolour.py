@@ -1,4 +1,4 @@
-"""The same scene in other words: a caption with other colours fits the same geometry."""
+"""Change the colours in a caption, for other images of the same geometry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jointdit.scenes import COLOURS
 
 
 def recolour(caption: str) -> str:
-    """The caption with each colour replaced by the next of the vocabulary, articles adjusted."""
+    """Replace each colour by the next of the vocabulary, and adjust articles."""
     names = list(COLOURS)
     following = dict(zip(names, names[1:] + names[:1], strict=True))
 

@@ -1,4 +1,4 @@
-"""What the commands print: input text as it is, never as markup or as an escape that the terminal would obey."""
+"""What the commands print: markup in input text stays text, control characters are escaped."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from pipelines.spec.sections import PriceSpec
 
 console = Console(highlight=False)
-EXAMPLES = 10  # samples of a kind that a difference shows
-STATES = {"live": "", "stale": " (gone: its lease does not move)", "unknown": " (--watch tells whether it still is)"}
+EXAMPLES = 10  # samples of each kind of change that `jointdit diff` prints
+STATES = {"live": "", "stale": " (gone: its lease does not change)", "unknown": " (--watch shows whether it is active)"}
 
 
 LOG_FIELDS = ("shard", "attempt", "stage", "fault", "outcomes", "seconds", "worker")
 
 
 class PlainFormatter(logging.Formatter):
-    """One line a record, without credentials and control characters."""
+    """Format a record as one line, without credentials and control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(mask_secrets(super().format(record)))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record: time (UTC), level, logger, message, and the fields of LOG_FIELDS that it has."""
+    """Format a record as a JSON object: time (UTC), level, logger, message, and its fields of LOG_FIELDS."""
 
     def format(self, record: logging.LogRecord) -> str:
         content = {
@@ -60,13 +60,13 @@ class JsonFormatter(logging.Formatter):
         return mask_secrets(json.dumps(content, default=str))
 
 
-def say(what: object) -> None:
+def say(line: object) -> None:
     """Print one line."""
-    console.print(printable(str(what)), soft_wrap=True, markup=False, emoji=False)
+    console.print(printable(str(line)), soft_wrap=True, markup=False, emoji=False)
 
 
 def log_progress() -> None:
-    """Let a run's log lines through to stderr; a terminal shows a live line instead.
+    """Send a run's log lines to stderr; a terminal shows a live line instead.
 
     With JOINTDIT_LOG=json each line is a JSON object, and each committed shard has one.
     """
@@ -79,22 +79,22 @@ def log_progress() -> None:
 
 
 def show_files(files: Iterable[Path]) -> None:
-    """The path of each file as it is written."""
+    """Print the path of each file after it is written."""
     for file in files:
         say(file)
 
 
-def show_progress(steps: Iterable[int], total: int, what: str) -> None:
-    """A bar over `total` steps, then one line."""
+def show_progress(steps: Iterable[int], total: int, result: str) -> None:
+    """Show a bar over `total` steps, then print the total and the result."""
     for _ in track(
         steps, description="Rendering", total=total, console=console, transient=True, disable=not console.is_terminal
     ):
         pass
-    say(f"{total} {what}")
+    say(f"{total} {result}")
 
 
 def show_run(summary: RunSummary, price: PriceSpec) -> None:
-    """What a run did, and where to look; where it stopped at a limit, what is left."""
+    """Print what a run did and where the dataset is; if it stopped at a limit, what is left."""
     if summary.samples_now:
         rate = summary.samples_now / max(summary.seconds, 1e-3)
         made = f"{several(summary.samples_now, 'sample')} in {several(summary.committed_now, 'shard')}"
@@ -106,7 +106,7 @@ def show_run(summary: RunSummary, price: PriceSpec) -> None:
         say(f"report {summary.report}")
     if summary.stopped is not None:
         left = f"{several(summary.stopped.shards, 'shard')}, {several(summary.stopped.samples, 'sample')} are left"
-        say(f"stopped, {summary.stopped.reason}: {left}; the same command goes on from there")
+        say(f"stopped, {summary.stopped.reason}: {left}; run the same command again to resume")
     if summary.profile is not None:
         show_profile(summary.profile)
     version = summary.version
@@ -119,7 +119,7 @@ def show_run(summary: RunSummary, price: PriceSpec) -> None:
 
 
 def show_profile(profile: Mapping[str, float]) -> None:
-    """Where the time of a run went."""
+    """Print where the time of a run went."""
     from rich.table import Table
 
     from pipelines.engine.usage import WORKERS, shares_of
@@ -132,14 +132,14 @@ def show_profile(profile: Mapping[str, float]) -> None:
 
 
 def taken(usage: Usage, price: PriceSpec) -> str:
-    """What a run took of the cluster: 1.25 GPU-hours, busy 92%, 3.75 USD."""
+    """Format what a run used of the cluster: 1.25 GPU-hours, busy 92%, 3.75 USD."""
     hours = f"{usage.gpu_hours:.3g} GPU-hours" if usage.gpus else f"{usage.cpu_hours:.3g} CPU-hours"
     costs = f", {usage.cost(price):.2f} {price.currency}" if usage.cost(price) else ""
     return f"{hours}, busy {usage.busy_share:.0%}{costs}"
 
 
 def show_plan(plan: PlanPreview) -> None:
-    """What a run would do."""
+    """Print what a run would do."""
     done = f"{several(plan.committed_shards, 'shard')}, {several(plan.committed_samples, 'sample')}"
     pending = f"{several(plan.pending_shards, 'shard')}, {several(plan.pending_samples, 'sample')}"
     new = f"{several(plan.new_shards, 'shard')} of {several(plan.new_rows, 'row')} not planned before"
@@ -152,14 +152,14 @@ def show_plan(plan: PlanPreview) -> None:
         ("to do", f"{pending}; {new}"),
         *([("new seeds", regeneration)] if plan.regenerate else []),
         ("output expected", readable(plan.output_bytes)),
-        ("weights", f"{readable(plan.weights_bytes)} a worker"),
-        ("in flight", f"up to {readable(plan.in_flight_bytes)} a worker in Ray's object store"),
+        ("weights", f"{readable(plan.weights_bytes)} per worker"),
+        ("in flight", f"up to {readable(plan.in_flight_bytes)} per worker in Ray's object store"),
     ]
     for field, source, terms in plan.sources:
         rows += [(field, source), ("- its licence", terms)]
     if plan.memory is not None:
         rows += [("GPU memory", line) for line in memory_lines(plan.memory)]
-    rows += [("also a sample", f"{kind}: {cost}") for kind, cost in plan.scores]
+    rows += [("score", f"{kind}: {cost} per sample") for kind, cost in plan.scores]
     rows += [("changed input", uri) for uri in plan.changed] + [("input gone", uri) for uri in plan.removed]
     rows += [("input moved", f"{uri} -> {to}") for uri, to in plan.moved]
     rows += [("input back", uri) for uri in plan.restored]
@@ -167,31 +167,31 @@ def show_plan(plan: PlanPreview) -> None:
 
 
 def memory_lines(need: MemoryNeed | MemoryBound) -> list[str]:
-    """What a worker's GPU must hold: in all, the weights by component, and what a batch takes by stage; or a bound."""
+    """Return lines on what a worker's GPU must hold: the total, weights by component, a batch by stage; or a bound."""
     from pipelines.model.memory import MemoryBound
 
     if isinstance(need, MemoryBound):
-        how = "with activations as wide as FLUX.1's; resources.gpu_memory_gb in the spec asks for the estimate"
-        return [f"below {readable(need.bytes)} a worker, {how}"]
-    found = need.estimate
+        how = "with activations as wide as FLUX.1's; set resources.gpu_memory_gb for an estimate"
+        return [f"below {readable(need.bytes)} per worker, {how}"]
+    estimate = need.estimate
     whose = " (FLUX.1-dev's architecture: the checkpoint is not on this machine)" if need.is_assumed else ""
-    parts = ", ".join(f"{name} {readable(size)}" for name, size in found.weights.items() if size)
-    stages = ", ".join(f"{name} {readable(size)}" for name, size in found.activations.items())
+    parts = ", ".join(f"{name} {readable(size)}" for name, size in estimate.weights.items() if size)
+    stages = ", ".join(f"{name} {readable(size)}" for name, size in estimate.activations.items())
     return [
-        f"{readable(need.bytes)} a worker, most of it in {found.peak_stage}{whose}",
+        f"{readable(need.bytes)} per worker, most of it in {estimate.peak_stage}{whose}",
         f"weights: {parts}{f', models of scores {readable(need.scorers)}' if need.scorers else ''}",
         f"a batch of {need.batch_size} at {need.height} x {need.width}: {stages}",
     ]
 
 
 def show_status(status: Status) -> None:
-    """How far a job is."""
+    """Print the progress of a job."""
     for line in status_lines(status):
         say(line)
 
 
 def status_lines(status: Status) -> list[str]:
-    """How far a job is, in two columns."""
+    """Return the progress of a job as lines of two columns."""
     share = status.committed_samples / status.samples if status.samples else 0.0
     latest = status.latest
     version = f"{latest.number}, {counted(latest.counts)}" if latest else "none yet"
@@ -201,7 +201,7 @@ def status_lines(status: Status) -> list[str]:
         ("shards", f"{status.committed_shards} of {status.shards} committed"),
         ("samples", f"{status.committed_samples} of {status.samples} ({share:.0%}): {counted(status.counts)}"),
         *([("round", "0")] if status.round == 0 else [(f"round {r.number}", _round_line(r)) for r in status.rounds]),
-        ("version", version if status.is_published or not latest else f"{version}; planned since: run again"),
+        ("version", version if status.is_published or not latest else f"{version}; more is planned: run again"),
     ]
     if status.runs:
         costs = ", ".join(f"{cost:,.2f} {currency}" for currency, cost in status.costs.items())
@@ -212,18 +212,18 @@ def status_lines(status: Status) -> list[str]:
     return [f"{name:<16} {value}" for name, value in rows]
 
 
-def _round_line(found: RoundStatus) -> str:
-    return f"{sum(found.counts.values())} of {found.samples} samples: {counted(found.counts)}"
+def _round_line(status: RoundStatus) -> str:
+    return f"{sum(status.counts.values())} of {status.samples} samples: {counted(status.counts)}"
 
 
 def show_pairs(rows: Iterable[tuple[str, str]]) -> None:
-    """Names and what they are, in two columns."""
+    """Print names and values in two columns."""
     for name, value in rows:
         say(f"{name:<16} {value}")
 
 
 def show_validation(found: Validation) -> bool:
-    """What a recount found, the problems line by line; returns whether the dataset is whole."""
+    """Print the problems of a recount line by line, then a summary; return whether the dataset is whole."""
     for note in found.notes:
         say(f"note: {note}")
     for problem in found.problems:
@@ -238,39 +238,39 @@ def show_validation(found: Validation) -> bool:
 
 
 def show_retry(plan: RetryPlan) -> None:
-    """What was planned again."""
+    """Print what was planned again."""
     if not plan.shards:
-        say(f"{plan.output} has nothing to try again: {counted(plan.counts)}.")
+        say(f"{plan.output} has nothing to retry: {counted(plan.counts)}.")
         return
     planned = f"{several(sum(plan.counts.values()), 'sample')} in {several(plan.shards, 'shard')}"
     say(f"planned again: {planned}: {counted(plan.counts)}")
-    say("`jointdit run` makes them; in the version it publishes they take the place of the old ones.")
+    say("`jointdit run` generates them; in the version that it publishes they replace the old ones.")
     if plan.counts.get("rejected"):
-        say("Their seeds stay: other images for rejected prompts come by quality.regenerate.")
+        say("Their seeds stay the same: for other images of rejected prompts set quality.regenerate.")
 
 
 def show_refilter(found: Refiltered) -> None:
-    """What other criteria changed."""
+    """Print what other filters changed."""
     version = found.version
     if not found.is_new:
-        say(f"version {version.number} is decided by these filters already: {counted(version.counts)}; nothing is new.")
+        say(f"version {version.number} has these filters already: {counted(version.counts)}; nothing changed.")
         return
     moved = ", ".join(f"{number:,} {kind}" for kind, number in found.moved.items()) or "no sample moved"
-    say(f"{moved}; {several(len(found.rewritten), 'shard')} written anew")
+    say(f"{moved}; {several(len(found.rewritten), 'shard')} rewritten")
     if version.reasons:
         say(f"rejected by: {', '.join(f'{kind} {number}' for kind, number in version.reasons.items())}")
     if found.without_points:
         say(f"{several(found.without_points, 'kept sample')} without a point cloud: their images are not stored.")
     say(f"version {version.number} published: {counted(version.counts)}")
-    say("These filters hold for later runs too, until the next refilter.")
+    say("These filters also apply to later runs, until the next refilter.")
 
 
 def show_garbage(found: Garbage, dry_run: bool) -> None:
-    """What was deleted or would be: a line an attempt, then the sum."""
+    """Print what was or would be deleted: one line per attempt, then the sum."""
     attempts: dict[str, list[int]] = {}
-    for each in found.objects:
-        parts = each.path.split("/")
-        attempts.setdefault("/".join(parts[:2]), []).append(each.size)
+    for item in found.objects:
+        parts = item.path.split("/")
+        attempts.setdefault("/".join(parts[:2]), []).append(item.size)
     for name, sizes in attempts.items():
         say(f"{name}  {several(len(sizes), 'object')}, {readable(sum(sizes))}")
     verb = "would be deleted" if dry_run else "deleted"
@@ -282,7 +282,7 @@ def show_garbage(found: Garbage, dry_run: bool) -> None:
 
 
 def show_versions(uri: str, versions: Sequence[Version]) -> None:
-    """A line a version, the latest last."""
+    """Print one line per version, the latest last."""
     if not versions:
         say(f"{uri} has no version yet: run the job to its end.")
     for version in versions:
@@ -294,7 +294,7 @@ def show_versions(uri: str, versions: Sequence[Version]) -> None:
 
 
 def show_difference(found: Difference) -> None:
-    """What changed, by kind, with the first few samples of each."""
+    """Print what changed, by kind, with the first few samples of each."""
     from pipelines.dataset.diff import tally
 
     say(f"{found.output}: version {found.first.number} -> {found.second.number}")
@@ -312,17 +312,17 @@ def show_difference(found: Difference) -> None:
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """Samples by outcome: 24 kept, 0 rejected, 0 quarantined."""
+    """Format samples by outcome: 24 kept, 0 rejected, 0 quarantined."""
     return ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
 
 
 def several(number: int, thing: str) -> str:
-    """1 shard, 2 shards, 1,000 shards."""
+    """Format a number of things: 1 shard, 2 shards, 1,000 shards."""
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def readable(size_bytes: float) -> str:
-    """Bytes in the unit people read: 1.2 MB."""
+    """Format bytes with a unit: 1.2 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size_bytes < 1000:
             return f"{size_bytes:.3g} {unit}"

@@ -1,9 +1,9 @@
-"""Rendered scenes as a folder: images, their exact depth, and captions. Input for every task, with known answers.
+"""Write rendered scenes to a folder: images, exact depth and captions, as input for every task.
 
     rgb/000000.png         the image
     disparity/000000.png   relative disparity, 16 bit, 65535 nearest
     depth/000000.npy       float32 (H, W), metres along the camera's z axis
-    metadata.jsonl         a line a scene: id, seed, caption, files, size, intrinsics in pixels, what is in it
+    metadata.jsonl         one line per scene: id, seed, caption, files, size, intrinsics in pixels, objects
 
 As inputs of a job: metadata.jsonl holds prompts (`columns: {prompt: caption}`), rgb/ images, the others depth maps.
 """
@@ -24,15 +24,13 @@ from jointdit.scenes import Scene, render_scene
 
 
 def write_scenes(folder: Path, count: int, first_seed: int, width: int = 128, height: int = 128) -> Iterator[int]:
-    """Render scenes `first_seed` .. `first_seed + count - 1` into a folder; yields how many are written.
+    """Render scenes `first_seed` to `first_seed + count - 1` into a folder; yield the number written so far.
 
     Raises:
-        InputError: the folder holds something already.
+        InputError: the folder is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(
-            f"{folder} is not an empty folder: give a new one, so that no file of another set stays in it."
-        )
+        raise InputError(f"{folder} is not an empty folder: give a new one, so that files of two sets do not mix.")
     for name in ("rgb", "disparity", "depth"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:

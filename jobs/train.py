@@ -1,4 +1,4 @@
-"""`jointdit train`: a training spec, by its recipe, to a finished checkpoint; progress on the terminal and in a log."""
+"""`jointdit train`: run a training spec by its recipe, with progress on the terminal and in a log."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ RECIPES: dict[str, type[BaseModel]] = {
 
 
 def load_train_spec(path: Path, overrides: Sequence[str] = ()) -> TrainSpec | AdapterJob | AblationSpec:
-    """Read a training spec: the tiny checkpoint's from nothing, or by `recipe` an adapter on data, or the ablation.
+    """Read a training spec; `recipe` selects the tiny checkpoint (default), an adapter, or the ablation.
 
     Raises:
-        SpecError: one sentence on the first thing that is wrong.
+        SpecError: the first mistake, in one sentence.
     """
     data: dict[str, Any] = apply_overrides(read_yaml(path), overrides)
     refuse_unusable(data)
@@ -51,7 +51,7 @@ def load_train_spec(path: Path, overrides: Sequence[str] = ()) -> TrainSpec | Ad
 
 
 def train_from_spec(path: Path, overrides: Sequence[str] = ()) -> Path:
-    """Train what the spec says, from where an interrupted run stopped; returns what was made."""
+    """Start or resume the training of a spec; return the path of the result."""
     spec = load_train_spec(path, overrides)
     if isinstance(spec, AdapterJob):
         from pipelines.training.run import run_training

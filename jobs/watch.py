@@ -1,4 +1,4 @@
-"""`jointdit status --watch`: the ledger of a job, read again and again until it is complete. It starts no Ray."""
+"""`jointdit status --watch`: read a job's ledger until the job is complete, without Ray."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ REFRESH_SECONDS = 2.0
 
 
 def watch(uri: str, refresh_seconds: float = REFRESH_SECONDS) -> None:
-    """Redraw the state of a job until it is complete; without a terminal, a line whenever it changed.
+    """Redraw the state of a job until it is complete; without a terminal, print a line when it changes.
 
-    Raises StoreError where there is no job. A store that does not answer for a while is waited for.
+    Raises StoreError if there is no job. It waits for a store that does not answer for a while.
     """
     reader = StatusReader(uri)
     if not console.is_terminal:
@@ -61,7 +61,7 @@ def _read(reader: StatusReader) -> Status | None:
 
 
 def pace(status: Status, rate: float | None) -> str:
-    """Rate, time left, and whether anybody is at work."""
+    """Return rate, time left, and whether a run is active."""
     if status.is_complete:
         assert status.latest is not None
         return f"complete: version {status.latest.number}"
@@ -71,16 +71,16 @@ def pace(status: Status, rate: float | None) -> str:
         speed += f", {duration(left / rate)} left"
     states = [state for _, state in status.leases]
     if "live" in states:
-        at_work = f"{states.count('live')} driver{'s' if states.count('live') > 1 else ''} at work"
+        active = f"{states.count('live')} active driver{'s' if states.count('live') > 1 else ''}"
     elif "unknown" in states:
-        at_work = "a driver was at work: watching whether it still is"
+        active = "a driver was active: checking whether it still is"
     else:
-        at_work = "no driver is at work: `jointdit run` goes on"
-    return f"{speed}; {at_work}"
+        active = "no active driver: `jointdit run` resumes the job"
+    return f"{speed}; {active}"
 
 
 def duration(seconds: float) -> str:
-    """Time as people read it: 1 h 05 min."""
+    """Format a duration: 1 h 05 min."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

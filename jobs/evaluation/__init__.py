@@ -1,8 +1,8 @@
-"""What `jointdit evaluate` computes, part by part; jobs/evaluate.py is the spine.
+"""The parts of `jointdit evaluate`; jobs/evaluate.py runs them.
 
-context.py         the checkpoint, its sizes, what several parts share
+context.py         the checkpoint, the sizes, and results that several parts share
 depth.py           vae, depth, styles, lifting, steps
-images.py        joint, restyle, spectra
-benchmarks.py      zero-shot depth on data sets, published figures beside it
-sheets.py  spectra_figure.py   what there is to look at
+generation.py      joint, restyle, spectra
+benchmarks.py      zero-shot depth on benchmarks, with published figures
+sheets.py  spectra_figure.py   sheets of samples and figures
 """

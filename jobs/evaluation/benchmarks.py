@@ -1,4 +1,4 @@
-"""The benchmark part of `jointdit evaluate`: which data sets, and one table with the published figures beside ours."""
+"""The benchmarks of `jointdit evaluate`, in one table with published figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchmarkChoice:
-    """A benchmark, where its data set is, and its list of images (None: in the root, by the name Marigold gives it)."""
+    """A benchmark, the folder or tar of its data, and its list of images (None: Marigold's file name in the root)."""
 
     benchmark: Benchmark
     root: Path
@@ -32,7 +32,7 @@ class BenchmarkChoice:
 
 
 def parse_choices(roots: Sequence[str], lists: Sequence[str]) -> list[BenchmarkChoice]:
-    """From `--benchmark NAME=PATH` and `--list NAME=FILE`. Raises InputError for unknown names and stray lists."""
+    """Parse `--benchmark NAME=PATH` and `--list NAME=FILE`. Raises InputError for an unknown name or an unused list."""
     files = dict(_named("--list", text) for text in lists)
     chosen = [_named("--benchmark", text) for text in roots]
     stray = sorted(set(files) - {name for name, _ in chosen})
@@ -42,7 +42,7 @@ def parse_choices(roots: Sequence[str], lists: Sequence[str]) -> list[BenchmarkC
 
 
 def check_benchmarks(choices: Sequence[BenchmarkChoice]) -> None:
-    """Open every data set and its list. Raises InputError for the first that is not there or does not fit."""
+    """Open every data set and its list. Raises InputError for the first that is missing or does not fit."""
     for choice in choices:
         _, samples = read_samples(choice.benchmark, choice.root, choice.list_file, limit=1)
         next(samples)
@@ -58,7 +58,7 @@ def benchmark_table(
     long_side: int | None,
     output: Path,
 ) -> ResultTable:
-    """Score the model and every baseline on every benchmark; each image's metrics go to a CSV in `output`."""
+    """Score the model and every baseline on every benchmark; write each image's metrics to a CSV in `output`."""
     ours = JointDiTEstimator(pipe, name, sizes.depth_steps, ensemble=sizes.ensemble, long_side=long_side)
     titles = dict.fromkeys([*LEAST_SQUARES_TITLES, *(choice.benchmark.title for choice in choices)])
     columns = [Column(column(title), ".1f") for title in titles for column in (abs_rel, delta1)]
@@ -88,9 +88,9 @@ def benchmark_table(
 
 
 def _evaluate(choice: BenchmarkChoice, estimator: DepthEstimator, limit: int | None) -> BenchmarkResult:
-    what = f"{choice.benchmark.title}, {Path(estimator.name).name}"
+    label = f"{choice.benchmark.title}, {Path(estimator.name).name}"
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what)
+        task = progress.add_task(label)
         return evaluate_benchmark(
             choice.benchmark,
             choice.root,

@@ -1,4 +1,4 @@
-"""What the parts of an evaluation share: the checkpoint, its sizes, held-out scenes, and what is computed once."""
+"""What the parts of an evaluation share: checkpoint, sizes, held-out scenes, and results that are computed once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHOWN = 12  # scenes on a sheet
 
 
 class Sizes(NamedTuple):
-    """How much is computed: scenes, prompts, steps of depth and of images, estimates that are merged into one."""
+    """Numbers of scenes and prompts, sampling steps of depth and images, and estimates merged into one."""
 
     scenes: int = 200
     prompts: int = 36
@@ -39,17 +39,17 @@ class Sizes(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Generated images (H, W, 3) with their disparities (H, W), and the prompts they were made from."""
+    """Generated images (H, W, 3) with their disparities (H, W) and prompts."""
 
     rgb: list[NDArray[np.uint8]]
     disparity: list[NDArray[np.float32]]
     prompts: list[str]
-    seconds: float  # an image
+    seconds: float  # per image
 
 
 @dataclass
 class SceneEvaluation:
-    """A checkpoint on held-out scenes. `features`: what FID looks through, "vae" for the checkpoint's own VAE."""
+    """A checkpoint on held-out scenes. `features` is the feature network of FID, "vae" for the checkpoint's own VAE."""
 
     pipe: JointDiTPipeline
     name: str
@@ -58,7 +58,7 @@ class SceneEvaluation:
     baselines: Sequence[DepthEstimator] = ()
     features: FeatureNetwork | str | None = None
     clip: Clip | None = None
-    details: dict[str, Any] = field(default_factory=dict)  # what report.json holds beside the tables
+    details: dict[str, Any] = field(default_factory=dict)  # content of report.json beside the tables
 
     @property
     def label(self) -> str:
@@ -72,7 +72,7 @@ class SceneEvaluation:
 
     @property
     def protocol(self) -> str:
-        """How depth on scenes is measured."""
+        """The protocol of depth on scenes."""
         width, height = self.size
         merged = f", ensemble of {self.sizes.ensemble}" if self.sizes.ensemble > 1 else ""
         return (
@@ -82,7 +82,7 @@ class SceneEvaluation:
 
     @cached_property
     def scenes(self) -> list[Scene]:
-        """Scenes whose images and depth are used."""
+        """Held-out scenes whose images and depth are used."""
         return held_out_scenes(self.sizes.scenes, *self.size)
 
     @cached_property
@@ -92,12 +92,12 @@ class SceneEvaluation:
 
     @cached_property
     def estimated(self) -> list[NDArray[np.float32]]:
-        """Its disparities (H, W) of the scenes' images."""
+        """The checkpoint's disparities (H, W) of the scenes' images."""
         return self.estimate([scene.rgb for scene in self.scenes])
 
     @cached_property
     def mean_disparity(self) -> NDArray[np.float32]:
-        """What is known without looking, (H, W)."""
+        """Mean disparity of training scenes, (H, W): a baseline that sees no image."""
         width, height = self.size
         return mean_training_disparity(height, width)
 
@@ -115,7 +115,7 @@ class SceneEvaluation:
 def generate(
     pipe: JointDiTPipeline, prompts: Sequence[str], steps: int, disparities: Sequence[NDArray[np.float32]] | None = None
 ) -> Images:
-    """One image and its disparity a prompt, with seeds 0, 1, ... Raises InputError where one is not finite."""
+    """Generate one image with disparity for each prompt, with seeds 0, 1, ... Raises InputError if one has NaN."""
     images: list[NDArray[np.uint8]] = []
     maps: list[NDArray[np.float32]] = []
     start_time = time.perf_counter()
@@ -134,5 +134,5 @@ def generate(
 
 
 def exact(scene: Scene) -> NDArray[np.float32]:
-    """The scene's relative disparity (H, W)."""
+    """Return the scene's exact relative disparity (H, W)."""
     return disparity_from_depth(scene.depth)

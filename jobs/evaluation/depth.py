@@ -1,6 +1,6 @@
-"""Parts of an evaluation that start from scenes: the VAE, depth by style and by steps, points.
+"""Parts of an evaluation that start from scenes: VAE, depth by style and by steps, points.
 
-A part takes the evaluation and gives its tables; sheets go to the output folder.
+Each part takes the evaluation, returns its tables, and writes its sheets to the output folder.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STEPS_COLUMNS = (
 
 
 def vae_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """The autoencoder's round trip."""
+    """Measure the autoencoder's round trip."""
     images = np.stack([scene.rgb for scene in evaluation.scenes])
     report = evaluate_vae(lambda batch: _reconstruct(evaluation, batch), images)
     axes = [Column(f"R² {axis.replace('_', '-')}") for axis in report.opponent_r2]
@@ -56,7 +56,7 @@ def vae_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 
 def depth_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """Depth of images, beside another image's, baselines that see none, and transformers models."""
+    """Score depth beside another image's depth, baselines that see no image, and models of transformers."""
     scenes, found = evaluation.scenes, evaluation.estimated
     height, width = scenes[0].depth.shape
     blind = {
@@ -80,7 +80,7 @@ def depth_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 
 def style_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """Depth of the same scenes as toon drawings and pixel art."""
+    """Score depth of the same scenes as toon drawings and pixel art."""
     scenes = evaluation.scenes
     table = ResultTable(f"Depth on {len(scenes)} scenes by style", evaluation.protocol, DEPTH_COLUMNS)
     table.measured(f"{evaluation.label}, as rendered", _depth_row(score_depth(evaluation.estimated, scenes)))
@@ -100,7 +100,7 @@ def style_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 
 def lifting_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """Points of images: flat planes, bent walls, distance to the exact surface."""
+    """Score points: flatness of planes, bent walls, distance to the exact surface."""
     scenes = evaluation.scenes
     how = f"{evaluation.protocol}; exact intrinsics; lengths in % of the distance to the camera"
     table = ResultTable(f"3D lifting of {len(scenes)} scenes", how, LIFTING_COLUMNS)
@@ -120,7 +120,7 @@ def lifting_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 
 def step_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """Few and many sampling steps: error and seconds."""
+    """Compare few and many sampling steps: error and seconds."""
     scenes, prompts = evaluation.scenes[:STEPS_SCENES], evaluation.captions
     how = f"{len(scenes)} held-out scenes and {len(prompts)} prompts; seconds on this machine, in batches of {BATCH}"
     table = ResultTable("Sampling steps", how, STEPS_COLUMNS)
@@ -141,7 +141,7 @@ def step_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 
 def _uncertainty(evaluation: SceneEvaluation) -> str:
-    """A sheet of image, error and uncertainty; one sentence on whether the two go together."""
+    """Save a sheet of image, error and uncertainty; return one sentence on their correlation."""
     sizes = evaluation.sizes
     estimator = JointDiTEstimator(evaluation.pipe, evaluation.label, sizes.depth_steps, ensemble=sizes.ensemble)
     cells, correlations = [], []
@@ -166,7 +166,7 @@ def _baseline_scores(evaluation: SceneEvaluation, scenes: Sequence[Scene]) -> di
 
 
 def _reconstruct(evaluation: SceneEvaluation, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images (N, H, W, 3) through the VAE and back."""
+    """Encode and decode images (N, H, W, 3) with the VAE."""
     import torch
 
     from jointdit.pixels import image_to_vae, vae_to_image

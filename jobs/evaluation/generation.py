@@ -1,6 +1,6 @@
-"""Parts of an evaluation that start from prompts or depth maps: what generated images are worth.
+"""Parts of an evaluation that start from prompts or depth maps: scores of generated images.
 
-A part takes the evaluation and gives its tables; sheets go to the output folder.
+Each part takes the evaluation, returns its tables, and writes its sheets to the output folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SPECTRA_COLUMNS = (
 
 
 def joint_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """Images from captions: named colours, two objects, self-consistency, FID, IS and CLIP score where asked for."""
+    """Score images from captions: named colours, two objects, self-consistency, and FID, IS and CLIP if requested."""
     made = evaluation.generated
     cells = [(rgb, grey(disparity)) for rgb, disparity in zip(made.rgb, made.disparity, strict=True)]
     save_sheet(evaluation.output / "joint.png", cells)
@@ -57,7 +57,7 @@ def joint_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 
 def restyle_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """Images from exact depth maps, in other colours: named colours, and the depth estimated from them again."""
+    """Score images from exact depth maps, in other colours: named colours, and depth estimated from them again."""
     sources = evaluation.scenes[: evaluation.sizes.prompts]
     prompts = [recolour(scene.caption) for scene in sources]
     made = generate(evaluation.pipe, prompts, evaluation.sizes.steps, [exact(scene) for scene in sources])
@@ -73,7 +73,7 @@ def restyle_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 
 def spectra_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """What the two branches carry, low and high frequencies over the steps, with a figure."""
+    """Measure low and high frequencies of both branches over the steps, with a figure."""
     from jointdit.evaluation.spectra import BRANCHES, record_spectra
 
     prompts, steps = evaluation.captions[:SPECTRA_PROMPTS], evaluation.sizes.steps

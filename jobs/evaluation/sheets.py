@@ -1,4 +1,4 @@
-"""Sheets of samples: images in a grid, each with what belongs to it below."""
+"""Sheets of samples: a grid of images, each sample's images below each other."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Rgb = NDArray[np.uint8]
 
 
 def grey(disparity: NDArray[np.float32]) -> Rgb:
-    """Disparity (H, W) in [0, 1] as an image (H, W, 3), near is bright."""
+    """Return a disparity (H, W) in [0, 1] as a grey image (H, W, 3); near is bright."""
     return np.repeat(np.rint(np.nan_to_num(disparity) * 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def stretched(values: NDArray[np.float32]) -> Rgb:
-    """A map (H, W) of any range as an image (H, W, 3), its 99th percentile white."""
+    """Return a map (H, W) of any range as a grey image (H, W, 3); its 99th percentile is white."""
     top = float(np.percentile(values, 99)) or 1.0
     return grey(np.clip(values / top, 0, 1))
 
 
 def save_sheet(path: Path, samples: Sequence[tuple[Rgb, ...]], columns: int = 6) -> Path:
-    """Samples side by side, the images (H, W, 3) of each one below the other; returns the path."""
+    """Save samples side by side, the images (H, W, 3) of each below each other; return the path."""
     cells = [np.concatenate(sample, axis=0) for sample in samples]
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
     rows = [np.concatenate(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)]

@@ -1,4 +1,4 @@
-"""The figure of the branches' spectra: frequency by step, and the share of high frequencies over the steps."""
+"""The figure of the branches' spectra: power by frequency and step, and the share of high frequencies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CURVES = 5  # steps drawn in a chart of spectra
 
 
 def spectra_figure(spectra: BranchSpectra) -> Image.Image:
-    """Four charts: the spectrum of each branch's clean estimate at some steps; the high shares of both branches."""
+    """Draw four charts: each branch's spectrum at some steps, and both branches' share of high frequencies."""
     steps = len(spectra.noise_level)
     drawn = np.unique(np.linspace(0, steps - 1, min(CURVES, steps)).round().astype(int))
     radii = np.arange(len(spectra.counts))

@@ -1,6 +1,7 @@
-"""To the cluster's API server: applies objects, and makes RayJobs. `python -m jobs.kuberay.cluster_api FILE` is a tick.
+"""Send objects to the cluster's API server.
 
-Where it is and who one is there comes from the pod's own account inside a cluster, else from the user's kubeconfig.
+A schedule's pod runs `python -m jobs.kuberay.cluster_api FILE`. Inside a cluster, address and credentials are those of
+the pod's service account; elsewhere those of the kubeconfig.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ TIMEOUT_SECONDS = 30
 
 
 def send(objects: Iterable[dict[str, Any]]) -> list[str]:
-    """Apply objects (server-side), and create RayJobs; returns kind/name of each.
+    """Apply objects (server-side), and create RayJobs; return kind/name of each.
 
     Raises:
-        PermanentError: no cluster is configured or reached, or it refuses an object; what was sent before stays.
+        PermanentError: no cluster is configured or reached, or it refuses an object; objects sent before stay.
     """
     try:
         from kubernetes import client, config, dynamic
     except ImportError:
-        raise PermanentError("--kube needs a package that is not here: install jointdit[kube].") from None
+        raise PermanentError("the package kubernetes is missing: install jointdit[kube].") from None
     from urllib3.exceptions import HTTPError
 
     configuration = client.Configuration()
@@ -52,7 +53,7 @@ def send(objects: Iterable[dict[str, Any]]) -> list[str]:
         with client.ApiClient(configuration) as api, tempfile.TemporaryDirectory() as folder:
             cluster = dynamic.DynamicClient(
                 api, cache_file=f"{folder}/kinds.json"
-            )  # asked each time: kinds come and go
+            )  # a new cache each time, since kinds may change
             for each in objects:
                 label = f"{each['kind']} {each['metadata'].get('name') or each['metadata']['generateName']}"
                 try:
@@ -69,13 +70,15 @@ def send(objects: Iterable[dict[str, Any]]) -> list[str]:
             f"the cluster at {configuration.host} cannot be reached ({type(error).__name__}): check it with "
             "`kubectl cluster-info`."
         ) from None
-    except dynamic.exceptions.DynamicApiError as error:  # already at the look at what the cluster knows
-        raise PermanentError(f"the cluster at {configuration.host} lets nobody look: {_reason(error)}.") from None
+    except dynamic.exceptions.DynamicApiError as error:  # raised while the client lists the cluster's kinds
+        raise PermanentError(
+            f"the cluster at {configuration.host} refuses access ({_reason(error)}): check your rights."
+        ) from None
     return sent
 
 
 def _send(cluster: Any, each: dict[str, Any]) -> str:
-    """The name that the object has now. A RayJob is made once and then left alone: KubeRay works on it."""
+    """Send an object and return its name. A RayJob is created once and never applied again: KubeRay updates it."""
     resource = cluster.resources.get(api_version=each["apiVersion"], kind=each["kind"])
     if each["kind"] == "RayJob":
         answer = resource.create(body=each, namespace=each["metadata"]["namespace"])
@@ -96,7 +99,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def main() -> int:
-    """Make what a file of manifests holds; the exit code."""
+    """Send the objects of a manifest file and return the exit code."""
     objects = list(yaml.safe_load_all(Path(sys.argv[1]).read_text(encoding="utf-8")))
     try:
         print("\n".join(send(objects)))

@@ -1,14 +1,14 @@
-"""All objects of a job on Kubernetes, in the order in which they are made.
+"""All objects of a job on Kubernetes, in the order of creation.
 
     ServiceAccount   of the job's pods; KubeRay gives it what the autoscaler needs
     ConfigMap        the spec, which never holds a secret
     NetworkPolicies  network.py
-    RayJob           head without GPUs, GPU workers from none to as many as asked for, on demand and spot
+    RayJob           head without GPUs; GPU workers, on demand and spot, from zero to the requested number
 
-With a schedule, instead of the RayJob: a ConfigMap with its manifest, an account that may make RayJobs (and so, through
-one, any pod that the namespace admits), and a CronJob that makes one at each tick. (KubeRay's own RayCronJob is alpha
-and off by default.) A tick that finds another one at work leaves after a look, before any GPU is asked for: its
-entrypoint is `jointdit run --if-idle`.
+With a schedule, instead of the RayJob: a ConfigMap with its manifest, an account that may create RayJobs (and so,
+through one, any pod that the namespace admits), and a CronJob that creates one at each tick. (KubeRay's own RayCronJob
+is alpha and off by default.) Its entrypoint is `jointdit run --if-idle`: if another run is active, it exits before it
+requests a GPU.
 """
 
 from __future__ import annotations
@@ -59,40 +59,40 @@ NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SPOT_LABEL = "jointdit.io/pool"  # nodes of a spot pool carry this label and this taint, with the value spot
 SPOT_TOLERATION = Toleration(key=SPOT_LABEL, operator="Equal", value="spot", effect="NoSchedule")
 TASK_LABELS = {"jointdit.io/tasks": "here"}
-IDLE_SECONDS = 120  # before the autoscaler takes a GPU node away
-CLUSTERS_AFTER_A_FAILURE = 2  # committed shards are not made again
-START_DEADLINE_SECONDS = 3600  # to get a head and the image
-FINISHED_SECONDS = 300  # the cluster stays for its logs
+IDLE_SECONDS = 120  # before the autoscaler removes a GPU node
+CLUSTERS_AFTER_A_FAILURE = 2  # committed shards are not computed again
+START_DEADLINE_SECONDS = 3600  # to schedule the head and pull the image
+FINISHED_SECONDS = 300  # the cluster stays, so that its logs can be read
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """How much of the cluster, and how."""
+    """Options of `jointdit submit --kube`."""
 
     store: StoreKind
     endpoint: str | None = None  # of a MinIO-like store
     image: str = IMAGE
     namespace: str = "jointdit"
-    gpus: int = 4  # workers on demand, at most
-    spot_gpus: int = 4  # workers on spot nodes, at most; they come first
+    gpus: int = 4  # maximum number of on-demand workers
+    spot_gpus: int = 4  # maximum number of workers on spot nodes, which start first
     schedule: str | None = None  # as in cron, UTC
-    tasks_on_head: bool = False  # read and finish tasks: no CPU of a node with GPUs for them
-    operator_namespace: str = OPERATOR_NAMESPACE  # KubeRay's; only from there the dashboard's API is reached
+    tasks_on_head: bool = False  # run read and finish tasks on the head only
+    operator_namespace: str = OPERATOR_NAMESPACE  # of KubeRay's operator, which alone reaches the dashboard's API
     run_options: tuple[str, ...] = ()  # of `jointdit run`
     head: Size = field(default=Size("4", "16Gi"))
     worker: Size = field(default=Size("4", "48Gi", gpus=1))
 
 
 def manifests(spec: JobSpec, deployment: Deployment) -> list[KubernetesObject]:
-    """The objects of a job.
+    """Return the objects of a job.
 
     Raises:
-        SpecError: an address that pods cannot reach, a name that Kubernetes does not take, no workers.
+        SpecError: an address that pods cannot reach, a name that Kubernetes does not accept, or no workers.
     """
     store = store_of(deployment.store, deployment.endpoint)
     _check(spec, deployment, store.scheme)
     if (spec.model.name != "tiny" or spec.notify.webhook_variable) and HTTPS not in store.egress:
-        store = replace(store, egress=(*store.egress, HTTPS))  # weights come from the hub, a notice goes to the webhook
+        store = replace(store, egress=(*store.egress, HTTPS))  # for weights from the hub, and for the webhook
     name = name_of(spec)
     labels = {"app.kubernetes.io/name": "jointdit", "app.kubernetes.io/instance": name}
     about = Metadata(name=name, namespace=deployment.namespace, labels=labels)
@@ -108,7 +108,7 @@ def manifests(spec: JobSpec, deployment: Deployment) -> list[KubernetesObject]:
 
 
 def ray_job(about: Metadata, deployment: Deployment, pods: Pods) -> RayJob:
-    """The job with its cluster; made by a schedule, it gets a name of its own each time."""
+    """Return the job with its cluster; with a schedule, the API server completes its name at each tick."""
     groups = [
         WorkerGroup(
             group_name=group,
@@ -142,7 +142,8 @@ def ray_job(about: Metadata, deployment: Deployment, pods: Pods) -> RayJob:
         ),
         worker_group_specs=tuple(groups),
     )
-    command = ["jointdit", "run", f"{SPEC_FOLDER}/{SPEC_FILE}", *deployment.run_options]
+    # Exit code 3, stopped at a limit, would be a failure for KubeRay: it would start a new cluster.
+    command = ["jointdit", "run", f"{SPEC_FOLDER}/{SPEC_FILE}", "--zero-at-limit", *deployment.run_options]
     command += ["--if-idle"] if deployment.schedule and "--if-idle" not in command else []
     each = {"name": None, "generate_name": f"{about.name}-"} if deployment.schedule else {}
     return RayJob(
@@ -160,7 +161,7 @@ def ray_job(about: Metadata, deployment: Deployment, pods: Pods) -> RayJob:
 
 
 def scheduled(about: Metadata, deployment: Deployment, pods: Pods, job: RayJob) -> list[KubernetesObject]:
-    """What makes a RayJob at each tick."""
+    """Return the objects that create a RayJob at each tick."""
     assert deployment.schedule is not None
     name = f"{about.name}-tick"
     labels = {**pods.labels, "app.kubernetes.io/instance": name, ROLE: "tick"}
@@ -200,7 +201,7 @@ def scheduled(about: Metadata, deployment: Deployment, pods: Pods, job: RayJob) 
 
 
 def spec_text(spec: JobSpec, deployment: Deployment) -> str:
-    """The spec as the pods run it: for as many GPU workers as there can be, also before the first of them is there."""
+    """Return the spec for the pods: with the maximum number of GPU workers, also before the first one has started."""
     data = spec.as_sent()
     workers = deployment.gpus + deployment.spot_gpus
     given = data.get("resources", {})
@@ -213,17 +214,17 @@ def spec_text(spec: JobSpec, deployment: Deployment) -> str:
 
 
 def as_yaml(objects: Sequence[KubernetesObject]) -> str:
-    """The objects as one file for `kubectl apply -f` and for people."""
+    """Return the objects as one YAML file for `kubectl apply -f`."""
     return "---\n".join(yaml_text(each.manifest()) for each in objects)
 
 
 def name_of(spec: JobSpec) -> str:
-    """The spec's name as Kubernetes takes it: lower case, - for what it does not know.
+    """Return the spec's name as Kubernetes accepts it: lower case, with - for other characters.
 
-    A name with other than ASCII letters gets a digest of the whole: what is left of it may be the same for others.
+    A name with non-ASCII characters gets a digest, because different names may have the same ASCII letters.
 
     Raises:
-        SpecError: nothing is left of it, or it is too long.
+        SpecError: no letter is left, or the name is too long.
     """
     name = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")
     longest = LONGEST_NAME - len("-xxxxx")
@@ -232,8 +233,8 @@ def name_of(spec: JobSpec) -> str:
         name = f"{name[: longest - 9].strip('-') or 'job'}-{digest}"
     if not DNS_LABEL.fullmatch(name) or len(name) > longest:
         raise SpecError(
-            f"name {spec.name!r} gives {name!r}, which is no name for a RayJob: give at most {longest} lower-case "
-            "letters, digits and -, a letter first."
+            f"name {spec.name!r} gives {name!r}, which is no name for a RayJob: use at most {longest} lower-case "
+            "letters, digits and -, with a letter first."
         )
     return name
 
@@ -242,7 +243,7 @@ def _check(spec: JobSpec, deployment: Deployment, scheme: str) -> None:
     for field_name, uri in [("output.uri", spec.output.uri), *(("input.uri", uri) for uri in spec.input.uri)]:
         if not uri.startswith(f"{scheme}://"):
             raise SpecError(
-                f"{field_name} {uri} is out of reach of pods: with --store {deployment.store} give {scheme}://."
+                f"{field_name} {uri} cannot be reached by pods: with --store {deployment.store} give {scheme}://."
             )
     for option, namespace in (
         ("--namespace", deployment.namespace),

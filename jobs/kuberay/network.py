@@ -1,15 +1,16 @@
-"""Who may talk to whom: what is not named here is refused, by every network plug-in that enforces NetworkPolicies.
+"""Network policies of a job.
 
-    into a job's pods   from each other on all ports (Ray uses many, also random ones); from KubeRay's operator to the
-                        dashboard's API; from Prometheus to the metrics. Nobody else reaches the dashboard.
-    out of them         to each other, to DNS, to the store; the head also to the API server, for the autoscaler
-    the schedule's pod  out to DNS and to the API server, nothing in
+Network plug-ins that enforce NetworkPolicies refuse all other traffic.
 
-The dashboard's API runs what it is sent, and a label of a pod is whatever its namespace says. So the operator is known
-by the name of its namespace too, which the API server sets; Prometheus, which only reads, by its label anywhere.
+    ingress of a job's pods   each other, all ports (Ray uses many, also random ones); KubeRay's operator to the
+                              dashboard's API; Prometheus to the metrics. Nothing else reaches the dashboard.
+    egress of a job's pods    each other, DNS, the store; the head also the API server, for the autoscaler
+    the schedule's pod        egress to DNS and the API server, no ingress
 
-A Service's port is not what a policy sees: it sees the pods behind it. So the API server is let through on both of its
-usual ports.
+The dashboard's API runs any code that it receives, and anyone in a namespace can label pods there. So the operator is
+selected by its namespace too, whose name label the API server sets. Prometheus only reads and is selected by its label.
+
+A policy sees the pods behind a Service and not the Service's port. So both usual ports of the API server are open.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PORTS = {"gcs-server": GCS_PORT, "client": CLIENT_PORT, "dashboard": DASHBOARD_P
 API_SERVER_PORTS = (443, 6443)
 OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}  # as its Helm chart labels it
 OPERATOR_NAMESPACE = "kuberay-system"  # where infra/README.md installs it
-NAMESPACE_NAME = "kubernetes.io/metadata.name"  # label that the API server gives each namespace, and keeps
+NAMESPACE_NAME = "kubernetes.io/metadata.name"  # label that the API server sets on each namespace
 PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}  # as the Prometheus operator and its Helm charts label it
 
 DNS = EgressRule(
@@ -45,7 +46,7 @@ API_SERVER = EgressRule(to=(OUTSIDE,), ports=tuple(NetworkPort(port=port) for po
 def cluster_policy(
     metadata: Metadata, pods: dict[str, str], store: Store, operator_namespace: str = OPERATOR_NAMESPACE
 ) -> NetworkPolicy:
-    """For all pods with the labels `pods`: head, workers, submitter."""
+    """Return the policy of all pods with the labels `pods`: head, workers, submitter."""
     among_themselves = NetworkPeer(pod_selector=LabelSelector(match_labels=pods))
     operator = NetworkPeer(
         namespace_selector=LabelSelector(match_labels={NAMESPACE_NAME: operator_namespace}),
@@ -67,7 +68,7 @@ def cluster_policy(
 
 
 def api_server_policy(metadata: Metadata, pods: dict[str, str]) -> NetworkPolicy:
-    """For pods with these labels: on top of what other policies give them, the way to the API server."""
+    """Return a policy that adds egress to the API server for pods with these labels."""
     return NetworkPolicy(
         metadata=metadata,
         spec=NetworkPolicySpec(
@@ -77,7 +78,7 @@ def api_server_policy(metadata: Metadata, pods: dict[str, str]) -> NetworkPolicy
 
 
 def ticker_policy(metadata: Metadata, pods: dict[str, str]) -> NetworkPolicy:
-    """For the pod of the schedule: it makes a RayJob, and that is all."""
+    """Return the policy of the schedule's pod, which only creates a RayJob."""
     return NetworkPolicy(
         metadata=metadata,
         spec=NetworkPolicySpec(pod_selector=LabelSelector(match_labels=pods), egress=(DNS, API_SERVER)),

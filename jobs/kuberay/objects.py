@@ -13,12 +13,12 @@ from pydantic.alias_generators import to_camel
 
 
 class Model(BaseModel):
-    """A part of an object."""
+    """Base of all parts of Kubernetes objects."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
     def manifest(self) -> dict[str, Any]:
-        """The object as the API server takes it."""
+        """Return the object as the API server expects it."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -32,7 +32,7 @@ class Metadata(Model):
 
 
 class KubernetesObject(Model):
-    """What can be sent to the API server."""
+    """An object that can be sent to the API server."""
 
     api_version: str
     kind: str
@@ -40,7 +40,7 @@ class KubernetesObject(Model):
 
 
 class SecretKeyReference(Model):
-    """One key of a Secret; without `optional` a pod waits until it is there."""
+    """One key of a Secret; without `optional` a pod waits until it exists."""
 
     name: str
     key: str
@@ -69,20 +69,20 @@ class ContainerPort(Model):
 
 
 class Resources(Model):
-    """What a container asks for and what it may take."""
+    """Requests and limits of a container."""
 
     requests: dict[str, str]
     limits: dict[str, str]
 
 
 class Capabilities(Model):
-    """Linux capabilities that are taken away."""
+    """Linux capabilities that are dropped."""
 
     drop: tuple[str, ...]
 
 
 class ContainerSecurity(Model):
-    """What a container may do to its own file system and privileges."""
+    """Security context of a container."""
 
     allow_privilege_escalation: bool
     read_only_root_filesystem: bool | None = None
@@ -90,13 +90,13 @@ class ContainerSecurity(Model):
 
 
 class SeccompProfile(Model):
-    """Which system calls are allowed."""
+    """Profile of allowed system calls."""
 
     type: Literal["RuntimeDefault"] = "RuntimeDefault"
 
 
 class PodSecurity(Model):
-    """Who the processes of a pod are."""
+    """User and group of a pod's processes."""
 
     run_as_non_root: bool
     run_as_user: int
@@ -106,7 +106,7 @@ class PodSecurity(Model):
 
 
 class VolumeMount(Model):
-    """Where a container sees a volume."""
+    """Mount path of a volume in a container."""
 
     name: str
     mount_path: str
@@ -133,7 +133,7 @@ class EmptyDirVolume(Model):
 
 
 class Volume(Model):
-    """One of the three kinds."""
+    """A volume of one of the three kinds."""
 
     name: str
     config_map: ConfigMapVolume | None = None
@@ -148,13 +148,13 @@ class ExecAction(Model):
 
 
 class LifecycleHandler(Model):
-    """What a hook does."""
+    """Action of a hook."""
 
     exec: ExecAction
 
 
 class Lifecycle(Model):
-    """Hooks of a container; `pre_stop` runs before it is told to end, within the pod's grace period."""
+    """Hooks of a container; `pre_stop` runs before the container is stopped, within the pod's grace period."""
 
     pre_stop: LifecycleHandler
 

@@ -1,7 +1,7 @@
-"""Images, containers and pods of a job: driver and head, GPU workers, submitter, and the schedule's own.
+"""Images, containers and pods of a job: head with driver, GPU workers, submitter, and the schedule's pod.
 
-None of them runs as root or writes to its image: what Ray and libraries write goes to /tmp and to the home folder,
-which are scratch volumes. KubeRay adds ports' services, probes and /dev/shm.
+No pod runs as root or writes to its image. Ray and libraries write to /tmp and the home folder, which are scratch
+volumes. KubeRay adds the services of ports, probes and /dev/shm.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HOME = "/home/jointdit"
 SPEC_FOLDER, SPEC_FILE = "/etc/jointdit", "spec.yaml"
 GPU = "nvidia.com/gpu"
 GPU_TOLERATION = Toleration(key=GPU, operator="Exists", effect="NoSchedule")
-DRAIN_SECONDS = 110  # less than the two minutes that AWS gives; GKE and Azure give 30 s and cut it short
+DRAIN_SECONDS = 110  # AWS gives two minutes; GKE and Azure give 30 s and stop the pod earlier
 GRACE_SECONDS = 120
 ROLE = "app.kubernetes.io/component"  # label: head, worker, submitter or tick
 
@@ -47,13 +47,12 @@ POD_SECURITY = PodSecurity(run_as_non_root=True, run_as_user=USER, run_as_group=
 CONTAINER_SECURITY = ContainerSecurity(
     allow_privilege_escalation=False, read_only_root_filesystem=True, capabilities=Capabilities(drop=("ALL",))
 )
-# KubeRay mounts what the autoscaler needs; whether it writes elsewhere is its own affair.
+# KubeRay mounts what the autoscaler needs; it may write to other places of its container.
 AUTOSCALER_SECURITY = CONTAINER_SECURITY.model_copy(update={"read_only_root_filesystem": None})
 SCRATCH = (Volume(name="tmp", empty_dir=EmptyDirVolume()), Volume(name="home", empty_dir=EmptyDirVolume()))
 SCRATCH_MOUNTS = (VolumeMount(name="tmp", mount_path="/tmp"), VolumeMount(name="home", mount_path=HOME))
 PLAIN = (EnvironmentVariable(name="HOME", value=HOME), EnvironmentVariable(name="JOINTDIT_LOG", value="json"))
-# Secrets that a job can do without: the hub's token, for gated weights; the key that signs notices of new versions, and
-# the address that they go to.
+# Optional secrets: the hub's token for gated weights, and key and address of the webhook for new versions.
 OPTIONAL_SECRETS = (
     secret("HF_TOKEN", "jointdit-hub", optional=True),
     secret(SECRET_VARIABLE, "jointdit-webhook", optional=True),
@@ -63,7 +62,7 @@ OPTIONAL_SECRETS = (
 
 @dataclass(frozen=True)
 class Size:
-    """What a container asks for; memory is never more than asked for, so that no node runs short."""
+    """Requests of a container. The memory limit equals the request, so that no node runs out of memory."""
 
     cpus: str
     memory: str
@@ -71,7 +70,7 @@ class Size:
 
     @property
     def resources(self) -> Resources:
-        """Requests and limits."""
+        """Requests and limits of Kubernetes."""
         gpu = {GPU: str(self.gpus)} if self.gpus else {}
         return Resources(
             requests={"cpu": self.cpus, "memory": self.memory, **gpu},
@@ -81,7 +80,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Pods:
-    """Makes the pods of one job."""
+    """Builds the pods of one job."""
 
     image: str
     account: str
@@ -90,13 +89,13 @@ class Pods:
     spec_map: str  # the ConfigMap with the spec
 
     def head(self, size: Size) -> PodTemplate:
-        """The head of the Ray cluster, with the driver; it needs the API server's token for the autoscaler."""
+        """Return the head of the Ray cluster, with the driver; its autoscaler needs the API server's token."""
         ports = tuple(ContainerPort(name=name, container_port=port) for name, port in PORTS.items())
         container = self._container("ray-head", size, ports=ports)
         return self._template("head", container, with_token=True)
 
     def worker(self, size: Size, selector: dict[str, str], tolerations: tuple[Toleration, ...]) -> PodTemplate:
-        """A node with GPUs. Before it is told to end, it hands on its work."""
+        """Return a node with GPUs. It is drained before it ends."""
         drain = ("python", "-m", "jobs.drain", "--seconds", str(DRAIN_SECONDS))
         container = self._container(
             "ray-worker",
@@ -113,7 +112,7 @@ class Pods:
         return pod.model_copy(update={"spec": pod.spec.model_copy(update=more)})
 
     def submitter(self) -> PodTemplate:
-        """Runs `ray job submit` against the head, a command that KubeRay fills in, and follows the log."""
+        """Return the pod that runs `ray job submit`, a command that KubeRay fills in, and follows the log."""
         container = Container(
             name="ray-job-submitter",
             image=self.image,
@@ -126,7 +125,7 @@ class Pods:
         return pod.model_copy(update={"spec": pod.spec.model_copy(update=volumes)})
 
     def ticker(self, account: str, labels: dict[str, str], job_map: str, job_file: str) -> PodTemplate:
-        """Makes a RayJob from the manifest in a ConfigMap."""
+        """Return the pod that creates a RayJob from the manifest in a ConfigMap."""
         container = Container(
             name="ticker",
             image=self.image,

@@ -1,7 +1,7 @@
-"""What each kind of store needs of a pod: environment, secrets by reference, and a way out through the network.
+"""What a pod needs for each kind of store: environment, secrets by reference, and network egress.
 
-The names of the variables are those that the store's own library reads: botocore (AWS_...), google-auth
-(GOOGLE_APPLICATION_CREDENTIALS). Their values stay in a Secret of the namespace, which is made once by hand.
+The variables are those that the store's library reads: botocore (AWS_...), google-auth
+(GOOGLE_APPLICATION_CREDENTIALS). Their values stay in a Secret of the namespace, which is created once by hand.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ StoreKind = Literal["s3", "gcs", "minio"]
 SECRET = "jointdit-store"
 KEY_FOLDER = "/var/run/secrets/jointdit-store"
 MINIO_ENDPOINT = "http://minio.minio.svc.cluster.local:9000"
-# The instance's own metadata, with the node's credentials, is nothing for pods.
+# Pods must not reach the instance's metadata, which has the node's credentials.
 OUTSIDE = NetworkPeer(ip_block=IpBlock(cidr="0.0.0.0/0", except_=("169.254.169.254/32",)))
 HTTPS = EgressRule(to=(OUTSIDE,), ports=(NetworkPort(port=443),))
 
 
 @dataclass(frozen=True)
 class Store:
-    """A kind of store."""
+    """Environment, egress and volumes for one kind of store."""
 
     scheme: str  # of the addresses in the spec
     environment: tuple[EnvironmentVariable, ...]
@@ -46,13 +46,13 @@ class Store:
 
 
 def store_of(kind: StoreKind, endpoint: str | None = None) -> Store:
-    """What a kind of store needs; `endpoint` is the address of a MinIO-like one.
+    """Return what pods need for a kind of store; `endpoint` is the address of a MinIO-like one.
 
     Raises:
         SpecError: an endpoint for a store that has its own, or one that is no http address.
     """
     if endpoint is not None and kind != "minio":
-        raise SpecError(f"--endpoint is for --store minio: {kind} has its own, so leave it out.")
+        raise SpecError(f"--endpoint is for --store minio: {kind} has its own endpoint, so leave it out.")
     if kind == "gcs":
         return Store(
             scheme="gs",
@@ -64,7 +64,7 @@ def store_of(kind: StoreKind, endpoint: str | None = None) -> Store:
             mounts=(VolumeMount(name="store-key", mount_path=KEY_FOLDER, read_only=True),),
         )
     if kind == "s3":
-        # Optional: where the nodes or the service account have a role of AWS, there is no key.
+        # Optional: with an AWS role of the nodes or the service account there is no key.
         return Store(scheme="s3", environment=_aws_keys(optional=True), egress=(HTTPS,))
     address = endpoint or MINIO_ENDPOINT
     return Store(
@@ -79,13 +79,13 @@ def _aws_keys(optional: bool | None = None) -> tuple[EnvironmentVariable, ...]:
 
 
 def secret(variable: str, name: str, optional: bool | None = None) -> EnvironmentVariable:
-    """A variable whose value is the key of the same name in a Secret."""
+    """Return a variable whose value is the key of the same name in a Secret."""
     reference = SecretKeyReference(name=name, key=variable, optional=optional)
     return EnvironmentVariable(name=variable, value_from=EnvironmentSource(secret_key_ref=reference))
 
 
 def _way_to(address: str) -> EgressRule:
-    """To the pods of a service's namespace, or to this port anywhere for an address outside of the cluster."""
+    """Return egress to the pods of a service's namespace, or, outside of the cluster, to this port anywhere."""
     try:
         parts = urlsplit(address)
         host, port = parts.hostname or "", parts.port or {"http": 80, "https": 443}[parts.scheme]

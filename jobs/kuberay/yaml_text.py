@@ -1,6 +1,6 @@
-"""YAML for people: keys in their order, long texts as blocks, lists indented below their key.
+"""Readable YAML: keys in their order, long texts as blocks, lists indented below their key.
 
-Text that reads like a number is quoted, also where PyYAML itself would read it as text (1e10).
+Text that looks like a number is quoted, also where PyYAML itself would read it as text (1e10).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import yaml
 
 from pipelines.spec.yaml_text import FLOAT, INT
 
-LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")  # of YAML 1.1; only escaped they come back as they are
+LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")  # line ends of YAML 1.1: only their escapes survive a round trip
 
 
 class _Dumper(yaml.SafeDumper):
@@ -34,5 +34,5 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456
 
 
 def yaml_text(data: Any) -> str:
-    """One YAML document."""
+    """Return data as one YAML document."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)

@@ -50,7 +50,7 @@ def test_of_two_overlapping_ticks_one_works_and_the_next_makes_only_what_is_new(
             assert first.is_alive()
             first.join(0.02)
         assert main(["run", str(tmp_path / "spec.yaml"), "--if-idle"]) == 0
-        assert "is being worked on by process" in capsys.readouterr().out
+        assert "has an active run, process" in capsys.readouterr().out
         assert first.is_alive(), "it left while the other one was at work"
     finally:
         Path(spec.output.uri + ".go").touch()

@@ -59,7 +59,7 @@ BOMB = png(COLOURS)[:12] + HEADER + zlib.crc32(HEADER).to_bytes(4, "big") + png(
 
 @dataclass(frozen=True)
 class Refused:
-    """A command line that is refused with a sentence that has these parts; `spec` is written to spec.yaml before."""
+    """A command line that fails with a sentence that has these parts; `spec` is written to spec.yaml first."""
 
     command: str
     parts: tuple[str, ...]
@@ -68,7 +68,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A line of a table, or a file, between two good ones: its sentence has these parts."""
+    """A line of a table, or a file, between two good ones; its error has these parts."""
 
     task: str
     data: bytes
@@ -76,7 +76,7 @@ class SetAside:
 
 
 def refused(command: str, *parts: str, spec: str = "", **changes: Any) -> Refused:
-    """`changes`: fields of a good joint job, "section__field"; None takes the field out."""
+    """`changes`: fields of a good joint job, "section__field"; None removes the field."""
     data = copy.deepcopy(JOINT)
     for path, value in changes.items():
         section: Any = data
@@ -98,7 +98,7 @@ BAD: dict[str, Refused | SetAside] = {
     # --- the spec as a file
     "spec missing": refused("run none.yaml", "none.yaml does not exist", "give the path of a job spec"),
     "spec is a folder": refused("plan in", "in is a folder", "give the path"),
-    "spec is no text": refused("plan in/image.png", "in/picture.png", "cannot be read as text"),
+    "spec is no text": refused("plan in/image.png", "in/image.png", "cannot be read as text"),
     "spec is no YAML": refused(PLAN, "spec.yaml, line 3", "not valid YAML", spec="task: joint\ninput: [unclosed\n"),
     "a key given twice": refused(PLAN, "line 2", "'task' is given twice", spec="task: joint\ntask: depth\n"),
     "an empty spec": refused(PLAN, "spec.yaml must hold a mapping", "found nothing", spec="\n"),
@@ -242,16 +242,17 @@ BAD: dict[str, Refused | SetAside] = {
     "a difference of no versions": refused("diff started 1 2", "started has no version 1: it has none"),
     "a difference of no dataset": refused("diff in 1 2", "in holds no job", "check the address"),
     # --- one image at a time, scenes, training, evaluation
-    "an empty prompt": refused("generate ' ' -o out", "the prompt is empty: say what the image shows"),
+    "an empty prompt": refused("generate ' ' -o out", "the prompt is empty: describe what the image shows"),
     "an odd size": refused("generate cube -o out --height 40 --width 40", "height", "found 40: use 32 or 48"),
     "height alone on the command line": refused("generate cube -o out --height 64", "width is missing"),
     "weights for one image": refused("generate cube -o out --model ./in", "without weights"),
     "an image that is missing": refused("depth in/none.png -o out", "in/none.png cannot be read", "give the path"),
-    "a folder for an image": refused("depth in/maps -o out", "in/maps cannot be read", "Is a directory"),
+    "a folder for a map": refused("restyle in/maps cube -o out --kind metric", "in/maps cannot be read", "directory"),
+    "a folder without images": refused("depth in/nothing -o out", "in/nothing has no images", "a folder with .png"),
     "text for an image": refused("depth in/text.png -o out", "in/text.png", "no known image format"),
     "two images of one name": refused("depth in/image.png image.jpg -o out", "called image", "different folders"),
     "a file for the results": refused("depth in/image.png -o in/page.html", "in/page.html", "is a file: give a folder"),
-    "a map in colours": refused("restyle in/image.png cube -o out", "in/picture.png", "mode RGB", "one grey channel"),
+    "a map in colours": refused("restyle in/image.png cube -o out", "in/image.png", "mode RGB", "one grey channel"),
     "a map of unknown kind": refused("restyle in/depth.npy cube -o out", "in/depth.npy", "--kind disparity"),
     "a map that is missing": refused("restyle in/none.png cube -o out", "in/none.png cannot be read"),
     "a map and no prompt": refused("restyle in/maps/a.png '' -o out", "the prompt is empty"),
@@ -325,7 +326,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "in/maps/a.txt": PROMPTS[0].encode(),
         "in/mixed/a.png": png(COLOURS),
         "in/mixed/metadata.jsonl": b"{}\n",
-        "in/picture.png": png(COLOURS),
+        "in/image.png": png(COLOURS),
         "in/text.png": b"no image",
         "in/page.html": b"<p>",
         "in/bad.parquet": b"PAR1",
@@ -390,7 +391,7 @@ def assert_refused(arguments: list[str], parts: tuple[str, ...], capsys: pytest.
 
 
 def assert_set_aside(case: SetAside, folder: Path) -> None:
-    """The row stands between two good ones, in a table of JSON lines or in a folder."""
+    """The bad row is between two good ones, in a table of JSON lines or in a folder."""
     fields: dict[str, Any] = {}
     if case.task == "depth-to-image":
         fields = {"depth": {"kind": "metric"}, "prompt": "a cube"}
@@ -436,7 +437,7 @@ def test_no_access(s3, workspace, monkeypatch, capsys):
     assert Storage(bucket).list("") == [], "nothing is written"
 
 
-def test_a_package_that_is_not_here(workspace, monkeypatch, capsys):
+def test_a_missing_package(workspace, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for name in ("gs", "gcs"):
         monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, name, raising=False)
@@ -453,7 +454,7 @@ def test_endpoint_down(command, s3_environment, workspace, monkeypatch, capsys):
     assert_refused(command.split(), ("http://127.0.0.1:9 cannot be reached",), capsys)
 
 
-def test_debug_shows_the_traceback_wherever_it_stands(workspace, monkeypatch):
+def test_debug_shows_the_traceback_anywhere_on_the_line(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     for arguments in (["--debug", "plan", "none.yaml"], ["plan", "none.yaml", "--debug"]):
         with pytest.raises(Exception, match=r"none\.yaml does not exist"):

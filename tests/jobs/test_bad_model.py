@@ -19,7 +19,7 @@ TENSOR = "proj_out.weight"
 
 @pytest.fixture
 def model(tmp_path):
-    """A copy of the packaged checkpoint, to be damaged."""
+    """A copy of the packaged checkpoint that tests damage."""
     return Path(shutil.copytree(checkpoint_folder("tiny"), tmp_path / "model"))
 
 
@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_stops_a_run_before_it_writes(name, model, tmp_path
 
 
 def test_an_adapter_of_another_size_stops_a_run(model, tmp_path, capsys):
-    """The tiny FLUX with an adapter made for another one."""
+    """The tiny FLUX with an adapter of another size."""
     shutil.rmtree(model / "transformer")
     build_flux().save_pretrained(model / "transformer")
     index = json.loads((model / "model_index.json").read_text())

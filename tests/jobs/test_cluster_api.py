@@ -1,6 +1,6 @@
-"""What is sent to an API server: a small one on loopback speaks its protocol and keeps what it is given.
+"""Requests to the API server, received by a small server on loopback that speaks its protocol.
 
-It knows discovery, server-side apply, creation with a generated name, and a refusal; a real cluster was not at hand.
+The server supports discovery, server-side apply, creation with a generated name, and refusals. It is no real cluster.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def plural(kind: str) -> str:
 
 @pytest.fixture
 def api_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[ApiServer]]:
-    """A server of its own, which the kubeconfig names."""
+    """A server on loopback that the kubeconfig names."""
     handler = type("Handler", (ApiServer,), {"kept": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -121,7 +121,9 @@ def api_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type
     thread.join()
 
 
-def test_what_is_submitted_is_what_is_printed(api_server: type[ApiServer], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_submitted_objects_are_the_printed_ones(
+    api_server: type[ApiServer], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["submit", "infra/kuberay/job.yaml", "--kube"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "RayJob/nightly-indoor"
     printed = list(yaml.safe_load_all((ROOT / "infra" / "kuberay" / "s3.yaml").read_text()))
@@ -130,13 +132,13 @@ def test_what_is_submitted_is_what_is_printed(api_server: type[ApiServer], capsy
     assert api_server.kept[-1][1] == "/apis/ray.io/v1/namespaces/jointdit/rayjobs"
 
 
-def test_each_tick_makes_a_job_with_a_name_of_its_own(api_server: type[ApiServer]) -> None:
+def test_each_tick_creates_a_job_with_its_own_name(api_server: type[ApiServer]) -> None:
     objects = manifests(load_spec("infra/kuberay/job.yaml"), Deployment("s3", schedule="0 1 * * *"))
     (template,) = [o for o in (each.manifest() for each in objects) if "rayjob.yaml" in o.get("data", {})]
     assert send(yaml.safe_load_all(template["data"]["rayjob.yaml"])) == ["RayJob/nightly-indoor-abcde"]
 
 
-def test_what_the_cluster_says_against_it_is_one_sentence(
+def test_a_refusal_of_the_cluster_is_one_sentence(
     api_server: type[ApiServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     objects = [each.manifest() for each in manifests(load_spec("infra/kuberay/job.yaml"), Deployment("s3"))]

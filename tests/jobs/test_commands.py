@@ -21,9 +21,9 @@ from pipelines.records import Row
 from pipelines.spec.job import load_spec
 from pipelines.stages.readers import check_columns, list_files, read_rows
 
-COMMANDS = ["run", "plan", "status", "validate", "retry", "gc", "versions", "diff", "submit"]
+COMMANDS = ["init", "run", "plan", "status", "validate", "retry", "gc", "versions", "diff", "submit"]
 COMMANDS += ["generate", "depth", "restyle", "train", "evaluate", "scenes"]
-PROMPT = "a large red sphere, on a blue floor in front of a white wall"
+PROMPT = "a large red sphere on a blue floor in front of a white wall"
 PLY_HEADER = b"ply\nformat binary_little_endian 1.0\n"
 
 
@@ -85,17 +85,17 @@ def read_all(spec):
 
 
 def interrupt_scenes(folder):
-    """Exit code and stderr of a command that gets Ctrl-C in the middle of its work."""
+    """Return exit code and stderr of a command that gets Ctrl-C while it works."""
     command = [sys.executable, "-m", "jobs.cli", "scenes", "-n", "100000", "-o", str(folder)]
     errors = None
-    # A shell starts background jobs with SIGINT ignored, and children inherit that: the command must get a person's.
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: reset it as in a terminal.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, preexec_fn=heed, **pipes) as process:
         try:
             while process.poll() is None and not (folder / "depth" / "000000.npy").exists():
                 os.sched_yield()
-            while errors is None:  # one that falls into a destructor is lost, and a person presses again
+            while errors is None:  # a signal inside a destructor is lost, so send it again
                 process.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     _, errors = process.communicate(timeout=15)
@@ -108,7 +108,7 @@ def test_ctrl_c_ends_a_command_without_a_traceback(tmp_path):
     assert interrupt_scenes(tmp_path / "scenes") == (130, "")
 
 
-def test_an_interruption_that_a_library_turns_into_its_own_error_is_one_still(monkeypatch, capsys, tmp_path):
+def test_an_interruption_that_a_library_turns_into_its_own_error_exits_with_130(monkeypatch, capsys, tmp_path):
     def interrupted(*arguments: object) -> None:
         try:
             signal.raise_signal(signal.SIGINT)
@@ -138,7 +138,7 @@ def test_generate_writes_image_disparity_and_points_for_each_seed(tmp_path, caps
 def test_a_prompt_in_any_script_names_its_files(tmp_path, capsys):
     prompt = f"数据, e\u0301ine Größe: {'字' * 200}"
     assert main(["generate", prompt, "-o", str(tmp_path), "--steps", "1", "--height", "32", "--width", "32"]) == 0
-    assert [path.name for path in tmp_path.glob("*.ply")] == [f"数据-éine-größe-{'字' * 46}-0.ply"]
+    assert [path.name for path in tmp_path.glob("*.ply")] == [f"数据-éine-größe-{'字' * 46}-4578eb1d-0.ply"]
     assert main(["generate", "a cube \udcff", "-o", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "Error: the prompt is not valid Unicode: give it in UTF-8.\n"
 
@@ -150,7 +150,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
-def test_depth_comes_at_the_size_of_the_image(tmp_path):
+def test_depth_has_the_size_of_the_image(tmp_path):
     photo = np.asarray(Image.fromarray(render_scene(7).rgb).resize((1000, 700)))
     Image.fromarray(photo).save(tmp_path / "photo.jpg")
     assert main(["depth", str(tmp_path / "photo.jpg"), "-o", str(tmp_path / "out"), "--steps", "1"]) == 0
@@ -177,7 +177,7 @@ def test_train_refuses_a_bad_spec_in_one_sentence(tmp_path, capsys):
     assert "did you mean seed?" in capsys.readouterr().err
 
 
-def test_log_lines_are_json_objects_where_they_are_asked_for(monkeypatch, capsys):
+def test_log_lines_are_json_objects_on_request(monkeypatch, capsys):
     monkeypatch.setenv("A_TOKEN", "not-for-the-log")
     record = logging.LogRecord("pipelines.shards", logging.INFO, "", 0, "shard %s, %s", ("ab", "not-for-the-log"), None)
     record.shard, record.attempt = "ab", "0123"

@@ -34,16 +34,16 @@ def words(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_retry_says_what_comes_and_the_next_version_differs_by_it(job: LocalJob, capsys) -> None:
+def test_retry_prints_its_plan_and_the_next_version_differs_by_it(job: LocalJob, capsys) -> None:
     uri = job.context.storage.uri
-    assert main(["retry", uri]) == 2, "it wants to know what"
+    assert main(["retry", uri]) == 2, "an outcome is required"
     capsys.readouterr()
     assert main(["retry", uri, "--quarantined", "--rejected"]) == 0
     printed = words(capsys)
     assert "planned again: 2 samples in 1 shard: 1 quarantined, 1 rejected" in printed
     assert "Their seeds stay" in printed
     assert main(["retry", uri, "--quarantined"]) == 0
-    assert "has nothing to try again: 0 quarantined." in words(capsys)
+    assert "has nothing to retry: 0 quarantined." in words(capsys)
     assert main(["status", uri]) == 0
     assert "shards 2 of 3 committed samples 4 of 6 (67%)" in words(capsys)
 
@@ -67,7 +67,7 @@ def test_retry_says_what_comes_and_the_next_version_differs_by_it(job: LocalJob,
     assert main(["validate", uri]) == 0
 
 
-def test_gc_shows_before_it_deletes(job: LocalJob, capsys) -> None:
+def test_gc_lists_objects_before_it_deletes_them(job: LocalJob, capsys) -> None:
     uri, storage = job.context.storage.uri, job.context.storage
     name = f"data/{job.ledger.planned()[0].shard.id}-0123456789abcdef.parquet"
     storage.write_bytes(name, b"of a loser")
@@ -83,7 +83,7 @@ def test_gc_shows_before_it_deletes(job: LocalJob, capsys) -> None:
     assert ([each["path"] for each in found["objects"]], found["bytes"]) == ([name], 10)
     assert not storage.exists(name)
     assert main(["gc", uri, "--older-than", "soon"]) == 1
-    assert "--older-than 'soon' is no age: give a number and s, m, h or d, such as 12h." in capsys.readouterr().err
+    assert "--older-than 'soon' is no age: give a number with s, m, h or d, such as 12h." in capsys.readouterr().err
 
 
 def test_ages() -> None:
@@ -122,11 +122,11 @@ def test_watch_follows_a_job_to_its_end(make_job, monkeypatch: pytest.MonkeyPatc
     driver.join()
     assert seen[0] == (
         "0 of 8 samples, 0 kept, 0 rejected, 0 quarantined; measuring the rate; "
-        "no driver is at work: `jointdit run` goes on"
+        "no active driver: `jointdit run` resumes the job"
     )
     assert seen[1].startswith("4 of 8 samples, 4 kept, 0 rejected, 0 quarantined; ")
     assert "samples/s, " in seen[1]
-    assert seen[1].endswith(" s left; 1 driver at work")
+    assert seen[1].endswith(" s left; 1 active driver")
     assert seen[-1].endswith("8 kept, 0 rejected, 0 quarantined; complete: version 1")
 
 
@@ -148,8 +148,8 @@ def test_status_as_json(job: LocalJob, capsys) -> None:
     assert (found["samples"], found["latest"], found["is_complete"], found["leases"]) == (6, 1, True, [])
 
 
-def test_if_idle_leaves_a_job_to_the_driver_that_is_at_work(job: LocalJob, capsys, tmp_path: Path) -> None:
-    """Without a spec that could run: it must leave before anything is looked at."""
+def test_if_idle_exits_if_another_run_is_active(job: LocalJob, capsys, tmp_path: Path) -> None:
+    """The spec could not run: the command must exit before it checks the model."""
     (tmp_path / "spec.yaml").write_text(
         yaml.safe_dump({**job.context.spec.as_given(), "model": {"name": str(tmp_path / "no checkpoint")}})
     )
@@ -157,7 +157,7 @@ def test_if_idle_leaves_a_job_to_the_driver_that_is_at_work(job: LocalJob, capsy
     before = {each.path for each in job.context.storage.list()}
     with Heartbeat(job.context.storage, beat_seconds=0.05):
         assert main(command) == 0
-        assert f"{job.context.storage.uri} is being worked on by process " in capsys.readouterr().out
+        assert f"{job.context.storage.uri} has an active run, process " in capsys.readouterr().out
     assert {each.path for each in job.context.storage.list()} == before
-    assert main(command) == 1, "nobody is at work any more, so it goes on, and meets the missing checkpoint"
+    assert main(command) == 1, "no run is active, so it starts and finds that the checkpoint is missing"
     assert "no checkpoint" in capsys.readouterr().err

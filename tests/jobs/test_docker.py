@@ -1,4 +1,4 @@
-"""The Dockerfile, read as Docker reads it: what can be known without building the image."""
+"""Check the Dockerfile without building the image."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Instruction = tuple[str, str]
 
 
 def instructions(text: str) -> list[Instruction]:
-    """(keyword, rest) of each instruction; comments out, continued lines joined."""
+    """Return (keyword, rest) of each instruction, without comments and with continued lines joined."""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [(word.upper(), rest) for word, _, rest in (line.partition(" ") for line in joined.splitlines())]
 
 
 def stages(found: list[Instruction]) -> list[list[Instruction]]:
-    """Instructions of each stage, its FROM first; what comes before the first is a stage too."""
+    """Return the instructions of each stage, its FROM first; those before the first FROM are a stage too."""
     parts: list[list[Instruction]] = [[]]
     for each in found:
         if each[0] == "FROM":
@@ -71,7 +71,7 @@ def test_everything_is_installed_at_the_pinned_versions(dockerfile: list[list[In
 
 
 def expand(command: str, **variables: str) -> str:
-    """A command of the Dockerfile as the shell of the build expands it."""
+    """Expand a command of the Dockerfile as the shell of the build does."""
     script = f"echo {command}"
     done = subprocess.run(
         ["sh", "-c", script], cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True
@@ -92,13 +92,13 @@ def test_the_image_runs_as_the_manifests_user_in_its_home(dockerfile: list[list[
     assert "PYTHONDONTWRITEBYTECODE=1" in environment, "its root file system may be read-only"
 
 
-def test_packages_of_the_system_leave_no_lists_and_no_recommendations(dockerfile: list[list[Instruction]]) -> None:
+def test_system_packages_leave_no_lists_and_no_recommended_packages(dockerfile: list[list[Instruction]]) -> None:
     (install,) = [rest for stage in dockerfile for _, rest in stage if "apt-get install" in rest]
     assert "--no-install-recommends" in install
     assert "rm -rf /var/lib/apt/lists/*" in install
 
 
-def test_what_is_copied_exists_and_is_all_that_the_builder_gets(dockerfile: list[list[Instruction]]) -> None:
+def test_copied_files_exist_and_the_builder_gets_no_others(dockerfile: list[list[Instruction]]) -> None:
     copied = {source for word, rest in dockerfile[1] if word == "COPY" for source in shlex.split(rest)[:-1]}
     assert all((ROOT / source).exists() for source in copied)
     lines = (DOCKERFILE.parent / "Dockerfile.dockerignore").read_text().splitlines()

@@ -161,3 +161,12 @@ def test_help_names_every_part_and_benchmark(capsys):
     assert main(["evaluate", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert all(name in text for name in [*SCENE_PARTS, *BENCHMARKS])
+
+
+def test_json_is_the_report_with_its_path(tmp_path, capsys):
+    assert main(["evaluate", "-o", str(tmp_path), "-n", "2", "--part", "vae", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found.pop("report") == str(tmp_path / "report.md")
+    assert found == json.loads((tmp_path / "report.json").read_text())
+    assert "Autoencoder" in captured.err

@@ -1,4 +1,4 @@
-"""`jointdit gallery`: the page again, elsewhere, with other rows; and what it refuses."""
+"""`jointdit gallery`: write the page again, to another folder or with more rows; and its errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def shown(page: Path) -> list[int]:
     return json.loads(found[1])["shown"]
 
 
-def test_it_writes_the_page_with_the_rows_that_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_it_writes_the_page_with_the_requested_rows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     job = job_in(tmp_path, ["a cube", "a sphere", "a cone"])
     uri = job.context.storage.uri
     assert main(["gallery", uri]) == 1

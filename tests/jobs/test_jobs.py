@@ -1,4 +1,4 @@
-"""run, plan, status and validate on a small job through Ray, from the command line; and what the demo is made of."""
+"""run, plan, status and validate on a small job through Ray, from the command line; and the parts of the demo."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_a_profile_says_where_the_time_went(dataset, capsys):
     assert "time in denoise" in path.with_suffix(".md").read_text()
 
 
-def test_plan_says_what_is_done_and_what_a_longer_input_adds(dataset, tmp_path, capsys):
+def test_plan_shows_what_is_done_and_what_a_longer_input_adds(dataset, tmp_path, capsys):
     spec, _ = dataset
     assert main(["plan", str(spec)]) == 0
     assert "to do 0 shards, 0 samples; 0 shards of 0 rows not planned before" in " ".join(
@@ -81,7 +81,7 @@ def test_plan_says_what_is_done_and_what_a_longer_input_adds(dataset, tmp_path, 
     assert "to do 1 shard, 2 samples; 1 shard of 2 rows not planned before" in printed
 
 
-def test_status_tells_the_ledger(dataset, capsys):
+def test_status_shows_the_ledger(dataset, capsys):
     _, output = dataset
     assert main(["status", str(output)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
@@ -89,7 +89,7 @@ def test_status_tells_the_ledger(dataset, capsys):
     assert "samples 6 of 6 (100%): 5 kept, 0 rejected, 1 quarantined" in printed
 
 
-def test_validate_says_whole_and_lists_what_is_damaged(dataset, capsys):
+def test_validate_lists_what_is_damaged(dataset, capsys):
     _, output = dataset
     assert main(["validate", str(output)]) == 0
     assert "is whole: version 1" in capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_validate_says_whole_and_lists_what_is_damaged(dataset, capsys):
 
 @pytest.fixture(scope="module")
 def demo_folder(tmp_path_factory):
-    """Where the demo's scenes are; its calibration, which takes a model, is one score here."""
+    """The demo's scenes, with a calibration that was written without a model."""
     folder = tmp_path_factory.mktemp("demo")
     demo.render(folder / demo.OUTPUT / "scenes")
     scores = {"self_consistency_correlation": [0.1, 0.2, 0.3, 0.4, 0.5]}
@@ -130,8 +130,8 @@ def test_the_demo_has_three_jobs_of_24_samples_and_a_few_unfit_rows(monkeypatch,
     assert all(named_colours(prompt) for prompt in prompts)
 
 
-def test_the_demo_rejects_what_is_unfit_for_what_it_is(monkeypatch, tmp_path, demo_folder):
-    """Of the demo's own rows, filters and messages; the model stands in, in the depth job."""
+def test_the_demo_rejects_its_unfit_rows_for_the_right_reasons(monkeypatch, tmp_path, demo_folder):
+    """The depth job of the demo: its rows, filters and messages, with a stand-in model."""
     monkeypatch.chdir(demo_folder)
     spec = demo.specs()[1].as_given()
     job = job_in(tmp_path, **{name: spec[name] for name in ("task", "input", "quality")}, output={"points": {}})

@@ -1,4 +1,4 @@
-"""Manifests of jobs on Kubernetes: valid by its own schemas and KubeRay's rules, and true to the code they run."""
+"""Manifests of jobs: valid by the schemas of Kubernetes and the rules of KubeRay, and consistent with the code."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def rendered(options: list[str]) -> str:
 
 
 def objects_of(name: str) -> list[dict[str, Any]]:
-    """The objects of a committed file, and the RayJob that its schedule makes."""
+    """Return the objects of a committed file, and the RayJob that its schedule creates."""
     found = list(yaml.safe_load_all((FOLDER / name).read_text()))
     inner = [each["data"]["rayjob.yaml"] for each in found if "rayjob.yaml" in each.get("data", {})]
     return found + [each for text in inner for each in yaml.safe_load_all(text)]
@@ -63,7 +63,7 @@ EVERY = [each for name in COMMITTED for each in objects_of(name)]
 
 
 def walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of all mappings in an object."""
+    """Yield (key, value) of all mappings in an object."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield name, item
@@ -78,11 +78,11 @@ def named(key: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", COMMITTED)
-def test_the_committed_manifests_are_what_is_printed(name: str) -> None:
+def test_the_committed_manifests_are_the_printed_ones(name: str) -> None:
     assert (FOLDER / name).read_text() == rendered(COMMITTED[name]), f"make manifests renews infra/kuberay/{name}"
 
 
-def test_no_manifest_is_committed_that_no_command_prints() -> None:
+def test_a_command_prints_each_committed_manifest() -> None:
     assert {file.name for file in FOLDER.glob("*.yaml")} == {*COMMITTED, "job.yaml"}
 
 
@@ -104,7 +104,7 @@ def test_each_object_is_valid_by_kubernetes_own_schemas(name: str) -> None:
     assert ("CronJob" in kinds) == (name == "nightly.yaml")
 
 
-def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
+def test_an_unknown_field_of_kubernetes_is_found() -> None:
     policy = next(each for each in EVERY if each["kind"] == "NetworkPolicy")
     spoilt = {**policy, "spec": {**policy["spec"], "podSelektor": {}}}
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -134,8 +134,7 @@ def version_of_the_project() -> str:
     return found[1]
 
 
-def test_each_variable_is_one_that_somebody_reads() -> None:
-    """By the code here, or by the library that the store or the hub is reached with."""
+def test_each_variable_is_read_by_this_package_or_a_library() -> None:
     from botocore.credentials import EnvProvider
     from huggingface_hub import constants
 
@@ -178,7 +177,7 @@ def test_no_container_is_root_or_writes_to_its_image() -> None:
             assert {mount["name"] for mount in container["volumeMounts"]} <= {each["name"] for each in pod["volumes"]}
 
 
-def test_gpus_are_the_workers_alone_and_spot_nodes_hand_on_their_work() -> None:
+def test_only_workers_have_gpus_and_spot_nodes_are_drained() -> None:
     (job,) = [each for each in objects_of("s3.yaml") if each["kind"] == "RayJob"]
     cluster = job["spec"]["rayClusterSpec"]
     head = cluster["headGroupSpec"]
@@ -219,7 +218,7 @@ def test_tasks_can_be_kept_off_nodes_with_gpus() -> None:
     assert not any("labels" in group for group in cluster["workerGroupSpecs"])
 
 
-def test_a_schedule_may_make_rayjobs_and_nothing_else() -> None:
+def test_a_schedule_may_create_rayjobs_and_nothing_else() -> None:
     objects = objects_of("nightly.yaml")
     (role,) = [each for each in objects if each["kind"] == "Role"]
     assert role["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create"]}]
@@ -231,7 +230,7 @@ def test_a_schedule_may_make_rayjobs_and_nothing_else() -> None:
     assert job["spec"]["entrypoint"].endswith("--if-idle")
 
 
-def test_nobody_outside_reaches_the_dashboard_and_the_store_is_the_only_way_out() -> None:
+def test_the_dashboard_is_closed_and_the_store_is_the_only_egress() -> None:
     policy = next(each for each in objects_of("minio.yaml") if each["kind"] == "NetworkPolicy")["spec"]
     among, operator, prometheus = policy["ingress"]
     assert among["from"] == [{"podSelector": policy["podSelector"]}]
@@ -250,8 +249,8 @@ def test_nobody_outside_reaches_the_dashboard_and_the_store_is_the_only_way_out(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--set", "output.uri=runs/here"], "is out of reach of pods: with --store s3 give s3://"),
-        (["--store", "gcs"], "is out of reach of pods: with --store gcs give gs://"),
+        (["--set", "output.uri=runs/here"], "cannot be reached by pods: with --store s3 give s3://"),
+        (["--store", "gcs"], "cannot be reached by pods: with --store gcs give gs://"),
         (["--endpoint", "http://store:9000"], "--endpoint is for --store minio"),
         (["--store", "minio", "--endpoint", "store"], "--endpoint 'store' is no http address"),
         (["--store", "minio", "--endpoint", "http://u:p@store:9000"], "--endpoint holds a user name"),
@@ -261,7 +260,7 @@ def test_nobody_outside_reaches_the_dashboard_and_the_store_is_the_only_way_out(
         (["--set", "notify.webhook=https://h/x"], "notify.webhook would be readable by all who may look at the job"),
     ],
 )
-def test_what_cannot_run_there_is_one_sentence(
+def test_a_job_that_cannot_run_on_kubernetes_gets_one_sentence(
     options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", SPEC, "--kube", "--dry-run", *options]) == 1
@@ -270,8 +269,8 @@ def test_what_cannot_run_there_is_one_sentence(
     assert error.count("\n") == 1
 
 
-def test_nothing_but_what_a_policy_names_by_its_namespace_may_reach_what_runs_code() -> None:
-    """Any namespace may put any label on its pods: such a peer gets the metrics at most."""
+def test_peers_of_ports_that_run_code_are_selected_by_namespace() -> None:
+    """Any namespace may put any label on its pods, so a peer without a namespace reaches the metrics at most."""
     anywhere = []
     for each in EVERY:
         if each["kind"] == "NetworkPolicy":
@@ -285,7 +284,7 @@ def test_nothing_but_what_a_policy_names_by_its_namespace_may_reach_what_runs_co
     assert set(names) == {"operators", "kube-system"}
 
 
-def test_the_address_of_a_webhook_goes_to_a_cluster_by_the_name_of_its_variable() -> None:
+def test_the_address_of_a_webhook_is_sent_as_the_name_of_a_variable() -> None:
     options = ["--set", "notify.webhook_variable=JOINTDIT_WEBHOOK_URL", "--dry-run"]
     sent = json.loads(CliRunner().invoke(app, ["submit", SPEC, "--ray", "http://head:8265", *options]).stdout)
     spec = load_spec(yaml.safe_load(sent["files"]["spec.yaml"]))
@@ -301,7 +300,7 @@ def test_the_address_of_a_webhook_goes_to_a_cluster_by_the_name_of_its_variable(
     assert isinstance(refused.exception, SpecError)
 
 
-def test_names_in_any_script_give_names_of_their_own() -> None:
+def test_names_in_any_script_stay_distinct() -> None:
     given = ["größe", "grüße", "数据", "数", "👩‍🎨", "\u202eשלום", "e\u0301", "é", "ü" * 200, "a\tü\n"]
     names = [name_of(load_spec(SPEC, [f"name={json.dumps(name, ensure_ascii=False)}"])) for name in given]
     assert len(set(names)) == len(given)
@@ -311,10 +310,10 @@ def test_names_in_any_script_give_names_of_their_own() -> None:
     assert name_of(load_spec(SPEC, ["name=Nightly, indoor"])) == "nightly-indoor"
 
 
-def test_a_ray_cluster_is_asked_for_the_same_run() -> None:
+def test_a_ray_cluster_gets_the_same_command() -> None:
     done = CliRunner().invoke(app, ["submit", SPEC, "--ray", "http://head:8265", "--dry-run", "--if-idle"])
     asked = json.loads(done.stdout)
-    assert asked["entrypoint"] == "jointdit run spec.yaml --if-idle"
+    assert asked["entrypoint"] == "jointdit run spec.yaml --zero-at-limit --if-idle"
     assert load_spec(yaml.safe_load(asked["files"]["spec.yaml"])) == load_spec(SPEC)
 
 

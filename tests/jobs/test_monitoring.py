@@ -1,4 +1,4 @@
-"""Scrape configuration, alerts and dashboard: they use metrics, labels and values that the engine tells, no others."""
+"""Scrape configuration, alerts and dashboard use only metrics, labels and values that the engine exports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("where", EXPRESSIONS)
-def test_an_expression_uses_only_what_is_told(where: str) -> None:
+def test_an_expression_uses_only_exported_metrics(where: str) -> None:
     expression = EXPRESSIONS[where]
     names = set(re.findall(r"\bray_\w+", expression))
     assert names
@@ -57,7 +57,7 @@ def test_each_measure_is_shown() -> None:
     assert [name for name in BY_NAME if name not in shown] == []
 
 
-def test_each_alert_says_what_it_is_about_and_the_readme_what_to_do() -> None:
+def test_each_alert_has_a_summary_and_a_line_in_the_readme() -> None:
     text = (ROOT / "infra" / "README.md").read_text()
     for rule in RULES:
         assert rule["labels"]["severity"] in ("warning", "critical")
@@ -123,7 +123,7 @@ def test_the_dashboard_is_one_that_grafana_loads() -> None:
     assert set(re.findall(r"ray_\w+", query)) <= BY_NAME.keys()
 
 
-def test_what_is_scraped_is_the_jobs_pods_at_their_metrics_port() -> None:
+def test_the_jobs_pods_are_scraped_at_their_metrics_port() -> None:
     config = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
     assert config["rule_files"] == ["alerts.yaml"]
     pods, local = config["scrape_configs"]

@@ -87,7 +87,7 @@ def test_one_sentence_names_the_field_and_the_reason(command: str, folder: Path,
 
 
 def test_an_ascii_terminal_shows_escapes(tmp_path: Path) -> None:
-    """A process of its own, because the streams are the interpreter's."""
+    """In its own process, because the streams belong to the interpreter."""
     (tmp_path / "größe.txt").write_text("a red cube\n")
     spec = {"task": "joint", "name": "数据", "input": {"uri": "größe.txt"}, "output": {"uri": "größe-out"}}
     (tmp_path / "größe.yaml").write_text(yaml.safe_dump({**spec, "model": {"name": "tiny"}}, allow_unicode=True))

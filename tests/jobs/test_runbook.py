@@ -1,4 +1,4 @@
-"""The commands of infra/README.md: each is parsed, rendered, or held against the objects that it names."""
+"""The commands of infra/README.md: each is parsed, rendered, or compared with the objects that it names."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def of(program: str) -> list[Any]:
     return [pytest.param(words[1:], id=" ".join(words[1:6])) for words in commands() if words[0] == program]
 
 
-def test_nothing_else_is_asked_of_people() -> None:
+def test_the_page_uses_only_known_programs() -> None:
     assert {words[0] for words in commands()} == {"export", "make", "helm", "kubectl", "jointdit"}
 
 
 @pytest.mark.parametrize("words", of("jointdit"))
-def test_a_command_of_ours_is_one_that_runs(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_command_of_this_package_is_valid(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     command = get_command(app).commands[words[0]]  # type: ignore[attr-defined]
-    command.make_context(words[0], words[1:])  # raises for an argument that it does not take
+    command.make_context(words[0], words[1:])  # raises for an unknown argument
     if words[0] == "submit":
         done = CliRunner().invoke(app, [*words, "--dry-run"])
         assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize("words", of("kubectl"))
-def test_a_command_of_kubectl_names_what_is_made(words: list[str]) -> None:
+def test_each_kubectl_command_names_objects_of_the_manifests(words: list[str]) -> None:
     namespace = Deployment("s3").namespace
     if words[:2] in (["create", "namespace"], ["label", "namespace"]):
         assert words[2] == namespace
@@ -80,6 +80,6 @@ def test_a_command_of_kubectl_names_what_is_made(words: list[str]) -> None:
         assert ("rayjob", service[1]) in NAMES
 
 
-def test_each_secret_that_pods_need_is_made() -> None:
+def test_each_secret_of_the_pods_is_created() -> None:
     needed = set(re.findall(r"secretKeyRef:\n\s+name: (\S+)", MANIFESTS))
     assert needed == {words[6] for words in commands() if words[3:6] == ["create", "secret", "generic"]}

@@ -213,7 +213,7 @@ def test_from_s3_to_s3_by_the_command(make_job: Any, s3: Any, tmp_path: Path, ca
     assert "has no version yet: run the job to its end first." in capsys.readouterr().err
     job.complete()
     assert main(["export", f"{bucket}/dataset"]) == 1
-    assert "give --webdataset DIR, or --hf DIR" in capsys.readouterr().err
+    assert "give --webdataset DIR, --hf DIR" in capsys.readouterr().err
     places = ["--webdataset", str(tmp_path / "tars"), "--hf", f"{bucket}/hf"]
     assert main(["export", f"{bucket}/dataset", *places]) == 0
     assert "2 samples of version 1 in 1 tar" in " ".join(capsys.readouterr().out.split())

@@ -326,6 +326,6 @@ def test_it_needs_neither_ray_nor_torch(job: LocalJob) -> None:
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert answer.returncode == 0, answer.stderr
     printed = " ".join(answer.stdout.split())
-    assert "3 rejected -> kept; 2 shards written anew" in printed
+    assert "3 rejected -> kept; 2 shards rewritten" in printed
     assert "version 2 published: 9 kept, 0 rejected, 1 quarantined" in printed
     assert read_version(job.context.storage, 2).refilter == 2

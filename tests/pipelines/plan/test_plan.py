@@ -275,7 +275,7 @@ def test_the_plan_of_a_small_model_bounds_its_memory_without_torch(folder_spec, 
     assert (answer.returncode, answer.stderr) == (0, "")
     bound = preview(load_spec(folder_spec)).memory
     assert isinstance(bound, MemoryBound)
-    assert f"below {bound.bytes / 1e9:.3g} GB a worker" in " ".join(answer.stdout.split())
+    assert f"below {bound.bytes / 1e9:.3g} GB per worker" in " ".join(answer.stdout.split())
     for model in ({}, {"dtype": "float32"}, {"dtype": "float32", "height": 256, "width": 256}):
         exact = {**folder_spec, "model": {**folder_spec["model"], **model}}
         found = preview(load_spec(exact)).memory

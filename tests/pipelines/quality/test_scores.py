@@ -274,7 +274,7 @@ def test_models_that_scores_cannot_use_are_told_before_anything_is_written(
     assert plan.scores == (("depth_critic", f"one look by {critic}"),)
     show_plan(plan)
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"also a sample depth_critic: one look by {critic}" in shown
+    assert f"score depth_critic: one look by {critic} per sample" in shown
 
 
 def test_a_model_that_no_worker_can_load_is_a_permanent_error(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
