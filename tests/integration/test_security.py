@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 import ray
 import yaml
 
