@@ -22,7 +22,7 @@ from torch import nn
 
 from jointdit.errors import ModelError
 from jointdit.evaluation.inception import FEATURES, Inception, load_inception
-from jointdit.loading.checkpoint_files import check_foreign_model, model_name, model_type, told_as_model_error
+from jointdit.loading.checkpoint_files import check_foreign_model, model_name, model_type, wrap_load_errors
 from jointdit.loading.network_errors import network_errors
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def load_clip(path: str, device: str = "cpu", revision: str | None = None) -> Cl
 
     check_clip(path)
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
-    with told_as_model_error(f"{path}: no CLIP model of transformers with safetensors"):
+    with wrap_load_errors(f"{path}: no CLIP model of transformers with safetensors"):
         model, info = CLIPModel.from_pretrained(
             path, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
         )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from jointdit.errors import InputError, ModelError
 from jointdit.evaluation.alignment import Alignment, FloatArray
-from jointdit.loading.checkpoint_files import check_foreign_model, model_name, model_type, told_as_model_error
+from jointdit.loading.checkpoint_files import check_foreign_model, model_name, model_type, wrap_load_errors
 
 # Models that give distance; every other relative model of transformers gives inverse depth.
 GIVES_DEPTH = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
@@ -42,7 +42,7 @@ class TransformersDepth:
 
         check_depth_model(path)
         options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
-        with told_as_model_error(f"{path}: no depth model of transformers with an image processor and safetensors"):
+        with wrap_load_errors(f"{path}: no depth model of transformers with an image processor and safetensors"):
             self._processor = AutoImageProcessor.from_pretrained(path, **options)
             model = AutoModelForDepthEstimation.from_pretrained(
                 path, use_safetensors=True, dtype=torch.float32, **options

@@ -1,6 +1,6 @@
-"""A depth map as a cloud of points: the pixels that are no edges, with normals and confidence, thinned and cleaned.
+"""Point clouds from depth maps: edges removed, with normals and confidence, downsampled and cleaned.
 
-    depth (H, W) --cloud_of--> PointCloud --thinned--> fewer points --without_outliers--> no strays
+    depth (H, W) --cloud_of--> PointCloud --voxel_downsample--> fewer points --without_outliers--> no strays
 
 Camera convention of depth.py: x right, y down, z forward, the camera at the origin.
 """
@@ -82,7 +82,7 @@ def surface_normals(points: NDArray[np.float32]) -> NDArray[np.float32]:
         return (across / np.linalg.norm(across, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def thinned(cloud: PointCloud, voxel: float) -> PointCloud:
+def voxel_downsample(cloud: PointCloud, voxel: float) -> PointCloud:
     """One point a cube of side `voxel` (the points' unit) that holds any: the mean of its points, colours and the rest.
 
     In the order of each cube's first point, so that equal clouds give equal ones. Open3D finds the cubes. Raises

@@ -58,7 +58,7 @@ class Call:
     height: int
     width: int
     dtype: torch.dtype = torch.bfloat16
-    rgb_refresh: int = 1
+    condition_refresh: int = 1
     vae_tiling: bool = False
     vae_slicing: bool = False
 
@@ -99,10 +99,10 @@ def activation_bytes(architecture: Architecture, call: Call) -> dict[str, int]:
             img_ids=image_position_ids(height // 2, width // 2, META),
             txt_ids=text_position_ids(architecture.text_tokens, META),
             num_inference_steps=STEPS,
-            rgb_refresh=call.rgb_refresh,
+            condition_refresh=call.condition_refresh,
         )
         ended("denoise")
-        if call.rgb_refresh > 1:  # three tensors (B, L, C) of each block are kept, and two blocks at most were here
+        if call.condition_refresh > 1:  # the cache keeps three tensors (B, L, C) per block
             tokens = packed[1] + architecture.text_tokens
             a_block = 3 * call.batch * tokens * network.inner_dim * call.dtype.itemsize
             stages["denoise"] += a_block * (_blocks(architecture.network) - _blocks(network.config))

@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from jointdit.loading.checkpoint_files import FilePath, folder_tensor_shapes, tensor_shapes, told_as_model_error
+from jointdit.loading.checkpoint_files import FilePath, folder_tensor_shapes, tensor_shapes, wrap_load_errors
 from jointdit.loading.offload import Offload
 from jointdit.loading.quantization import Quantization
 from jointdit.model.transformer import JointDiTTransformer2DModel, ranks_in_file
@@ -72,7 +72,7 @@ def read_model(folder: FilePath, adapter: FilePath | None = None) -> Model:
     folder = Path(folder)
     names = ("transformer", "vae", "text_encoder", "text_encoder_2")
     tensors = {name: dict(folder_tensor_shapes(folder / name)) for name in names}
-    with told_as_model_error(f"{folder}: its configurations do not describe a JointDiT or FLUX pipeline"):
+    with wrap_load_errors(f"{folder}: its configurations do not describe a JointDiT or FLUX pipeline"):
         index = json.loads((folder / "model_index.json").read_text())
         network = dict(JointDiTTransformer2DModel.load_config(folder / "transformer"))
         if adapter is not None:

@@ -18,9 +18,9 @@ import torch
 
 from jointdit.loading.cpu_dtype import autocast_to_bfloat16, fast_dtype, slow_note
 from jointdit.tiny.spec import StageSpec
-from jointdit.training.adapter_spec import OptimiserSpec
+from jointdit.training.adapter_spec import OptimizerSpec
 from jointdit.training.checkpoint import NamedParameters, load_training, save_training
-from jointdit.training.optimizers import build_optimiser
+from jointdit.training.optimizers import build_optimizer
 
 LossFunction = Callable[[torch.Generator], torch.Tensor]  # draws its batch where the generator is, returns a scalar
 Report = Callable[[str], None]
@@ -66,21 +66,21 @@ def fit(
     """
     parameters = [parameter for _, parameter in named_parameters]
     device = parameters[0].device
-    settings = OptimiserSpec(
-        kind=spec.optimiser, learning_rate=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99)
+    settings = OptimizerSpec(
+        kind=spec.optimizer, learning_rate=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99)
     )
     tables = [parameter for name, parameter in named_parameters if EMBEDDING.search(name)]
-    optimiser = build_optimiser(settings, parameters, tables)
+    optimizer = build_optimizer(settings, parameters, tables)
     average = [parameter.detach().clone() for parameter in parameters]
     checkpoint = folder / f"{stage}.safetensors"
-    step = load_training(checkpoint, named_parameters, average, optimiser) if checkpoint.exists() else 0
+    step = load_training(checkpoint, named_parameters, average, optimizer) if checkpoint.exists() else 0
     if step:
         report(f"{stage}: goes on from step {step}")
     if spec.autocast == "bfloat16" and fast_dtype(device) != torch.bfloat16 and step < spec.steps:
         report(f"{stage}: {slow_note(torch.bfloat16)}")
     started, first, losses = time.monotonic(), step, []
     while step < spec.steps:
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = spec.learning_rate * schedule(step, spec)
         generator = torch.Generator(device).manual_seed(((seed * 8 + STAGE_SEEDS[stage]) << 32) + step)
         with (
@@ -90,10 +90,10 @@ def fit(
             # RMSNorm of a bfloat16 input with a float32 weight takes the unfused path; autocast is faster all the same.
             warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
             loss = loss_function(generator)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, spec.gradient_clip)
-        optimiser.step()
+        optimizer.step()
         step += 1
         decay = min(spec.ema, step / (step + 10))
         with torch.no_grad():
@@ -105,7 +105,7 @@ def fit(
             report(f"{stage}: {Progress(step, spec.steps, mean, rate * spec.batch_size, (spec.steps - step) / rate)}")
             losses.clear()
         if step % spec.checkpoint_every == 0 or step == spec.steps:
-            save_training(checkpoint, named_parameters, average, optimiser, step)
+            save_training(checkpoint, named_parameters, average, optimizer, step)
     with torch.no_grad():
         for parameter, mean_value in zip(parameters, average, strict=True):
             parameter.copy_(mean_value)

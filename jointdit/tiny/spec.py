@@ -28,7 +28,7 @@ class StageSpec(Frozen):
 
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
-    optimiser: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(gt=0)
     warmup: int = Field(100, ge=0, description="steps")
     weight_decay: float = Field(0.01, ge=0)

@@ -1,6 +1,6 @@
 """Training of an adapter: base frozen, LoRA on the depth half and the joint connections learn.
 
-    checkpoint -> for each step: pairs -> latents -> noise -> loss -> gradient -> optimiser -> average -> adapter
+    checkpoint -> for each step: pairs -> latents -> noise -> loss -> gradient -> optimizer -> average -> adapter
 
 What a step sees depends on (seed, step) alone: the pairs by batches.py, noise levels and dropped captions from the
 step's generator, the noise of a pair from a generator of its own. So neither the cut into batches and workers nor an
@@ -30,7 +30,7 @@ from jointdit.training.adapter_spec import AdapterTraining
 from jointdit.training.batches import BatchPlan, random_seed
 from jointdit.training.checkpoint import NamedParameters, load_training, read_facts, replacing, save_training
 from jointdit.training.encoding import encode_pairs
-from jointdit.training.optimizers import build_optimiser, learning_rate_factor
+from jointdit.training.optimizers import build_optimizer, learning_rate_factor
 from jointdit.training.pairs import Bucket, EncodedPair, Pair, PairSource
 from jointdit.training.parallel import World, gather_whole, mean_over_workers, skip_synchronisation, wrap
 from jointdit.training.record import Report, TrainingRecord
@@ -83,9 +83,9 @@ def train_adapter(
     forward = wrap(network, world)
     named = list(network.adapter_named_parameters())
     parameters = [parameter for _, parameter in named]
-    optimiser = build_optimiser(training.optimiser, parameters)
+    optimizer = build_optimizer(training.optimizer, parameters)
     average = [p.detach().clone() if training.ema else p.detach() for p in parameters]
-    start = load_training(checkpoint, named, average, optimiser) if checkpoint.exists() else 0
+    start = load_training(checkpoint, named, average, optimizer) if checkpoint.exists() else 0
     if start and world.is_main:
         report(f"goes on from step {start}")
     if world.is_main and training.precision == "bfloat16" and fast_dtype(world.device) != torch.bfloat16:
@@ -96,7 +96,7 @@ def train_adapter(
     empty = encode_empty(pipe)
     try:
         for step, bucket, micro_batches in read_ahead(plan, source, training, world, start):
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             img_ids, noise = token_ids(pipe, bucket, world), draw(training, world, seed, step)
             loss = 0.0
             for number, batch in enumerate(micro_batches):
@@ -110,16 +110,16 @@ def train_adapter(
             loss = mean_over_workers(loss, world)
             if not math.isfinite(loss):
                 raise ModelError(
-                    f"the loss is {loss} at step {step + 1}: lower training.optimiser.learning_rate; what was saved "
+                    f"the loss is {loss} at step {step + 1}: lower training.optimizer.learning_rate; what was saved "
                     "before stays."
                 )
-            norm = torch.nn.utils.clip_grad_norm_(parameters, training.optimiser.gradient_clip)
-            factor = learning_rate_factor(step, training.steps, training.optimiser)
-            for group in optimiser.param_groups:
-                group["lr"] = training.optimiser.learning_rate * factor
-            optimiser.step()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, training.optimizer.gradient_clip)
+            factor = learning_rate_factor(step, training.steps, training.optimizer)
+            for group in optimizer.param_groups:
+                group["lr"] = training.optimizer.learning_rate * factor
+            optimizer.step()
             update_average(average, parameters, training.ema, step + 1)
-            _after_step(training, pipe, named, average, optimiser, folder, facts, world, record, step + 1, loss, norm)
+            _after_step(training, pipe, named, average, optimizer, folder, facts, world, record, step + 1, loss, norm)
     finally:
         if record is not None:
             record.close()
@@ -291,7 +291,7 @@ def _after_step(
     pipe: JointDiTPipeline,
     named: NamedParameters,
     average: Sequence[torch.Tensor],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     folder: Path,
     facts: Mapping[str, Any],
     world: World,
@@ -304,11 +304,11 @@ def _after_step(
     is_last = step == training.steps
     gradient_norm = float(gather_whole(norm))
     if record is not None:
-        record.step(step, loss, gradient_norm, optimiser.param_groups[0]["lr"])
+        record.step(step, loss, gradient_norm, optimizer.param_groups[0]["lr"])
         if step % training.report_every == 0 or is_last:
             record.progress(step)
     if step % training.checkpoint_every == 0 or is_last:
-        save_training(folder / CHECKPOINT, named, average, optimiser, step, facts, write=world.is_main)
+        save_training(folder / CHECKPOINT, named, average, optimizer, step, facts, write=world.is_main)
     every = training.validation.every
     if every and (step % every == 0 or is_last):
         # A sharded network computes on all workers together; otherwise one is enough.

@@ -12,7 +12,7 @@ MULTIPLE = 16  # pixels: 8 of the VAE times 2 of the patches
 Side = Annotated[int, Field(ge=MULTIPLE, le=8192, multiple_of=MULTIPLE)]
 
 
-class OptimiserSpec(Frozen):
+class OptimizerSpec(Frozen):
     """The paper's: adafactor at a constant 1e-5, neither relative steps nor scaling by the parameters' size."""
 
     kind: Literal["adafactor", "adamw", "muon"] = "adafactor"  # muon: matrices by Muon, the rest by AdamW
@@ -39,7 +39,7 @@ class ValidationSpec(Frozen):
 class AdapterTraining(Frozen):
     """Joint conditional flow matching: base frozen, LoRA and joint connections learn."""
 
-    steps: int = Field(gt=0)  # of the optimiser
+    steps: int = Field(gt=0)  # of the optimizer
     batch_size: int = Field(4, gt=0)  # pairs a worker has on its device at once
     accumulate: int = Field(1, gt=0)  # such batches a worker takes for one step
     # (height, width) in pixels; a pair goes to the one of the nearest aspect
@@ -49,13 +49,13 @@ class AdapterTraining(Frozen):
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; the adapter itself is kept in float32
     gradient_checkpointing: bool = False
     ema: float = Field(0.0, ge=0, lt=1)  # of the weights that are saved at the end; 0: the last ones
-    optimiser: OptimiserSpec = OptimiserSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
     validation: ValidationSpec = ValidationSpec()
     checkpoint_every: int = Field(500, gt=0)  # steps
     report_every: int = Field(50, gt=0)  # steps between two lines of the log
 
     def pairs_a_step(self, workers: int) -> int:
-        """Pairs that one step of the optimiser sees, on all workers together."""
+        """Pairs that one step of the optimizer sees, on all workers together."""
         return self.batch_size * self.accumulate * workers
 
     def decides(self, workers: int) -> dict[str, object]:
@@ -72,8 +72,8 @@ class AdapterTraining(Frozen):
             "training.precision": self.precision,
             "training.ema": self.ema,
         }
-        for name, value in self.optimiser.model_dump(mode="json").items():
-            fields[f"training.optimiser.{name}"] = value
-        if self.optimiser.decay != "constant":
+        for name, value in self.optimizer.model_dump(mode="json").items():
+            fields[f"training.optimizer.{name}"] = value
+        if self.optimizer.decay != "constant":
             fields["training.steps"] = self.steps
         return fields

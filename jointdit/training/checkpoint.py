@@ -1,6 +1,6 @@
-"""Training checkpoints: one safetensors file with weights, their moving average and the optimiser, whole or not there.
+"""Training checkpoints: one safetensors file with weights, their moving average and the optimizer, whole or not there.
 
-Tensors are named `<what>.<parameter>`: `now` and `ema`, and each entry of the optimiser's state for that parameter.
+Tensors are named `<what>.<parameter>`: `now` and `ema`, and each entry of the optimizer's state for that parameter.
 The header holds the step and `facts`, which is what a resumed run is compared with.
 """
 
@@ -51,9 +51,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def training_state(
-    named: NamedParameters, average: Sequence[torch.Tensor], optimiser: torch.optim.Optimizer
+    named: NamedParameters, average: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Everything a run goes on from, and which entries of the optimiser are plain numbers.
+    """Everything a run goes on from, and which entries of the optimizer are plain numbers.
 
     Sharded tensors are gathered, so every process of a sharded run must call it.
     """
@@ -61,7 +61,7 @@ def training_state(
     for (name, parameter), mean_value in zip(named, average, strict=True):
         tensors[f"now.{name}"] = _whole(parameter)
         tensors[f"ema.{name}"] = _whole(mean_value)
-        for key, value in optimiser.state[parameter].items():
+        for key, value in optimizer.state[parameter].items():
             if not isinstance(value, torch.Tensor):
                 numbers.add(key)
             tensors[f"{key}.{name}"] = _whole(torch.as_tensor(value))
@@ -72,7 +72,7 @@ def save_training(
     path: Path,
     named: NamedParameters,
     average: Sequence[torch.Tensor],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     step: int,
     facts: Mapping[str, Any] | None = None,
     write: bool = True,
@@ -82,7 +82,7 @@ def save_training(
     Raises:
         StoreError: the file cannot be written; the one before stays.
     """
-    tensors, numbers = training_state(named, average, optimiser)
+    tensors, numbers = training_state(named, average, optimizer)
     if write:
         header = {"step": json.dumps(step), "facts": json.dumps(facts or {}), "numbers": json.dumps(numbers)}
         with replacing(path) as unfinished:
@@ -95,14 +95,20 @@ def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
         header = file.metadata() or {}
     if "step" not in header:
         raise ModelError(f"{path}: not a training checkpoint (it names no step), give another output folder.")
-    return int(json.loads(header["step"])), json.loads(header.get("facts", "{}"))
+    facts = json.loads(header.get("facts", "{}"))
+    return int(json.loads(header["step"])), {_current_name(name): value for name, value in facts.items()}
+
+
+def _current_name(fact: str) -> str:
+    """Return the name of a fact whose key of the spec was renamed since the checkpoint was written."""
+    return fact.replace("training.optimiser.", "training.optimizer.")
 
 
 @torch.no_grad()
 def load_training(
-    path: Path, named: NamedParameters, average: Sequence[torch.Tensor], optimiser: torch.optim.Optimizer
+    path: Path, named: NamedParameters, average: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> int:
-    """Bring parameters, average and optimiser to a checkpoint's state, in place; returns its step.
+    """Bring parameters, average and optimizer to a checkpoint's state, in place; returns its step.
 
     Raises:
         ModelError: no checkpoint, or one of another network; nothing is changed then.
@@ -125,9 +131,9 @@ def load_training(
                 value = file.get_tensor(f"{what}.{name}")
                 if what in numbers:
                     state[what] = value.item()
-                else:  # the count of steps stays on the CPU, as torch's optimisers keep it
+                else:  # the count of steps stays on the CPU, as torch's optimizers keep it
                     state[what] = value if what == "step" else _like(value, parameter)
-            optimiser.state[parameter] = state
+            optimizer.state[parameter] = state
     return step
 
 

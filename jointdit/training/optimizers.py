@@ -1,4 +1,4 @@
-"""Optimisers by name, and the learning rate over the steps."""
+"""Optimizers by name, and the learning rate over the steps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from transformers.optimization import Adafactor
 
 from jointdit.loading.cpu_dtype import fast_dtype
-from jointdit.training.adapter_spec import OptimiserSpec
+from jointdit.training.adapter_spec import OptimizerSpec
 
 
-def build_optimiser(
-    spec: OptimiserSpec, parameters: Sequence[torch.nn.Parameter], tables: Sequence[torch.nn.Parameter] = ()
+def build_optimizer(
+    spec: OptimizerSpec, parameters: Sequence[torch.nn.Parameter], tables: Sequence[torch.nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """The optimiser over the parameters, each given once. `tables`: those of them that are embeddings, no matrices.
+    """The optimizer over the parameters, each given once. `tables`: those of them that are embeddings, no matrices.
 
     Adafactor is transformers', with relative steps and scaling by the parameters' size switched off. torch's own always
     scales, and would train a LoRA B, which starts at zero, a thousand times slower.
@@ -85,7 +85,7 @@ def newton_schulz(matrices: torch.Tensor, settings: Mapping[str, Any]) -> torch.
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """torch's Muon for matrices and AdamW for the rest, embeddings among them, as one optimiser.
+    """torch's Muon for matrices and AdamW for the rest, embeddings among them, as one optimizer.
 
     Muon makes each update of a matrix orthogonal (Jordan et al., 2024), scaled to the size of an AdamW update (Liu et
     al., arXiv 2502.16982), so one learning rate serves both. On the tiny model, same batches and learning rate 3e-3,
@@ -122,7 +122,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             part.step()
 
 
-def learning_rate_factor(step: int, steps: int, spec: OptimiserSpec) -> float:
+def learning_rate_factor(step: int, steps: int, spec: OptimizerSpec) -> float:
     """Factor of the learning rate at a step from 0: linear warm-up, then constant, or down to `final` at the end."""
     if step < spec.warmup:
         return (step + 1) / spec.warmup

@@ -1,4 +1,4 @@
-"""One network on several workers: DDP (a whole copy each) or FSDP2 (weights, gradients and optimiser cut up).
+"""One network on several workers: DDP (a whole copy each) or FSDP2 (weights, gradients and optimizer cut up).
 
 The tied LoRA A is one Parameter of the layer that owns it, and all layers that use it are in that layer's block. So DDP
 reduces it once, and FSDP gathers it with the block that uses it.

@@ -12,13 +12,15 @@ from pipelines.model.identity import ModelIdentity, with_guidance
 from pipelines.spec.job import EncodeSpec, JobSpec, PrepareSpec
 
 Fingerprint = dict[str, Any]
+# Fingerprints keep the first name of a renamed key, so that a shard keeps its id.
+SPEC_KEYS = {"model.rgb_refresh": "model.condition_refresh"}
 
 
 def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
     """Field name -> value, for every field that a sample's pixels, ids or seeds depend on."""
     extra: Fingerprint = {}  # of tasks that have fields of their own, and what outputs may not have heard of
-    if spec.model.rgb_refresh != 1:
-        extra["model.rgb_refresh"] = spec.model.rgb_refresh
+    if spec.model.condition_refresh != 1:
+        extra["model.rgb_refresh"] = spec.model.condition_refresh
     if isinstance(spec, EncodeSpec):
         extra["buckets"] = [list(bucket) for bucket in spec.buckets]
     if isinstance(spec, PrepareSpec):
@@ -54,7 +56,10 @@ def check_same(found: Fingerprint, wanted: Fingerprint, output: str) -> None:
     """Raise SpecError naming each field in which the output's job and this spec differ."""
     fields = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if fields:
-        pairs = [f"{name} ({_short(found.get(name))} there, {_short(wanted.get(name))} here)" for name in fields]
+        pairs = [
+            f"{SPEC_KEYS.get(name, name)} ({_short(found.get(name))} there, {_short(wanted.get(name))} here)"
+            for name in fields
+        ]
         raise SpecError(
             f"output.uri {output} already holds a job that differs in {', '.join(pairs)}: "
             "choose another output, or go back to its values."

@@ -86,7 +86,7 @@ def memory_need(spec: JobSpec, height: int, width: int, batch_size: int, scorers
         height,
         width,
         getattr(torch, spec.model.dtype),
-        rgb_refresh=spec.model.rgb_refresh,
+        condition_refresh=spec.model.condition_refresh,
         vae_tiling=spec.model.vae_tiling,
         vae_slicing=spec.model.vae_slicing,
     )

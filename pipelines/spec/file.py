@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -180,6 +180,7 @@ def _holds_credential(text: str, secrets: Sequence[str]) -> bool:
     return any(secret in text for secret in secrets)
 
 
+RENAMED_KEYS = {"rgb_refresh": "condition_refresh", "optimiser": "optimizer"}
 KINDS = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -264,7 +265,21 @@ def _hint(kind: str, found: Any) -> str:
     return ""
 
 
+def translate_recorded(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored spec with its keys' current names and without `notify`, which earlier code wrote.
+
+    The address in `notify` may be a secret.
+    """
+    return {
+        name: {RENAMED_KEYS.get(key, key): value for key, value in section.items()} if name == "model" else section
+        for name, section in spec.items()
+        if name != "notify"
+    }
+
+
 def _unknown_key(location: list[int | str], field: str, model: type[BaseModel]) -> str:
+    if location[-1] in RENAMED_KEYS:
+        return f"{field} was renamed: write {RENAMED_KEYS[str(location[-1])]} instead of {location[-1]}."
     section: Any = model
     for part in location[:-1]:
         if part not in section.model_fields:

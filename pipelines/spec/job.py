@@ -151,8 +151,10 @@ class JointSpec(Spec):
     def _no_maps(self) -> Self:
         _refuse_depth_maps(self)
         _refuse_reference(self)
-        if self.model.rgb_refresh != 1:
-            raise ValueError("model.rgb_refresh is for tasks with an image or a map as input, not joint: remove it")
+        if self.model.condition_refresh != 1:
+            raise ValueError(
+                "model.condition_refresh is for tasks with an image or a map as input, not joint: remove it"
+            )
         return self
 
 

@@ -66,14 +66,14 @@ class QuantizationSpec(Section):
 
 
 class ModelSpec(Section):
-    """Which weights, and how they are sampled.
+    """The weights, and the settings of sampling.
 
-    `name` is "tiny" or a checkpoint; `base` and `adapter` instead of it load FLUX and a published adapter, and
-    `components` says whose VAE, text encoders and tokenizers, where the base brings none. Each is a folder, a file, a
-    hub name, or lies in an object store (pipelines/spec/weights_address.py). Height and width are the generated size in
-    pixels (tasks depth and depth-to-image: the size images are brought to); left out, the checkpoint's own.
-    `rgb_refresh`: the half that is the task's input (the image of depth, the map of depth-to-image) is computed in
-    every so many steps; 1 is exact. `compile`: blocks by torch.compile.
+    `name` is "tiny" or a JointDiT checkpoint. Instead of it, `base` and `adapter` load FLUX and a published adapter;
+    `components` then provides VAE, text encoders and tokenizers if the base has none. Each is a folder, a file, a hub
+    name, or an address in an object store (pipelines/spec/weights_address.py). `height` and `width` are the generated
+    size in pixels, default the checkpoint's; tasks depth and depth-to-image resize their input to it.
+    `condition_refresh` computes the input's half of the network (the image of depth, the map of depth-to-image) in
+    every n-th step; 1 is exact. `compile` compiles the blocks with torch.compile.
     """
 
     name: str | None = None
@@ -85,7 +85,7 @@ class ModelSpec(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     steps: int = Field(20, ge=1, le=1000)
     guidance: float | None = Field(None, ge=0, le=1000)  # left out: 3.5, for task depth the checkpoint's own
-    rgb_refresh: int = Field(1, ge=1, le=1000)
+    condition_refresh: int = Field(1, ge=1, le=1000)
     compile: bool = False
     height: Pixels | None = None
     width: Pixels | None = None

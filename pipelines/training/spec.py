@@ -119,8 +119,8 @@ class AdapterJob(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.resources.strategy == "fsdp" and self.training.optimiser.kind != "adamw":
+        if self.resources.strategy == "fsdp" and self.training.optimizer.kind != "adamw":
             raise ValueError(
-                "resources.strategy fsdp needs training.optimiser.kind adamw: the others need matrices that it cuts up"
+                "resources.strategy fsdp needs training.optimizer.kind adamw: the others need matrices that it cuts up"
             )
         return self

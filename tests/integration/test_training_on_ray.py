@@ -34,7 +34,7 @@ training:
   batch_size: 2
   buckets: [[32, 32]]
   precision: float32
-  optimiser: {kind: adamw, learning_rate: 1.0e-3}
+  optimizer: {kind: adamw, learning_rate: 1.0e-3}
   validation: {every: 0}
   checkpoint_every: 3
 save_pipeline: false

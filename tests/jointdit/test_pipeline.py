@@ -123,11 +123,13 @@ def test_refresh_is_for_given_halves_and_one_is_exact(small_pipeline):
     def run(**options: object) -> np.ndarray:
         return small_pipeline(image=picture(0), task="depth", seeds=[1], num_inference_steps=3, **options).disparity
 
-    exact, kept = run(rgb_refresh=1), run(rgb_refresh=3)
+    exact, kept = run(condition_refresh=1), run(condition_refresh=3)
     assert np.array_equal(exact, run())
     assert np.abs(kept - exact).max() > 1e-3
     with pytest.raises(InputError, match="task 'joint' has no clean half"):
-        small_pipeline("a box", seeds=[1], rgb_refresh=2)
+        small_pipeline("a box", seeds=[1], condition_refresh=2)
+    with pytest.raises(InputError, match="rgb_refresh was renamed: give condition_refresh instead"):
+        run(rgb_refresh=2)
 
 
 def test_kept_texts_are_encoded_once(small_pipeline):

@@ -24,7 +24,9 @@ def test_compiled_blocks_give_the_same_depth() -> None:
     torch._dynamo.utils.counters.clear()
     for rows, refresh in ((3, 1), (1, 1), (2, 3), (1, 3)):
         arguments = {"image": list(images[:rows]), "task": "depth", "seeds": list(range(rows))}
-        ours, theirs = (pipe(**arguments, num_inference_steps=4, rgb_refresh=refresh) for pipe in (compiled, plain))
+        ours, theirs = (
+            pipe(**arguments, num_inference_steps=4, condition_refresh=refresh) for pipe in (compiled, plain)
+        )
         np.testing.assert_allclose(ours.disparity, theirs.disparity, atol=2e-3, rtol=0)
     words = {"prompt": "a red cube on a blue floor", "seeds": [5]}
     given = {"task": "depth-to-image", "disparity": np.linspace(0, 1, 128, dtype=np.float32)[:, None].repeat(128, 1)}

@@ -57,8 +57,8 @@ def closed_port() -> Iterator[str]:
 
 FAILURES = {
     "refused": "connection refused",
-    "host": "its host name is not known",
-    "tls": "it does not speak TLS as it should",
+    "host": "its host name cannot be resolved",
+    "tls": "the TLS handshake failed",
     "status": "it answered with status 503",
     "silent": "no answer in time",
     "address": "",  # the library's own words

@@ -359,13 +359,13 @@ def test_what_does_not_decide_pixels_may_change(path: str, value: Any) -> None:
 
 def test_a_refresh_decides_pixels_and_outputs_of_before_go_on() -> None:
     depth = {**MINIMAL, "task": "depth", "input": {"uri": "pictures"}}
-    exact, kept = (load_spec(changed(depth, "model.rgb_refresh", every)) for every in (1, 4))
+    exact, kept = (load_spec(changed(depth, "model.condition_refresh", every)) for every in (1, 4))
     assert fingerprint_of(exact, IDENTITY) == fingerprint_of(load_spec(depth), IDENTITY)
     assert "model.rgb_refresh" not in fingerprint_of(exact, IDENTITY), "its shards keep their ids"
-    with pytest.raises(SpecError, match=r"differs in model.rgb_refresh \(null there, 4 here\)"):
+    with pytest.raises(SpecError, match=r"differs in model.condition_refresh \(null there, 4 here\)"):
         check_same(fingerprint_of(exact, IDENTITY), fingerprint_of(kept, IDENTITY), "out")
-    with pytest.raises(SpecError, match="rgb_refresh is for tasks with an image or a map as input, not joint"):
-        load_spec(changed(MINIMAL, "model.rgb_refresh", 4))
+    with pytest.raises(SpecError, match="condition_refresh needs an image or a depth map as input"):
+        load_spec(changed(MINIMAL, "model.condition_refresh", 4))
 
 
 def test_other_weights_are_refused() -> None:

@@ -154,7 +154,7 @@ WRONG = [
         {"training": {"steps": 1, "optimizer": {}}},
         "training.optimizer is not a key of the spec: did you mean",
     ),
-    ({"resources": {"strategy": "fsdp"}}, "resources.strategy fsdp needs training.optimiser.kind adamw"),
+    ({"resources": {"strategy": "fsdp"}}, "resources.strategy fsdp needs training.optimizer.kind adamw"),
     ({"output": "s3://bucket/run"}, "output must be a folder that all workers see"),
     ({"recipe": "huge"}, "recipe 'huge' .* is unknown: choose one of tiny, adapter"),
 ]
