@@ -364,7 +364,7 @@ class JointDiTPipeline(DiffusionPipeline):
 
 
 def _checkpoint_folder(name: FilePath | None, kwargs: dict[str, Any]) -> Path:
-    """Return the local folder of a checkpoint, after a download from the hub if needed; pops its options from kwargs."""
+    """Return the local folder of a checkpoint, downloaded if needed; pops the options of the download from kwargs."""
     assert name is not None
     folder = TINY_CHECKPOINT if name == "tiny" else Path(name)
     options = {option: kwargs.pop(option) for option in _DOWNLOAD_OPTIONS if option in kwargs}

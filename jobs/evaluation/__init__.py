@@ -4,5 +4,5 @@ context.py         the checkpoint, its sizes, what several parts share
 depth.py           vae, depth, styles, lifting, steps
 images.py        joint, restyle, spectra
 benchmarks.py      zero-shot depth on data sets, published figures beside it
-sheets.py  spectra_figure.py   what there is to look at
+sheets.py          sheets of samples
 """

@@ -68,7 +68,7 @@ def single_file_network(base: FilePath, components: FilePath | None) -> FluxTran
 
 
 def transformer_folder(base: FilePath) -> Path:
-    """Return the folder of a base's transformer: `transformer` of a pipeline, or the folder itself. Raises ModelError."""
+    """Return the transformer's folder: `transformer` in a pipeline, or the base itself. Raises ModelError."""
     folder = Path(base)
     if (folder / "transformer").is_dir():
         return folder / "transformer"

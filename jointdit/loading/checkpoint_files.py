@@ -24,6 +24,7 @@ from jointdit.errors import ModelError
 from jointdit.loading.network_errors import network_errors
 
 FilePath = str | os.PathLike[str]
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # Errors that the loaders raise for configurations that are damaged or of another kind.
 LOAD_ERRORS = (
     OSError,
@@ -94,7 +95,7 @@ def folder_tensor_shapes(folder: FilePath) -> dict[str, tuple[int, ...]]:
         )
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        pickled = sorted(path.name for pattern in ("*.bin", "*.ckpt", "*.pt", "*.pth") for path in folder.glob(pattern))
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         found = f"only {pickled[0]}, and pickled files can run code" if pickled else "no weights at all"
         raise ModelError(f"{folder}: no .safetensors file ({found}), save the model as safetensors.")
     for index in sorted(folder.glob("*.safetensors.index.json")):

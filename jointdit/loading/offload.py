@@ -4,8 +4,8 @@
     group       one block of the transformer, one layer of the others; a GPU prefetches the next one
     sequential  one layer at a time: the least memory, and by far the slowest
 
-Results do not change. On a CPU `model` and `group` run their hooks and save no memory; `sequential` has no effect there,
-because accelerate cannot move single layers from a CPU to itself.
+Results do not change. On a CPU `model` and `group` run their hooks and save no memory. `sequential` has no effect on a
+CPU, because accelerate cannot move single layers from a CPU to itself.
 """
 
 from __future__ import annotations

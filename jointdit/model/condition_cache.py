@@ -57,6 +57,6 @@ class ConditionCache:
         return x.chunk(2)[self.generated]
 
     def with_given(self, velocity: torch.Tensor) -> torch.Tensor:
-        """Join the generated half's velocity (B, N, in_channels) with the clean half's of the last refresh, (2B, ...)."""
+        """Add the clean half's velocity of the last refresh: (B, N, in_channels) -> (2B, N, in_channels)."""
         assert self.velocity is not None, "a forward of both halves comes first"
         return torch.cat([velocity, self.velocity] if self.generated == 0 else [self.velocity, velocity])

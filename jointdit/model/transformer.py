@@ -93,7 +93,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
 
     def adapter_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over names and parameters of the adapter; an A that several layers share comes once."""
-        return ((name, p) for name, p in self.named_parameters() if ".lora_" in name or ".joint_proj." in name)
+        return ((name, p) for name, p in self.named_parameters() if is_adapter(name))
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that JointDiT trains: LoRA and joint Linears."""
@@ -352,6 +352,11 @@ def check_adapter(path: FilePath, config: Mapping[str, Any]) -> None:
         model = JointDiTTransformer2DModel(**given, lora_ranks=ranks_in_file(path, config))
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     official.check_official(path, official.adapter_tensors(*layers), shapes, ADAPTER_ADVICE)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a tensor of the transformer belongs to the adapter, by its name."""
+    return ".lora_" in name or ".joint_proj." in name
 
 
 def config_names() -> set[str]:

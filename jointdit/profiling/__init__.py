@@ -1,1 +1,1 @@
-"""What a network costs before it runs and while it runs: FLOPs, memory, activations, times of steps."""
+"""Cost of a network: FLOPs, memory, activations, times of steps."""

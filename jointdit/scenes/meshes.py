@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from jointdit.scenes.open3d_import import import_open3d
+from jointdit.geometry.open3d_import import import_open3d
 from jointdit.scenes.vocabulary import FLAT_SHAPES
 
 RING_RADIUS, RING_TUBE = 0.7, 0.3

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from jointdit.geometry.open3d_import import import_open3d
 from jointdit.scenes.caption import describe
 from jointdit.scenes.layout import Layout, SceneObject
 from jointdit.scenes.meshes import smooth_normals, unit_mesh
-from jointdit.scenes.open3d_import import import_open3d
 from jointdit.scenes.sampling import sample_layout
 from jointdit.scenes.textures import object_texture, surface_texture
 from jointdit.scenes.vocabulary import COLOURS

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,12 +27,12 @@ from jointdit.tiny.recipe import prepare_scenes
 from jointdit.tiny.spec import AblationSpec
 from jointdit.tiny.text import CaptionEncoder
 from jointdit.training.checkpoint import replacing
+from jointdit.training.record import Report
 
 if TYPE_CHECKING:
     from jointdit.model.transformer import JointDiTTransformer2DModel
     from jointdit.pipeline import JointDiTPipeline
 
-Report = Callable[[str], None]
 Cell = tuple[bool, bool]  # adaptive weights, unbalanced sampling
 CELLS: tuple[Cell, ...] = ((True, True), (True, False), (False, True), (False, False))
 BATCH = 9

@@ -92,8 +92,3 @@ def reconstruct(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
     """Decode the mode of the posterior, (B, 3, H, W) in [-1, 1]."""
     decoded = [vae.decode(vae.encode(batch).latent_dist.mode()).sample for batch in pixels.split(32)]
     return torch.cat(decoded).clamp(-1, 1)
-
-
-def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of values in [-1, 1]."""
-    return float(10 * torch.log10(4 / (decoded - pixels).square().mean()))

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jointdit.geometry.depth import disparity_from_depth
 from jointdit.scenes import render_scene
 
-HELD_OUT_SEED = 1_000_000_000  # training draws seeds below, evaluation and the demo draw from here on
 SCENES_PER_FILE = 256
 
 
@@ -56,13 +56,6 @@ class ScenePixels:
         """float32 (B, 3, H, W) in [-1, 1], 1 nearest."""
         level = self._disparity[index].to(torch.int32).bitwise_and(0xFFFF).float()
         return (level / 32767.5 - 1)[:, None].repeat(1, 3, 1, 1)
-
-
-def relative_disparity(depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(H, W) metres -> float32 (H, W) in [0, 1], 1 nearest: min-max of 1 / depth."""
-    inverse = 1.0 / depth.astype(np.float64)
-    low, high = inverse.min(), inverse.max()
-    return ((inverse - low) / max(high - low, 1e-12)).astype(np.float32)
 
 
 def render_cache(folder: Path, count: int, size: int, processes: int) -> Iterator[int]:
@@ -114,7 +107,7 @@ def _render_file(folder: Path, size: int, first: int) -> None:
         np.savez(
             stream,
             rgb=np.stack([scene.rgb for scene in scenes]),
-            disparity=np.stack([np.round(relative_disparity(s.depth) * 65535).astype(np.uint16) for s in scenes]),
+            disparity=np.stack([np.round(disparity_from_depth(s.depth) * 65535).astype(np.uint16) for s in scenes]),
             caption=np.array([scene.caption for scene in scenes]),
         )
     partial_file.replace(target)

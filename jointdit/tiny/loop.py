@@ -6,7 +6,6 @@ stopped. It is drawn on the device of the parameters: a GPU draws other batches 
 
 from __future__ import annotations
 
-import math
 import re
 import time
 import warnings
@@ -20,10 +19,10 @@ from jointdit.loading.cpu_dtype import autocast_to_bfloat16, fast_dtype, slow_no
 from jointdit.tiny.spec import StageSpec
 from jointdit.training.adapter_spec import OptimizerSpec
 from jointdit.training.checkpoint import NamedParameters, load_training, save_training
-from jointdit.training.optimizers import build_optimizer
+from jointdit.training.optimizers import build_optimizer, learning_rate_factor
+from jointdit.training.record import Report
 
 LossFunction = Callable[[torch.Generator], torch.Tensor]  # draws its batch where the generator is, returns a scalar
-Report = Callable[[str], None]
 
 STAGE_SEEDS = {"vae": 1, "base": 2, "joint": 3, "decoder": 4, "guidance": 5}
 EMBEDDING = re.compile(r"(token_embedding|position_embedding|shared|relative_attention_bias)\.weight$")
@@ -67,7 +66,11 @@ def fit(
     parameters = [parameter for _, parameter in named_parameters]
     device = parameters[0].device
     settings = OptimizerSpec(
-        kind=spec.optimizer, learning_rate=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99)
+        kind=spec.optimizer,
+        learning_rate=spec.learning_rate,
+        weight_decay=spec.weight_decay,
+        warmup=spec.warmup,
+        decay="cosine",
     )
     tables = [parameter for name, parameter in named_parameters if EMBEDDING.search(name)]
     optimizer = build_optimizer(settings, parameters, tables)
@@ -81,7 +84,7 @@ def fit(
     started, first, losses = time.monotonic(), step, []
     while step < spec.steps:
         for group in optimizer.param_groups:
-            group["lr"] = spec.learning_rate * schedule(step, spec)
+            group["lr"] = spec.learning_rate * learning_rate_factor(step, spec.steps, settings)
         generator = torch.Generator(device).manual_seed(((seed * 8 + STAGE_SEEDS[stage]) << 32) + step)
         with (
             autocast_to_bfloat16(device, enabled=spec.autocast == "bfloat16"),
@@ -109,11 +112,3 @@ def fit(
     with torch.no_grad():
         for parameter, mean_value in zip(parameters, average, strict=True):
             parameter.copy_(mean_value)
-
-
-def schedule(step: int, spec: StageSpec) -> float:
-    """Factor of the learning rate: linear warm-up, then cosine to 0.05 at the last step."""
-    if step < spec.warmup:
-        return (step + 1) / spec.warmup
-    progress = (step - spec.warmup) / max(spec.steps - spec.warmup, 1)
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

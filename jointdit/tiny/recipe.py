@@ -28,10 +28,11 @@ from jointdit.tiny.device import attention_on, compile_blocks, device_of
 from jointdit.tiny.guidance import guidance_loss, with_guidance_embedding
 from jointdit.tiny.joint import joint_loss
 from jointdit.tiny.latent_cache import cached_latents
-from jointdit.tiny.loop import LossFunction, Report, fit
+from jointdit.tiny.loop import LossFunction, fit
 from jointdit.tiny.spec import ScenesSpec, TrainSpec
 from jointdit.tiny.text import CaptionEncoder, mirrored
 from jointdit.training.checkpoint import NamedParameters, replacing
+from jointdit.training.record import Report
 
 Stage = Literal["vae", "decoder", "base", "guidance", "joint"]  # the spec has settings of each by its name
 

@@ -25,11 +25,11 @@ from jointdit.loading import official
 from jointdit.loading.cpu_dtype import autocast_to_bfloat16, fast_dtype, slow_note
 from jointdit.model.latents import image_position_ids, seeded_noise
 from jointdit.model.transformer import JointDiTTransformer2DModel
-from jointdit.tiny.joint import NoisyPairs, dropped_share, velocity_loss
 from jointdit.training.adapter_spec import AdapterTraining
 from jointdit.training.batches import BatchPlan, random_seed
 from jointdit.training.checkpoint import NamedParameters, load_training, read_facts, replacing, save_training
 from jointdit.training.encoding import encode_pairs
+from jointdit.training.loss import NoisyPairs, dropped_share, velocity_loss
 from jointdit.training.optimizers import build_optimizer, learning_rate_factor
 from jointdit.training.pairs import Bucket, EncodedPair, Pair, PairSource
 from jointdit.training.parallel import World, gather_whole, mean_over_workers, skip_synchronisation, wrap

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from jointdit.tiny.spec import Frozen
+from jointdit.geometry.depth import MODEL_MULTIPLE
 
-MULTIPLE = 16  # pixels: 8 of the VAE times 2 of the patches
-Side = Annotated[int, Field(ge=MULTIPLE, le=8192, multiple_of=MULTIPLE)]
+Side = Annotated[int, Field(ge=MODEL_MULTIPLE, le=8192, multiple_of=MODEL_MULTIPLE)]
+
+
+class Frozen(BaseModel):
+    """A section of a training spec: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class OptimizerSpec(Frozen):

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jointdit.geometry.depth import fit_to_model
+from jointdit.geometry.depth import disparity_from_depth, fit_to_model
 from jointdit.scenes import render_scene
-from jointdit.tiny.data import relative_disparity
 
 Bucket = tuple[int, int]  # height, width in pixels
 
@@ -74,7 +73,7 @@ class ScenePairs:
         """Render."""
         height, width = bucket
         scenes = [render_scene(int(number), width, height) for number in numbers]
-        return [Pair(scene.rgb, relative_disparity(scene.depth), scene.caption) for scene in scenes]
+        return [Pair(scene.rgb, disparity_from_depth(scene.depth), scene.caption) for scene in scenes]
 
 
 def fit_to_bucket(pair: Pair, bucket: Bucket) -> Pair:

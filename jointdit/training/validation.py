@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from jointdit.tiny.data import relative_disparity
+from jointdit.geometry.depth import disparity_from_depth, grey_image
 from jointdit.training.adapter_spec import ValidationSpec
 
 if TYPE_CHECKING:
@@ -37,13 +37,10 @@ def validate(
         num_inference_steps=spec.steps,
     )
     columns = [
-        np.concatenate([scene.rgb, _grey(relative_disparity(scene.depth)), _grey(estimate), rgb, _grey(disparity)])
+        np.concatenate(
+            [scene.rgb, grey_image(disparity_from_depth(scene.depth)), grey_image(estimate), rgb, grey_image(disparity)]
+        )
         for scene, estimate, rgb, disparity in zip(shown, found, made.rgb, made.disparity, strict=False)
     ]
     names = ("abs_rel", "object_abs_rel", "within_5_percent")
     return {name: getattr(score, name) for name in names}, np.concatenate(columns, axis=1)
-
-
-def _grey(disparity: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Disparity (H, W) as an image (H, W, 3), near is bright."""
-    return np.repeat(np.rint(np.nan_to_num(disparity) * 255).astype(np.uint8)[..., None], 3, axis=2)

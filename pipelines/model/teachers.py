@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Teacher(Protocol):
     """Gives depth to an image."""
 
-    def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         """Disparity (H, W) of each image (H, W, 3), at its size, near is high."""
 
 
@@ -45,14 +45,14 @@ class DepthTeacher:
         if getattr(self.model.config, "depth_estimation_type", "relative") == "metric":
             raise ModelError(f"teachers: {name} gives metric depth: give one of relative depth.")
 
-    def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         """See Teacher. Images of a call have one size."""
         import torch
 
-        inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device, self.model.dtype)
+        inputs = self.processor(images=list(images), return_tensors="pt").to(self.device, self.model.dtype)
         with torch.inference_mode():
             predicted = self.model(**inputs).predicted_depth.float()
-        size = pictures[0].shape[:2]
+        size = images[0].shape[:2]
         maps = torch.nn.functional.interpolate(predicted[:, None], size, mode="bicubic", align_corners=False)
         return list(maps[:, 0].cpu().numpy())
 
@@ -67,11 +67,11 @@ class Captioner:
         self.processor = _load(AutoProcessor, name)
         self.model = _load(AutoModelForImageTextToText, name, dtype=dtype, use_safetensors=True).eval().to(device)
 
-    def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> list[str]:
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[str]:
         """A caption each, by greedy search, so that it is the same each time."""
         import torch
 
-        inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device, self.model.dtype)
+        inputs = self.processor(images=list(images), return_tensors="pt").to(self.device, self.model.dtype)
         with torch.inference_mode():
             tokens = self.model.generate(**inputs, max_new_tokens=self.max_tokens, do_sample=False, num_beams=1)
         return [" ".join(text.split()) for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
@@ -89,9 +89,9 @@ class Preparer:
 
     def __call__(self, batch: Sequence[Sample]) -> list[tuple[NDArray[np.float32], str | None]]:
         """(relative disparity (H, W) in [0, 1], the caption where one was asked for) of each sample."""
-        pictures = [sample.rgb for sample in batch if sample.rgb is not None]
-        captions = self.captioner(pictures) if self.captioner else [None] * len(pictures)
-        opinions = [teacher(pictures) for teacher in self.teachers]
+        images = [sample.rgb for sample in batch if sample.rgb is not None]
+        captions = self.captioner(images) if self.captioner else [None] * len(images)
+        opinions = [teacher(images) for teacher in self.teachers]
         return [
             (relative(mean_disparity(list(maps))), caption) for *maps, caption in zip(*opinions, captions, strict=True)
         ]

@@ -40,7 +40,6 @@ from pipelines.spec.sections import (
     ResourcesSpec,
     RetriesSpec,
     Section,
-    absolute_folder,
 )
 from pipelines.spec.weights_address import spelled
 from pipelines.store.addresses import is_inside, overlaps
@@ -64,7 +63,6 @@ __all__ = [
     "RetriesSpec",
     "Section",
     "Spec",
-    "absolute_folder",
     "as_tuples",
     "load_spec",
 ]
@@ -152,9 +150,7 @@ class JointSpec(Spec):
         _refuse_depth_maps(self)
         _refuse_reference(self)
         if self.model.condition_refresh != 1:
-            raise ValueError(
-                "model.condition_refresh is for tasks with an image or a map as input, not joint: remove it"
-            )
+            raise ValueError("model.condition_refresh needs an image or a depth map as input: remove it for task joint")
         return self
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from jointdit.loading.quantization import Backend, Component, Quantization
 from pipelines.quality import MODEL_FILTERS, SCORES, KeepBest
-from pipelines.spec.base import FLOAT32_MAX, Fraction, Metres, Name, Pixels, Ratio, Section, Text
+from pipelines.quality.filter import Fraction
+from pipelines.spec.base import FLOAT32_MAX, Metres, Name, Pixels, Ratio, Section, Text
 from pipelines.spec.running import BudgetSpec, NotifySpec, PriceSpec, ResourcesSpec, RetriesSpec
-from pipelines.spec.weights_address import parse_address, spelled
+from pipelines.spec.weights_address import absolute_folder, parse_address, spelled
 from pipelines.store.addresses import normalise
 
 __all__ = [
@@ -32,17 +31,7 @@ __all__ = [
     "ResourcesSpec",
     "RetriesSpec",
     "Section",
-    "absolute_folder",
 ]
-
-
-def absolute_folder(value: str | None) -> str | None:
-    """Make a path that exists absolute, because Ray workers run in other folders; a hub name stays as it is."""
-    if value is None or value == "tiny":
-        return value
-    path = os.path.expanduser(value)
-    looks_like_a_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.endswith(".safetensors")
-    return str(Path(path).absolute()) if looks_like_a_path or os.path.exists(path) else value
 
 
 class QuantizationSpec(Section):

@@ -53,13 +53,22 @@ def parse_address(value: str) -> WeightsAddress:
         return WeightsAddress("store", normalise(value))
     if separator:
         return WeightsAddress("local", normalise(value))
+    path = absolute_folder(value)
+    return (
+        WeightsAddress("local", path)
+        if value == "tiny" or path != value or os.path.isabs(value)
+        else _hub_address(value, value)
+    )
+
+
+def absolute_folder(value: str) -> str:
+    """Return a path as an absolute one, because Ray workers run in other folders; return "tiny" and hub names as given.
+
+    A value is a path if it starts with "/", "." or "~", has more than one "/", ends with .safetensors, or exists.
+    """
     path = os.path.expanduser(value)
-    looks_like_a_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.endswith(SINGLE_FILE)
-    if value == "tiny":
-        return WeightsAddress("local", value)
-    if looks_like_a_path or os.path.exists(path):
-        return WeightsAddress("local", str(Path(path).absolute()))  # Ray's workers run in other folders
-    return _hub_address(value, value)
+    is_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.endswith(SINGLE_FILE)
+    return str(Path(path).absolute()) if value != "tiny" and (is_path or os.path.exists(path)) else value
 
 
 def spelled(value: str | None) -> str | None:

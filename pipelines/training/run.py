@@ -255,14 +255,14 @@ def base_of(network: Any) -> Any:
     """A JointDiT network's base as diffusers' FLUX, in memory of its own."""
     from diffusers import FluxTransformer2DModel
 
-    from jointdit.model.transformer import ADAPTER_SETTINGS
+    from jointdit.model.transformer import ADAPTER_SETTINGS, is_adapter
 
     config = {name: value for name, value in network.config.items() if name not in ADAPTER_SETTINGS and name[0] != "_"}
     flux = FluxTransformer2DModel(**config).to(network.dtype)
     state = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in network.state_dict().items()
-        if ".lora_" not in name and ".joint_proj." not in name
+        if not is_adapter(name)
     }
     flux.load_state_dict(state)
     return flux.eval()

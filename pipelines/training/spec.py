@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from jointdit.training.adapter_spec import AdapterTraining
-from pipelines.spec.job import Columns, DepthMaps, InputSpec, Section, absolute_folder
+from pipelines.spec.job import Columns, DepthMaps, InputSpec, Section
+from pipelines.spec.weights_address import absolute_folder
 from pipelines.store.addresses import normalise
 
 
@@ -40,7 +41,7 @@ class TrainedModel(Section):
             raise ValueError("adapter and lora_ranks do not go together: the file of the adapter says its ranks")
         return self
 
-    _paths = field_validator("name", "base", "adapter")(absolute_folder)
+    _paths = field_validator("name", "base", "adapter")(lambda value: value and absolute_folder(value))
 
 
 class DataSpec(Section):

@@ -86,7 +86,7 @@ def test_steps_are_compared_and_the_branches_measured(tmp_path):
     assert min(row["s/depth map"] for row in steps.values()) > 0
     assert len({row["AbsRel"] for row in steps.values()}) == 3
     assert list(tables["Spectra of the branches"]) == ["rgb", "depth"]
-    assert {path.name for path in tmp_path.glob("*.png")} == {"steps.png", "spectra.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"steps.png"}
 
 
 def test_generated_images_are_measured_beside_shuffled_ones_and_published_figures(tmp_path):

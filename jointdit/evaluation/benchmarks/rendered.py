@@ -9,8 +9,7 @@ import numpy as np
 from jointdit.errors import InputError
 from jointdit.evaluation.benchmarks.benchmark import Benchmark, BenchmarkSample, in_range
 from jointdit.evaluation.benchmarks.files import DatasetFiles, decode_npy, decode_rgb
-
-MIN_DEPTH, MAX_DEPTH = 1e-3, 80.0  # metres; a scene's farthest wall is nearer
+from jointdit.evaluation.metrics import SCENE_RANGE
 
 
 def parse_list(text: str, name: str, columns: int) -> list[list[str]]:
@@ -33,9 +32,7 @@ def read(files: DatasetFiles, entry: list[str]) -> BenchmarkSample:
     """One line of the list."""
     rgb = decode_rgb(files.read(entry[0]), entry[0])
     depth = decode_npy(files.read(entry[1]), entry[1]).astype(np.float32)
-    return BenchmarkSample(entry[0], rgb, depth, in_range(depth, MIN_DEPTH, MAX_DEPTH))
+    return BenchmarkSample(entry[0], rgb, depth, in_range(depth, *SCENE_RANGE))
 
 
-SCENES = Benchmark(
-    "scenes", "Rendered scenes", None, "metadata.jsonl", 2, read, MIN_DEPTH, MAX_DEPTH, parse_list=parse_list
-)
+SCENES = Benchmark("scenes", "Rendered scenes", None, "metadata.jsonl", 2, read, *SCENE_RANGE, parse_list=parse_list)

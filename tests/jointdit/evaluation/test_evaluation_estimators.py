@@ -63,7 +63,7 @@ def test_an_adapter_and_code_beside_a_depth_model_are_refused(tmp_path, monkeypa
     folder, marker = tmp_path / "model", tmp_path / "it-ran"
     save_depth_anything(folder)
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"adapter_config\.json makes its loader look for a PEFT adapter"):
+    with pytest.raises(ModelError, match=r"adapter_config\.json makes the loader look for a PEFT adapter"):
         TransformersDepth(str(folder))
     (folder / "adapter_config.json").unlink()
     processor = {"image_processor_type": "P", "auto_map": {"AutoImageProcessor": "own.P"}}

@@ -71,7 +71,7 @@ def test_fid_through_the_checkpoints_own_vae(small_pipeline, pictures):
     found = frechet_distance(network, pictures[:12], pictures[12:])
     by_hand = frechet_by_eigenvalues(features_of(network, pictures[:12]), features_of(network, pictures[12:]))
     assert found == pytest.approx(by_hand, rel=1e-3)
-    with pytest.raises(InputError, match="needs an image classifier"):
+    with pytest.raises(InputError, match="give an image classifier"):
         inception_score(network, pictures)
 
 
@@ -98,7 +98,7 @@ def test_inception_score_equals_an_independent_computation(classifier, pictures)
     assert found > 1.01
     assert torch.equal(torch.random.get_rng_state(), state)
     assert inception_score(network, pictures, splits=4) == inception_score(network, pictures, splits=4)
-    with pytest.raises(InputError, match="3 images are less than the 10 parts"):
+    with pytest.raises(InputError, match="3 images are fewer than the 10 parts"):
         inception_score(network, pictures[:3])
 
 
@@ -180,5 +180,5 @@ def test_inception_gives_what_torch_fidelity_gives_and_refuses_other_weights(tmp
     with pytest.raises(ModelError, match=r"(is missing|has shape)"):
         load_inception(path)
     path.write_bytes(b"no tensors")
-    with pytest.raises(ModelError, match=r"inception\.safetensors is no safetensors file"):
+    with pytest.raises(ModelError, match=r"inception\.safetensors is not a safetensors file"):
         load_inception(path)

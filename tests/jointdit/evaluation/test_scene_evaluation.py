@@ -8,7 +8,8 @@ import pytest
 from jointdit.evaluation.baselines import mean_training_disparity
 from jointdit.evaluation.images import opponent_r2, psnr
 from jointdit.evaluation.scenes import evaluate_depth, evaluate_vae, held_out_scenes
-from jointdit.tiny.data import HELD_OUT_SEED, relative_disparity
+from jointdit.geometry.depth import disparity_from_depth
+from jointdit.scenes.sampling import HELD_OUT_SEED
 
 SIZE = 64
 
@@ -29,7 +30,7 @@ def test_scenes_are_held_out_and_skipping_goes_on_where_the_last_ended(scenes):
 
 
 def test_the_exact_disparity_scores_zero_and_only_with_its_own_image(scenes, mean_disparity):
-    exact = {scene.rgb.tobytes(): relative_disparity(scene.depth) for scene in scenes}
+    exact = {scene.rgb.tobytes(): disparity_from_depth(scene.depth) for scene in scenes}
     report = evaluate_depth(lambda pictures: [exact[p.tobytes()] for p in pictures], scenes, mean_disparity)
     assert report.model.abs_rel < 1e-4
     assert report.model.delta1 == report.model.within_5_percent == 1.0

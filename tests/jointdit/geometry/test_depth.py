@@ -13,7 +13,7 @@ from PIL import Image
 
 from jointdit.errors import InputError, RowError
 from jointdit.geometry import depth as d
-from jointdit.scenes.open3d_import import import_open3d
+from jointdit.geometry.open3d_import import import_open3d
 
 
 def ramp(height: int, width: int, a: float = 0.3, b: float = 0.7) -> np.ndarray:

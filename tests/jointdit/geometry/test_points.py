@@ -7,8 +7,8 @@ import pytest
 
 from jointdit.errors import RowError
 from jointdit.geometry.depth import disparity_from_depth, fit_to_model, metric_depth, restore_size, unproject
+from jointdit.geometry.open3d_import import import_open3d
 from jointdit.geometry.points import PointCloud, cloud_of, surface_normals, voxel_downsample, without_outliers
-from jointdit.scenes.open3d_import import import_open3d
 from tests.exact_scenes import DISTANCES, RADIUS, SPHERE, exact_scene
 
 EVERYTHING = 1e9  # an edge threshold that drops nothing

@@ -92,12 +92,12 @@ def test_what_is_missing_is_one_sentence(published: Published, tmp_path: Path) -
     for load in (check_checkpoint, lambda base, adapter: JointDiTPipeline.from_pretrained(base=base, adapter=adapter)):
         with pytest.raises(ModelError, match=r"flux1.safetensors: a single file holds only the transformer, give comp"):
             load(published.single, published.adapter)
-    with pytest.raises(ModelError, match="components= belong to base="):
+    with pytest.raises(ModelError, match="components= needs base="):
         JointDiTPipeline.from_pretrained("tiny", components=published.folder)
     only_file = tmp_path / "only"
     only_file.mkdir()
     shutil.copy(published.single, only_file)
-    sentence = r"no config.json in it, name the file flux1.safetensors itself and give components"
+    sentence = r"no config.json, name the file flux1.safetensors itself and give components"
     with pytest.raises(ModelError, match=sentence):
         check_checkpoint(only_file, published.adapter, published.folder)
     with pytest.raises(ModelError, match=sentence):

@@ -202,7 +202,7 @@ WAYS = {
     "a torch archive called safetensors": (renamed_archive, "not a readable safetensors file"),
     "an index that names pickles, transformers": (index_of_pickles("text_encoder_2", "model"), "pickled files can run"),
     "an index that names pickles, diffusers": (index_of_pickles("vae", "diffusion_pytorch_model"), "pickled files can"),
-    "an index that names files elsewhere": (index_elsewhere, "beside it only"),
+    "an index that names files elsewhere": (index_elsewhere, "not a .safetensors file in the same folder"),
     "an adapter that is loaded unasked": (peft_adapter, "adapter_config.json"),
     "code of a tokenizer": (code_of_a_tokenizer, "contains custom code"),
 }

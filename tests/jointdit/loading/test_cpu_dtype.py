@@ -30,7 +30,7 @@ from jointdit.training.optimizers import StackedMuon
 from jointdit.training.parallel import World
 from jointdit.tiny.spec import StageSpec
 from jointdit.loading.cpu_dtype import fast_dtype
-from pipelines.model.identity import load_pipeline
+from pipelines.model.loading import load_pipeline
 from pipelines.spec.job import ModelSpec
 from pipelines.training.run import load_for_training
 from pipelines.training.spec import TrainedModel

@@ -131,5 +131,5 @@ def test_wrong_values_are_named(golden):
     with pytest.raises(InputError, match="condition_refresh is 0: give at least 1"):
         denoise(model, **sampling(io, "depth"), condition_refresh=0)
     joint = {**sampling(io, "depth"), "task": "joint", "condition": None}
-    with pytest.raises(InputError, match="condition_refresh is 2 and task 'joint' has no clean half"):
+    with pytest.raises(InputError, match="condition_refresh is 2, and task 'joint' has no clean half"):
         denoise(model, **joint, condition_refresh=2)

@@ -25,10 +25,10 @@ from jointdit.loading.official import adapter_tensors, gather_official
 from jointdit.model.latents import pack_latents
 from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.pipeline import JointDiTPipeline
-from jointdit.tiny.joint import NoisyPairs, velocity_loss
 from jointdit.training.adapter import ADAPTER, CHECKPOINT, check_same_run, draw, train_adapter
 from jointdit.training.adapter_spec import AdapterTraining, OptimizerSpec
 from jointdit.training.checkpoint import load_training, save_training
+from jointdit.training.loss import NoisyPairs, velocity_loss
 from jointdit.training.optimizers import build_optimizer, learning_rate_factor
 from jointdit.training.pairs import Bucket, Pair, ScenePairs
 from jointdit.training.parallel import World
@@ -316,6 +316,8 @@ def test_the_learning_rate() -> None:
     assert learning_rate_factor(110, 110, spec) == pytest.approx(0.1)
     assert learning_rate_factor(60, 110, OptimizerSpec(decay="linear", final=0)) == pytest.approx(50 / 110)
     assert learning_rate_factor(60, 110, OptimizerSpec()) == 1
+    twentieth = OptimizerSpec(warmup=10, decay="cosine")  # as in the stages of the tiny checkpoint
+    assert [learning_rate_factor(step, 100, twentieth) for step in (0, 9, 100)] == pytest.approx([0.1, 1.0, 0.05])
 
 
 def test_adafactor_moves_a_weight_that_is_zero_by_the_learning_rate() -> None:
