@@ -10,7 +10,7 @@ Pixel convention: pixel (column u, row v) covers [u, u + 1) x [v, v + 1), its ce
 principal point of a centred camera is (width / 2, height / 2). In Open3D and OpenCV the centre of pixel u is at u, so
 their cx is ours minus 0.5.
 
-Camera convention: pinhole, x right, y down, z forward. Depth is z, not the length of the ray. Metric depth is in metres.
+Camera convention: pinhole, x right, y down, z forward. Depth is z, not the length of the ray; metric means metres.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stage 4: JointDiT. Base and text encoders are frozen; LoRA on the depth half and the joint connections learn."""
+"""Stage 4: the JointDiT adapter; base and text encoders are frozen."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def joint_loss(
     generator: torch.Generator,
     unbalanced: bool = True,
 ) -> torch.Tensor:
-    """Joint flow matching loss of `batch_size` pairs drawn from packed latents (N, tokens, 64) of both modalities.
+    """Return the joint flow matching loss of pairs drawn from packed latents (N, tokens, 64) of both modalities.
 
-    drop, drop_depth: shares of dropped captions, as in `dropped_share`.
+    drop, drop_depth: shares of dropped captions, see `dropped_share`.
     """
     device = generator.device
     index = torch.randint(len(rgb), (batch_size,), generator=generator, device=device)

@@ -1,7 +1,7 @@
-"""One optimisation loop for every stage: deterministic batches, EMA, atomic checkpoints, exact resume.
+"""The training loop of all stages: deterministic batches, EMA, atomic checkpoints, exact resume.
 
-A stage's batch is drawn from (seed, stage, step) alone, so a resumed run sees the same batches as one that was never
-stopped. It is drawn on the device of the parameters: a GPU draws other batches than a CPU.
+A batch depends only on (seed, stage, step), so a resumed run uses the same batches as an uninterrupted one. It is drawn
+on the device of the parameters, and a GPU draws other batches than a CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EMBEDDING = re.compile(r"(token_embedding|position_embedding|shared|relative_att
 
 
 class Progress(NamedTuple):
-    """What one report line tells."""
+    """The values of a progress line."""
 
     step: int
     steps: int
@@ -55,13 +55,13 @@ def fit(
     report: Report,
     every: int = 50,
 ) -> None:
-    """Optimise in place, and leave the parameters at their moving average.
+    """Train the parameters in place, and set them to their moving average at the end.
 
     Args:
-        stage: a key of STAGE_SEEDS; names the checkpoint and picks the stream of batches.
-        named_parameters: what is trained, all on one device; names must be stable between runs.
-        folder: where `<stage>.safetensors` is kept; a run that finds one there goes on from it.
-        report: gets one line every `every` steps.
+        stage: a key of STAGE_SEEDS; it names the checkpoint and selects the random stream of batches.
+        named_parameters: the trained parameters, all on one device; names must be stable between runs.
+        folder: of the checkpoint `<stage>.safetensors`; training resumes from an existing one.
+        report: receives one line every `every` steps.
     """
     parameters = [parameter for _, parameter in named_parameters]
     device = parameters[0].device
@@ -78,7 +78,7 @@ def fit(
     checkpoint = folder / f"{stage}.safetensors"
     step = load_training(checkpoint, named_parameters, average, optimizer) if checkpoint.exists() else 0
     if step:
-        report(f"{stage}: goes on from step {step}")
+        report(f"{stage}: resumes at step {step}")
     if spec.autocast == "bfloat16" and fast_dtype(device) != torch.bfloat16 and step < spec.steps:
         report(f"{stage}: {slow_note(torch.bfloat16)}")
     started, first, losses = time.monotonic(), step, []
@@ -90,7 +90,7 @@ def fit(
             autocast_to_bfloat16(device, enabled=spec.autocast == "bfloat16"),
             warnings.catch_warnings(),
         ):
-            # RMSNorm of a bfloat16 input with a float32 weight takes the unfused path; autocast is faster all the same.
+            # RMSNorm of a bfloat16 input with a float32 weight is not fused; autocast is faster nevertheless.
             warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
             loss = loss_function(generator)
         optimizer.zero_grad(set_to_none=True)
@@ -101,7 +101,7 @@ def fit(
         decay = min(spec.ema, step / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
-        losses.append(loss.detach())  # read when it is reported, so that no step waits for a GPU
+        losses.append(loss.detach())  # read only when it is reported, to avoid synchronising a GPU in each step
         if step % every == 0 or step == spec.steps:
             mean = torch.stack(losses).double().mean().item()
             rate = (step - first) / (time.monotonic() - started)

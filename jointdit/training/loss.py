@@ -17,16 +17,16 @@ TRAINING_GUIDANCE = 1.0
 def dropped_share(
     t_rgb: torch.Tensor, t_disparity: torch.Tensor, drop: float, drop_depth: float | None
 ) -> torch.Tensor:
-    """Share (B,) of dropped captions: drop_depth where the image is cleaner than its depth, drop elsewhere.
+    """Return the probability (B,) of dropping a caption: drop_depth if the image is cleaner than its depth, else drop.
 
-    Depth is estimated with the empty prompt and from a clean image; joint samples and depth-to-image have a caption.
-    None: drop everywhere, as in the paper.
+    Depth is estimated with the empty prompt from a clean image; joint samples and depth-to-image have a caption.
+    drop_depth None means drop for all pairs, as in the paper.
     """
     return torch.where(t_rgb < t_disparity, drop if drop_depth is None else drop_depth, drop)
 
 
 class NoisyPairs(NamedTuple):
-    """Pairs, noised and described. All RGB rows come first, then all depth rows."""
+    """A batch of B pairs: latents, noise and text embeddings. RGB rows come first, then depth rows."""
 
     clean: torch.Tensor  # (2B, N, C) packed latents
     noise: torch.Tensor  # (2B, N, C)
@@ -38,7 +38,10 @@ class NoisyPairs(NamedTuple):
 def velocity_loss(
     model: JointDiTTransformer2DModel, forward: Callable[..., Any], pairs: NoisyPairs, img_ids: torch.Tensor
 ) -> torch.Tensor:
-    """Joint flow matching loss of a batch. forward: the model, or what wraps it. img_ids (N, 3). Guidance is 1."""
+    """Return the joint flow matching loss of a batch, at guidance 1.
+
+    forward: the model or its wrapper (DDP). img_ids: (N, 3).
+    """
     clean, noise, t, states, pooled = pairs
     guidance = torch.full_like(t, TRAINING_GUIDANCE) if model.config.guidance_embeds else None
     prediction = forward(

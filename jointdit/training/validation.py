@@ -1,4 +1,4 @@
-"""How a run is doing: depth of held-out scenes against their exact depth, and a sheet of unselected samples."""
+"""Validation during training: depth of held-out scenes, and a sheet of unselected samples."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 def validate(
     pipe: JointDiTPipeline, spec: ValidationSpec, size: tuple[int, int]
 ) -> tuple[dict[str, float], NDArray[np.uint8]]:
-    """Scores of the first held-out scenes at `size` (height, width), and a sheet (H, W, 3) with a column a sample.
+    """Score the first held-out scenes at `size` (height, width); return scores and a sheet (H, W, 3).
 
-    From top to bottom: the scene's image, its exact disparity, the estimated one; then image and disparity that the
-    model makes from the scene's caption. Seeds are fixed, so that sheets of different steps show the same samples.
+    The sheet has one column per sample. From top to bottom: the scene's image, its exact disparity, the estimated one,
+    and the image and disparity that the model generates from the caption. Seeds are fixed, so that sheets of different
+    steps can be compared.
     """
     from jointdit.evaluation.scenes import depth_estimator, held_out_scenes, score_depth
 

@@ -1,4 +1,4 @@
-"""Task `encode`: pairs -> latents and text embeddings, once, so that training need not encode a pair each time."""
+"""Task `encode`: encode pairs to latents and text embeddings once, for training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def load_encoders(name: str, dtype: Any, device: str) -> JointDiTPipeline:
-    """A pipeline's VAE and text encoders on a device, its network left out. Raises ModelError."""
+    """Load a pipeline's VAE and text encoders on a device, without its transformer. Raises ModelError."""
     from jointdit.training.encoding import load_encoding_pipeline
 
     return load_encoding_pipeline(name, dtype).to(device)
 
 
 def encode_samples(pipe: JointDiTPipeline, batch: Sequence[Sample], encoders: str) -> list[EncodedArrays | None]:
-    """One result a sample, all of one size; None where a number is not finite in 16 bits."""
+    """Encode samples of one size; None for a sample with values that are not finite in 16 bits."""
     from jointdit.training.encoding import encode_pairs
     from jointdit.training.pairs import Pair
 

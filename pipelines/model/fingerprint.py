@@ -1,4 +1,7 @@
-"""What decides pixels. Two runs on one output must agree on it; everything else in the spec may change between them."""
+"""The fingerprint of a job: all settings that its pixels depend on.
+
+All runs on one output must agree on it. Other settings may change between runs.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ SPEC_KEYS = {"model.rgb_refresh": "model.condition_refresh"}
 
 
 def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
-    """Field name -> value, for every field that a sample's pixels, ids or seeds depend on."""
-    extra: Fingerprint = {}  # of tasks that have fields of their own, and what outputs may not have heard of
+    """Return the name and value of each field that a sample's pixels, ids or seeds depend on."""
+    extra: Fingerprint = {}  # fields of some tasks, and newer fields, which are left out at their default
     if spec.model.condition_refresh != 1:
         extra["model.rgb_refresh"] = spec.model.condition_refresh
     if isinstance(spec, EncodeSpec):
@@ -48,12 +51,12 @@ def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
 
 
 def digest(fingerprint: Fingerprint) -> str:
-    """A short hash of a fingerprint, part of each shard's id."""
+    """Return a short hash of a fingerprint, a part of each shard's id."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_same(found: Fingerprint, wanted: Fingerprint, output: str) -> None:
-    """Raise SpecError naming each field in which the output's job and this spec differ."""
+    """Raise SpecError if the output's job and this spec differ; the message names the fields."""
     fields = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if fields:
         pairs = [
@@ -62,12 +65,12 @@ def check_same(found: Fingerprint, wanted: Fingerprint, output: str) -> None:
         ]
         raise SpecError(
             f"output.uri {output} already holds a job that differs in {', '.join(pairs)}: "
-            "choose another output, or go back to its values."
+            "choose another output, or use its values."
         )
 
 
 def code_version() -> str:
-    """The installed version of this package, recorded with every job and commit."""
+    """Return the installed version of this package, which is recorded with each job and commit."""
     try:
         return version("jointdit")
     except PackageNotFoundError:

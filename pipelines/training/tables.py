@@ -1,7 +1,7 @@
-"""Pairs from tables: a dataset that this system published, or any table with image, depth and caption columns.
+"""Pairs from tables: a published dataset, or any table with image, depth and caption columns.
 
-They are read by the readers of task `encode`. Nothing is skipped: a row that cannot be trained on ends the training
-with its name and what is wrong. (Task `encode` sets such rows aside, and its output trains faster.)
+The readers of task `encode` read them. No row is skipped: a row that cannot be used ends the training with an error
+that names it. (Task `encode` quarantines such rows, and its output trains faster.)
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from pipelines.stages.readers.opening import open_input
 from pipelines.stages.readers.row_addresses import stored_value
 from pipelines.stages.readers.rows import RawRow, build_row, default_id, wanted_columns
 
-BLOCK_ROWS = 64  # of files without row groups
-CACHED_ROWS = 1024  # undecoded, in memory
+BLOCK_ROWS = 64  # in files without row groups
+CACHED_ROWS = 1024  # encoded rows in memory
 TASK = "encode"
 
 
 class TablePairs:
-    """Pairs by row number over all files of `data.uri`."""
+    """Pairs, numbered over the rows of all files of `data.uri`."""
 
     def __init__(self, spec_input: InputSpec) -> None:
-        """Raises InputError where a file or a column is missing."""
+        """Read the layout of the files. Raises InputError if a file or a column is missing."""
         self.input = spec_input
         self.files = list_files(spec_input, TASK)
         check_columns(self.files, spec_input, TASK)
@@ -48,11 +48,11 @@ class TablePairs:
         self._cache: OrderedDict[int, list[RawRow]] = OrderedDict()
 
     def blocks(self) -> Sequence[int]:
-        """Rows of each row group, or of each 64 lines."""
+        """Return the number of rows of each row group, or of blocks of 64 lines."""
         return [stop - start for _, start, stop in self.layout]
 
     def sizes(self) -> Sequence[Bucket]:
-        """Sizes of all images, from the tables' columns or else the images' headers; read once."""
+        """Return (height, width) in pixels of all images, from their headers; read once."""
         return self._sizes
 
     @cached_property
@@ -72,12 +72,8 @@ class TablePairs:
         return found
 
     def read(self, numbers: Sequence[int], bucket: Bucket) -> Sequence[Pair]:
-        """Decode rows and fit them to the bucket. Raises InputError naming the first one that is bad."""
+        """Decode rows and fit them to the bucket. Raises InputError for the first row that cannot be used."""
         return [self._pair(number, bucket) for number in numbers]
-
-    def check_first(self, bucket: Bucket) -> None:
-        """Read one pair, so that what is wrong with all of them is found before any worker starts."""
-        self.read([0], bucket)
 
     def _pair(self, number: int, bucket: Bucket) -> Pair:
         block = int(np.searchsorted(self.first, number, side="right")) - 1
@@ -102,7 +98,7 @@ class TablePairs:
             file, start, stop = self.layout[block]
             rows = list(format_of(file).rows(file, start, stop, wanted_columns(self.input, TASK)))
             if len(rows) != stop - start:
-                raise InputError(f"{file.uri} has fewer rows than when training began: it must stay as it is.")
+                raise InputError(f"{file.uri} has fewer rows than at the start of training: restore the file.")
             while self._cache and sum(map(len, self._cache.values())) + len(rows) > CACHED_ROWS:
                 self._cache.popitem(last=False)
             self._cache[block] = rows
@@ -111,7 +107,7 @@ class TablePairs:
 
 
 def _groups(file: SourceFile, rows: int) -> list[int]:
-    """How the rows of a file are cut into blocks."""
+    """Return the number of rows of each block of a file."""
     if not file.uri.lower().endswith(".parquet"):
         return [min(BLOCK_ROWS, rows - start) for start in range(0, rows, BLOCK_ROWS)]
     with open_input(file.uri, random_access=True) as stream:

@@ -130,7 +130,7 @@ def test_a_benchmark_stands_beside_the_published_figures_and_the_baseline(baseli
 
     (tmp_path / "scenes" / "depth" / "000001.npy").write_bytes(b"torn")
     assert main(arguments) == 1
-    assert "depth/000001.npy is no array file" in capsys.readouterr().err
+    assert "depth/000001.npy is not an array file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Our own scenes as a benchmark: a folder that `jointdit scenes` wrote; its metadata.jsonl is the list."""
+"""Rendered scenes as a benchmark: a folder that `jointdit scenes` wrote, with metadata.jsonl as the list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jointdit.evaluation.metrics import SCENE_RANGE
 
 
 def parse_list(text: str, name: str, columns: int) -> list[list[str]]:
-    """Image and depth of each line of metadata.jsonl."""
+    """Return image and depth of each line of metadata.jsonl. Raises InputError."""
     entries = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
@@ -21,7 +21,7 @@ def parse_list(text: str, name: str, columns: int) -> list[list[str]]:
             entries.append([str(record["rgb"]), str(record["depth"])])
         except (ValueError, KeyError, TypeError):
             raise InputError(
-                f"{name}, line {number}: no JSON with rgb and depth; write it with jointdit scenes."
+                f"{name}, line {number}: not JSON with rgb and depth; write it with jointdit scenes."
             ) from None
     if not entries:
         raise InputError(f"{name} lists no scene: write it with jointdit scenes.")
@@ -29,7 +29,7 @@ def parse_list(text: str, name: str, columns: int) -> list[list[str]]:
 
 
 def read(files: DatasetFiles, entry: list[str]) -> BenchmarkSample:
-    """One line of the list."""
+    """Read the sample of one line of the list."""
     rgb = decode_rgb(files.read(entry[0]), entry[0])
     depth = decode_npy(files.read(entry[1]), entry[1]).astype(np.float32)
     return BenchmarkSample(entry[0], rgb, depth, in_range(depth, *SCENE_RANGE))

@@ -1,11 +1,11 @@
-"""The files of a pin on this node's disk: downloaded once, by one of its processes, and checked before any is used.
+"""The files of a pin on this node's disk: one process downloads them once, and they are verified before use.
 
-    <JOINTDIT_CACHE>/weights/<pin>/     what came from an object store, whole and checked: it appears by a rename
-    <JOINTDIT_CACHE>/partial/<pin>/     what is being downloaded; the next process goes on where one was killed
-    <JOINTDIT_CACHE>/checked/<pin>      a snapshot in the hub's own cache (HF_HOME) that was checked: sizes and times
-    <JOINTDIT_CACHE>/locks/<pin>        held while one process downloads; the kernel lets go of it with the process
+    <JOINTDIT_CACHE>/weights/<pin>/     verified files from an object store; the folder is created by a rename
+    <JOINTDIT_CACHE>/partial/<pin>/     a download in progress; the next process resumes an interrupted one
+    <JOINTDIT_CACHE>/checked/<pin>      sizes and times of a verified snapshot in the hub's cache (HF_HOME)
+    <JOINTDIT_CACHE>/locks/<pin>        a lock during the download; the kernel releases it when the process ends
 
-What is loaded from these files is mapped into memory, so the processes of a node share one copy in its page cache.
+Loaded tensors are memory-mapped, so the processes of a node share one copy in its page cache.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from pipelines.model.weights.local import cache_folder, checkpoint_folder
 from pipelines.model.weights.pins import Pin
 from pipelines.model.weights.verify import PinnedFile, mismatch
 
-ATTEMPTS = 2  # at a file whose hash is wrong: what a broken transfer spoilt is right the second time
+ATTEMPTS = 2  # downloads of a file with a wrong hash, which a broken transfer can cause
 logger = logging.getLogger(__name__)
 
 
 def local_path(pin: Pin) -> Path:
-    """The folder or file of a pin on this node, downloaded where it is not here yet.
+    """Return the folder or file of a pin on this node; download it if it is missing.
 
     Raises:
-        ModelError: it is not what was pinned. TransientError, StoreError: it cannot be downloaded now.
+        ModelError: the files differ from the pin.
+        TransientError, StoreError: they cannot be downloaded now.
     """
     what = f"{pin.field} {pin.value}"
     if pin.address.kind == "local":
@@ -54,8 +55,8 @@ def _local(pin: Pin, what: str) -> Path:
         if not found.is_file() or found.stat().st_size != file.size:
             state = f"{found.stat().st_size} bytes long" if found.is_file() else "missing"
             raise ModelError(
-                f"{what}: {file.name} is {state} on this machine, and {file.size} bytes long where the job was "
-                "planned: give the same files to every node, or an address that all of them download from."
+                f"{what}: {file.name} is {state} on this machine, and {file.size} bytes long on the driver: copy the "
+                "same files to every node, or give an address that all nodes can download from."
             )
     return folder
 
@@ -74,10 +75,10 @@ def _from_hub(pin: Pin, what: str) -> Path:
             if not wrong:
                 break
             for file in wrong:
-                (folder / file).resolve().unlink(missing_ok=True)  # the blob that the snapshot points to
+                (folder / file).resolve().unlink(missing_ok=True)  # the blob of the snapshot's link
                 (folder / file).unlink(missing_ok=True)
             if attempt + 1 == ATTEMPTS:
-                raise _spoilt(what, wrong)
+                raise _wrong_content(what, wrong)
         _write(marker, _state_of(folder, pin))
     return folder
 
@@ -99,33 +100,33 @@ def _from_store(pin: Pin, what: str) -> Path:
                     difference = mismatch(partial / file.name, file)
                     if difference is None:
                         break
-                    logger.warning("%s: %s is spoilt: %s", what, file.name, difference)
+                    logger.warning("%s: %s is damaged: %s", what, file.name, difference)
                     (partial / file.name).unlink()
                     if attempt + 1 == ATTEMPTS:
-                        raise _spoilt(what, {file.name: difference})
-            shutil.rmtree(folder, ignore_errors=True)  # somebody has changed what was whole
+                        raise _wrong_content(what, {file.name: difference})
+            shutil.rmtree(folder, ignore_errors=True)  # a folder that was changed after its verification
             folder.parent.mkdir(parents=True, exist_ok=True)
             os.replace(partial, folder)
         except OSError as error:
-            raise _no_room(what, error) from error
+            raise _not_writable(what, error) from error
     return folder
 
 
 def key_of(pin: Pin) -> str:
-    """Names a pin's files, and no others."""
+    """Return a hash that identifies the files of a pin."""
     content = [pin.address.location, pin.commit, *((file.name, file.size, file.digest) for file in pin.files)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
 def locked(key: str) -> Iterator[None]:
-    """One process of this node at a time; a killed one lets go. Raises StoreError where the cache is not writable."""
+    """Hold a lock of this node. A killed process releases it. Raises StoreError if the cache is not writable."""
     path = cache_folder() / "locks" / key
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise _no_room("weights", error) from error
+        raise _not_writable("weights", error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -134,13 +135,13 @@ def locked(key: str) -> Iterator[None]:
 
 
 def _wrong_files(folder: Path, files: tuple[PinnedFile, ...]) -> dict[str, str]:
-    """What differs from the pin, by file."""
+    """Return the differences from the pin, by file."""
     found = {file.name: mismatch(folder / file.name, file) for file in files}
     return {name: difference for name, difference in found.items() if difference is not None}
 
 
 def _has_sizes(folder: Path, pin: Pin) -> bool:
-    """Whether a folder that was checked is still whole; its hashes were compared before it got its name."""
+    """Whether a verified folder is complete; its hashes were compared before it was renamed."""
     return all(
         (folder / file.name).is_file() and (folder / file.name).stat().st_size == file.size for file in pin.files
     )
@@ -165,12 +166,12 @@ def _write(marker: Path, state: dict[str, list[int]]) -> None:
     os.replace(temporary, marker)
 
 
-def _spoilt(what: str, wrong: dict[str, str]) -> ModelError:
+def _wrong_content(what: str, wrong: dict[str, str]) -> ModelError:
     name, difference = next(iter(wrong.items()))
-    return ModelError(f"{what}: {name} is not what was planned, after {ATTEMPTS} downloads: {difference}.")
+    return ModelError(f"{what}: {name} differs from the pin after {ATTEMPTS} downloads: {difference}.")
 
 
-def _no_room(what: str, error: OSError) -> StoreError:
+def _not_writable(what: str, error: OSError) -> StoreError:
     reason = " ".join(str(error).split())
     return StoreError(
         f"{what}: the cache {cache_folder()} cannot be written ({reason}): make room, or set JOINTDIT_CACHE."

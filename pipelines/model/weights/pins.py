@@ -1,7 +1,7 @@
-"""A pin: exactly which files weights are, so that every worker loads those and no others.
+"""A pin: the exact files of weights, so that all workers load the same files.
 
-The driver makes it once. A pin of the hub holds a commit, one of a store its objects' ETags, one of a local path the
-hashes of its files; all of them sizes. What a pin's `weights` says goes into the job's fingerprint.
+The driver makes it once. The pin of a hub name has a commit, that of an object store the ETags of its objects, and that
+of a local path the hashes of its files; all have sizes. Its field `weights` is a part of the job's fingerprint.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Pin:
     """The weights of one field of the spec."""
 
     field: str  # model.base
-    value: str  # as the spec names it
+    value: str  # as in the spec
     address: WeightsAddress
     commit: str  # of the hub
-    files: tuple[PinnedFile, ...]  # names relative to the folder, or to the one that a single file lies in
-    weights: str  # what identifies them: the hub's commit, or a SHA-256 over names and hashes
+    files: tuple[PinnedFile, ...]  # names relative to the folder, or to the folder of a single file
+    weights: str  # the hub's commit, or a SHA-256 over names and hashes
     terms: Terms
 
     def __str__(self) -> str:
@@ -38,17 +38,17 @@ class Pin:
 
     @property
     def bytes(self) -> int:
-        """Of all files."""
+        """Total size of all files."""
         return sum(file.size for file in self.files)
 
     @property
     def single(self) -> str | None:
-        """The one weight file where the address or its role means a file."""
+        """The weight file, if the address or the role is a single file."""
         weights = [file.name for file in self.files if file.name.endswith(".safetensors")]
         return weights[0] if self.address.is_file or self.field == "model.adapter" else None
 
     def recorded(self) -> dict[str, Any]:
-        """What of it is kept with the job, ready for JSON."""
+        """Return the record for the job, ready for JSON."""
         terms = {key: value for key, value in asdict(self.terms).items() if value not in (None, "")}
         return {"value": self.value, "commit": self.commit, "weights": self.weights, "terms": terms}
 
@@ -61,13 +61,13 @@ def pin(
     revision: str | None = None,
     recorded: Mapping[str, Any] | None = None,
 ) -> Pin:
-    """Find out exactly which files `value` names.
+    """Pin the files that `value` names.
 
-    recorded: what an earlier pin of this field kept with the job; a hub name without a revision stays at its commit.
+    recorded: the record of an earlier pin of this field; a hub name without a revision keeps its commit.
 
     Raises:
-        ModelError: what is not there, holds no safetensors, or may not be downloaded.
-        StoreError, TransientError: an object store that cannot be read.
+        ModelError: the files do not exist, are not safetensors, or may not be downloaded.
+        StoreError, TransientError: an object store or the hub cannot be read.
     """
     what = f"{field} {value}"
     try:
@@ -85,7 +85,7 @@ def pin(
 
 
 def identity_of(chosen: tuple[PinnedFile, ...]) -> str:
-    """SHA-256 over names and hashes; the model card does not count."""
+    """Return the SHA-256 over names and hashes, without the model card."""
     lines = [f"{file.name} {file.digest.removeprefix('sha256:')}" for file in chosen if file.decides_pixels]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -1,6 +1,6 @@
-"""Which files of a checkpoint are wanted: safetensors, configurations and tokenizers, never a pickle.
+"""Select the files of a checkpoint: safetensors, configs and tokenizers, never a pickle.
 
-A repository of FLUX holds the same weights several times, in layouts for several programs: only one is taken.
+FLUX's repositories contain the same weights in several layouts; only one is selected.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ Role = Literal["pipeline", "transformer", "components", "adapter", "model"]
 
 ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 TRANSFORMER = "transformer"
-CARD = "README.md"  # tells the licence
+CARD = "README.md"  # states the licence
 SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 LISTED = 5  # names in a message
 
 
 def wanted_files(names: Iterable[str], role: Role, what: str) -> list[str]:
-    """The names, of all those in a repository or folder, that loading it in this role takes; sorted.
+    """Select the files of a repository or folder that loading it in this role needs; sorted.
 
-    what: the field and its value, for the messages.
+    what: the field and its value, for messages.
 
     Raises:
-        ModelError: no safetensors among them, several adapters, or a name that leads out of the folder.
+        ModelError: there are no safetensors, there are several adapters, or a name leads out of the folder.
     """
     found = sorted(name for name in names if not name.endswith("/"))
     for name in found:
@@ -55,7 +55,7 @@ def _is_wanted(name: str, role: Role, found: list[str]) -> bool:
         has_folder = any(other.startswith(f"{TRANSFORMER}/") for other in found)
         return folder == TRANSFORMER if has_folder else len(path.parts) == 1
     parts = ENCODERS if role == "components" else (TRANSFORMER, *ENCODERS)
-    is_config = name == f"{TRANSFORMER}/config.json"  # tells an unusual network's shape
+    is_config = name == f"{TRANSFORMER}/config.json"  # gives the shape of the network
     return name == "model_index.json" or folder in parts or is_config
 
 

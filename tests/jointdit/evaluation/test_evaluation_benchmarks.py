@@ -315,7 +315,7 @@ def test_a_missing_root_and_a_file_that_is_no_archive(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist: give the folder or the tar archive"):
         read_samples(BENCHMARKS["nyuv2"], tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("no archive")
-    with pytest.raises(InputError, match=r"notes\.txt is a file, and no tar archive"):
+    with pytest.raises(InputError, match=r"notes\.txt is not a tar archive"):
         read_samples(BENCHMARKS["nyuv2"], tmp_path / "notes.txt")
 
 
@@ -363,7 +363,7 @@ def test_a_file_that_does_not_fit(tmp_path, change, message):
 def test_a_listed_file_that_is_missing_or_no_image(tmp_path):
     root = small_scannet(tmp_path)
     (root / "depth.png").write_bytes(b"not an image")
-    with pytest.raises(InputError, match=r"depth\.png is no image that can be decoded"):
+    with pytest.raises(InputError, match=r"depth\.png cannot be decoded as an image"):
         evaluate_benchmark(BENCHMARKS["scannet"], root, FromBrightness())
     (root / "depth.png").unlink()
     with pytest.raises(InputError, match=r"depth\.png is in the list of images but not in the data set"):
@@ -372,9 +372,9 @@ def test_a_listed_file_that_is_missing_or_no_image(tmp_path):
 
 def test_nyu_of_another_size_and_kitti_too_small_for_its_crop(tmp_path):
     root = small_scannet(tmp_path)
-    with pytest.raises(InputError, match=r"depth\.png is 32 x 24 pixels: NYUv2's crop is defined on 640 x 480"):
+    with pytest.raises(InputError, match=r"depth\.png is 32 x 24 pixels: give 640 x 480 for NYUv2's crop"):
         evaluate_benchmark(BENCHMARKS["nyuv2"], root, FromBrightness(), root / "scannet_val_sampled_list_800_1.txt")
-    with pytest.raises(InputError, match=r"KITTI's crop needs at least 1216 x 352"):
+    with pytest.raises(InputError, match=r"give at least 1216 x 352 for KITTI's crop"):
         evaluate_benchmark(BENCHMARKS["kitti"], root, FromBrightness(), root / "scannet_val_sampled_list_800_1.txt")
 
 

@@ -182,7 +182,7 @@ def test_blocks_are_compiled_where_the_spec_says_so_and_a_missing_gpu_is_named()
     if not torch.cuda.is_available():
         spec = load_train_spec(recipe, ["device=cuda"])
         assert isinstance(spec, TrainSpec)
-        with pytest.raises(SpecError, match="PyTorch sees no GPU here: take auto or cpu"):
+        with pytest.raises(SpecError, match="PyTorch finds no GPU: set it to auto or cpu"):
             device_of(spec)
 
 

@@ -51,5 +51,5 @@ def test_compiled_blocks_in_bfloat16_are_as_near_to_float32_as_plain_ones() -> N
 def test_a_machine_without_a_compiler_is_told_before_any_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     torch._dynamo.reset()
-    with pytest.raises(ModelError, match=r"model\.compile is true, and torch\.compile does not work on cpu here"):
+    with pytest.raises(ModelError, match=r"model\.compile is true, and torch\.compile does not work on cpu"):
         load_pipeline(ModelSpec(compile=True), "cpu")

@@ -143,7 +143,7 @@ GOOD = {
     "training": {"steps": 1},
 }
 WRONG = [
-    ({"data": {"kind": "table", "uri": "a.parquet"}}, "data: kind table needs depth: say what the maps hold"),
+    ({"data": {"kind": "table", "uri": "a.parquet"}}, "data: kind table needs depth: give the content of the maps"),
     ({"data": {"kind": "dataset"}}, "data: kind dataset needs uri"),
     ({"data": {"kind": "scenes", "uri": "a"}}, "data: kind scenes takes no uri"),
     ({"model": {"name": "tiny", "adapter": "a.safetensors"}}, "model: name and adapter do not go together"),
@@ -155,7 +155,7 @@ WRONG = [
         "training.optimizer is not a key of the spec: did you mean",
     ),
     ({"resources": {"strategy": "fsdp"}}, "resources.strategy fsdp needs training.optimizer.kind adamw"),
-    ({"output": "s3://bucket/run"}, "output must be a folder that all workers see"),
+    ({"output": "s3://bucket/run"}, "output must be a folder that all workers can access"),
     ({"recipe": "huge"}, "recipe 'huge' .* is unknown: choose one of tiny, adapter"),
 ]
 
