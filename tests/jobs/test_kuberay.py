@@ -258,7 +258,7 @@ def test_nobody_outside_reaches_the_dashboard_and_the_store_is_the_only_way_out(
         (["--gpus", "0", "--spot-gpus", "0"], "a job needs a GPU to run on"),
         (["--set", "name=7 nights"], "is no name for a RayJob"),
         (["--operator-namespace", "a b"], "--operator-namespace 'a b' is no name of a namespace"),
-        (["--set", "notify.webhook=https://h/x"], "notify.webhook would be readable by all who may look at the job"),
+        (["--set", "notify.webhook=https://h/x"], "notify.webhook would be readable by all users of the cluster"),
     ],
 )
 def test_what_cannot_run_there_is_one_sentence(

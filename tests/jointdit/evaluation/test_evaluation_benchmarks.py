@@ -243,7 +243,7 @@ def test_eth3d_reads_bare_float32_and_fits_on_1024_pixels_a_side(tmp_path):
     assert on_all != pytest.approx(by_hand, rel=1e-2)
 
     write(tmp_path, {depth_name: depth.astype("<f8").tobytes()})
-    with pytest.raises(InputError, match=r"holds 786432 bytes.*2048 x 48 pixels are 393216"):
+    with pytest.raises(InputError, match=r"has 786432 bytes.*2048 x 48 pixels 393216"):
         evaluate_benchmark(BENCHMARKS["eth3d"], tmp_path, estimator)
 
 
@@ -320,7 +320,7 @@ def test_a_missing_root_and_a_file_that_is_no_archive(tmp_path):
 
 
 def test_a_missing_list_is_named_with_the_way_to_give_one(tmp_path):
-    with pytest.raises(InputError, match=r"holds no filename_list_test\.txt.*--list nyuv2=FILE"):
+    with pytest.raises(InputError, match=r"has no filename_list_test\.txt.*--list nyuv2=FILE"):
         read_samples(BENCHMARKS["nyuv2"], tmp_path)
     with pytest.raises(InputError, match=r"other\.txt cannot be read"):
         read_samples(BENCHMARKS["nyuv2"], tmp_path, tmp_path / "other.txt")

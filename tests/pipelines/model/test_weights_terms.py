@@ -53,10 +53,10 @@ def test_what_a_name_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert spelled(value) == spelling
         assert spelled(spelling) == spelling
     for value, sentence in (
-        ("https://huggingface.co/owner/name", "https:// is no place for weights"),
+        ("https://huggingface.co/owner/name", "https:// is not supported"),
         ("owner/name@", "has no revision after the @"),
         ("hf://owner/name/flux1.ckpt", "weights load from safetensors only"),
-        ("two words", "is no path and no name of the hub"),
+        ("two words", "is neither a path nor a hub name"),
         ("s3://", "names no folder or bucket"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -80,10 +80,13 @@ def test_which_files_of_a_repository_are_taken() -> None:
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        ({"base": "s3://b/flux1.safetensors", "adapter": "o/a"}, "base is a single file, which holds the transformer"),
-        ({"name": "tiny", "components": "o/c"}, "components belong to base"),
-        ({"name": "/weights", "revision": "v1"}, "revision pins a name on the hub"),
-        ({"name": "o/n@v1", "revision": "v2"}, "revision pins a name on the hub, once"),
+        (
+            {"base": "s3://b/flux1.safetensors", "adapter": "o/a"},
+            "base is a single file, which holds only the transformer",
+        ),
+        ({"name": "tiny", "components": "o/c"}, "components needs base"),
+        ({"name": "/weights", "revision": "v1"}, "revision is for a name on the hub"),
+        ({"name": "o/n@v1", "revision": "v2"}, "revision is for a name on the hub without one"),
     ],
     ids=["single file alone", "components of a whole", "revision of a folder", "two revisions"],
 )

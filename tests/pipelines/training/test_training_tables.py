@@ -151,8 +151,8 @@ WRONG = [
     ({"training": {"steps": 0}}, "training.steps must be greater than 0, found 0"),
     ({"training": {"steps": 1, "buckets": [[30, 32]]}}, "training.buckets.0.0.*multiple of 16"),
     (
-        {"training": {"steps": 1, "optimizer": {}}},
-        "training.optimizer is not a key of the spec: did you mean",
+        {"training": {"steps": 1, "optimizr": {}}},
+        "training.optimizr is not a key of the spec: did you mean optimizer",
     ),
     ({"resources": {"strategy": "fsdp"}}, "resources.strategy fsdp needs training.optimizer.kind adamw"),
     ({"output": "s3://bucket/run"}, "output must be a folder that all workers can access"),
