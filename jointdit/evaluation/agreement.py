@@ -61,8 +61,8 @@ def depth_agreement(
     """
     if len(images) != len(depths) or len(images) < 2:
         raise InputError(f"{len(images)} images and {len(depths)} depth maps: give at least two pairs.")
-    found = estimate(list(images))
-    own, others = _scores(found, depths, alignment), _scores([*found[1:], found[0]], depths, alignment)
+    estimates = estimate(list(images))
+    own, others = _scores(estimates, depths, alignment), _scores([*estimates[1:], estimates[0]], depths, alignment)
     return Agreement(own[0], own[1], others[0], others[1], len(images))
 
 
@@ -179,10 +179,10 @@ def assumed_depth(disparities: Sequence[FloatArray], range_metres: tuple[float, 
     return [metric_depth(disparity, *range_metres) for disparity in disparities]
 
 
-def _scores(found: Sequence[FloatArray], depths: Sequence[FloatArray], alignment: Alignment) -> tuple[float, float]:
+def _scores(estimates: Sequence[FloatArray], depths: Sequence[FloatArray], alignment: Alignment) -> tuple[float, float]:
     low, high = SCENE_RANGE
     rows = [
         depth_metrics(one, depth, None, alignment, min_depth=low, max_depth=high)
-        for one, depth in zip(found, depths, strict=True)
+        for one, depth in zip(estimates, depths, strict=True)
     ]
     return float(np.mean([row["abs_rel"] for row in rows])), float(np.mean([row["delta1"] for row in rows]))

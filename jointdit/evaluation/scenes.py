@@ -81,12 +81,12 @@ def evaluate_depth(
     height, width = scenes[0].depth.shape
     if mean_disparity is None:
         mean_disparity = mean_training_disparity(height, width)
-    found = estimate([scene.rgb for scene in scenes])
+    estimates = estimate([scene.rgb for scene in scenes])
     return DepthReport(
         scenes=len(scenes),
-        model=score_depth(found, scenes),
+        model=score_depth(estimates, scenes),
         # The estimate of the next scene's image.
-        wrong_image=score_depth([*found[1:], found[0]], scenes),
+        wrong_image=score_depth([*estimates[1:], estimates[0]], scenes),
         constant=score_depth([constant_disparity(height, width)] * len(scenes), scenes),
         mean_disparity=score_depth([mean_disparity] * len(scenes), scenes),
     )

@@ -195,12 +195,12 @@ def _resample_axis0(values: NDArray[np.float64], size: int) -> NDArray[np.float6
     A ramp keeps its position. Pillow's sampled kernels move it by up to 0.08 pixels (measured) at ratios that are not
     whole numbers.
     """
-    found = len(values)
-    if size == found:
+    old_size = len(values)
+    if size == old_size:
         return values.copy()
-    ratio = found / size
+    ratio = old_size / size
     padded = np.concatenate([values[:1], values, values[-1:]])  # centres at -0.5, 0.5, ..., found + 0.5
-    if size > found:
+    if size > old_size:
         index, share = _split((np.arange(size) + 0.5) * ratio + 0.5)
         return padded[index] * (1.0 - share) + padded[index + 1] * share
     trapezoids = (padded[:-1] + padded[1:]) / 2

@@ -52,7 +52,7 @@ def check_checkpoint(folder: FilePath, adapter: FilePath | None = None, componen
 
 def _check_tensors(kind: Any, folder: Path) -> Any:
     """Return the model of a folder on the meta device, after a check of the tensors in the folder's files."""
-    found = folder_tensor_shapes(folder)
+    shapes = folder_tensor_shapes(folder)
     with (
         wrap_load_errors(f"{folder}: its config.json does not describe a {kind.__name__}"),
         torch.device("meta"),
@@ -60,10 +60,10 @@ def _check_tensors(kind: Any, folder: Path) -> Any:
         model = kind.from_config(kind.load_config(folder))
     for name, parameter in model.named_parameters():
         shape = tuple(parameter.shape)
-        if name not in found:
+        if name not in shapes:
             raise ModelError(f"{folder}: tensor {name} of shape {shape} is missing, download or save it again.")
-        if found[name] != shape:
+        if shapes[name] != shape:
             raise ModelError(
-                f"{folder}: tensor {name} has shape {found[name]} but its config.json says {shape}, save it again."
+                f"{folder}: tensor {name} has shape {shapes[name]} but its config.json says {shape}, save it again."
             )
     return model

@@ -39,14 +39,14 @@ LOAD_ERRORS = (
 
 
 @contextlib.contextmanager
-def wrap_load_errors(what: str) -> Iterator[None]:
-    """Convert errors of the loaders to a ModelError whose message begins with `what`."""
+def wrap_load_errors(message: str) -> Iterator[None]:
+    """Convert errors of the loaders to a ModelError whose message begins with `message`."""
     try:
         yield
     except ModelError:
         raise
     except network_errors(*LOAD_ERRORS) as error:
-        raise ModelError(f"{what} ({_one_line(error)}).") from error
+        raise ModelError(f"{message} ({_one_line(error)}).") from error
 
 
 def tensor_shapes(path: FilePath) -> dict[str, tuple[int, ...]]:

@@ -235,7 +235,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         """
         folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
         if folder.is_dir():
-            found = folder_tensor_shapes(folder)
+            shapes = folder_tensor_shapes(folder)
             if not (folder / cls.config_name).is_file():
                 raise ModelError(f"{folder}: {cls.config_name} is missing, give a folder written by save_pretrained.")
             with (
@@ -245,7 +245,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
                 expected = {
                     name: tuple(t.shape) for name, t in cls.from_config(cls.load_config(folder)).state_dict().items()
                 }
-            check_tensors(folder, found, expected, "the file and its config.json must be saved together")
+            check_tensors(folder, shapes, expected, "the file and its config.json must be saved together")
         with wrap_load_errors(f"{folder}: cannot be loaded as {cls.__name__}"):
             model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
         assert isinstance(model, cls)

@@ -151,10 +151,10 @@ def prepare_network(network: JointDiTTransformer2DModel, training: AdapterTraini
 
 def check_same_run(checkpoint: Path, facts: Mapping[str, Any]) -> None:
     """Raise SpecError if the facts of a checkpoint and this run differ; the message names them."""
-    step, found = read_facts(checkpoint)
-    names = [name for name in {**found, **facts} if found.get(name) != facts.get(name)]
+    step, recorded = read_facts(checkpoint)
+    names = [name for name in {**recorded, **facts} if recorded.get(name) != facts.get(name)]
     if names:
-        pairs = [f"{name} ({found.get(name)} there, {facts.get(name)} here)" for name in names]
+        pairs = [f"{name} ({recorded.get(name)} there, {facts.get(name)} here)" for name in names]
         raise SpecError(
             f"{checkpoint.parent} contains a run, at step {step}, that differs in {', '.join(pairs)}: "
             "choose another output, or use its values."

@@ -27,10 +27,10 @@ def validate(
 
     height, width = spec.height or size[0], spec.width or size[1]
     scenes = held_out_scenes(spec.scenes, width, height)
-    found = depth_estimator(pipe, spec.steps)([scene.rgb for scene in scenes])
-    score = score_depth(found, scenes)
+    estimates = depth_estimator(pipe, spec.steps)([scene.rgb for scene in scenes])
+    score = score_depth(estimates, scenes)
     shown = scenes[: spec.samples]
-    made = pipe(
+    generated = pipe(
         prompt=[scene.caption for scene in shown],
         seeds=list(range(len(shown))),
         height=height,
@@ -41,7 +41,7 @@ def validate(
         np.concatenate(
             [scene.rgb, grey_image(disparity_from_depth(scene.depth)), grey_image(estimate), rgb, grey_image(disparity)]
         )
-        for scene, estimate, rgb, disparity in zip(shown, found, made.rgb, made.disparity, strict=False)
+        for scene, estimate, rgb, disparity in zip(shown, estimates, generated.rgb, generated.disparity, strict=False)
     ]
     names = ("abs_rel", "object_abs_rel", "within_5_percent")
     return {name: getattr(score, name) for name in names}, np.concatenate(columns, axis=1)

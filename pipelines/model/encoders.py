@@ -30,7 +30,7 @@ def encode_samples(pipe: JointDiTPipeline, batch: Sequence[Sample], encoders: st
         assert sample.rgb is not None
         assert sample.disparity is not None
         pairs.append(Pair(sample.rgb, sample.disparity, sample.row.prompt or ""))
-    found: list[EncodedArrays | None] = []
+    arrays: list[EncodedArrays | None] = []
     for pair in encode_pairs(pipe, pairs):
         with np.errstate(over="ignore"):
             rgb, disparity, states, pooled = (
@@ -39,5 +39,5 @@ def encode_samples(pipe: JointDiTPipeline, batch: Sequence[Sample], encoders: st
             )
         encoded = EncodedArrays(rgb, disparity, states, pooled, pair.height, pair.width, encoders)
         whole = all(np.isfinite(array).all() for array in (rgb, disparity, states, pooled))
-        found.append(encoded if whole else None)
-    return found
+        arrays.append(encoded if whole else None)
+    return arrays

@@ -55,12 +55,12 @@ def digest(fingerprint: Fingerprint) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_same(found: Fingerprint, wanted: Fingerprint, output: str) -> None:
+def check_same(recorded: Fingerprint, current: Fingerprint, output: str) -> None:
     """Raise SpecError if the output's job and this spec differ; the message names the fields."""
-    fields = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    fields = [name for name in {**recorded, **current} if recorded.get(name) != current.get(name)]
     if fields:
         pairs = [
-            f"{SPEC_KEYS.get(name, name)} ({_short(found.get(name))} there, {_short(wanted.get(name))} here)"
+            f"{SPEC_KEYS.get(name, name)} ({_short(recorded.get(name))} there, {_short(current.get(name))} here)"
             for name in fields
         ]
         raise SpecError(

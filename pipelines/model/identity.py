@@ -118,10 +118,10 @@ def pin_model(model: ModelSpec, recorded: Recorded, *, remote_only: bool = False
             continue
         revision = model.revision if field in ("name", "base") else None
         known = recorded.get(f"model.{field}")
-        found = pin(f"model.{field}", value, roles[field], revision=revision, recorded=known)
+        pinned = pin(f"model.{field}", value, roles[field], revision=revision, recorded=known)
         if model.license is not None and field in ("name", "base"):
-            found = replace(found, terms=replace(found.terms, license=model.license, told_by="model.license"))
-        pins.append(found)
+            pinned = replace(pinned, terms=replace(pinned.terms, license=model.license, told_by="model.license"))
+        pins.append(pinned)
     return tuple(pins)
 
 
@@ -152,9 +152,9 @@ def check_weights(model: ModelSpec, pins: Sequence[Pin] | None = None) -> None:
 
     pins = pin_model(model, {}) if pins is None else pins
     with local_headers(pins) as places:
-        found = {each.field.removeprefix("model."): place for each, place in zip(pins, places, strict=True)}
-        whole = found.get("base") or found["name"]
-        check_checkpoint(whole, found.get("adapter"), found.get("components"))
+        paths = {each.field.removeprefix("model."): place for each, place in zip(pins, places, strict=True)}
+        whole = paths.get("base") or paths["name"]
+        check_checkpoint(whole, paths.get("adapter"), paths.get("components"))
 
 
 def check_scorers(spec: JobSpec) -> int:

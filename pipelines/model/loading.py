@@ -56,7 +56,7 @@ def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
     model = computed_on(device, local_model(model, pin_model(model, {}, remote_only=True)))
     options: dict[str, Any] = {"torch_dtype": getattr(torch, model.dtype)}
     if model.quantization is not None:
-        options["quantization"] = model.quantization.wanted()
+        options["quantization"] = model.quantization.settings()
     if model.offload is None and device != "cpu":
         options["device"] = device  # on a CPU tensors stay memory-mapped
     pipe = JointDiTPipeline.from_pretrained(

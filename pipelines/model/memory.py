@@ -90,7 +90,7 @@ def memory_need(spec: JobSpec, height: int, width: int, batch_size: int, scorers
         vae_tiling=spec.model.vae_tiling,
         vae_slicing=spec.model.vae_slicing,
     )
-    quantization = spec.model.quantization.wanted() if spec.model.quantization is not None else None
+    quantization = spec.model.quantization.settings() if spec.model.quantization is not None else None
     estimate = estimate_memory(model, call, quantization, spec.model.offload)
     return MemoryNeed(estimate, scorers, batch_size, height, width, is_assumed)
 
@@ -128,12 +128,12 @@ def check_device(spec: JobSpec, height: int, width: int, device: str) -> None:
 
 
 def _numbers(need: MemoryNeed) -> str:
-    found = need.estimate
-    weights = sum(found.weights.values()) + need.scorers
+    estimate = need.estimate
+    weights = sum(estimate.weights.values()) + need.scorers
     return (
         f"a batch of {need.batch_size} at {need.height} x {need.width} needs {need.bytes / 1e9:.1f} GB (weights "
-        f"{weights / 1e9:.1f} GB; activations of {found.peak_stage}, the largest stage, "
-        f"{found.activations[found.peak_stage] / 1e9:.1f} GB)"
+        f"{weights / 1e9:.1f} GB; activations of {estimate.peak_stage}, the largest stage, "
+        f"{estimate.activations[estimate.peak_stage] / 1e9:.1f} GB)"
     )
 
 

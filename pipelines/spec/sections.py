@@ -27,10 +27,10 @@ class QuantizationSpec(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        self.wanted()
+        self.settings()
         return self
 
-    def wanted(self) -> Quantization:
+    def settings(self) -> Quantization:
         """Return the model's settings. Raises ModelError for settings that the backend does not have."""
         return Quantization(self.quant_backend, self.quant_kwargs, self.components_to_quantize)
 

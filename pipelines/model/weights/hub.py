@@ -43,10 +43,10 @@ def token() -> str | bool:
     return os.environ.get("HF_TOKEN") or False
 
 
-def find(what: str, name: str, revision: str | None) -> Repository:
+def find(label: str, name: str, revision: str | None) -> Repository:
     """Find a repository on the hub, or in the hub's cache if the hub does not answer.
 
-    what: the field and its value, for messages. revision: a commit, tag or branch; None for the main branch.
+    label: the field and its value, for messages. revision: a commit, tag or branch; None for the main branch.
 
     Raises:
         ModelError: the repository does not exist, or it is gated and the token has no access.
@@ -65,15 +65,15 @@ def find(what: str, name: str, revision: str | None) -> Repository:
     try:
         info = HfApi(token=token()).model_info(name, revision=revision, files_metadata=True, timeout=SECONDS)
     except GatedRepoError:
-        raise _gated(what, name) from None
+        raise _gated(label, name) from None
     except RevisionNotFoundError:
-        raise ModelError(f"{what}: the hub has no revision {revision} of it: give a commit, tag or branch.") from None
+        raise ModelError(f"{label}: the hub has no revision {revision} of it: give a commit, tag or branch.") from None
     except network_errors(HFValidationError, OSError) as error:
         if (cached := _cached(name, revision)) is not None:
             reason = network_reason(error)
-            logger.warning("%s: commit %s of the hub's cache is used: %s", what, cached.commit[:12], reason)
+            logger.warning("%s: commit %s of the hub's cache is used: %s", label, cached.commit[:12], reason)
             return cached
-        subject = f"{what}{f' at {revision}' if revision else ''} is not a local folder"
+        subject = f"{label}{f' at {revision}' if revision else ''} is not a local folder"
         advice = f"{_did_you_mean(name)}correct the name"
         if isinstance(error, OfflineModeIsEnabled):
             advice += ", or download it on a machine with a network"
@@ -87,17 +87,17 @@ def find(what: str, name: str, revision: str | None) -> Repository:
         ) from error
     assert info.sha is not None, "the hub names a commit for every model"
     _remember(name, revision, info.sha)
-    found = {}
+    files = {}
     for each in info.siblings or []:
         digest = f"sha256:{each.lfs['sha256']}" if each.lfs else f"git:{each.blob_id}"
-        found[each.rfilename] = PinnedFile(each.rfilename, int(each.size or 0), digest)
+        files[each.rfilename] = PinnedFile(each.rfilename, int(each.size or 0), digest)
     card = info.card_data.to_dict() if info.card_data is not None else None
-    return Repository(info.sha, found, terms_of_card(card, "the hub", bool(info.gated)))
+    return Repository(info.sha, files, terms_of_card(card, "the hub", bool(info.gated)))
 
 
-def check_access(what: str, name: str, found: Repository, names: list[str]) -> None:
+def check_access(label: str, name: str, repository: Repository, names: list[str]) -> None:
     """Raise ModelError for a gated repository without access, unless its files are in the cache."""
-    if not found.terms.gated or is_complete(name, found.commit, [found.files[each] for each in names]):
+    if not repository.terms.gated or is_complete(name, repository.commit, [repository.files[each] for each in names]):
         return
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -105,14 +105,14 @@ def check_access(what: str, name: str, found: Repository, names: list[str]) -> N
     try:
         HfApi(token=token()).auth_check(name)
     except (GatedRepoError, RepositoryNotFoundError):
-        raise _gated(what, name, found.terms) from None
+        raise _gated(label, name, repository.terms) from None
     except network_errors(OSError) as error:
         raise TransientError(
-            f"{what}: access to the repository cannot be checked now ({network_reason(error)})."
+            f"{label}: access to the repository cannot be checked now ({network_reason(error)})."
         ) from error
 
 
-def download(what: str, name: str, commit: str, files: tuple[PinnedFile, ...]) -> Path:
+def download(label: str, name: str, commit: str, files: tuple[PinnedFile, ...]) -> Path:
     """Download files of a commit into the hub's cache, except for complete ones; returns their folder.
 
     Raises:
@@ -130,15 +130,15 @@ def download(what: str, name: str, commit: str, files: tuple[PinnedFile, ...]) -
     try:
         folder = Path(snapshot_download(name, revision=commit, allow_patterns=patterns, token=token()))
     except (GatedRepoError, RepositoryNotFoundError):
-        raise _gated(what, name) from None
+        raise _gated(label, name) from None
     except network_errors(OSError) as error:
-        raise TransientError(f"{what}: cannot be downloaded from the hub now ({network_reason(error)}).") from error
+        raise TransientError(f"{label}: cannot be downloaded from the hub now ({network_reason(error)}).") from error
     if missing := [file.name for file in files if not (folder / file.name).is_file()]:
-        raise ModelError(f"{what}: the hub has no {missing[0]} at {commit}: correct the revision.")
+        raise ModelError(f"{label}: the hub has no {missing[0]} at {commit}: correct the revision.")
     return folder
 
 
-def range_reader(what: str, name: str, commit: str) -> Callable[[str, int, int], bytes]:
+def range_reader(label: str, name: str, commit: str) -> Callable[[str, int, int], bytes]:
     """Return a function that reads bytes [start, stop) of a file at a commit. It raises TransientError."""
     from huggingface_hub import HfFileSystem
     from huggingface_hub.errors import EntryNotFoundError
@@ -152,7 +152,7 @@ def range_reader(what: str, name: str, commit: str) -> Callable[[str, int, int],
             return data
         except network_errors(EntryNotFoundError, OSError) as error:
             reason = network_reason(error)
-            raise TransientError(f"{what}: {file} cannot be read from the hub now ({reason}).") from error
+            raise TransientError(f"{label}: {file} cannot be read from the hub now ({reason}).") from error
 
     return read
 
@@ -216,11 +216,11 @@ def _cached_commits(root: Path, revision: str | None) -> list[str]:
     if revision is not None and COMMIT.fullmatch(revision):
         return [revision]
     reference = root / "refs" / (revision or "main")
-    found = [reference.read_text().strip()] if reference.is_file() else []
+    commits = [reference.read_text().strip()] if reference.is_file() else []
     if revision is None and (root / "snapshots").is_dir():
         folders = sorted((root / "snapshots").iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
-        found += [folder.name for folder in folders]
-    return [commit for commit in found if re.fullmatch(r"[0-9a-f]+", commit)]
+        commits += [folder.name for folder in folders]
+    return [commit for commit in commits if re.fullmatch(r"[0-9a-f]+", commit)]
 
 
 def _remember(name: str, revision: str | None, commit: str) -> None:
@@ -237,11 +237,11 @@ def _listed(path: Path) -> dict[str, PinnedFile] | None:
     """Read the listing of a commit that the library has stored; None if there is none."""
     try:
         entries: dict[str, Any] = json.loads(path.read_text())["files"]
-        found = {}
+        files = {}
         for name, each in entries.items():
             digest = f"sha256:{each['lfs_sha256']}" if each.get("lfs_sha256") else f"git:{each['blob_id']}"
-            found[name] = PinnedFile(name, int(each["size"]), digest)
-        return found
+            files[name] = PinnedFile(name, int(each["size"]), digest)
+        return files
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -256,16 +256,16 @@ def _pinned(folder: Path, path: Path) -> PinnedFile:
     return PinnedFile(path.relative_to(folder).as_posix(), path.stat().st_size, digest)
 
 
-def _gated(what: str, name: str, terms: Terms | None = None) -> ModelError:
+def _gated(label: str, name: str, terms: Terms | None = None) -> ModelError:
     license = f" ({terms.license})" if terms is not None and terms.license else ""
     page = f"{_endpoint()}/{name}"
     if token():
         return ModelError(
-            f"{what} is gated{license} or private, and the account of HF_TOKEN has no access: accept its terms at "
+            f"{label} is gated{license} or private, and the account of HF_TOKEN has no access: accept its terms at "
             f"{page} with that account."
         )
     return ModelError(
-        f"{what} is gated{license} or private, and HF_TOKEN is not set: accept its terms at {page}, create a read "
+        f"{label} is gated{license} or private, and HF_TOKEN is not set: accept its terms at {page}, create a read "
         "token, and set HF_TOKEN on the driver and on every node."
     )
 

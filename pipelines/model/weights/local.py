@@ -52,10 +52,10 @@ def cache_folder() -> Path:
 
 def _sha256(path: Path) -> str:
     """Return the digest of a file; that of a large file is cached by path, size and modification time."""
-    found = path.stat()
-    if found.st_size < REMEMBERED_BYTES:
+    stat = path.stat()
+    if stat.st_size < REMEMBERED_BYTES:
         return digest_of(path, "sha256:")
-    key = json.dumps([str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino])
+    key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
     memory = cache_folder() / "hashes" / hashlib.sha256(key.encode()).hexdigest()
     with contextlib.suppress(OSError):
         return memory.read_text()

@@ -37,31 +37,31 @@ def local_path(pin: Pin) -> Path:
         ModelError: the files differ from the pin.
         TransientError, StoreError: they cannot be downloaded now.
     """
-    what = f"{pin.field} {pin.value}"
+    label = f"{pin.field} {pin.value}"
     if pin.address.kind == "local":
-        folder = _local(pin, what)
+        folder = _local(pin, label)
     elif pin.address.kind == "hub":
-        folder = _from_hub(pin, what)
+        folder = _from_hub(pin, label)
     else:
-        folder = _from_store(pin, what)
+        folder = _from_store(pin, label)
     return folder / pin.single if pin.single is not None else folder
 
 
-def _local(pin: Pin, what: str) -> Path:
+def _local(pin: Pin, label: str) -> Path:
     path = checkpoint_folder(pin.address.location)
     folder = path.parent if pin.address.is_file else path
     for file in pin.files:
-        found = folder / file.name
-        if not found.is_file() or found.stat().st_size != file.size:
-            state = f"{found.stat().st_size} bytes long" if found.is_file() else "missing"
+        local_file = folder / file.name
+        if not local_file.is_file() or local_file.stat().st_size != file.size:
+            state = f"{local_file.stat().st_size} bytes long" if local_file.is_file() else "missing"
             raise ModelError(
-                f"{what}: {file.name} is {state} on this machine, and {file.size} bytes long on the driver: copy the "
+                f"{label}: {file.name} is {state} on this machine, and {file.size} bytes long on the driver: copy the "
                 "same files to every node, or give an address that all nodes can download from."
             )
     return folder
 
 
-def _from_hub(pin: Pin, what: str) -> Path:
+def _from_hub(pin: Pin, label: str) -> Path:
     name, marker = pin.address.location, cache_folder() / "checked" / key_of(pin)
     folder = hub.snapshot_folder(name, pin.commit)
     if _is_checked(marker, folder, pin):
@@ -70,7 +70,7 @@ def _from_hub(pin: Pin, what: str) -> Path:
         if _is_checked(marker, folder, pin):
             return folder
         for attempt in range(ATTEMPTS):
-            folder = hub.download(what, name, pin.commit, pin.files)
+            folder = hub.download(label, name, pin.commit, pin.files)
             wrong = _wrong_files(folder, pin.files)
             if not wrong:
                 break
@@ -78,12 +78,12 @@ def _from_hub(pin: Pin, what: str) -> Path:
                 (folder / file).resolve().unlink(missing_ok=True)  # the blob of the snapshot's link
                 (folder / file).unlink(missing_ok=True)
             if attempt + 1 == ATTEMPTS:
-                raise _wrong_content(what, wrong)
+                raise _wrong_content(label, wrong)
         _write(marker, _state_of(folder, pin))
     return folder
 
 
-def _from_store(pin: Pin, what: str) -> Path:
+def _from_store(pin: Pin, label: str) -> Path:
     key = key_of(pin)
     folder, partial = cache_folder() / "weights" / key, cache_folder() / "partial" / key
     if _has_sizes(folder, pin):
@@ -95,20 +95,20 @@ def _from_store(pin: Pin, what: str) -> Path:
         try:
             for file in pin.files:
                 for attempt in range(ATTEMPTS):
-                    fetched = store.download_file(what, storage, file, partial / file.name)
-                    logger.info("%s: %d bytes of %s downloaded", what, fetched, file.name)
+                    fetched = store.download_file(label, storage, file, partial / file.name)
+                    logger.info("%s: %d bytes of %s downloaded", label, fetched, file.name)
                     difference = mismatch(partial / file.name, file)
                     if difference is None:
                         break
-                    logger.warning("%s: %s is damaged: %s", what, file.name, difference)
+                    logger.warning("%s: %s is damaged: %s", label, file.name, difference)
                     (partial / file.name).unlink()
                     if attempt + 1 == ATTEMPTS:
-                        raise _wrong_content(what, {file.name: difference})
+                        raise _wrong_content(label, {file.name: difference})
             shutil.rmtree(folder, ignore_errors=True)  # a folder that was changed after its verification
             folder.parent.mkdir(parents=True, exist_ok=True)
             os.replace(partial, folder)
         except OSError as error:
-            raise _not_writable(what, error) from error
+            raise _not_writable(label, error) from error
     return folder
 
 
@@ -136,8 +136,8 @@ def locked(key: str) -> Iterator[None]:
 
 def _wrong_files(folder: Path, files: tuple[PinnedFile, ...]) -> dict[str, str]:
     """Return the differences from the pin, by file."""
-    found = {file.name: mismatch(folder / file.name, file) for file in files}
-    return {name: difference for name, difference in found.items() if difference is not None}
+    differences = {file.name: mismatch(folder / file.name, file) for file in files}
+    return {name: difference for name, difference in differences.items() if difference is not None}
 
 
 def _has_sizes(folder: Path, pin: Pin) -> bool:
@@ -148,8 +148,8 @@ def _has_sizes(folder: Path, pin: Pin) -> bool:
 
 
 def _state_of(folder: Path, pin: Pin) -> dict[str, list[int]]:
-    found = {file.name: (folder / file.name).stat() for file in pin.files}
-    return {name: [each.st_size, each.st_mtime_ns] for name, each in found.items()}
+    stats = {file.name: (folder / file.name).stat() for file in pin.files}
+    return {name: [each.st_size, each.st_mtime_ns] for name, each in stats.items()}
 
 
 def _is_checked(marker: Path, folder: Path, pin: Pin) -> bool:
@@ -166,13 +166,13 @@ def _write(marker: Path, state: dict[str, list[int]]) -> None:
     os.replace(temporary, marker)
 
 
-def _wrong_content(what: str, wrong: dict[str, str]) -> ModelError:
+def _wrong_content(label: str, wrong: dict[str, str]) -> ModelError:
     name, difference = next(iter(wrong.items()))
-    return ModelError(f"{what}: {name} differs from the pin after {ATTEMPTS} downloads: {difference}.")
+    return ModelError(f"{label}: {name} differs from the pin after {ATTEMPTS} downloads: {difference}.")
 
 
-def _not_writable(what: str, error: OSError) -> StoreError:
+def _not_writable(label: str, error: OSError) -> StoreError:
     reason = " ".join(str(error).split())
     return StoreError(
-        f"{what}: the cache {cache_folder()} cannot be written ({reason}): make room, or set JOINTDIT_CACHE."
+        f"{label}: the cache {cache_folder()} cannot be written ({reason}): make room, or set JOINTDIT_CACHE."
     )

@@ -14,7 +14,7 @@ from typing import Any
 from jointdit.errors import ModelError
 from pipelines.model.weights import hub, store
 from pipelines.model.weights.local import checkpoint_folder, hashed, local_files
-from pipelines.model.weights.selection import Role, wanted_files
+from pipelines.model.weights.selection import Role, select_files
 from pipelines.model.weights.terms import Terms, terms_of_readme
 from pipelines.model.weights.verify import PinnedFile
 from pipelines.spec.weights_address import WeightsAddress, parse_address
@@ -69,7 +69,7 @@ def pin(
         ModelError: the files do not exist, are not safetensors, or may not be downloaded.
         StoreError, TransientError: an object store or the hub cannot be read.
     """
-    what = f"{field} {value}"
+    label = f"{field} {value}"
     try:
         address = parse_address(value)
     except ValueError as error:
@@ -77,9 +77,9 @@ def pin(
     if address.kind == "hub":
         return _pin_hub(field, value, address, role, revision, recorded or {})
     if address.kind == "store":
-        found = store.list_objects(what, address)
-        names = list(found) if address.is_file else wanted_files(found, role, what)
-        chosen = store.pinned(address, [found[name] for name in names])
+        objects = store.list_objects(label, address)
+        names = list(objects) if address.is_file else select_files(objects, role, label)
+        chosen = store.pinned(address, [objects[name] for name in names])
         return Pin(field, value, address, "", chosen, identity_of(chosen), store.read_terms(address))
     return _pin_local(field, value, address)
 
@@ -103,14 +103,14 @@ def _pin_local(field: str, value: str, address: WeightsAddress) -> Pin:
         is_adapter = field == "model.adapter"
         advice = "the adapter's safetensors file" if is_adapter else "a checkpoint folder, a hub name, or tiny"
         raise ModelError(f"{field} {value} does not exist: give {advice}.")
-    found = local_files(path)
-    if not any(file.suffix == ".safetensors" for file in found):
+    paths = local_files(path)
+    if not any(file.suffix == ".safetensors" for file in paths):
         raise ModelError(
             f"{field} {value} is a folder without weights: give one with model_index.json and .safetensors."
         )
     if field == "model.adapter":
-        found = [path / name for name in wanted_files([str(f.relative_to(path)) for f in found], "adapter", field)]
-    chosen = hashed(path, found)
+        paths = [path / name for name in select_files([str(f.relative_to(path)) for f in paths], "adapter", field)]
+    chosen = hashed(path, paths)
     terms = terms_of_readme(path / "README.md")
     if value == "tiny":
         terms = Terms("apache-2.0", told_by="this package")
@@ -125,17 +125,19 @@ def _pin_hub(
     revision: str | None,
     recorded: Mapping[str, Any],
 ) -> Pin:
-    wanted = address.revision or revision
-    if wanted is None and recorded.get("value") == value:
-        wanted = recorded.get("commit") or None
-    found = hub.find(f"{field} {value}", address.location, wanted)
+    wanted_revision = address.revision or revision
+    if wanted_revision is None and recorded.get("value") == value:
+        wanted_revision = recorded.get("commit") or None
+    repository = hub.find(f"{field} {value}", address.location, wanted_revision)
     if address.file is not None:
-        if address.file not in found.files:
-            raise ModelError(f"{field} {value}: the repository has no such file at {found.commit}: correct the name.")
+        if address.file not in repository.files:
+            raise ModelError(
+                f"{field} {value}: the repository has no such file at {repository.commit}: correct the name."
+            )
         names = [address.file]
     else:
-        names = wanted_files(found.files, role, f"{field} {value}")
-    chosen = tuple(found.files[name] for name in names)
-    hub.check_access(f"{field} {value}", address.location, found, names)
-    weights = found.commit if address.file is None else identity_of(chosen)
-    return Pin(field, value, address, found.commit, chosen, weights, found.terms)
+        names = select_files(repository.files, role, f"{field} {value}")
+    chosen = tuple(repository.files[name] for name in names)
+    hub.check_access(f"{field} {value}", address.location, repository, names)
+    weights = repository.commit if address.file is None else identity_of(chosen)
+    return Pin(field, value, address, repository.commit, chosen, weights, repository.terms)

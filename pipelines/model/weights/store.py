@@ -23,7 +23,7 @@ def storage_of(address: WeightsAddress) -> Storage:
     return Storage(address.location.rpartition("/")[0] if address.is_file else address.location)
 
 
-def list_objects(what: str, address: WeightsAddress) -> dict[str, ObjectInfo]:
+def list_objects(label: str, address: WeightsAddress) -> dict[str, ObjectInfo]:
     """List the objects of the folder, or the single file, by name. Raises ModelError if there are none."""
     storage = storage_of(address)
     if address.is_file:
@@ -32,22 +32,22 @@ def list_objects(what: str, address: WeightsAddress) -> dict[str, ObjectInfo]:
             with explained(storage.uri, name, at_start=True):
                 return {name: storage.info(name)}
         except FileNotFoundError:
-            raise ModelError(f"{what}: the object does not exist: correct the address.") from None
+            raise ModelError(f"{label}: the object does not exist: correct the address.") from None
     with explained(storage.uri, at_start=True):
-        found = {each.path: each for each in storage.list()}
-    if not found:
-        raise ModelError(f"{what}: no object exists under this address: correct it.")
-    return found
+        objects = {each.path: each for each in storage.list()}
+    if not objects:
+        raise ModelError(f"{label}: no object exists under this address: correct it.")
+    return objects
 
 
 def pinned(address: WeightsAddress, objects: Iterable[ObjectInfo]) -> tuple[PinnedFile, ...]:
     """Return the objects with the digests that their ETags give."""
     storage = storage_of(address)
-    found = []
+    files = []
     for each in objects:
         part = _first_part(storage, each.path) if "-" in each.etag else None
-        found.append(PinnedFile(each.path, each.size, digest_of_etag(each.etag, part)))
-    return tuple(found)
+        files.append(PinnedFile(each.path, each.size, digest_of_etag(each.etag, part)))
+    return tuple(files)
 
 
 def read_terms(address: WeightsAddress) -> Terms:
@@ -62,7 +62,7 @@ def read_terms(address: WeightsAddress) -> Terms:
         return terms_of_readme(path)
 
 
-def download_file(what: str, storage: Storage, file: PinnedFile, target: Path) -> int:
+def download_file(label: str, storage: Storage, file: PinnedFile, target: Path) -> int:
     """Download an object to a file, or resume an earlier attempt; returns the number of downloaded bytes.
 
     Raises:
@@ -73,7 +73,7 @@ def download_file(what: str, storage: Storage, file: PinnedFile, target: Path) -
     start = target.stat().st_size if target.exists() else 0
     if start > file.size:
         start = 0
-    _check_unchanged(what, storage, file)
+    _check_unchanged(label, storage, file)
     with target.open("r+b" if start else "wb") as output:
         output.truncate(start)
         output.seek(start)
@@ -84,7 +84,7 @@ def download_file(what: str, storage: Storage, file: PinnedFile, target: Path) -
             output.write(block)
         output.flush()
         os.fsync(output.fileno())
-    _check_unchanged(what, storage, file)  # so that the file never mixes blocks of two objects
+    _check_unchanged(label, storage, file)  # so that the file never mixes blocks of two objects
     return file.size - start
 
 
@@ -95,15 +95,15 @@ def read_range(storage: Storage, name: str, start: int, stop: int) -> bytes:
         return block
 
 
-def _check_unchanged(what: str, storage: Storage, file: PinnedFile) -> None:
+def _check_unchanged(label: str, storage: Storage, file: PinnedFile) -> None:
     try:
-        found = storage.info(file.name)
+        current = storage.info(file.name)
     except FileNotFoundError:
-        raise ModelError(f"{what}: {file.name} was deleted after it was pinned: restore it.") from None
-    if found.size != file.size or found.etag != file.digest.rpartition(":")[2]:
+        raise ModelError(f"{label}: {file.name} was deleted after it was pinned: restore it.") from None
+    if current.size != file.size or current.etag != file.digest.rpartition(":")[2]:
         raise ModelError(
-            f"{what}: {file.name} has changed since it was pinned: restore the pinned object, or choose another output "
-            "for the new weights."
+            f"{label}: {file.name} has changed since it was pinned: restore the pinned object, or choose another "
+            "output for the new weights."
         )
 
 

@@ -42,8 +42,8 @@ def mismatch(path: Path, file: PinnedFile) -> str | None:
     size = path.stat().st_size
     if size != file.size:
         return f"{size} bytes instead of {file.size}"
-    found = digest_of(path, file.digest)
-    return None if found == file.digest else f"its hash is {found} instead of {file.digest}"
+    digest = digest_of(path, file.digest)
+    return None if digest == file.digest else f"its hash is {digest} instead of {file.digest}"
 
 
 def digest_of(path: Path, like: str) -> str:

@@ -12,7 +12,7 @@ from jobs.report import show_plan
 from jointdit.errors import ModelError, SpecError
 from pipelines.model.identity import identify
 from pipelines.model.weights.local import checkpoint_folder
-from pipelines.model.weights.selection import wanted_files
+from pipelines.model.weights.selection import select_files
 from pipelines.model.weights.terms import terms_of_card
 from pipelines.run.preview import preview
 from pipelines.spec.job import ModelSpec, load_spec
@@ -64,17 +64,17 @@ def test_what_a_name_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_which_files_of_a_repository_are_taken() -> None:
-    chosen = wanted_files(FLUX_REPOSITORY, "pipeline", "model.base x")
+    chosen = select_files(FLUX_REPOSITORY, "pipeline", "model.base x")
     left = {"LICENSE.md", "flux1-dev.safetensors", "ae.safetensors", "dev_grid.jpg", "scheduler/scheduler_config.json"}
     assert set(FLUX_REPOSITORY) - set(chosen) == left | {"vae/diffusion_pytorch_model.bin"}
-    transformer = wanted_files(FLUX_REPOSITORY, "transformer", "model.base x")
+    transformer = select_files(FLUX_REPOSITORY, "transformer", "model.base x")
     assert {name.split("/")[0] for name in transformer} == {"README.md", "transformer"}
-    components = wanted_files(FLUX_REPOSITORY, "components", "model.components x")
+    components = select_files(FLUX_REPOSITORY, "components", "model.components x")
     assert [name for name in components if name.startswith("transformer/")] == ["transformer/config.json"]
     with pytest.raises(ModelError, match=r"only vae/model.bin, and pickled files can run code"):
-        wanted_files(["vae/model.bin", "model_index.json"], "pipeline", "model.base x")
+        select_files(["vae/model.bin", "model_index.json"], "pipeline", "model.base x")
     with pytest.raises(ModelError, match="leads out of its folder"):
-        wanted_files(["../escape.safetensors"], "pipeline", "model.base x")
+        select_files(["../escape.safetensors"], "pipeline", "model.base x")
 
 
 @pytest.mark.parametrize(

@@ -378,7 +378,7 @@ def test_other_weights_are_refused() -> None:
 def test_quantised_and_offloaded_weights_are_checked_with_the_spec():
     quantised = {"quant_backend": "bitsandbytes_4bit", "quant_kwargs": {"bnb_4bit_quant_type": "nf4"}}
     spec = load_spec(changed(MINIMAL, "model.quantization", quantised))
-    wanted = spec.model.quantization.wanted()
+    wanted = spec.model.quantization.settings()
     assert (wanted.backend, wanted.components) == ("bitsandbytes_4bit", ("transformer", "text_encoder_2"))
     assert fingerprint_of(spec, IDENTITY) != fingerprint_of(load_spec(MINIMAL), IDENTITY)
     offloaded = load_spec(changed(MINIMAL, "model.offload", "model"))
