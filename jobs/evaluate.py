@@ -20,7 +20,7 @@ from rich.table import Table
 from jobs.evaluation.benchmarks import BenchmarkChoice, benchmark_table, check_benchmarks
 from jobs.evaluation.context import SceneEvaluation, Sizes
 from jobs.evaluation.depth import depth_tables, lifting_tables, step_tables, style_tables, vae_tables
-from jobs.evaluation.images import joint_tables, restyle_tables, spectra_tables
+from jobs.evaluation.generation import joint_tables, restyle_tables, spectra_tables
 from jobs.report import console, say
 from jointdit.errors import InputError, SpecError
 from jointdit.evaluation.published import depth_to_image_table, joint_models_table, robust_table, text_to_image_table
@@ -163,7 +163,7 @@ def _local(option: str, name: str) -> str:
 
     transformers would look for each file at the hub for most of a minute before it says that there is no network.
     """
-    from jointdit.evaluation.features import PICKLES
+    from jointdit.loading.checkpoint_files import PICKLES
 
     with contextlib.suppress(ValueError):  # which the pin explains
         if Path(name).suffix in PICKLES or parse_address(name).kind == "local":

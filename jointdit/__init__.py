@@ -1,4 +1,4 @@
-"""JointDiT (ICCV 2025, arXiv 2505.00482): one diffusion transformer for RGB and depth, as a library.
+"""JointDiT (ICCV 2025, arXiv 2505.00482): a diffusion transformer for RGB and depth.
 
 Read the files in this order:
 

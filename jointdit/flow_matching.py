@@ -1,4 +1,4 @@
-"""Rectified flow with one noise level per modality: schedule, timestep sampling, noising, loss.
+"""Rectified flow with one noise level per modality: schedule, noise levels, noising, loss.
 
 The noise level t is 1 for noise and 0 for clean latents (the paper uses the opposite convention):
 

@@ -2,7 +2,7 @@
 
 context.py         the checkpoint, its sizes, what several parts share
 depth.py           vae, depth, styles, lifting, steps
-images.py        joint, restyle, spectra
+generation.py      joint, restyle, spectra
 benchmarks.py      zero-shot depth on data sets, published figures beside it
 sheets.py          sheets of samples
 """

@@ -1,4 +1,4 @@
-"""Evaluation of depth, images and point clouds; README.md lists the measurements and their files."""
+"""Evaluation of depth, images and point clouds; see README.md."""
 
 from jointdit.evaluation.metrics import depth_metrics
 

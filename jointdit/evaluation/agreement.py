@@ -1,4 +1,4 @@
-"""Agreement of images with depth maps: depth is estimated from the image and compared with the map.
+"""Agreement of images with depth maps, by estimating depth from the image.
 
 In depth-to-image the map is the condition (depth fidelity). In joint samples it is the map that was generated with the
 image (self-consistency). `depth_agreement` scores a set, and the same set with shuffled images as the baseline.

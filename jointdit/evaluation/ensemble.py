@@ -1,4 +1,4 @@
-"""Test-time ensembling: align several estimates of one image, merge them, and measure their spread.
+"""Test-time ensembling: align estimates of one image, merge them, measure their spread.
 
 Each estimate is known up to scale and shift. The estimates are aligned by least squares to their consensus, which is
 the merged map of the aligned estimates. Both steps are repeated until the scales converge. With the mean as consensus

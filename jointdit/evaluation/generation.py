@@ -1,4 +1,4 @@
-"""Metrics of generated images: FID, Inception score and CLIP score, computed by torchmetrics.
+"""Metrics of generated images: FID, Inception score and CLIP score, by torchmetrics.
 
     pip install 'jointdit[evaluation]'
 

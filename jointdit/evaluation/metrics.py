@@ -1,4 +1,6 @@
-"""Depth metrics by the protocol of Marigold's evaluation code, which most published tables use.
+"""Depth metrics by the protocol of Marigold's evaluation code.
+
+Most published tables use this protocol.
 
     align (optional) -> clip to the data set's range -> metrics over the mask
 

@@ -1,6 +1,7 @@
-"""Depth models of transformers as baselines: Depth Anything, DPT (MiDaS), ZoeDepth, GLPN, Depth Pro, and others.
+"""Depth models of transformers as baselines, such as Depth Anything and DPT.
 
-A model is a folder or a hub name with config, image processor and safetensors. The processor sets the working size.
+They include MiDaS, ZoeDepth, GLPN and Depth Pro. A model is a folder or a hub name with config, image processor and
+safetensors. The processor sets the working size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Point clouds from depth maps: edges removed, with normals and confidence, downsampled and cleaned.
+"""Point clouds from depth maps: normals, confidence, downsampling, outlier removal.
 
     depth (H, W) --cloud_of--> PointCloud --voxel_downsample--> fewer points --without_outliers--> no outliers
 

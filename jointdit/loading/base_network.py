@@ -1,4 +1,4 @@
-"""The FLUX base network of an adapter: a folder in diffusers' layout, or a single file in BFL's.
+"""Load the FLUX base network of an adapter, from a folder or a single file.
 
 A single file (`flux1-dev.safetensors`) holds only the transformer. VAE, text encoders and tokenizers then come from
 `components`, a FLUX pipeline folder. The config.json of its transformer, if any, gives the shape of the network;

@@ -14,7 +14,13 @@ from transformers import CLIPTextConfig, T5Config
 
 from jointdit.errors import ModelError
 from jointdit.loading.base_network import COMPONENTS_ADVICE, is_single_file, single_file_network, transformer_folder
-from jointdit.loading.checkpoint_files import FilePath, folder_tensor_shapes, load_tokenizer, wrap_load_errors
+from jointdit.loading.checkpoint_files import (
+    FilePath,
+    check_tensors,
+    folder_tensor_shapes,
+    load_tokenizer,
+    wrap_load_errors,
+)
 from jointdit.model.transformer import JointDiTTransformer2DModel, check_adapter
 
 
@@ -58,12 +64,7 @@ def _check_tensors(kind: Any, folder: Path) -> Any:
         torch.device("meta"),
     ):
         model = kind.from_config(kind.load_config(folder))
-    for name, parameter in model.named_parameters():
-        shape = tuple(parameter.shape)
-        if name not in shapes:
-            raise ModelError(f"{folder}: tensor {name} of shape {shape} is missing, download or save it again.")
-        if shapes[name] != shape:
-            raise ModelError(
-                f"{folder}: tensor {name} has shape {shapes[name]} but its config.json says {shape}, save it again."
-            )
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    known = {name: shape for name, shape in shapes.items() if name in expected}  # files may have further tensors
+    check_tensors(folder, known, expected, "download or save it again")
     return model

@@ -1,4 +1,4 @@
-"""Convert FLUX's autoencoder (BFL's `ae.safetensors`) to diffusers' AutoencoderKL and back, bit for bit.
+"""Convert FLUX's autoencoder (`ae.safetensors`) to diffusers' AutoencoderKL and back.
 
 The layouts differ in names, in the order of the decoder's levels, and in the attention projections (1x1 convolutions in
 BFL's, Linears in diffusers'). The architecture is read from the shapes in the file.

@@ -1,6 +1,7 @@
-"""Attention with the joint connection: self-attention of each half plus weighted cross-attention between the halves.
+"""Attention with the joint connection between the halves.
 
-Shapes: B pairs, L tokens (text then image), H heads, D head width, C = H * D. The batch is `[rgb x B; depth x B]`.
+The output is the self-attention of each half plus weighted cross-attention between the halves. Shapes: B pairs, L
+tokens (text then image), H heads, D head width, C = H * D. The batch is `[rgb x B; depth x B]`.
 """
 
 from __future__ import annotations

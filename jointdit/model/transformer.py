@@ -1,8 +1,8 @@
-"""JointDiT's network: diffusers' FLUX transformer on a doubled batch, `[rgb x B; depth x B]`.
+"""JointDiT's network: diffusers' FLUX transformer on a doubled batch.
 
-Shapes: B pairs, N image tokens, T text tokens, C = heads * head width. Pair b is rows b and B + b. Both halves use the
-frozen base weights. The adapter consists of a LoRA, which applies to the depth half only, and one joint Linear per
-block, which connects the halves.
+The batch is `[rgb x B; depth x B]`. Shapes: B pairs, N image tokens, T text tokens, C = heads * head width. Pair b is
+rows b and B + b. Both halves use the frozen base weights. The adapter consists of a LoRA, which applies to the depth
+half only, and one joint Linear per block, which connects the halves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Activation memory of a pipeline call, by stage, measured by running its code on the meta device.
+"""Activation memory of a pipeline call by stage, measured on the meta device.
 
 Inference stores nothing for gradients, so the largest set of live tensors counts:
 

@@ -24,6 +24,7 @@ from jointdit.loading.checkpoint_files import FilePath, folder_tensor_shapes, te
 from jointdit.loading.offload import Offload
 from jointdit.loading.quantization import Quantization
 from jointdit.model.transformer import JointDiTTransformer2DModel, is_adapter, ranks_in_file
+from jointdit.profiling import RESERVED_BYTES
 from jointdit.profiling.activations import Architecture, Call, activation_bytes
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -33,7 +34,6 @@ STAGES = {
     "denoise": ("transformer",),
     "decode": ("vae",),
 }
-RESERVED_BYTES = 1 << 30  # assumed
 # Workspace of the convolutions as a share of the VAE's activations, when several images are decoded at once. At 512 px
 # on an H100, PyTorch 2.11: 0.58 for 4 and for 8 images, none for one (`python -m jobs.tools.gpu_check`).
 DECODE_WORKSPACE = 0.6

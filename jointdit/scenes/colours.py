@@ -1,7 +1,8 @@
-"""Check whether an image shows the colours of its prompt, by segmentation into named colours.
+"""Check whether an image shows the colours of its prompt.
 
-Shading and shadow scale a surface's colour and keep its direction in RGB, so a pixel gets the name of the colour with
-the smallest angle to it. White and gray have the same direction and are distinguished by brightness.
+The image is segmented into named colours. Shading and shadow scale a surface's colour and keep its direction in RGB,
+so a pixel gets the name of the colour with the smallest angle to it. White and gray have the same direction and are
+distinguished by brightness.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Sample a scene from a seed: rooms and open ground, one or several objects, low and high cameras.
+"""Sample a scene from a seed.
 
-Captions are true of the image: objects are in view, in their column, and not hidden by others.
+Scenes are rooms or open ground with one or several objects, seen by low or high cameras. Captions are true of the
+image: objects are in view, in their column, and not hidden by others.
 """
 
 from __future__ import annotations

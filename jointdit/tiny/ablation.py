@@ -1,8 +1,9 @@
-"""The paper's ablation at the tiny checkpoint's size: {adaptive weights} x {unbalanced sampling}.
+"""The paper's ablation at the tiny checkpoint's size.
 
-Each of the four variants trains a new adapter on the same frozen base, with the same pairs, noise and number of steps
-for each seed. All are evaluated in the three tasks on the same held-out scenes. The scores of a finished run are stored
-as JSON, so an interrupted command resumes with the next run.
+The variants are {adaptive weights} x {unbalanced sampling}. Each of the four variants trains a new adapter on the
+same frozen base, with the same pairs, noise and number of steps for each seed. All are evaluated in the three tasks
+on the same held-out scenes. The scores of a finished run are stored as JSON, so an interrupted command resumes with
+the next run.
 """
 
 from __future__ import annotations

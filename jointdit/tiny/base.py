@@ -1,4 +1,4 @@
-"""Stage 2: the base, a text-to-image FLUX on the scenes' images, trained with its text encoders."""
+"""Stage 2: a text-to-image FLUX on the scenes' images, trained with its text encoders."""
 
 from __future__ import annotations
 

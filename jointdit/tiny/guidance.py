@@ -1,4 +1,4 @@
-"""Stage 3: guidance distillation, so that one forward pass replaces the two of classifier-free guidance.
+"""Stage 3: guidance distillation, which replaces classifier-free guidance.
 
 As in FLUX.1-dev, guidance is an input of the network, like the noise level. Method: Meng et al., "On Distillation of
 Guided Diffusion Models" (arXiv 2210.03142), stage one.

@@ -1,4 +1,4 @@
-"""The training loop of all stages: deterministic batches, EMA, atomic checkpoints, exact resume.
+"""The training loop of all stages, with atomic checkpoints and exact resume.
 
 A batch depends only on (seed, stage, step), so a resumed run uses the same batches as an uninterrupted one. It is drawn
 on the device of the parameters, and a GPU draws other batches than a CPU.

@@ -1,4 +1,4 @@
-"""Training of adapters, and the parts that the recipe of the tiny checkpoint shares; see README.md.
+"""Training of adapters; see README.md.
 
 Read in this order: adapter_spec (the settings), adapter (the training loop), pairs and batches (the pairs of a step),
 encoding (pixels and captions to latents and embeddings), loss, optimizers, parallel (several workers), validation,

@@ -1,4 +1,4 @@
-"""Train an adapter: the base is frozen, the LoRA of the depth half and the joint connections learn.
+"""Train an adapter: the LoRA of the depth half and the joint connections.
 
     checkpoint -> for each step: pairs -> latents -> noise -> loss -> gradient -> optimizer -> average -> adapter
 

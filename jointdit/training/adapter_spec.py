@@ -1,4 +1,4 @@
-"""Settings of adapter training; the model and the data are chosen in pipelines/training/spec.py."""
+"""Settings of adapter training."""
 
 from __future__ import annotations
 

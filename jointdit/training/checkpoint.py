@@ -1,4 +1,4 @@
-"""Training checkpoints: weights, their moving average and the optimizer in one safetensors file.
+"""Training checkpoints: weights, moving average and optimizer in one safetensors file.
 
 Files are written atomically. Tensors are named `<kind>.<parameter>`, where the kind is `now`, `ema`, or an entry of the
 optimizer's state. The header stores the step and `facts`, which a resumed run must agree on.

@@ -1,4 +1,4 @@
-"""Training pairs: what a source of them gives, by number, and scenes rendered on the fly as the first source.
+"""Training pairs, the interface of their sources, and rendered scenes as a source.
 
 A source has a fixed number of pairs in a fixed order, so that which pairs a step sees depends on its number alone.
 """

@@ -1,4 +1,4 @@
-"""Training on several workers: DDP (replicas) or FSDP2 (sharded weights, gradients and optimizer).
+"""Training on several workers with DDP or FSDP2.
 
 A shared LoRA A is a Parameter of the layer that registers it, and all layers that use it are in the same block. So DDP
 reduces it once, and FSDP gathers it together with the block.

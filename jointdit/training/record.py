@@ -1,4 +1,4 @@
-"""Records of a training run: `loss.jsonl` for each step, TensorBoard events, and progress lines.
+"""Records of a training run: `loss.jsonl`, TensorBoard events, progress lines.
 
 `loss.jsonl` stores step, loss, gradient norm and learning rate without times, so that runs can be compared. A run that
 resumes at step n first removes later lines, which the interrupted run wrote after its last checkpoint.

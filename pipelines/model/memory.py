@@ -1,4 +1,4 @@
-"""Check the GPU memory that a job's workers need, from the spec on the driver and on a worker.
+"""Check the GPU memory that a job's workers need.
 
 `jointdit.profiling.memory` makes the estimate. It imports torch, which takes seconds, so it is imported only if a GPU
 could be too small.
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jointdit.errors import ModelError, SpecError
+from jointdit.profiling import RESERVED_BYTES
 from pipelines.model.identity import ModelIdentity
 from pipelines.model.weights.local import checkpoint_folder
 from pipelines.spec.job import EncodeSpec, JobSpec, PrepareSpec
@@ -24,7 +25,6 @@ SMALL_GB = 8.0
 # Activations of FLUX.1-dev in float32, by `jointdit.profiling.memory`: at most 4,980 bytes per pixel in decode, and 237
 # MB per sample for the text tokens in denoise. Much smaller checkpoints are not wider.
 BYTES_A_PIXEL, BYTES_A_SAMPLE = 6144, 256 << 20
-RESERVED_BYTES = 1 << 30  # as in jointdit.profiling.memory, for non-tensor memory
 ADVICE = "model.vae_slicing, model.offload or model.quantization"
 
 

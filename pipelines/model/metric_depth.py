@@ -1,4 +1,4 @@
-"""`output.points.calibrate`: a metric depth model determines the range in metres of each image.
+"""`output.points.calibrate`: the range in metres of each image by a metric depth model.
 
 The worker runs it with the models of scores (quality/model_scored.py), on images at the model's size without padding. A
 and B of 1/z = A + B d are valid at any size; finish.py scales the focal length. The quality of the fit gives two scores

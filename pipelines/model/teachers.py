@@ -1,4 +1,4 @@
-"""Task `prepare`: teachers estimate the relative disparity of images, and a captioner describes them.
+"""Task `prepare`: relative disparity by teachers, and captions by a captioner.
 
     Teacher           an image (H, W, 3) -> disparity (H, W), near is high, of any scale and shift
     DepthTeacher      any depth model of transformers (AutoModelForDepthEstimation), such as Depth-Anything-V2

@@ -1,9 +1,9 @@
-"""Thresholds as quantiles: `min_span: {quantile: 0.05}` is the 5 % quantile of a calibration sample.
+"""Thresholds as quantiles of the scores of a calibration sample.
 
-`jointdit calibrate` (pipelines/run/calibrate.py) generates a sample and writes its scores to
-<calibration>/calibration.json; `quality.calibration` is that folder. Quantiles are replaced by numbers when the spec is
-loaded, and `quality.calibrated` records their source. Filters, commits and versions only have numbers, so a new
-calibration affects later decisions, never earlier ones.
+`min_span: {quantile: 0.05}` is the 5 % quantile. `jointdit calibrate` (pipelines/run/calibrate.py) generates a sample
+and writes its scores to <calibration>/calibration.json; `quality.calibration` is that folder. Quantiles are replaced
+by numbers when the spec is loaded, and `quality.calibrated` records their source. Filters, commits and versions only
+have numbers, so a new calibration affects later decisions, never earlier ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sections of a job spec that do not affect pixels: retries, resources, budget, price, notify."""
+"""The sections of a job spec on the run: retries, resources, budget, price, notify."""
 
 from __future__ import annotations
 

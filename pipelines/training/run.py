@@ -1,4 +1,4 @@
-"""Training on Ray Train: the driver checks the spec, starts the workers, and restarts them after a loss.
+"""Training on Ray Train: check the spec, start the workers, restart them after a loss.
 
     run_training(job) -> check -> TorchTrainer(train_worker) -> adapter.safetensors and pipeline/ in job.output
 

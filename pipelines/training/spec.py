@@ -1,4 +1,4 @@
-"""The spec of `jointdit train` with `recipe: adapter`: model, data, training, resources, output folder."""
+"""The spec of `jointdit train` with `recipe: adapter`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs from tables: a published dataset, or any table with image, depth and caption columns.
+"""Pairs from tables: a published dataset, or a table with images, depth and captions.
 
 The readers of task `encode` read them. No row is skipped: a row that cannot be used ends the training with an error
 that names it. (Task `encode` quarantines such rows, and its output trains faster.)

@@ -1,4 +1,4 @@
-"""Zero-shot depth benchmarks in their own file layouts, with the protocol of Marigold's evaluation.
+"""Zero-shot depth benchmarks in their own file layouts, with Marigold's protocol.
 
     files.py      a data set's folder or tar archive, its list of images, decoding of images and maps
     benchmark.py  the definition of a benchmark, and an estimator's scores on it

@@ -1,4 +1,4 @@
-"""Rendered scenes as a benchmark: a folder that `jointdit scenes` wrote, with metadata.jsonl as the list."""
+"""Rendered scenes as a benchmark: a folder that `jointdit scenes` wrote."""
 
 from __future__ import annotations
 

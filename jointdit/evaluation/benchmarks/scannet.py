@@ -1,6 +1,6 @@
-"""ScanNet, 800 frames of the validation scenes, with colour resized to the depth camera's size.
+"""ScanNet, 800 frames of the validation scenes.
 
-List: image, depth.
+Colour must be resized to the depth camera's size. List: image, depth.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Local weights and their SHA-256 hashes, which are cached because FLUX takes a minute to hash."""
+"""Local weights, and their SHA-256 hashes, which are cached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a pin on this node's disk: one process downloads them once, and they are verified before use.
+"""The files of a pin on this node's disk, downloaded once and verified.
 
     <JOINTDIT_CACHE>/weights/<pin>/     verified files from an object store; the folder is created by a rename
     <JOINTDIT_CACHE>/partial/<pin>/     a download in progress; the next process resumes an interrupted one

@@ -1,4 +1,4 @@
-"""Licence of weights and gating of their hub repository, from the hub, a model card, or the spec."""
+"""Licence of weights, and gating of their hub repository."""
 
 from __future__ import annotations
 

@@ -10,8 +10,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from jointdit.pipeline import TINY_CHECKPOINT, JointDiTPipeline
+from jointdit.profiling import RESERVED_BYTES
 from jointdit.profiling.activations import Call, activation_bytes
-from jointdit.profiling.memory import DECODE_WORKSPACE, RESERVED_BYTES, estimate_memory, flux_model, read_model
+from jointdit.profiling.memory import DECODE_WORKSPACE, estimate_memory, flux_model, read_model
 from jointdit.profiling.tensor_memory import TensorMemory
 
 PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
