@@ -111,14 +111,14 @@ class JointDiTPipeline(DiffusionPipeline):
 
     def _check_components(self) -> None:
         network = self.transformer.config
-        for what, found, needed in (
+        for setting, value, needed in (
             ("vae.latent_channels * 4", 4 * self.vae.config.latent_channels, network.in_channels),
             ("text_encoder.hidden_size", self.text_encoder.config.hidden_size, network.pooled_projection_dim),
             ("text_encoder_2.d_model", self.text_encoder_2.config.d_model, network.joint_attention_dim),
         ):
-            if found != needed:
+            if value != needed:
                 raise ModelError(
-                    f"{what} is {found} but the transformer needs {needed}: combine parts of one checkpoint."
+                    f"{setting} is {value} but the transformer needs {needed}: combine parts of one checkpoint."
                 )
 
     @property
@@ -294,17 +294,17 @@ class JointDiTPipeline(DiffusionPipeline):
         """
         texts = [text or EMPTY_PROMPT for text in prompts]
         unique = list(dict.fromkeys(texts))
-        found = {text: self._kept_texts[text] for text in unique if text in self._kept_texts}
-        if missing := [text for text in unique if text not in found]:
+        embeddings = {text: self._kept_texts[text] for text in unique if text in self._kept_texts}
+        if missing := [text for text in unique if text not in embeddings]:
             clip_length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
             clip_ids = self._token_ids(self.tokenizer, missing, clip_length)
             t5_ids = self._token_ids(self.tokenizer_2, missing, self.config.max_sequence_length)
             pooled = self.text_encoder(clip_ids).pooler_output
             states = self.text_encoder_2(t5_ids)[0]
-            found |= dict(zip(missing, zip(states, pooled, strict=True), strict=True))
+            embeddings |= dict(zip(missing, zip(states, pooled, strict=True), strict=True))
         if self._texts_kept:
-            self._keep({text: found[text] for text in unique})
-        states, pooled = (torch.stack(rows) for rows in zip(*(found[text] for text in texts), strict=True))
+            self._keep({text: embeddings[text] for text in unique})
+        states, pooled = (torch.stack(rows) for rows in zip(*(embeddings[text] for text in texts), strict=True))
         return states.to(self._execution_device), pooled.to(self._execution_device)
 
     def keep_texts(self, count: int) -> None:
@@ -315,9 +315,9 @@ class JointDiTPipeline(DiffusionPipeline):
         """
         self._texts_kept, self._kept_texts = count, {}
 
-    def _keep(self, found: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def _keep(self, embeddings: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Add embeddings to the cache, and remove the least recently used."""
-        for text, (states, pooled) in found.items():
+        for text, (states, pooled) in embeddings.items():
             kept = self._kept_texts.pop(text, None)
             # Copied, because a row of a batch would keep the whole batch in memory.
             self._kept_texts[text] = kept or (states.clone(), pooled.clone())

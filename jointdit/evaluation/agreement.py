@@ -109,8 +109,8 @@ def pair_agreement(
     scale, shift = fit_scale_shift(standard, target, np.ones(target.shape, bool))
     fitted: FloatArray = standard * scale + shift if scale > 0 else np.full_like(target, target.mean())
     near, far = ASSUMED_RANGE
-    found = np.clip(fitted, near, far) if alignment == "depth" else np.reciprocal(np.clip(fitted, 1 / far, 1 / near))
-    metrics = metrics_of_pixels(found, truth)
+    depth = np.clip(fitted, near, far) if alignment == "depth" else np.reciprocal(np.clip(fitted, 1 / far, 1 / near))
+    metrics = metrics_of_pixels(depth, truth)
     span = far - near if alignment == "depth" else 1 / near - 1 / far
     correlation = _correlation(_details(standard * target.std() / span), _details(target / span))
     return PairAgreement(metrics["abs_rel"], metrics["delta1"], correlation)

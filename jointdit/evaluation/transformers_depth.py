@@ -68,14 +68,14 @@ class TransformersDepth:
         inputs = self._processor(images=image, return_tensors="pt").to(self._device)
         height, width = image.shape[:2]
         resized = self._at_size(self._model(**inputs), height, width)
-        found = resized["predicted_depth"].reshape(height, width).float().cpu().numpy()
-        if not np.isfinite(found).all():
+        depth = resized["predicted_depth"].reshape(height, width).float().cpu().numpy()
+        if not np.isfinite(depth).all():
             raise InputError(
                 f"{self.name} returned values that are not finite for an image of {width} x {height} pixels: leave "
                 "the image out."
             )
         focal = resized.get("focal_length")
-        return found, None if focal is None else float(focal)
+        return depth, None if focal is None else float(focal)
 
     def _at_size(self, outputs: Any, height: int, width: int) -> dict[str, Any]:
         """Resize the outputs for one image to its size with the processor, which also removes its padding."""

@@ -117,10 +117,10 @@ def adapter_tensors(num_layers: int, num_single_layers: int) -> TensorMap:
 
 def official_shapes(path: FilePath) -> tuple[str, dict[str, tuple[int, ...]]]:
     """Return the prefix of a file's official names, and the shapes by name without it. Raises ModelError."""
-    found = tensor_shapes(path)
-    if not any(name.startswith(NETWORK_PREFIX) for name in found):
-        return "", found
-    inside = {name: shape for name, shape in found.items() if name.startswith(NETWORK_PREFIX)}
+    shapes = tensor_shapes(path)
+    if not any(name.startswith(NETWORK_PREFIX) for name in shapes):
+        return "", shapes
+    inside = {name: shape for name, shape in shapes.items() if name.startswith(NETWORK_PREFIX)}
     return NETWORK_PREFIX, {name.removeprefix(NETWORK_PREFIX): shape for name, shape in inside.items()}
 
 

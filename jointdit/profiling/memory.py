@@ -167,9 +167,9 @@ def with_workspace(activations: Mapping[str, int], call: Call) -> dict[str, int]
 
 def _in_its_block(name: str) -> str:
     """Rename a published adapter's tensor, so that its name shows its block and that it belongs to the adapter."""
-    found = re.match(r"(double|single)_blocks\.(\d+)\.", name)
+    match = re.match(r"(double|single)_blocks\.(\d+)\.", name)
     kind = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
-    return f"{kind[found[1]]}.{found[2]}.lora_.{name}" if found else f"inputs.lora_.{name}"
+    return f"{kind[match[1]]}.{match[2]}.lora_.{name}" if match else f"inputs.lora_.{name}"
 
 
 def _tensor_bytes(
@@ -207,8 +207,8 @@ def _on_device(stage: str, sizes: Mapping[str, Mapping[str, int]], offload: Offl
     if offload == "group" and stage == "denoise":
         blocks: Counter[str] = Counter()
         for name, size in sizes["transformer"].items():
-            found = re.match(r"(?:single_)?transformer_blocks\.\d+\.", name)
-            blocks[found.group() if found else ""] += size
+            match = re.match(r"(?:single_)?transformer_blocks\.\d+\.", name)
+            blocks[match.group() if match else ""] += size
         rest = blocks.pop("", 0)
         return rest + PREFETCHED * max(blocks.values(), default=0)
     layers: Counter[str] = Counter()

@@ -35,7 +35,7 @@ KINDS = {
     "trio": 0.17,
     "related": 0.2,
     "group": 0.18,
-}  # what stands there -> share of scenes
+}  # arrangement of objects -> share of scenes
 PLACEMENTS = 40  # attempts to place objects so that all are in view
 MOST_HIDDEN = 0.5  # share of an object's width and height that a nearer object may hide
 MARGIN = 0.06  # share of the image between an object's centre and the border

@@ -117,22 +117,22 @@ def load_training(
     with _opened(path) as file:
         entries: dict[str, list[str]] = {}
         for key in file.keys():  # noqa: SIM118
-            what, _, name = key.partition(".")
-            entries.setdefault(name, []).append(what)
+            entry, _, name = key.partition(".")
+            entries.setdefault(name, []).append(entry)
         _check_names(path, named, entries, lambda key: tuple(file.get_slice(key).get_shape()))
         numbers = set(json.loads(file.metadata().get("numbers", "[]")))
         for (name, parameter), mean_value in zip(named, average, strict=True):
             parameter.copy_(_like(file.get_tensor(f"now.{name}"), parameter))
             mean_value.copy_(_like(file.get_tensor(f"ema.{name}"), mean_value))
             state: dict[str, Any] = {}
-            for what in entries[name]:
-                if what in ("now", "ema"):
+            for entry in entries[name]:
+                if entry in ("now", "ema"):
                     continue
-                value = file.get_tensor(f"{what}.{name}")
-                if what in numbers:
-                    state[what] = value.item()
+                value = file.get_tensor(f"{entry}.{name}")
+                if entry in numbers:
+                    state[entry] = value.item()
                 else:  # the step count stays on the CPU, as in torch's optimizers
-                    state[what] = value if what == "step" else _like(value, parameter)
+                    state[entry] = value if entry == "step" else _like(value, parameter)
             optimizer.state[parameter] = state
     return step
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -20,8 +19,8 @@ from pipelines.spec.job import InputSpec
 from pipelines.stages.readers import list_files
 from pipelines.stages.readers.opening import open_input
 from pipelines.stages.sinks.latents import ARRAYS
+from pipelines.training.tables import CachedBlocks
 
-CACHED_ROWS = 1024
 COLUMNS = ["id", "height", "width", "tokens", "text_tokens", *ARRAYS]
 
 
@@ -55,8 +54,7 @@ class LatentPairs:
                     f"data: {file.uri} was encoded by another VAE or other text encoders than those of {model}: encode "
                     "with the model that you train."
                 )
-        self.first = np.concatenate([[0], np.cumsum(self.blocks())]).astype(np.int64)
-        self._cache: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        self._rows = CachedBlocks(self.blocks(), self._read_block)
 
     def blocks(self) -> Sequence[int]:
         """Return the number of rows of each row group."""
@@ -80,8 +78,7 @@ class LatentPairs:
         return [self._pair(number, bucket) for number in numbers]
 
     def _pair(self, number: int, bucket: Bucket) -> EncodedPair:
-        block = int(np.searchsorted(self.first, number, side="right")) - 1
-        row = self._rows(block)[number - int(self.first[block])]
+        row, _ = self._rows.row(number)
         if (row["height"], row["width"]) != tuple(bucket):
             raise InputError(
                 f"data: pair {row['id']} was encoded at height {row['height']}, width {row['width']}, which is not one "
@@ -94,13 +91,8 @@ class LatentPairs:
         ]
         return EncodedPair(arrays[0], arrays[1], arrays[2], arrays[3][0], row["height"], row["width"])
 
-    def _rows(self, block: int) -> list[dict[str, Any]]:
-        if block not in self._cache:
-            file, group, _ = self.groups[block]
-            with open_input(file.uri, random_access=True) as stream:
-                rows = pq.ParquetFile(stream).read_row_group(group, columns=COLUMNS).to_pylist()
-            while self._cache and sum(map(len, self._cache.values())) + len(rows) > CACHED_ROWS:
-                self._cache.popitem(last=False)
-            self._cache[block] = rows
-        self._cache.move_to_end(block)
-        return self._cache[block]
+    def _read_block(self, block: int) -> list[dict[str, Any]]:
+        file, group, _ = self.groups[block]
+        with open_input(file.uri, random_access=True) as stream:
+            rows: list[dict[str, Any]] = pq.ParquetFile(stream).read_row_group(group, columns=COLUMNS).to_pylist()
+        return rows

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,6 +29,28 @@ from pipelines.stages.readers.rows import RawRow, build_row, default_id, wanted_
 BLOCK_ROWS = 64  # in files without row groups
 CACHED_ROWS = 1024  # encoded rows in memory
 TASK = "encode"
+RowT = TypeVar("RowT")
+
+
+class CachedBlocks(Generic[RowT]):
+    """Rows, numbered over blocks that are read whole; the most recently used blocks are cached."""
+
+    def __init__(self, lengths: Sequence[int], read: Callable[[int], list[RowT]]) -> None:
+        """lengths: rows of each block. read: reads a block by its number."""
+        self._first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self._read = read
+        self._cache: OrderedDict[int, list[RowT]] = OrderedDict()
+
+    def row(self, number: int) -> tuple[RowT, int]:
+        """Return a row, and the number of its block."""
+        block = int(np.searchsorted(self._first, number, side="right")) - 1
+        if block not in self._cache:
+            rows = self._read(block)
+            while self._cache and sum(map(len, self._cache.values())) + len(rows) > CACHED_ROWS:
+                self._cache.popitem(last=False)
+            self._cache[block] = rows
+        self._cache.move_to_end(block)
+        return self._cache[block][number - int(self._first[block])], block
 
 
 class TablePairs:
@@ -44,8 +67,7 @@ class TablePairs:
             for rows in _groups(file, count_rows(file, spec_input)):
                 self.layout.append((file, start, start + rows))
                 start += rows
-        self.first = np.concatenate([[0], np.cumsum(self.blocks())]).astype(np.int64)
-        self._cache: OrderedDict[int, list[RawRow]] = OrderedDict()
+        self._rows = CachedBlocks(self.blocks(), self._read_block)
 
     def blocks(self) -> Sequence[int]:
         """Return the number of rows of each row group, or of blocks of 64 lines."""
@@ -76,9 +98,8 @@ class TablePairs:
         return [self._pair(number, bucket) for number in numbers]
 
     def _pair(self, number: int, bucket: Bucket) -> Pair:
-        block = int(np.searchsorted(self.first, number, side="right")) - 1
-        file = self.layout[block][0]
-        row = build_row(self._rows(block)[number - int(self.first[block])], file, self.input, TASK)
+        raw, block = self._rows.row(number)
+        row = build_row(raw, self.layout[block][0], self.input, TASK)
         if isinstance(row, BadRow):
             raise _cannot_train(row.id, row.error)
         try:
@@ -93,17 +114,12 @@ class TablePairs:
         assert self.input.depth is not None
         return Pair(row.rgb, disparity_from_depth(row.depth, row.depth_valid, self.input.depth.kind), row.prompt)
 
-    def _rows(self, block: int) -> list[RawRow]:
-        if block not in self._cache:
-            file, start, stop = self.layout[block]
-            rows = list(format_of(file).rows(file, start, stop, wanted_columns(self.input, TASK)))
-            if len(rows) != stop - start:
-                raise InputError(f"{file.uri} has fewer rows than at the start of training: restore the file.")
-            while self._cache and sum(map(len, self._cache.values())) + len(rows) > CACHED_ROWS:
-                self._cache.popitem(last=False)
-            self._cache[block] = rows
-        self._cache.move_to_end(block)
-        return self._cache[block]
+    def _read_block(self, block: int) -> list[RawRow]:
+        file, start, stop = self.layout[block]
+        rows = list(format_of(file).rows(file, start, stop, wanted_columns(self.input, TASK)))
+        if len(rows) != stop - start:
+            raise InputError(f"{file.uri} has fewer rows than at the start of training: restore the file.")
+        return rows
 
 
 def _groups(file: SourceFile, rows: int) -> list[int]:
