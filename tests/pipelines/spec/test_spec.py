@@ -358,7 +358,7 @@ def test_what_does_not_decide_pixels_may_change(path: str, value: Any) -> None:
 
 
 def test_a_refresh_decides_pixels_and_outputs_of_before_go_on() -> None:
-    depth = {**MINIMAL, "task": "depth", "input": {"uri": "pictures"}}
+    depth = {**MINIMAL, "task": "depth", "input": {"uri": "images"}}
     exact, kept = (load_spec(changed(depth, "model.condition_refresh", every)) for every in (1, 4))
     assert fingerprint_of(exact, IDENTITY) == fingerprint_of(load_spec(depth), IDENTITY)
     assert "model.rgb_refresh" not in fingerprint_of(exact, IDENTITY), "its shards keep their ids"

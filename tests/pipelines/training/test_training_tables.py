@@ -40,8 +40,8 @@ def ramp(height: int = 40, width: int = 60) -> np.ndarray:
 
 
 def row(number: int = 0, **changes: Any) -> dict[str, Any]:
-    picture = np.full((40, 60, 3), number, np.uint8)
-    found = {"image": {"bytes": png(picture), "path": None}, "depth": png(ramp()), "text": f"caption {number}"}
+    rgb_image = np.full((40, 60, 3), number, np.uint8)
+    found = {"image": {"bytes": png(rgb_image), "path": None}, "depth": png(ramp()), "text": f"caption {number}"}
     return {**found, **changes}
 
 
