@@ -313,7 +313,7 @@ def scenes(
     """Render scenes with exact depth: images, disparity, depth in metres, captions and intrinsics."""
     from jobs.report import show_progress
     from jobs.scenes import write_scenes
-    from jointdit.tiny.data import HELD_OUT_SEED
+    from jointdit.scenes.sampling import HELD_OUT_SEED
 
     first = HELD_OUT_SEED if seed is None else seed
     show_progress(write_scenes(output, count, first, width, height), count, f"scenes in {output}")

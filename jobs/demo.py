@@ -37,7 +37,7 @@ from jointdit.evaluation.baselines import constant_disparity, mean_training_disp
 from jointdit.evaluation.scenes import DepthScore, held_out_scenes, score_depth
 from jointdit.geometry.depth import decode_depth_png
 from jointdit.scenes.colours import check_colours
-from jointdit.tiny.data import HELD_OUT_SEED
+from jointdit.scenes.sampling import HELD_OUT_SEED
 from pipelines.dataset.validation.validate import validate
 from pipelines.engine.cluster import connect
 from pipelines.ledger.entries import Outcome

@@ -168,7 +168,7 @@ def _local(option: str, name: str) -> str:
 
     Without a network, transformers would retry each file for most of a minute before it reports an error.
     """
-    from jointdit.evaluation.features import PICKLES
+    from jointdit.loading.checkpoint_files import PICKLES
 
     with contextlib.suppress(ValueError):  # pin() explains a wrong address
         if Path(name).suffix in PICKLES or parse_address(name).kind == "local":

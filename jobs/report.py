@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.plan.retry import RetryPlan
     from pipelines.run.job import RunSummary
     from pipelines.run.preview import PlanPreview
-    from pipelines.spec.sections import PriceSpec
+    from pipelines.spec.running import PriceSpec
 
 console = Console(highlight=False)
 EXAMPLES = 10  # samples of each kind of change that `jointdit diff` prints

@@ -19,7 +19,6 @@ from pipelines.spec.file import (
     refuse_unusable,
     shown_value,
 )
-from pipelines.spec.job import as_tuples
 from pipelines.training.spec import AdapterJob
 
 RECIPES: dict[str, type[BaseModel]] = {
@@ -43,7 +42,7 @@ def load_train_spec(path: Path, overrides: Sequence[str] = ()) -> TrainSpec | Ad
         raise SpecError(f"recipe {shown_value(recipe)} in {path} is unknown: choose one of {', '.join(RECIPES)}.")
     kind = RECIPES[recipe]
     try:
-        spec = kind.model_validate(as_tuples(data))
+        spec = kind.model_validate(data)
     except ValidationError as error:
         raise SpecError(first_sentence(error, kind)) from None
     assert isinstance(spec, TrainSpec | AdapterJob | AblationSpec)

@@ -1,25 +1,23 @@
-"""JointDiT (ICCV 2025, arXiv 2505.00482): one diffusion transformer for RGB and depth, as a library.
+"""JointDiT (ICCV 2025, arXiv 2505.00482): a diffusion transformer for RGB and depth.
 
 Read the files in this order:
 
-    flow_matching.py     noise levels, schedule, noising, loss: the conventions everything else uses
-    depth_lora.py        the LoRA that turns the text-to-image network into a depth branch
-    joint_attention.py   the connection between the two branches, and its weights
-    transformer.py       the network: both branches as one batch [rgb; depth]
-    official.py          published checkpoints <-> ours; official_vae.py: FLUX's autoencoder
-    latents.py           images <-> latents <-> tokens; noise by seed
-    denoising.py         the one sampling loop of all three tasks
-    condition_cache.py   the given half of the network, kept over sampling steps
-    pipeline.py          JointDiTPipeline: prompts, images and depth in, RGB and depth out
-    pixels.py            what a caller gives it, checked, and its way into and out of the VAE
-    base_network.py      the FLUX that an adapter is put on: folder or single file
-    checkpoint_files.py  safetensors only, checked by name and shape
-    errors.py            what can go wrong
+    flow_matching.py             noise levels, sampling schedule, noising, loss: the conventions of all other files
+    model/depth_lora.py          the LoRA that turns the text-to-image network into a depth branch
+    model/joint_attention.py     the connection between the two branches, and its weights
+    model/transformer.py         the network: both branches as one batch [rgb; depth]
+    model/latents.py             images <-> latents <-> tokens; seeded noise
+    denoising.py                 the sampling loop of all three tasks
+    model/condition_cache.py     the cache of the clean half between refreshes
+    pipeline.py                  JointDiTPipeline: prompts, images and depth in, RGB and depth out
+    pixels.py                    checks of input images and maps, conversion to and from the VAE's range
+    loading/                     safetensors files, published layouts, base networks, quantization, offload
+    errors.py                    the library's errors
 
-Beside them: depth.py (disparity, metres, points), scenes/ (procedural RGB-D scenes), training/, evaluation/, tiny/ (a
-small checkpoint).
+Other folders: geometry/ (disparity, metres, points), profiling/ (FLOPs, memory), training/ (adapters), evaluation/,
+scenes/ (rendered RGB-D scenes) and tiny/ (the small checkpoint in the package, and its recipe).
 
-The public names load on first use, so that `import jointdit` does not wait for torch.
+The public names are imported on first use, so `import jointdit` does not import torch.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["JointDiTOutput", "JointDiTPipeline", "JointDiTTransformer2DModel", "denoise"]
 
-# The sampling loop's file is not called denoise.py: the submodule would take the function's place in this package.
+# The sampling loop is in denoising.py: a submodule named denoise would replace the function of that name.
 _HOME = {
     "JointDiTOutput": "jointdit.pipeline",
     "JointDiTPipeline": "jointdit.pipeline",

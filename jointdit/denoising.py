@@ -1,9 +1,10 @@
-"""The one sampling loop: Euler steps from noise to latents, for all three tasks.
+"""The sampling loop of all three tasks: Euler steps from noise to latents.
 
-What differs between the tasks is the noise level each half is given: `joint` takes both halves from t = 1 to 0;
-`depth` holds RGB at t = 0, where its latents are the image's; `depth-to-image` holds depth there.
+The tasks differ in the noise level of each half of the batch. `joint` denoises both halves from t = 1 to 0. `depth`
+keeps RGB at t = 0 with the latents of the image. `depth-to-image` keeps depth at t = 0.
 
-`rgb_refresh` trades that clean half's part of the work for an approximation: it is computed every so many steps.
+`condition_refresh` > 1 computes the clean half only in every n-th step and reuses its keys and values in between. This
+is faster and approximate.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jointdit.model.transformer import JointDiTTransformer2DModel
 Task = Literal["joint", "depth", "depth-to-image"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
-# Called after each step with its number, the latents (2B, N, C) after it and the velocity (2B, N, C) that led there.
+# Called after each step with its index, the new latents (2B, N, C) and the predicted velocity (2B, N, C).
 StepCallback = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
@@ -39,22 +40,31 @@ def denoise(
     txt_ids: torch.Tensor,
     num_inference_steps: int = 20,
     guidance_scale: float = 3.5,
-    rgb_refresh: int = 1,
+    condition_refresh: int = 1,
     on_step: StepCallback | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample packed latents of RGB and depth, (B, N, C) each.
 
-    noise: standard normal (rgb, depth), packed latents (B, N, C); the trajectory keeps its dtype, the network runs in
-    its own. condition: packed latents (B, N, C) of the image for `depth`, of the depth map for `depth-to-image`,
-    None for `joint`. It is put back before every step and returned as it is (the authors' code returns it one Euler
-    step off). prompt_embeds (B, T, D) and pooled_prompt_embeds (B, P) serve both halves (given for 2B rows, they are
-    taken as they are). guidance_scale is ignored by a network without guidance_embeds. rgb_refresh: the clean half
-    (RGB in `depth`, depth in `depth-to-image`) runs in every so many steps, and between them the other attends to what
-    was kept of it (`condition_cache.py`); 1 is exact. Raises InputError for an unknown task, a condition that the task
-    lacks or does not take, less than one step, or rgb_refresh for `joint`, which has no clean half.
+    Args:
+        noise: (rgb, depth), standard normal packed latents (B, N, C) each. Latents keep this dtype between steps; the
+            network runs in its own dtype.
+        condition: packed latents (B, N, C) of the image for `depth`, of the depth map for `depth-to-image`, None for
+            `joint`. They are restored before each step and returned unchanged (the authors' code returns them one
+            Euler step off).
+        prompt_embeds: (B, T, D), used for both halves; or (2B, T, D), one row for each row of the batch.
+        pooled_prompt_embeds: (B, P) or (2B, P), as prompt_embeds.
+        img_ids, txt_ids: position ids (N, 3) and (T, 3).
+        guidance_scale: ignored by a network without guidance_embeds.
+        condition_refresh: compute the clean half (RGB in `depth`, depth in `depth-to-image`) in every n-th step and
+            reuse its cached keys and values in between (see model/condition_cache.py); 1 is exact.
+        on_step: called after each step.
+
+    Raises:
+        InputError: the task is unknown, its condition is missing or not accepted, the number of steps is below 1, or
+            condition_refresh is used with `joint`, which has no clean half.
     """
     _check_task(task, condition, num_inference_steps)
-    check_refresh(task, rgb_refresh)
+    check_refresh(task, condition_refresh)
     pairs, tokens, _ = noise[0].shape
     clean = {"joint": slice(0, 0), "depth": slice(0, pairs), "depth-to-image": slice(pairs, None)}[task]
     latents = torch.cat(noise)
@@ -67,7 +77,7 @@ def denoise(
     guidance = torch.full_like(timestep, guidance_scale) if model.config.guidance_embeds else None
 
     cache = None
-    if rgb_refresh > 1:
+    if condition_refresh > 1:
         cache = ConditionCache("rgb" if task == "depth" else "depth")
 
     schedule = sampling_schedule(num_inference_steps, tokens).tolist()
@@ -75,7 +85,7 @@ def denoise(
         timestep.fill_(t)
         timestep[clean] = 0
         if cache is not None:
-            cache.reuse = step % rgb_refresh != 0
+            cache.reuse = step % condition_refresh != 0
         velocity = model(
             latents.to(model.dtype),
             timestep=timestep,
@@ -108,12 +118,16 @@ def check_task(task: str) -> None:
         raise InputError(f"task is {task!r}: use one of {', '.join(TASKS)}.")
 
 
-def check_refresh(task: str, rgb_refresh: int) -> None:
-    """Raise InputError where the task can not keep its clean half for so many steps."""
-    if rgb_refresh < 1:
-        raise InputError(f"rgb_refresh is {rgb_refresh}: use at least 1, which computes both halves in every step.")
-    if rgb_refresh > 1 and task == "joint":
-        raise InputError(f"rgb_refresh is {rgb_refresh} but task 'joint' has no clean half to keep: leave it at 1.")
+def check_refresh(task: str, condition_refresh: int) -> None:
+    """Raise InputError if condition_refresh is below 1, or above 1 for a task without a clean half."""
+    if condition_refresh < 1:
+        raise InputError(
+            f"condition_refresh is {condition_refresh}: give at least 1, which computes both halves in every step."
+        )
+    if condition_refresh > 1 and task == "joint":
+        raise InputError(
+            f"condition_refresh is {condition_refresh}, and task 'joint' has no clean half to cache: use 1."
+        )
 
 
 def _check_task(task: str, condition: torch.Tensor | None, num_inference_steps: int) -> None:

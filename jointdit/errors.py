@@ -1,17 +1,17 @@
-"""Every error a user can meet.
+"""The library's errors.
 
     JointDiTError (Exception)
-    ├── PermanentError          doing it again gives the same answer: stop, name the field and the fix
-    │   ├── SpecError           the job or training spec (also a ValueError)
-    │   ├── InputError          the input files, their columns, their rows (also a ValueError)
-    │   ├── ModelError          a checkpoint or an adapter that does not fit (also a ValueError)
-    │   └── StoreError          bucket missing, no access, a disk that is full, a store without create-only writes
-    └── RowError                one row is bad: it is quarantined alone, its neighbours go on (also a ValueError)
+    ├── PermanentError          a retry fails in the same way
+    │   ├── SpecError           the job or training spec is invalid (also a ValueError)
+    │   ├── InputError          input files, columns or rows cannot be used (also a ValueError)
+    │   ├── ModelError          a checkpoint or an adapter does not fit (also a ValueError)
+    │   └── StoreError          bucket missing, no access, disk full, or no create-only writes
+    └── RowError                one row cannot be used and is quarantined (also a ValueError)
 
 The engine adds TransientError (pipelines/store/errors.py) and Unfinished (pipelines/ledger/entries.py).
 
-A message is one sentence: the field or file, what was found, what to do. The command line prints it and exits with 1;
-a traceback appears with `--debug` only.
+A message is one sentence: the field or file, what was found, what to do. The command line prints it and exits with
+code 1; it shows a traceback only with `--debug`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class JointDiTError(Exception):
 
 
 class PermanentError(JointDiTError):
-    """Trying again gives the same answer."""
+    """A retry fails in the same way."""
 
 
 class SpecError(PermanentError, ValueError):
-    """A spec field is missing, unknown, or has an impossible value."""
+    """A field of a spec is missing, unknown, or has an invalid value."""
 
 
 class InputError(PermanentError, ValueError):
@@ -34,12 +34,12 @@ class InputError(PermanentError, ValueError):
 
 
 class ModelError(PermanentError, ValueError):
-    """A checkpoint is missing, of another size, or in a format that is not loaded (pickle)."""
+    """A checkpoint is missing, has other shapes than expected, or is in a format that is not loaded (pickle)."""
 
 
 class StoreError(PermanentError):
-    """The object store refuses for good: missing bucket, no access, no create-only write."""
+    """The object store refuses permanently: missing bucket, no access, no create-only write."""
 
 
 class RowError(JointDiTError, ValueError):
-    """One row cannot be used; it goes to quarantine and its neighbours go on."""
+    """One row cannot be used. It is quarantined and the other rows continue."""

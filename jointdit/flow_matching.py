@@ -1,7 +1,8 @@
-"""Rectified flow with one noise level for each modality: schedule, timestep sampling, noising, loss.
+"""Rectified flow with one noise level per modality: schedule, noise levels, noising, loss.
 
-The noise level t is 1 for noise and 0 for a clean latent (the paper writes it the other way round). x_t = (1 - t) x +
-t eps, the network predicts eps - x, and a sampling step is x += (t_next - t) v.
+The noise level t is 1 for noise and 0 for clean latents (the paper uses the opposite convention):
+
+    x_t = (1 - t) x + t eps       the network predicts v = eps - x       a sampling step is x += (t_next - t) v
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ SMALL_SHIFT = 0.25
 
 
 def shift_noise_level(t: torch.Tensor, shift: float) -> torch.Tensor:
-    """Move noise levels towards 1 (shift > 1) or 0 (shift < 1): s t / (1 + (s - 1) t)."""
+    """Shift noise levels towards 1 (shift > 1) or 0 (shift < 1): s t / (1 + (s - 1) t), in t's shape."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 def sampling_schedule(num_inference_steps: int, image_tokens: int) -> torch.Tensor:
-    """Noise levels from 1 to 0, (num_inference_steps + 1,) float32 on the CPU.
+    """Return noise levels from 1 to 0, (num_inference_steps + 1,) float32 on the CPU.
 
-    linspace shifted by mu, which grows linearly with the number of packed image tokens: 256 -> 0.5, 4096 -> 1.15
-    (FLUX's get_schedule).
+    The levels are equally spaced and then shifted by exp(mu). mu is linear in the number of packed image tokens:
+    0.5 at 256 tokens, 1.15 at 4096 (FLUX's get_schedule).
     """
     mu = 0.5 + (1.15 - 0.5) * (image_tokens - 256) / (4096 - 256)
     t = torch.linspace(1, 0, num_inference_steps + 1)
@@ -34,13 +35,12 @@ def sampling_schedule(num_inference_steps: int, image_tokens: int) -> torch.Tens
 def sample_timesteps(
     n: int, generator: torch.Generator | None = None, unbalanced: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unbalanced training noise levels of n pairs: RGB (n,) and depth (n,), in [0, 1], float32 where the generator is.
+    """Draw training noise levels of n pairs: RGB (n,) and depth (n,), float32 in [0, 1], on the generator's device.
 
-    sigmoid of a normal draw, shifted. Half of the pairs share one level from the normal shift; in a quarter RGB comes
-    from the normal and depth from the small shift; in a quarter the reverse. Each pair draws its own scenario.
+    Each level is the sigmoid of a normal sample, shifted. Half of the pairs use one level with the normal shift for
+    both modalities. In a quarter RGB has the normal shift and depth the small one, in the last quarter the reverse.
 
-    Without `unbalanced`, what it is compared with: the other half of the pairs draw two levels, both from the normal
-    shift.
+    With unbalanced=False, the baseline of the ablation, both levels of the other half have the normal shift.
     """
     device = generator.device if generator else None
     scenario = torch.randint(0, 4, (n,), generator=generator, device=device)
@@ -53,16 +53,16 @@ def sample_timesteps(
 
 
 def add_noise(latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """x_t = (1 - t) x + t eps for latents and noise (N, ...) and noise levels (N,)."""
+    """Return x_t = (1 - t) x + t eps, (N, ...), from latents and noise (N, ...) and noise levels (N,)."""
     t = t.to(latents).view(-1, *[1] * (latents.ndim - 1))
     return (1 - t) * latents + t * noise
 
 
 def velocity_target(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """What the network predicts: eps - x."""
+    """Return the target of the network, eps - x, in the shape of the latents."""
     return noise - latents
 
 
 def joint_flow_matching_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Joint conditional flow matching loss: float32 mean squared error over both halves (2B, ...), equally weighted."""
+    """Return the joint conditional flow matching loss, the float32 mean squared error over both halves (2B, ...)."""
     return functional.mse_loss(prediction.float(), target.float())

@@ -1,7 +1,7 @@
-"""JointDiTPipeline: prompts, images and depth in, RGB and relative disparity out.
+"""JointDiTPipeline: prompts, images and disparity maps in, RGB and relative disparity out.
 
-Shapes: B samples, H x W pixels, N packed image tokens, T text tokens. All samples of a call have one size, a multiple
-of 16 pixels for FLUX's VAE; sizes of any kind are fitted by `jointdit.geometry.depth`.
+Shapes: B samples, H x W pixels, N packed image tokens, T text tokens, C latent channels. All samples of a call have
+the same size, a multiple of 16 pixels with FLUX's VAE. `jointdit.geometry.depth.fit_to_model` resizes other images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 from jointdit.denoising import StepCallback, Task, check_task, denoise
 from jointdit.errors import InputError, ModelError
 from jointdit.loading.base_network import COMPONENTS_ADVICE, is_single_file, load_base
-from jointdit.loading.checkpoint_files import FilePath, load_component, load_tokenizer, placed, told_as_model_error
+from jointdit.loading.checkpoint_files import FilePath, device_map_for, load_component, load_tokenizer, wrap_load_errors
 from jointdit.loading.network_errors import network_errors
 from jointdit.loading.quantization import Quantization
 from jointdit.model.latents import (
@@ -46,19 +46,19 @@ from jointdit.pixels import (
 from jointdit.profiling.stopwatch import Stopwatch, step_of
 
 TINY_CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
-GUIDANCE = 3.5  # what the authors sample with
+GUIDANCE = 3.5  # the authors' guidance scale
 _SETTINGS = ("default_height", "default_width", "max_sequence_length", "default_depth_guidance")
 _DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-EMPTY_PROMPT = " "  # what the authors use for depth estimation and for dropped captions in training
+EMPTY_PROMPT = " "  # the authors' prompt for depth estimation and for dropped captions in training
 
 
 @dataclass(frozen=True)
 class JointDiTOutput:
-    """What a call returns, one row a sample.
+    """Output of a call, one entry per sample.
 
-    `disparity` is relative: 1 nearest, 0 farthest in each image, by the min and max of the decoded map. The task's
-    input comes back as it was given. A sample whose numbers are not finite has `finite` False, NaN disparity and
-    black pixels; its neighbours are not touched.
+    `disparity` is relative: the decoded map is scaled so that the nearest pixel of each image is 1 and the farthest 0.
+    The input image or map is returned unchanged. A sample with values that are not finite has `finite` False, NaN
+    disparity and black pixels; the other samples are not affected.
     """
 
     rgb: NDArray[np.uint8]  # (B, H, W, 3)
@@ -69,14 +69,13 @@ class JointDiTOutput:
 class JointDiTPipeline(DiffusionPipeline):
     """RGB and depth together (`joint`), depth of an image (`depth`), or an image of a depth map (`depth-to-image`).
 
-    Components as in diffusers' FluxPipeline without a scheduler: JointDiT's transformer, VAE, CLIP (pooled output)
-    and T5 (token states) with their tokenizers. `default_height` and `default_width` (pixels),
-    `max_sequence_length` (T5 tokens) and `default_depth_guidance` (of task depth, where no prompt is followed) are
-    settings of the checkpoint.
+    The components are those of diffusers' FluxPipeline without a scheduler: JointDiT's transformer, VAE, CLIP (pooled
+    output) and T5 (token states) with their tokenizers. A checkpoint also stores `default_height` and `default_width`
+    (pixels), `max_sequence_length` (T5 tokens) and `default_depth_guidance` (guidance scale of task depth).
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
-    stopwatch: Stopwatch | None = None  # times the steps of calls, where one is set
+    stopwatch: Stopwatch | None = None  # measures the time of each step, if set
 
     def __init__(
         self,
@@ -108,23 +107,23 @@ class JointDiTPipeline(DiffusionPipeline):
         )
         self._check_components()
         self._texts_kept = 0
-        self._kept_texts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # text -> (T, D) and (P,), oldest first
+        self._kept_texts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # text -> (T, D) and (P,), in order of use
 
     def _check_components(self) -> None:
         network = self.transformer.config
-        for what, found, needed in (
+        for setting, value, needed in (
             ("vae.latent_channels * 4", 4 * self.vae.config.latent_channels, network.in_channels),
             ("text_encoder.hidden_size", self.text_encoder.config.hidden_size, network.pooled_projection_dim),
             ("text_encoder_2.d_model", self.text_encoder_2.config.d_model, network.joint_attention_dim),
         ):
-            if found != needed:
+            if value != needed:
                 raise ModelError(
-                    f"{what} is {found} but the transformer needs {needed}: combine parts of one checkpoint."
+                    f"{setting} is {value} but the transformer needs {needed}: combine parts of one checkpoint."
                 )
 
     @property
     def size_multiple(self) -> int:
-        """Pixels that height and width must be multiples of: the VAE's downsampling times the 2x2 packing."""
+        """Height and width must be multiples of this many pixels: the VAE's downsampling times the 2x2 packing."""
         return 2 * self._vae_factor
 
     @property
@@ -144,29 +143,37 @@ class JointDiTPipeline(DiffusionPipeline):
         device: torch.device | str | None = None,
         **kwargs: Any,
     ) -> JointDiTPipeline:
-        """Load a checkpoint: "tiny", a folder written by save_pretrained, or its name on the Hugging Face hub.
+        """Load a JointDiT checkpoint, or a FLUX pipeline with a published adapter.
 
-        base: instead, a FLUX.1 pipeline (dev, schnell, Krea or any fine-tune of the same architecture), folder or hub
-        name, to which the published `adapter` (a local safetensors file) is added. It may also be a single file in
-        Black Forest Labs' layout or the folder of a transformer: `components` is then a FLUX pipeline whose other parts
-        are used. torch_dtype: of transformer and text encoders, default float32; the VAE always runs in float32, which
-        far depth needs. quantization: of the transformer's and text encoders' weights, as they are loaded. device:
-        where tensors are read to, one by one; default the CPU. kwargs: parts that replace the checkpoint's, as in
-        diffusers, and options of its hub download. Raises ModelError for what is not there, is not safetensors, or does
-        not fit.
+        Args:
+            pretrained_model_name_or_path: "tiny", a folder written by save_pretrained, or a name on the Hugging Face
+                hub.
+            base: instead of a checkpoint, a FLUX.1 pipeline (dev, schnell, Krea or a fine-tune of the same
+                architecture), folder or hub name. It may also be a single file in Black Forest Labs' layout, or the
+                folder of a transformer; both need `components`.
+            adapter: the published adapter for `base`, a local safetensors file.
+            components: a FLUX pipeline that provides VAE, text encoders and tokenizers.
+            torch_dtype: of the transformer and text encoders, default float32. The VAE always runs in float32,
+                because the precision of far depth depends on it.
+            quantization: how to quantise the transformer and text encoders while they are loaded.
+            device: device of the loaded tensors, default the CPU.
+            kwargs: components that replace the checkpoint's, as in diffusers, and options of the hub download.
+
+        Raises:
+            ModelError: files are missing, are not safetensors, or do not fit together.
         """
         if (pretrained_model_name_or_path is None) == (base is None) or (base is None) != (adapter is None):
             raise ModelError(
                 "Give either the name of a JointDiT checkpoint, or both base= (a FLUX pipeline) and adapter=."
             )
         if base is None and components is not None:
-            raise ModelError("components= belong to base=, and a JointDiT checkpoint is whole: remove one of them.")
+            raise ModelError("components= needs base=, and a JointDiT checkpoint is complete: remove components=.")
         if base is not None and is_single_file(base) and components is None:
-            raise ModelError(f"{base}: a single file holds the transformer alone, {COMPONENTS_ADVICE}.")
+            raise ModelError(f"{base}: a single file holds only the transformer, {COMPONENTS_ADVICE}.")
         whole = base if components is None else components
         folder = _checkpoint_folder(pretrained_model_name_or_path if whole is None else whole, kwargs)
         dtype = torch_dtype or torch.float32
-        with told_as_model_error(f"{folder / cls.config_name} is not valid JSON"):
+        with wrap_load_errors(f"{folder / cls.config_name} is not valid JSON"):
             index = dict(json.loads((folder / cls.config_name).read_text()))
         parts = {**{name: index[name] for name in _SETTINGS if name in index}, **kwargs}
 
@@ -176,7 +183,7 @@ class JointDiTPipeline(DiffusionPipeline):
 
         if "transformer" not in parts and base is None:
             parts["transformer"] = JointDiTTransformer2DModel.from_pretrained(
-                folder / "transformer", dtype=dtype, **placed(device), **quantized("transformer")
+                folder / "transformer", dtype=dtype, **device_map_for(device), **quantized("transformer")
             )
         elif "transformer" not in parts:
             network = folder if components is None or base is None else base
@@ -206,18 +213,31 @@ class JointDiTPipeline(DiffusionPipeline):
         width: int | None = None,
         num_inference_steps: int = 20,
         guidance_scale: float | None = None,
-        rgb_refresh: int = 1,
+        condition_refresh: int = 1,
         on_step: StepCallback | None = None,
+        rgb_refresh: int | None = None,
     ) -> JointDiTOutput:
         """Generate len(seeds) samples.
 
-        prompt: one for all samples or one each; None and "" are the empty prompt. seeds: one a sample; a sample's
-        noise depends on its seed and size alone. image (task depth): uint8 (H, W, 3), one for all or one each.
-        disparity (task depth-to-image): float (H, W) in [0, 1], 1 nearest, one for all or one each. height, width:
-        pixels, default the input's or the checkpoint's. guidance_scale: default 3.5, for task depth the checkpoint's;
-        ignored by a network without guidance embedding. rgb_refresh: the clean half is computed in every so many steps,
-        1 is exact (see `denoise`). Raises InputError naming the argument that does not fit.
+        Args:
+            prompt: one for all samples or one per sample; None and "" are the empty prompt.
+            task: "joint", "depth" or "depth-to-image".
+            seeds: one per sample. The noise of a sample depends only on its seed and size.
+            image: for task depth, uint8 (H, W, 3), one for all samples or one per sample.
+            disparity: for task depth-to-image, float (H, W) in [0, 1], 1 nearest, one for all samples or one per
+                sample.
+            height, width: pixels, default the size of the input or of the checkpoint.
+            guidance_scale: default 3.5, for task depth the checkpoint's; ignored by a network without guidance
+                embedding.
+            condition_refresh: compute the clean half in every n-th step; 1 is exact (see `denoise`).
+            on_step: called after each step (see `denoise`).
+            rgb_refresh: renamed to condition_refresh.
+
+        Raises:
+            InputError: an argument is invalid; the message names it.
         """
+        if rgb_refresh is not None:
+            raise InputError("rgb_refresh was renamed: give condition_refresh instead.")
         check_task(task)
         prompts = one_each("prompt", [prompt] if prompt is None or isinstance(prompt, str) else list(prompt), seeds)
         images = check_images(image, seeds, task)
@@ -248,7 +268,7 @@ class JointDiTPipeline(DiffusionPipeline):
                 txt_ids=text_position_ids(prompt_embeds.shape[1]).to(noise[0]),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
-                rgb_refresh=rgb_refresh,
+                condition_refresh=condition_refresh,
                 on_step=on_step,
             )
 
@@ -267,39 +287,39 @@ class JointDiTPipeline(DiffusionPipeline):
         )
 
     def encode_prompt(self, prompts: Sequence[str | None]) -> tuple[torch.Tensor, torch.Tensor]:
-        """T5's token states (B, T, D) and CLIP's pooled output (B, P), as FluxPipeline does.
+        """Return T5's token states (B, T, D) and CLIP's pooled output (B, P), as FluxPipeline does.
 
-        Each text is padded to a fixed length without a mask and cut where it is longer; None and "" become one space. A
-        text that comes twice is encoded once.
+        Each text is padded or truncated to a fixed length, without a mask. None and "" become one space. Repeated
+        texts are encoded once.
         """
         texts = [text or EMPTY_PROMPT for text in prompts]
         unique = list(dict.fromkeys(texts))
-        found = {text: self._kept_texts[text] for text in unique if text in self._kept_texts}
-        if missing := [text for text in unique if text not in found]:
+        embeddings = {text: self._kept_texts[text] for text in unique if text in self._kept_texts}
+        if missing := [text for text in unique if text not in embeddings]:
             clip_length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
             clip_ids = self._token_ids(self.tokenizer, missing, clip_length)
             t5_ids = self._token_ids(self.tokenizer_2, missing, self.config.max_sequence_length)
             pooled = self.text_encoder(clip_ids).pooler_output
             states = self.text_encoder_2(t5_ids)[0]
-            found |= dict(zip(missing, zip(states, pooled, strict=True), strict=True))
+            embeddings |= dict(zip(missing, zip(states, pooled, strict=True), strict=True))
         if self._texts_kept:
-            self._keep({text: found[text] for text in unique})
-        states, pooled = (torch.stack(rows) for rows in zip(*(found[text] for text in texts), strict=True))
+            self._keep({text: embeddings[text] for text in unique})
+        states, pooled = (torch.stack(rows) for rows in zip(*(embeddings[text] for text in texts), strict=True))
         return states.to(self._execution_device), pooled.to(self._execution_device)
 
     def keep_texts(self, count: int) -> None:
-        """Keep the embeddings of the last `count` texts, and the empty prompt's beside them; 0 keeps none.
+        """Cache the embeddings of the last `count` texts and of the empty prompt; 0 disables the cache.
 
-        For whoever calls again and again with the same text encoders: a change of theirs goes unnoticed until this is
-        called anew. T5-XXL's states of 512 tokens take 4 MB a text in bfloat16.
+        Call it again after the text encoders change, which clears the cache. T5-XXL's states of 512 tokens take 4 MB
+        per text in bfloat16.
         """
         self._texts_kept, self._kept_texts = count, {}
 
-    def _keep(self, found: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Take in what a call encoded or used, and let go of what was not used for longest."""
-        for text, (states, pooled) in found.items():
+    def _keep(self, embeddings: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Add embeddings to the cache, and remove the least recently used."""
+        for text, (states, pooled) in embeddings.items():
             kept = self._kept_texts.pop(text, None)
-            # Copies: a row of a batch would hold on to the whole batch.
+            # Copied, because a row of a batch would keep the whole batch in memory.
             self._kept_texts[text] = kept or (states.clone(), pooled.clone())
         others = [text for text in self._kept_texts if text != EMPTY_PROMPT]
         for text in others[: max(0, len(others) - self._texts_kept)]:
@@ -311,22 +331,22 @@ class JointDiTPipeline(DiffusionPipeline):
         return ids
 
     def prepare_noise(self, seeds: Sequence[int], height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Packed noise of RGB and depth, (B, N, 4C) float32: each sample drawn from its own seed on the CPU."""
+        """Return packed noise of RGB and depth, (B, N, 4C) float32 each, drawn per sample from its seed on the CPU."""
         shape = (2, self.vae.config.latent_channels, height // self._vae_factor, width // self._vae_factor)
         noise = seeded_noise(seeds, shape).to(self._execution_device)
         return pack_latents(noise[:, 0]), pack_latents(noise[:, 1])
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] -> packed latents (B, N, 4C), the mode of the VAE's posterior."""
+        """Encode pixels (B, 3, H, W) in [-1, 1] to packed latents (B, N, 4C), the mode of the VAE's posterior."""
         return pack_latents(encode_image(self.vae, pixels.to(self._execution_device)))
 
     def decode_pixels(self, packed: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Packed latents (B, N, 4C) -> (B, 3, H, W), about [-1, 1], float32 on the CPU."""
+        """Decode packed latents (B, N, 4C) to pixels (B, 3, H, W), about [-1, 1], float32 on the CPU."""
         latents = unpack_latents(packed, height // self._vae_factor, width // self._vae_factor)
         return decode_latents(self.vae, latents).cpu()
 
     def _size(self, height: int | None, width: int | None, given: NDArray[Any] | None) -> tuple[int, int]:
-        """The size of this call in pixels, from the arguments, the input (B, H, W, ...) or the checkpoint's default."""
+        """Return (height, width) in pixels from the arguments, the input (B, H, W, ...) or the checkpoint."""
         default = (self.config.default_height, self.config.default_width) if given is None else given.shape[1:3]
         size = (height or default[0], width or default[1])
         if given is not None and size != default:
@@ -344,7 +364,7 @@ class JointDiTPipeline(DiffusionPipeline):
 
 
 def _checkpoint_folder(name: FilePath | None, kwargs: dict[str, Any]) -> Path:
-    """The local folder of a checkpoint, downloaded where it is on the hub; takes the download's options from kwargs."""
+    """Return the local folder of a checkpoint, downloaded if needed; pops the options of the download from kwargs."""
     assert name is not None
     folder = TINY_CHECKPOINT if name == "tiny" else Path(name)
     options = {option: kwargs.pop(option) for option in _DOWNLOAD_OPTIONS if option in kwargs}
@@ -356,12 +376,12 @@ def _checkpoint_folder(name: FilePath | None, kwargs: dict[str, Any]) -> Path:
             folder = Path(DiffusionPipeline.download(str(name), use_safetensors=True, **options))
         except network_errors(OSError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise ModelError(f"{name}: neither a folder here nor to be had from the hub ({reason}).") from error
+            raise ModelError(f"{name}: no local folder, and the hub download failed ({reason}).") from error
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{folder}: model_index.json is missing, give the folder of a whole pipeline.")
     return folder
 
 
 def local_checkpoint(name: FilePath) -> Path:
-    """The local folder of a checkpoint by its name, downloaded where it is on the hub. Raises ModelError."""
+    """Return the local folder of a checkpoint, after a download from the hub if needed. Raises ModelError."""
     return _checkpoint_folder(name, {})

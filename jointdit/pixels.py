@@ -1,7 +1,7 @@
-"""Images and disparity maps as a caller gives them, checked, and their way into and out of the VAE.
+"""Input images and disparity maps: checks, and conversion to and from the VAE's range.
 
-Depth enters the VAE as relative disparity spread to [-1, 1] and repeated to three channels, and leaves it as the
-channel mean in float32: bfloat16 and 8 bits ruin far depth.
+Depth enters the VAE as relative disparity, scaled to [-1, 1] and repeated to three channels. It leaves the VAE as the
+mean of the channels in float32: bfloat16 or 8 bits would lose the precision of far depth.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from jointdit.errors import InputError
 
-ROUNDING = 1e-3  # how far outside [0, 1] a resampled disparity may lie
+ROUNDING = 1e-3  # tolerance outside [0, 1] of a resampled disparity
 
 
 def one_each(name: str, values: list[Any], seeds: Sequence[int]) -> list[Any]:
-    """Values for len(seeds) samples: one for all is repeated. Raises InputError where the numbers differ."""
+    """Return one value per seed; a single value is repeated. Raises InputError if the numbers differ."""
     if not seeds:
         raise InputError("seeds is empty: give one seed a sample.")
     if len(values) == 1:
@@ -30,7 +30,7 @@ def one_each(name: str, values: list[Any], seeds: Sequence[int]) -> list[Any]:
 
 
 def check_images(image: object, seeds: Sequence[int], task: str) -> NDArray[np.uint8] | None:
-    """Images of one size as (B, H, W, 3) uint8 for the task depth, else None. Raises InputError for anything else."""
+    """Return images of one size as (B, H, W, 3) uint8 for task depth, None for other tasks. Raises InputError."""
     arrays = _arrays("image", image, seeds, ndim=3, task=task, needed=task == "depth")
     if arrays is None:
         return None
@@ -40,9 +40,9 @@ def check_images(image: object, seeds: Sequence[int], task: str) -> NDArray[np.u
 
 
 def check_disparities(disparity: object, seeds: Sequence[int], task: str) -> NDArray[np.float32] | None:
-    """Disparities of one size as (B, H, W) float32 for the task depth-to-image, else None.
+    """Return disparities of one size as (B, H, W) float32 for task depth-to-image, None for other tasks.
 
-    NaN passes: it spoils its own sample only. Raises InputError for values outside [0, 1] and anything else.
+    NaN is accepted, because it affects only its own sample. Raises InputError, also for values outside [0, 1].
     """
     arrays = _arrays("disparity", disparity, seeds, ndim=2, task=task, needed=task == "depth-to-image")
     if arrays is None:
@@ -58,7 +58,7 @@ def check_disparities(disparity: object, seeds: Sequence[int], task: str) -> NDA
 def _arrays(
     name: str, value: Any, seeds: Sequence[int], ndim: int, task: str, needed: bool
 ) -> list[NDArray[Any]] | None:
-    """One array a sample, of one shape with ndim dimensions; None where the task takes none and none is given."""
+    """Return one array per sample, all of one shape with ndim dimensions; None if the task takes none."""
     if (value is not None) != needed:
         raise InputError(f"task {task!r} {'needs' if needed else 'does not take'} {name}, {name} is {_kind(value)}.")
     if value is None:
@@ -76,24 +76,24 @@ def _kind(value: object) -> str:
 
 
 def image_to_vae(images: NDArray[np.uint8]) -> torch.Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) in [-1, 1]."""
+    """Convert (B, H, W, 3) uint8 to (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def disparity_to_vae(disparities: NDArray[np.float32]) -> torch.Tensor:
-    """(B, H, W) in [0, 1] -> (B, 3, H, W) in [-1, 1], three equal channels."""
+    """Convert (B, H, W) in [0, 1] to (B, 3, H, W) in [-1, 1], three equal channels."""
     return (torch.from_numpy(disparities) * 2 - 1)[:, None].repeat(1, 3, 1, 1)
 
 
 def vae_to_image(decoded: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """(B, 3, H, W) -> (B, H, W, 3) uint8, and which samples are finite."""
+    """Convert (B, 3, H, W) to (B, H, W, 3) uint8, and return which samples (B,) are finite."""
     finite = decoded.isfinite().flatten(1).all(dim=1)
     pixels = (decoded.nan_to_num() + 1).clamp(0, 2) * 127.5
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy(), finite.numpy()
 
 
 def vae_to_disparity(decoded: torch.Tensor) -> NDArray[np.float32]:
-    """(B, 3, H, W) -> (B, H, W): channel mean, then min-max an image to [0, 1]; a map without any relief becomes 0."""
+    """Convert (B, 3, H, W) to (B, H, W): the channel mean, scaled to [0, 1] per image; a constant map becomes 0."""
     maps = decoded.mean(dim=1)
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return ((maps - low) / torch.where(high > low, high - low, 1)).numpy()

@@ -3,6 +3,6 @@
 context.py         the checkpoint, the sizes, and results that several parts share
 depth.py           vae, depth, styles, lifting, steps
 generation.py      joint, restyle, spectra
-benchmarks.py      zero-shot depth on benchmarks, with published figures
-sheets.py  spectra_figure.py   sheets of samples and figures
+benchmarks.py      zero-shot depth on data sets, published figures beside it
+sheets.py          sheets of samples
 """

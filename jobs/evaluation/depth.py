@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.evaluation.context import BATCH, SHOWN, SceneEvaluation, exact, generate
-from jobs.evaluation.sheets import Rgb, grey, save_sheet, stretched
+from jobs.evaluation.sheets import Rgb, save_sheet, stretched
 from jointdit.evaluation.alignment import fit_scale_shift
 from jointdit.evaluation.baselines import constant_disparity
 from jointdit.evaluation.estimators import JointDiTEstimator
 from jointdit.evaluation.lifting import score_lifting
 from jointdit.evaluation.scenes import DepthScore, depth_estimator, evaluate_vae, score_depth
 from jointdit.evaluation.tables import Column, ResultTable
+from jointdit.geometry.depth import grey_image
 from jointdit.scenes import Scene
 from jointdit.scenes.colours import check_colours
 from jointdit.scenes.styles import STYLES
@@ -72,7 +73,7 @@ def depth_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
     ratio = model.abs_rel / min(score.abs_rel for score in blind.values())
     table.notes.append(f"error over that of the better baseline that sees no image: {ratio:.2f}")
     evaluation.details["depth"] = {method: asdict(score) for method, score in scores.items()} | {"error_ratio": ratio}
-    cells = [(s.rgb, grey(exact(s)), grey(d)) for s, d in zip(scenes[:SHOWN], found, strict=False)]
+    cells = [(s.rgb, grey_image(exact(s)), grey_image(d)) for s, d in zip(scenes[:SHOWN], found, strict=False)]
     save_sheet(evaluation.output / "depth.png", cells)
     if evaluation.sizes.ensemble > 1:
         table.notes.append(_uncertainty(evaluation))
@@ -92,7 +93,7 @@ def style_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
         for method, score in _baseline_scores(evaluation, drawn).items():
             table.measured(f"{method}, {style}", _depth_row(score))
         for cell, scene, disparity in zip(cells, drawn, found, strict=False):
-            cell += [scene.rgb, grey(disparity)]
+            cell += [scene.rgb, grey_image(disparity)]
     blind = score_depth([evaluation.mean_disparity] * len(scenes), scenes)
     table.measured("mean training disparity", _depth_row(blind))
     save_sheet(evaluation.output / "styles.png", [tuple(cell) for cell in cells])
@@ -124,7 +125,7 @@ def step_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
     scenes, prompts = evaluation.scenes[:STEPS_SCENES], evaluation.captions
     how = f"{len(scenes)} held-out scenes and {len(prompts)} prompts; seconds on this machine, in batches of {BATCH}"
     table = ResultTable("Sampling steps", how, STEPS_COLUMNS)
-    cells: list[list[Rgb]] = [[scene.rgb, grey(exact(scene))] for scene in scenes[:SHOWN]]
+    cells: list[list[Rgb]] = [[scene.rgb, grey_image(exact(scene))] for scene in scenes[:SHOWN]]
     for steps in STEPS_COMPARED:
         start = time.perf_counter()
         found = depth_estimator(evaluation.pipe, steps, BATCH)([scene.rgb for scene in scenes])
@@ -135,7 +136,7 @@ def step_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
         values["colours found"] = check_colours(images.rgb, prompts).found
         table.measured(f"{evaluation.label}, {steps} steps", values)
         for cell, disparity in zip(cells, found, strict=False):
-            cell.append(grey(disparity))
+            cell.append(grey_image(disparity))
     save_sheet(evaluation.output / "steps.png", [tuple(cell) for cell in cells])
     return [table]
 

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.evaluation.context import Images, SceneEvaluation, exact, generate
-from jobs.evaluation.sheets import grey, save_sheet
-from jobs.evaluation.spectra_figure import spectra_figure
+from jobs.evaluation.sheets import save_sheet
 from jobs.recolour import recolour
 from jointdit.evaluation.agreement import assumed_depth, depth_agreement, typical_range
 from jointdit.evaluation.estimators import DepthEstimator
 from jointdit.evaluation.scenes import EstimateDepth, evaluate_prompts, score_depth
 from jointdit.evaluation.tables import Column, ResultTable
+from jointdit.geometry.depth import grey_image
 from jointdit.scenes.colours import ColourReport, check_two_objects
 
 SPECTRA_PROMPTS = 16  # at most
@@ -40,7 +40,7 @@ SPECTRA_COLUMNS = (
 def joint_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
     """Score images from captions: named colours, two objects, self-consistency, and FID, IS and CLIP if requested."""
     made = evaluation.generated
-    cells = [(rgb, grey(disparity)) for rgb, disparity in zip(made.rgb, made.disparity, strict=True)]
+    cells = [(rgb, grey_image(disparity)) for rgb, disparity in zip(made.rgb, made.disparity, strict=True)]
     save_sheet(evaluation.output / "joint.png", cells)
     evaluation.details["joint_prompts"] = made.prompts
     near, far = typical_range(evaluation.scenes)
@@ -61,7 +61,7 @@ def restyle_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
     sources = evaluation.scenes[: evaluation.sizes.prompts]
     prompts = [recolour(scene.caption) for scene in sources]
     made = generate(evaluation.pipe, prompts, evaluation.sizes.steps, [exact(scene) for scene in sources])
-    cells = [(grey(exact(scene)), rgb) for scene, rgb in zip(sources, made.rgb, strict=True)]
+    cells = [(grey_image(exact(scene)), rgb) for scene, rgb in zip(sources, made.rgb, strict=True)]
     save_sheet(evaluation.output / "depth-to-image.png", cells)
     evaluation.details["depth_to_image_prompts"] = prompts
     truths = [scene.depth for scene in sources]
@@ -73,12 +73,11 @@ def restyle_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
 
 
 def spectra_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """Measure low and high frequencies of both branches over the steps, with a figure."""
+    """Low and high frequencies of both branches over the steps."""
     from jointdit.evaluation.spectra import BRANCHES, record_spectra
 
     prompts, steps = evaluation.captions[:SPECTRA_PROMPTS], evaluation.sizes.steps
     spectra = record_spectra(evaluation.pipe, prompts, steps)
-    spectra_figure(spectra).save(evaluation.output / "spectra.png")
     how = (
         f"{len(prompts)} joint samples, {steps} steps; energy of the clean estimate of the latents, high: above half "
         "the highest frequency; settled: from then on within 10 % of the last step's"

@@ -9,18 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from jointdit.geometry.depth import grey_image
+
 Rgb = NDArray[np.uint8]
-
-
-def grey(disparity: NDArray[np.float32]) -> Rgb:
-    """Return a disparity (H, W) in [0, 1] as a grey image (H, W, 3); near is bright."""
-    return np.repeat(np.rint(np.nan_to_num(disparity) * 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def stretched(values: NDArray[np.float32]) -> Rgb:
     """Return a map (H, W) of any range as a grey image (H, W, 3); its 99th percentile is white."""
     top = float(np.percentile(values, 99)) or 1.0
-    return grey(np.clip(values / top, 0, 1))
+    return grey_image(np.clip(values / top, 0, 1))
 
 
 def save_sheet(path: Path, samples: Sequence[tuple[Rgb, ...]], columns: int = 6) -> Path:

@@ -29,7 +29,7 @@ from jobs.tools.scoring.sheet import Example, Rgb, depth_images, examples, save_
 from jobs.tools.scoring.spoilt import CAPTION_FAULTS, DEPTH_FAULTS, planted
 from jointdit.evaluation.transformers_depth import TransformersDepth
 from jointdit.scenes import Scene, render_scene
-from jointdit.tiny.data import HELD_OUT_SEED
+from jointdit.scenes.sampling import HELD_OUT_SEED
 from pipelines.model.metric_depth import load_calibrator
 from pipelines.quality import Filter, Scorer
 from pipelines.quality.depth_critic import DepthCritic

@@ -26,7 +26,7 @@ from jobs.tools.filtering.tables import (
     write_between_markers,
 )
 from jointdit.scenes import render_scene
-from jointdit.tiny.data import HELD_OUT_SEED
+from jointdit.scenes.sampling import HELD_OUT_SEED
 from pipelines.quality import measure
 
 FIRST_SEED = HELD_OUT_SEED + 1_000_000  # scenes of neither training nor evaluation

@@ -1,4 +1,4 @@
-"""How good the model is. README.md says what is measured, how, and which file does it."""
+"""Evaluation of depth, images and point clouds; see README.md."""
 
 from jointdit.evaluation.metrics import depth_metrics
 

@@ -1,8 +1,8 @@
-"""Do an image and a depth map belong together? Depth is estimated from the image again and compared with the map.
+"""Agreement of images with depth maps, by estimating depth from the image.
 
-Depth-to-image: the map is the condition (depth fidelity). Joint samples: the map is the one generated with the image
-(self-consistency). `depth_agreement` is of a set, and gives the same score with images and maps shuffled: what no
-agreement at all costs. `pair_agreement` is of one pair, for filters.
+In depth-to-image the map is the condition (depth fidelity). In joint samples it is the map that was generated with the
+image (self-consistency). `depth_agreement` scores a set, and the same set with shuffled images as the baseline.
+`pair_agreement` scores one pair, for filters.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ from numpy.typing import NDArray
 from jointdit.errors import InputError
 from jointdit.evaluation.alignment import Alignment, FloatArray, fit_scale_shift
 from jointdit.evaluation.ensemble import ensemble_maps
-from jointdit.evaluation.metrics import depth_metrics, metrics_of_pixels
+from jointdit.evaluation.metrics import SCENE_RANGE, depth_metrics, metrics_of_pixels
 from jointdit.geometry.depth import metric_depth
 
 if TYPE_CHECKING:
     from jointdit.evaluation.scenes import EstimateDepth
     from jointdit.scenes import Scene
 
-DEPTH_RANGE = (1e-3, 80.0)  # metres
-ASSUMED_RANGE = (1.0, 10.0)  # metres: what relative disparity is spread over for the scores of single pairs
-DETAIL = 0.01  # of the range: what is smaller is no detail
-DEGREE = 6  # of the smooth surface that is no detail either
-FLAT = 1e-6  # a standard deviation below it, over the largest value, is none
+ASSUMED_RANGE = (1.0, 10.0)  # metres: range of relative disparity in the scores of single pairs
+DETAIL = 0.01  # share of the range below which differences do not count as detail
+DEGREE = 6  # of the smooth surface that is removed before details are compared
+FLAT = 1e-6  # a map is constant if its standard deviation over its largest value is below this
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mean AbsRel and delta1 over samples; the same with each map beside the next image; pairs that were compared."""
+    """Mean AbsRel and delta1 over samples, for matching pairs and for shuffled ones (each map with the next image)."""
 
     abs_rel: float
     delta1: float
@@ -45,7 +44,7 @@ class Agreement:
 
     @property
     def error_ratio(self) -> float:
-        """AbsRel over that of the shuffled pairs: 0 is perfect, 1 is none."""
+        """AbsRel divided by that of the shuffled pairs: 0 is perfect agreement, 1 is none."""
         return self.abs_rel / self.shuffled_abs_rel
 
 
@@ -57,20 +56,20 @@ def depth_agreement(
 ) -> Agreement:
     """Estimate depth from images (H, W, 3), align it to their maps (H, W) in metres, and compare.
 
-    `alignment` is the space that the estimator's maps are affine in. Raises InputError for less than two pairs: nothing
-    could be shuffled.
+    `alignment` is the space in which the estimator's maps are affine. Raises InputError for fewer than two pairs, which
+    cannot be shuffled.
     """
     if len(images) != len(depths) or len(images) < 2:
         raise InputError(f"{len(images)} images and {len(depths)} depth maps: give at least two pairs.")
-    found = estimate(list(images))
-    own, others = _scores(found, depths, alignment), _scores([*found[1:], found[0]], depths, alignment)
+    estimates = estimate(list(images))
+    own, others = _scores(estimates, depths, alignment), _scores([*estimates[1:], estimates[0]], depths, alignment)
     return Agreement(own[0], own[1], others[0], others[1], len(images))
 
 
 class PairAgreement(NamedTuple):
     """AbsRel, the share of pixels whose depth is within 25 %, and the correlation of details.
 
-    0, 1 and 1 where both maps say the same.
+    The values are 0, 1 and 1 for equal maps.
     """
 
     abs_rel: float
@@ -81,20 +80,23 @@ class PairAgreement(NamedTuple):
 def pair_agreement(
     estimated: FloatArray, disparity: FloatArray, alignment: Alignment = "disparity"
 ) -> PairAgreement | None:
-    """Compare an estimate (H, W) with a relative disparity (H, W) in [0, 1], 1 nearest; None where neither can be said.
+    """Compare an estimate (H, W) with a relative disparity (H, W) in [0, 1], 1 nearest.
 
-    The disparity is read as depth over ASSUMED_RANGE, whatever range it is published with: so scores of all jobs
-    compare. The estimate is fitted to it by least squares in the space that `alignment` names. Unlike in benchmarks its
-    scale may not be negative: an inverted map is not to agree. None: a map is constant, or a value is not finite.
+    Returns None if a map is constant or has values that are not finite.
 
-    Floor and wall are much the same in many images and fill most of them, so that AbsRel and delta1 forgive a map of
-    another image. `correlation` is of what is left of both maps once each has lost the polynomial surface that fits
-    it best; what is left below DETAIL of the range counts as nothing, and nothing agrees with nothing. One of degree
-    2 cannot follow the crease where floor and wall meet, which then looks like a detail that all scenes share; one of
-    degree 10 takes objects away. Right against swapped maps of 32 scenes, ROC AUC of the tiny checkpoint's estimates:
-    0.979 by degree 2, 0.989 by 4, 0.994 by 6, 0.993 by 8, 0.988 by 10; of 40 joint samples of its own: 0.943 by degree
-    2, 0.980 by 4, 0.988 by 6, 0.983 by 8. Details are compared at equal spread of both maps, not after the fit: its
-    scale of 0 would leave an inverted map without details (inverted against right joint samples: 0.911 so, 1.000 now).
+    The disparity is converted to depth over ASSUMED_RANGE, whatever range it is published with, so that scores of
+    different jobs are comparable. The estimate is fitted to it by least squares in the space `alignment`. Unlike in
+    benchmarks the scale may not be negative, so an inverted map does not agree.
+
+    Floor and wall are similar in many images and fill most of them, so AbsRel and delta1 can be good for the map of
+    another image. `correlation` compares what remains of both maps after removing the best-fitting polynomial surface.
+    Differences below DETAIL of the range count as zero, and two maps without detail count as equal. A surface of degree
+    2 cannot follow the crease between floor and wall, which all scenes share; one of degree 10 removes objects.
+
+    ROC AUC of correct against swapped maps, estimates of the tiny checkpoint on 32 scenes: 0.979 at degree 2, 0.989 at
+    4, 0.994 at 6, 0.993 at 8, 0.988 at 10; on 40 of its joint samples: 0.943 at 2, 0.980 at 4, 0.988 at 6, 0.983 at 8.
+    Details are compared at equal standard deviation of both maps, not after the fit, because a fitted scale of 0 would
+    remove the details of an inverted map (inverted against correct joint samples: 0.911 after the fit, 1.000 so).
     """
     if not (np.isfinite(estimated).all() and np.isfinite(disparity).all()):
         return None
@@ -103,19 +105,19 @@ def pair_agreement(
         return None
     truth = metric_depth(np.clip(disparity, 0, 1), *ASSUMED_RANGE)
     target: FloatArray = truth if alignment == "depth" else (1 / truth).astype(np.float32)
-    standard = (estimated - estimated.mean()) / spread  # an estimate may have any unit
+    standard = (estimated - estimated.mean()) / spread  # the estimate's unit is arbitrary
     scale, shift = fit_scale_shift(standard, target, np.ones(target.shape, bool))
     fitted: FloatArray = standard * scale + shift if scale > 0 else np.full_like(target, target.mean())
     near, far = ASSUMED_RANGE
-    found = np.clip(fitted, near, far) if alignment == "depth" else np.reciprocal(np.clip(fitted, 1 / far, 1 / near))
-    metrics = metrics_of_pixels(found, truth)
+    depth = np.clip(fitted, near, far) if alignment == "depth" else np.reciprocal(np.clip(fitted, 1 / far, 1 / near))
+    metrics = metrics_of_pixels(depth, truth)
     span = far - near if alignment == "depth" else 1 / near - 1 / far
     correlation = _correlation(_details(standard * target.std() / span), _details(target / span))
     return PairAgreement(metrics["abs_rel"], metrics["delta1"], correlation)
 
 
 def _details(values: FloatArray) -> NDArray[np.float64]:
-    """What is left of a map (H, W) without its smooth surface, (H * W,)."""
+    """Remove the smooth surface of a map (H, W); returns (H * W,)."""
     surfaces = _smooth_surfaces(*values.shape)
     flat = values.ravel().astype(np.float64)
     left: NDArray[np.float64] = flat - surfaces @ (surfaces.T @ flat)
@@ -123,14 +125,14 @@ def _details(values: FloatArray) -> NDArray[np.float64]:
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Of the details of two maps, in units of their range."""
+    """Correlate the details of two maps (H * W,), in units of their range."""
     noise = DETAIL**2
     return float((np.mean(a * b) + noise) / np.sqrt((np.mean(a * a) + noise) * (np.mean(b * b) + noise)))
 
 
 @lru_cache(maxsize=8)
 def _smooth_surfaces(height: int, width: int) -> NDArray[np.float64]:
-    """An orthonormal basis (H * W, 28) of the polynomials in x and y up to DEGREE."""
+    """Return an orthonormal basis (H * W, 28) of the polynomials in x and y up to DEGREE."""
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
     columns = [x**i * y**j for i in range(DEGREE + 1) for j in range(DEGREE + 1 - i)]
     basis: NDArray[np.float64] = np.linalg.qr(np.stack([column.ravel() for column in columns], axis=1))[0]
@@ -138,11 +140,11 @@ def _smooth_surfaces(height: int, width: int) -> NDArray[np.float64]:
 
 
 def ensemble_spread(maps: FloatArray) -> float | None:
-    """How far estimates (N, H, W) of one image differ: mean over pixels of the median |z - z_median| / z_median.
+    """Return the spread of estimates (N, H, W) of one image: the mean over pixels of median |z - z_median| / z_median.
 
-    The estimates are brought onto each other and merged (ensemble.py), and what is merged is read as depth over
-    ASSUMED_RANGE. To first order: dz / z = B dd / (A + B d) for z = 1 / (A + B d). None: the merged map is constant, or
-    a value is not finite.
+    The estimates are aligned and merged (ensemble.py), and the merged map is converted to depth over ASSUMED_RANGE. To
+    first order dz / z = B dd / (A + B d) for z = 1 / (A + B d). Returns None if the merged map is constant or a value
+    is not finite.
     """
     if not np.isfinite(maps).all():
         return None
@@ -155,32 +157,32 @@ def ensemble_spread(maps: FloatArray) -> float | None:
 
 
 def ensemble_correlation(maps: FloatArray) -> float:
-    """How far estimates (N, H, W) of one image, in [0, 1], agree in their details: the mean over all pairs.
+    """Return the mean correlation of details over all pairs of estimates (N, H, W) of one image, in [0, 1].
 
-    By the correlation of `pair_agreement`: floors and walls, which an estimator knows before it looks, are left out.
+    It is the correlation of `pair_agreement`, so the smooth part of floors and walls does not count.
     """
     details = [_details(each) for each in maps]
     return float(np.mean([_correlation(a, b) for a, b in combinations(details, 2)]))
 
 
 def typical_range(scenes: Sequence[Scene]) -> tuple[float, float]:
-    """(z_near, z_far) in metres: medians over scenes of the nearest and the farthest pixel."""
+    """Return (z_near, z_far) in metres: medians over scenes of the nearest and the farthest pixel."""
     near, far = (np.median([reduce(scene.depth) for scene in scenes]) for reduce in (np.min, np.max))
     return float(near), float(far)
 
 
 def assumed_depth(disparities: Sequence[FloatArray], range_metres: tuple[float, float]) -> list[FloatArray]:
-    """Generated relative disparities (H, W) as metres, every one spread over the same assumed range.
+    """Convert generated relative disparities (H, W) to metres over one assumed range.
 
-    A generated map has no true scale; AbsRel needs one. See `typical_range`.
+    A generated map has no true scale, and AbsRel needs one. See `typical_range`.
     """
     return [metric_depth(disparity, *range_metres) for disparity in disparities]
 
 
-def _scores(found: Sequence[FloatArray], depths: Sequence[FloatArray], alignment: Alignment) -> tuple[float, float]:
-    low, high = DEPTH_RANGE
+def _scores(estimates: Sequence[FloatArray], depths: Sequence[FloatArray], alignment: Alignment) -> tuple[float, float]:
+    low, high = SCENE_RANGE
     rows = [
         depth_metrics(one, depth, None, alignment, min_depth=low, max_depth=high)
-        for one, depth in zip(found, depths, strict=True)
+        for one, depth in zip(estimates, depths, strict=True)
     ]
     return float(np.mean([row["abs_rel"] for row in rows])), float(np.mean([row["delta1"] for row in rows]))

@@ -1,4 +1,4 @@
-"""Scale and shift of a relative prediction, by least squares against the true map.
+"""Alignment of a relative prediction to the ground truth: scale and shift by least squares.
 
 Source: prs-eth/Marigold b1dffaa, src/util/alignment.py and script/depth/eval.py.
 """
@@ -15,13 +15,11 @@ from jointdit.errors import InputError
 Alignment = Literal["depth", "disparity"]
 FloatArray = NDArray[np.float32]
 
-MIN_DISPARITY = (
-    1e-3  # 1/m: an aligned disparity is clipped here before it is inverted, so nothing lies beyond a kilometre
-)
+MIN_DISPARITY = 1e-3  # 1/m: an aligned disparity is clipped to this before it is inverted, so depth is at most 1 km
 
 
 class ScaleShift(NamedTuple):
-    """prediction * scale + shift fits the truth."""
+    """prediction * scale + shift fits the ground truth."""
 
     scale: float
     shift: float
@@ -30,22 +28,22 @@ class ScaleShift(NamedTuple):
 def fit_scale_shift(
     pred: FloatArray, truth: FloatArray, mask: NDArray[np.bool_], max_resolution: int | None = None
 ) -> ScaleShift:
-    """Least-squares scale and shift of `pred` (H, W) against `truth` (H, W) over `mask` (H, W).
+    """Fit scale and shift of `pred` (H, W) to `truth` (H, W) over `mask` (H, W) by least squares.
 
     Args:
         pred, truth: maps in the same space, both depth or both disparity.
         mask: True where both are known.
-        max_resolution: fit on maps of at most this many pixels a side, by nearest neighbour; None fits on all pixels.
+        max_resolution: fit on maps of at most this many pixels per side, by nearest neighbour; None uses all pixels.
 
     Raises:
-        InputError: no pixel is left to fit on.
+        InputError: the mask is empty.
     """
     if max_resolution is not None:
         rows, columns = (nearest_indices(size, min(1.0, max_resolution / max(pred.shape))) for size in pred.shape)
         kept = np.ix_(rows, columns)
         pred, truth, mask = pred[kept], truth[kept], mask[kept]
     if not mask.any():
-        raise InputError("the mask leaves no pixel to align the prediction on: check the true map and the mask.")
+        raise InputError("the mask has no pixel to align the prediction on: check the ground truth and the mask.")
     columns_of_fit = np.stack([pred[mask], np.ones(int(mask.sum()), pred.dtype)], axis=1)
     scale, shift = np.linalg.lstsq(columns_of_fit, truth[mask], rcond=None)[0]
     return ScaleShift(scale, shift)
@@ -58,18 +56,18 @@ def align(
     alignment: Alignment | None,
     max_resolution: int | None = None,
 ) -> FloatArray:
-    """The prediction as depth in metres, (H, W), not yet clipped to a range.
+    """Align the prediction; returns depth in metres, (H, W), not yet clipped to a range.
 
     Args:
-        pred: metres where `alignment` is None, depth of any scale and shift where "depth", disparity where "disparity".
-        truth: depth in metres.
-        mask: True where `truth` is known.
-        alignment: the space the fit is made in. In disparity only pixels with a positive prediction are fitted, and the
-            fit is clipped at 1e-3 before it is inverted.
+        pred: (H, W), in metres if `alignment` is None, relative depth for "depth", relative disparity for "disparity".
+        truth: (H, W), depth in metres.
+        mask: (H, W), True where `truth` is known.
+        alignment: the space of the fit. In disparity only pixels with a positive prediction are fitted, and the result
+            is clipped at 1e-3 before it is inverted.
         max_resolution: see `fit_scale_shift`.
 
     Raises:
-        InputError: unknown alignment, or no pixel to fit on.
+        InputError: the alignment is unknown, or there is no pixel to fit on.
     """
     if alignment is None:
         return pred
@@ -85,5 +83,5 @@ def align(
 
 
 def nearest_indices(size: int, scale: float) -> NDArray[np.intp]:
-    """Rows or columns that nearest-neighbour scaling keeps: floor(i / scale), as torch.nn.Upsample(mode="nearest")."""
+    """Return the indices that nearest-neighbour scaling keeps: floor(i / scale), as torch.nn.Upsample("nearest")."""
     return np.minimum(np.floor(np.arange(int(size * scale)) / scale).astype(np.intp), size - 1)

@@ -1,12 +1,12 @@
-"""Test-time ensembling: several estimates of one image, brought onto each other, their median and where they differ.
+"""Test-time ensembling: align estimates of one image, merge them, measure their spread.
 
-Each estimate is known up to scale and shift only. They are aligned to their consensus, which is the merged map of the
-aligned estimates, by least squares; the two steps are repeated until the scales stay. With the mean as consensus this
-minimises the squared differences between all pairs, the consensus being held at one spread.
+Each estimate is known up to scale and shift. The estimates are aligned by least squares to their consensus, which is
+the merged map of the aligned estimates. Both steps are repeated until the scales converge. With the mean as consensus
+this minimises the squared differences between all pairs, at a fixed standard deviation of the consensus.
 
 After Marigold (arXiv 2312.02145, section 3.3). Its code (prs-eth/Marigold b1dffaa, marigold/util/ensemble.py) minimises
-the pairs' differences plus a weak pull to the range [0, 1] by BFGS: that cost falls when all scales shrink together,
-hence the fixed spread here.
+the differences between pairs plus a weak penalty outside the range [0, 1] by BFGS. That cost decreases when all scales
+shrink together, so the standard deviation is fixed here.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointdit.errors import InputError
-from jointdit.evaluation.alignment import nearest_indices
+from jointdit.evaluation.alignment import FloatArray, nearest_indices
 
 Reduction = Literal["median", "mean"]
-FloatArray = NDArray[np.float32]
 
 MAX_ROUNDS = 50
-ENOUGH = 1e-6  # change of the scales, relative, that ends the rounds
-MAX_RESOLUTION = 1024  # pixels a side that the alignment sees
-FLAT = 1e-12  # a spread below it is none
+ENOUGH = 1e-6  # relative change of the scales that ends the iteration
+MAX_RESOLUTION = 1024  # pixels per side of the maps that are aligned
+FLAT = 1e-12  # a map with a smaller standard deviation is constant
 
 
 class Ensemble(NamedTuple):
-    """The merged map (H, W) in [0, 1], and the spread of the aligned estimates around it (H, W), in the same unit."""
+    """The merged map (H, W) in [0, 1], and the spread (H, W) of the aligned estimates around it, in the same unit."""
 
     merged: FloatArray
     uncertainty: FloatArray
@@ -38,16 +37,16 @@ class Ensemble(NamedTuple):
 def ensemble_maps(maps: FloatArray, reduction: Reduction = "median") -> Ensemble:
     """Merge estimates (N, H, W) of one image, each known up to a positive scale and a shift.
 
-    reduction: "median" with the median absolute deviation as uncertainty, or "mean" with the standard deviation. One
-    estimate is only brought to [0, 1]. Raises InputError for another shape, another reduction, or values that are not
-    finite.
+    reduction: "median" with the median absolute deviation as uncertainty, or "mean" with the standard deviation. A
+    single estimate is only scaled to [0, 1]. Raises InputError for another shape, an unknown reduction, or values that
+    are not finite.
     """
     if reduction not in get_args(Reduction):
         raise InputError(f"reduction is {reduction!r}: use one of {', '.join(get_args(Reduction))}.")
     if maps.ndim != 3 or maps.size == 0:
         raise InputError(f"maps have shape {maps.shape}: give estimates of one image as (N, H, W).")
     if not np.isfinite(maps).all():
-        raise InputError("maps hold NaN or infinite values: leave such estimates out.")
+        raise InputError("maps hold NaN or infinite values: remove these estimates.")
     estimates = maps.astype(np.float64)
     height, width = maps.shape[1:]
     ratio = min(1.0, MAX_RESOLUTION / max(height, width))
@@ -63,9 +62,9 @@ def ensemble_maps(maps: FloatArray, reduction: Reduction = "median") -> Ensemble
 def align_to_consensus(
     estimates: NDArray[np.float64], reduction: Reduction
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scale >= 0 and shift (N,) that bring estimates (N, P) to their consensus of mean 0 and standard deviation 1.
+    """Return scales >= 0 and shifts (N,) that align estimates (N, P) to their consensus of mean 0 and deviation 1.
 
-    An estimate without spread, or one that goes against the others, gets scale 0.
+    A constant estimate, or one that is inverted relative to the others, gets scale 0.
     """
     mean, spread = estimates.mean(axis=1), estimates.std(axis=1)
     relief = spread > FLAT
@@ -80,7 +79,7 @@ def align_to_consensus(
         before, scale = scale, np.maximum(standard @ (consensus / consensus.std()) / estimates.shape[1], 0.0)
         if np.abs(scale - before).max() <= ENOUGH:
             break
-    # Of standard estimates the least-squares shift to a consensus of mean 0 is 0.
+    # The least-squares shift of a standardised estimate to a consensus of mean 0 is 0.
     return scale * inverse, -scale * inverse * mean
 
 

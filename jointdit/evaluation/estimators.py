@@ -1,4 +1,4 @@
-"""What estimates depth: JointDiT, and any transformers depth model, behind one small interface."""
+"""The interface of depth estimators, and JointDiT as one of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class DepthEstimator(Protocol):
-    """A name for tables; the space its maps are affine in; a map (H, W) for an image (H, W, 3) of any size."""
+    """Estimates a map (H, W) for an image (H, W, 3) of any size.
+
+    `name` appears in tables. `space` is the space in which its maps are affine.
+    """
 
     @property
     def name(self) -> str: ...
@@ -28,20 +31,20 @@ class DepthEstimator(Protocol):
     @property
     def space(self) -> Alignment: ...
 
-    def estimate(self, picture: NDArray[np.uint8], long_side: int | None = None) -> FloatArray:
-        """Depth or disparity, as `space` says, at the image's size.
+    def estimate(self, image: NDArray[np.uint8], long_side: int | None = None) -> FloatArray:
+        """Return depth or disparity (see `space`) at the image's size.
 
-        long_side: pixels that a benchmark's protocol has the model work at, None for the image's own; a model with a
-        size of its own keeps that.
+        long_side: working size in pixels that a benchmark's protocol asks for, None for the image's own. A model with a
+        fixed size ignores it.
         """
         ...
 
 
 @dataclass(frozen=True)
 class JointDiTEstimator:
-    """JointDiT's depth task. With ensemble > 1 the estimates of seeds seed, seed + 1, ... are merged.
+    """JointDiT's depth task. With ensemble > 1 it merges the estimates of seeds seed, seed + 1, ...
 
-    long_side: pixels it works at, instead of what the benchmark's protocol says.
+    long_side: working size in pixels; overrides the benchmark's protocol.
     """
 
     pipe: JointDiTPipeline
@@ -54,16 +57,16 @@ class JointDiTEstimator:
     batch_size: int = 8
     space: Alignment = "disparity"
 
-    def estimate(self, picture: NDArray[np.uint8], long_side: int | None = None) -> FloatArray:
-        """Relative disparity (H, W) in [0, 1]. See `DepthEstimator`."""
-        return self.estimate_with_uncertainty(picture, long_side).merged
+    def estimate(self, image: NDArray[np.uint8], long_side: int | None = None) -> FloatArray:
+        """Estimate relative disparity (H, W) in [0, 1]. See `DepthEstimator`."""
+        return self.estimate_with_uncertainty(image, long_side).merged
 
-    def estimate_with_uncertainty(self, picture: NDArray[np.uint8], long_side: int | None = None) -> Ensemble:
-        """The merged disparity (H, W), and how far the members of the ensemble differ; zeros for a single one."""
+    def estimate_with_uncertainty(self, image: NDArray[np.uint8], long_side: int | None = None) -> Ensemble:
+        """Return the merged disparity (H, W) and the spread of the ensemble (H, W), zeros for a single estimate."""
         from jointdit.evaluation.ensemble import Ensemble, ensemble_maps
 
-        height, width = working_size(picture.shape[:2], self.long_side or long_side)
-        fitted, mapping = fit_to_model(picture, height, width)
+        height, width = working_size(image.shape[:2], self.long_side or long_side)
+        fitted, mapping = fit_to_model(image, height, width)
         seeds = range(self.seed, self.seed + self.ensemble)
         members: list[FloatArray] = []
         for start in range(0, len(seeds), self.batch_size):
@@ -71,15 +74,15 @@ class JointDiTEstimator:
         merged, uncertainty = ensemble_maps(np.stack(members), self.reduction)
         return Ensemble(restore_size(merged, mapping), restore_size(uncertainty, mapping))
 
-    def _sample(self, picture: NDArray[np.uint8], seeds: Sequence[int]) -> list[FloatArray]:
-        out = self.pipe(image=picture, task="depth", seeds=list(seeds), num_inference_steps=self.steps)
+    def _sample(self, image: NDArray[np.uint8], seeds: Sequence[int]) -> list[FloatArray]:
+        out = self.pipe(image=image, task="depth", seeds=list(seeds), num_inference_steps=self.steps)
         if not out.finite.all():
-            raise InputError(f"{self.name} gave values that are not finite: try another dtype, such as float32.")
+            raise InputError(f"{self.name} returned values that are not finite: try another dtype, such as float32.")
         return list(out.disparity)
 
 
 def working_size(shape: tuple[int, ...], long_side: int | None) -> tuple[int, int]:
-    """(height, width), multiples of 16, of a box for an image (H, W) whose longer side becomes `long_side` pixels."""
+    """Return (height, width), multiples of 16, for an image (H, W) whose longer side becomes `long_side` pixels."""
     scale = 1.0 if long_side is None else long_side / max(shape)
     height, width = (math.ceil(round(size * scale) / MODEL_MULTIPLE) * MODEL_MULTIPLE for size in shape)
     return max(height, MODEL_MULTIPLE), max(width, MODEL_MULTIPLE)

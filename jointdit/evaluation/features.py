@@ -1,13 +1,14 @@
-"""What generated images are looked at through: networks given by path, from safetensors only.
+"""Feature networks for FID, Inception score and CLIP score, loaded from safetensors only.
 
-- an Inception-v3 file (inception.safetensors): FID and Inception score as published ones are (see inception.py);
-- a folder or hub name of a transformers vision model: FID on its pooled features; an image classifier among them also
-  gives an Inception score;
-- a checkpoint's own VAE, which is always at hand: mean and spread of its latents' channels. For comparing checkpoints
-  of one family with each other, nothing else;
+- an Inception-v3 file (inception.safetensors): FID and Inception score that are comparable with published ones (see
+  inception.py);
+- a transformers vision model, folder or hub name: FID on its pooled features; an image classifier also gives an
+  Inception score;
+- a checkpoint's own VAE, which is always available: mean and standard deviation of its latents' channels. It is only
+  for comparing checkpoints with the same VAE;
 - a CLIP model of transformers, for the CLIP score.
 
-torchmetrics' own downloads of Inception are pickles, and pickles can run code.
+torchmetrics downloads Inception as a pickle, which can run code.
 """
 
 from __future__ import annotations
@@ -22,31 +23,29 @@ from torch import nn
 
 from jointdit.errors import ModelError
 from jointdit.evaluation.inception import FEATURES, Inception, load_inception
-from jointdit.loading.checkpoint_files import check_foreign_model, model_name, model_type, told_as_model_error
+from jointdit.loading.checkpoint_files import PICKLES, check_foreign_model, model_name, model_type, wrap_load_errors
 from jointdit.loading.network_errors import network_errors
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl")
-
 
 class FeatureNetwork(Protocol):
-    """What FID looks through: images (N, 3, H, W) uint8 -> features (N, F), and the name a table gives it."""
+    """Maps images (N, 3, H, W) uint8 to features (N, F); `name` appears in tables."""
 
     name: str
     num_features: int
     has_classes: bool
 
-    def __call__(self, pictures: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, images: torch.Tensor) -> torch.Tensor: ...
 
-    def logits(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Class scores (N, K), where `has_classes`."""
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Return class scores (N, K), if `has_classes`."""
         ...
 
 
 class InceptionFeatures(nn.Module):
-    """Inception-v3 of 2015, features before the classes."""
+    """Inception-v3 of 2015: the features before its classifier."""
 
     name = "Inception-v3 (2015-12-05), 2048 features"
     num_features = FEATURES
@@ -56,19 +55,19 @@ class InceptionFeatures(nn.Module):
         super().__init__()
         self.network: Inception = load_inception(path)
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.network(pictures)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.network(images)
         return features
 
-    def logits(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.network.logits(pictures)
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network.logits(images)
 
 
 class TransformersFeatures(nn.Module):
-    """Pooled output of a transformers vision model, (N, F); class scores where it is an image classifier."""
+    """Pooled output (N, F) of a transformers vision model; class scores if it is an image classifier."""
 
     def __init__(self, path: str) -> None:
-        """Load the model. Raises ModelError for what is no vision model, or holds no safetensors."""
+        """Load the model. Raises ModelError if it is not a vision model or has no safetensors."""
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
         super().__init__()
@@ -91,25 +90,25 @@ class TransformersFeatures(nn.Module):
         self.num_features = int(self(probe).shape[1])
         self.name = f"{model_name(path)}, {self.num_features} features"
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        out = getattr(self.network, self.network.base_model_prefix, self.network)(**self._inputs(pictures))
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        out = getattr(self.network, self.network.base_model_prefix, self.network)(**self._inputs(images))
         pooled: torch.Tensor | None = getattr(out, "pooler_output", None)
         if pooled is None:
             hidden = out.last_hidden_state
             pooled = hidden.mean(dim=1) if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
         return pooled.flatten(1).float()
 
-    def logits(self, pictures: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.network(**self._inputs(pictures)).logits.float()
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.network(**self._inputs(images)).logits.float()
         return scores
 
-    def _inputs(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        arrays = [image.permute(1, 2, 0).cpu().numpy() for image in pictures]
-        return {"pixel_values": self._processor(images=arrays, return_tensors="pt")["pixel_values"].to(pictures.device)}
+    def _inputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        arrays = [image.permute(1, 2, 0).cpu().numpy() for image in images]
+        return {"pixel_values": self._processor(images=arrays, return_tensors="pt")["pixel_values"].to(images.device)}
 
 
 class VaeFeatures(nn.Module):
-    """Mean and standard deviation over an image of each channel of a VAE's latents."""
+    """Mean and standard deviation over the image of each channel of a VAE's latents."""
 
     has_classes = False
 
@@ -119,29 +118,29 @@ class VaeFeatures(nn.Module):
         self.num_features = 2 * int(vae.config.latent_channels)
         self.name = f"latents of {name}'s VAE, {self.num_features} features"
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        pixels = (pictures.float() / 127.5 - 1).to(self.vae.device, self.vae.dtype)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = (images.float() / 127.5 - 1).to(self.vae.device, self.vae.dtype)
         latents: torch.Tensor = self.vae.encode(pixels).latent_dist.mean.float()
-        return torch.cat([latents.mean(dim=(2, 3)), latents.std(dim=(2, 3))], dim=1).to(pictures.device)
+        return torch.cat([latents.mean(dim=(2, 3)), latents.std(dim=(2, 3))], dim=1).to(images.device)
 
-    def logits(self, pictures: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("a VAE knows no classes")
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("a VAE has no classes")
 
 
 def load_features(path: str) -> InceptionFeatures | TransformersFeatures:
-    """The network of a path: an Inception-v3 safetensors file, or a folder or hub name of transformers.
+    """Load an Inception-v3 safetensors file, or a transformers model by folder or hub name.
 
-    Raises ModelError for anything else; pickled weights are refused.
+    Raises ModelError for anything else, pickled weights included.
     """
     if Path(path).suffix in PICKLES:
         raise ModelError(
-            f"{path} is a pickle, which can run code: turn it into safetensors (jointdit/evaluation/inception.py)."
+            f"{path} is a pickle, which can run code: convert it to safetensors (jointdit/evaluation/inception.py)."
         )
     return InceptionFeatures(Path(path)) if Path(path).suffix == ".safetensors" else TransformersFeatures(path)
 
 
 class Clip(NamedTuple):
-    """A CLIP model of transformers with its processor, and the name a table gives it."""
+    """A CLIP model of transformers with its processor; `name` appears in tables."""
 
     name: str
     model: Any
@@ -149,15 +148,16 @@ class Clip(NamedTuple):
 
 
 def load_clip(path: str, device: str = "cpu", revision: str | None = None) -> Clip:
-    """A CLIP model, in float32, from a folder or hub name. Raises ModelError for what is none, or holds no safetensors.
+    """Load a CLIP model in float32 from a folder or hub name.
 
-    revision: the commit, tag or branch of a hub name.
+    revision: the commit, tag or branch of a hub name. Raises ModelError if it is not a CLIP model or has no
+    safetensors.
     """
     from transformers import CLIPModel, CLIPProcessor
 
     check_clip(path)
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
-    with told_as_model_error(f"{path}: no CLIP model of transformers with safetensors"):
+    with wrap_load_errors(f"{path}: no CLIP model of transformers with safetensors"):
         model, info = CLIPModel.from_pretrained(
             path, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
         )
@@ -168,7 +168,7 @@ def load_clip(path: str, device: str = "cpu", revision: str | None = None) -> Cl
 
 
 def check_clip(path: str) -> None:
-    """Refuse a folder that holds no CLIP model, by its files alone; a hub name passes. Raises ModelError."""
+    """Raise ModelError if the files of a folder are not a CLIP model; hub names are not checked."""
     check_foreign_model(path)
     kind = model_type(path)
     if kind not in (None, "clip"):
@@ -177,9 +177,9 @@ def check_clip(path: str) -> None:
 
 @torch.no_grad()
 def text_agreement(clip: Clip, image: NDArray[np.uint8], text: str) -> float:
-    """100 times the cosine between an image (H, W, 3) and a text: the CLIP score of one pair, without its floor at 0.
+    """Return 100 times the cosine between an image (H, W, 3) and a text: the CLIP score, not clipped at 0.
 
-    A text that is longer than the text encoder takes is cut.
+    The text is truncated to the length of the text encoder.
     """
     length = clip.model.config.text_config.max_position_embeddings
     inputs = clip.processor(

@@ -1,9 +1,8 @@
-"""Generated images as a set: FID against real ones, Inception score, CLIP score, computed by torchmetrics.
+"""Metrics of generated images: FID, Inception score and CLIP score, by torchmetrics.
 
     pip install 'jointdit[evaluation]'
 
-The networks they look through are those of features.py. Which one it was belongs to the protocol: FIDs on different
-features have nothing to do with each other.
+features.py loads their networks. The network is part of the protocol: FIDs on different features cannot be compared.
 """
 
 from __future__ import annotations
@@ -27,60 +26,61 @@ Images = Sequence[NDArray[np.uint8]]
 
 @torch.no_grad()
 def frechet_distance(features: FeatureNetwork, real: Images, generated: Images) -> float:
-    """FID between two sets of images (H, W, 3); the mean and covariance of features are summed in float64.
+    """Return the FID between two sets of images (H, W, 3), computed in float64.
 
-    Raises InputError for sets of less than two images.
+    Raises InputError for sets of fewer than two images.
     """
     if min(len(real), len(generated)) < 2:
         raise InputError(f"{len(real)} real and {len(generated)} generated images: FID needs at least two of each.")
     metric = _torchmetrics("image.fid").FrechetInceptionDistance(feature=_Double(features))
-    for pictures, are_real in ((real, True), (generated, False)):
-        for batch in _batches(pictures):
+    for images, are_real in ((real, True), (generated, False)):
+        for batch in _batches(images):
             metric.update(batch, real=are_real)
     return float(metric.compute())
 
 
 @torch.no_grad()
-def inception_score(features: FeatureNetwork, pictures: Images, splits: int = 10) -> float:
-    """exp of the mean divergence between an image's classes and the set's, mean over `splits` parts of the set.
+def inception_score(features: FeatureNetwork, images: Images, splits: int = 10) -> float:
+    """Return the Inception score of images (H, W, 3), the mean over `splits` parts of the set.
 
-    Raises InputError for a network without classes, or less images than parts.
+    The score of a part is the exponential of the mean divergence between an image's classes and the part's. Raises
+    InputError for a network without classes, or fewer images than parts.
     """
     if not features.has_classes:
         raise InputError(
-            f"{features.name}: the Inception score needs an image classifier, this network has no classes."
+            f"{features.name}: this network has no classes, give an image classifier for the Inception score."
         )
-    if len(pictures) < splits:
-        raise InputError(f"{len(pictures)} images are less than the {splits} parts of the Inception score.")
+    if len(images) < splits:
+        raise InputError(f"{len(images)} images are fewer than the {splits} parts of the Inception score: give more.")
     with warnings.catch_warnings():
-        # It says that it keeps all features in memory, and that the spread of a single part has no meaning.
+        # torchmetrics warns that it keeps all features in memory, and of the deviation of a single part.
         warnings.simplefilter("ignore", UserWarning)
         metric = _torchmetrics("image.inception").InceptionScore(feature=_Logits(features), splits=splits)
-        with torch.random.fork_rng(devices=[]):  # the metric shuffles by the global generator
+        with torch.random.fork_rng(devices=[]):  # the metric shuffles with the global generator
             torch.manual_seed(0)
-            for batch in _batches(pictures):
+            for batch in _batches(images):
                 metric.update(batch)
             return float(metric.compute()[0])
 
 
 @torch.no_grad()
-def clip_score(clip: Clip, pictures: Images, prompts: Sequence[str]) -> float:
-    """100 times the mean cosine between image i and prompt i, 0 where that is negative.
+def clip_score(clip: Clip, images: Images, prompts: Sequence[str]) -> float:
+    """Return 100 times the mean cosine between image i (H, W, 3) and prompt i, or 0 if that is negative.
 
-    Prompts longer than the text encoder takes are cut. Raises InputError where the numbers differ.
+    Prompts are truncated to the length of the text encoder. Raises InputError if the numbers differ.
     """
-    if len(pictures) != len(prompts):
-        raise InputError(f"{len(pictures)} images and {len(prompts)} prompts: give one prompt an image.")
+    if len(images) != len(prompts):
+        raise InputError(f"{len(images)} images and {len(prompts)} prompts: give one prompt per image.")
     metric = _torchmetrics("multimodal.clip_score").CLIPScore(
         model_name_or_path=lambda: (_ClipEmbeddings(clip.model), _CutTexts(clip))
     )
-    for start, batch in zip(range(0, len(pictures), BATCH), _batches(pictures), strict=True):
+    for start, batch in zip(range(0, len(images), BATCH), _batches(images), strict=True):
         metric.update(batch, list(prompts[start : start + BATCH]))
     return float(metric.compute())
 
 
 class _ClipEmbeddings(nn.Module):
-    """torchmetrics expects embeddings where transformers 5 returns an output object that holds them."""
+    """CLIP with embeddings as outputs: torchmetrics expects tensors, and transformers 5 returns output objects."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _ClipEmbeddings(nn.Module):
 
 
 class _CutTexts:
-    """The processor with texts cut by the tokenizer: torchmetrics cuts the end token off instead."""
+    """The processor with truncation by the tokenizer: torchmetrics would remove the end token."""
 
     def __init__(self, clip: Clip) -> None:
         self._processor, self._length = clip.processor, clip.model.config.text_config.max_position_embeddings
@@ -111,34 +111,34 @@ class _CutTexts:
 class _Logits(nn.Module):
     def __init__(self, features: FeatureNetwork) -> None:
         super().__init__()
-        self._features = [features]  # in a list: not a child, torchmetrics may move and copy children
+        self._features = [features]  # in a list, so that it is not a child that torchmetrics moves and copies
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self._features[0].logits(pictures)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self._features[0].logits(images)
 
 
 class _Double(nn.Module):
-    """Features in float64: the last step of torchmetrics' FID rounds to the dtype of the features."""
+    """Features in float64, because torchmetrics' FID rounds its result to the dtype of the features."""
 
     def __init__(self, features: FeatureNetwork) -> None:
         super().__init__()
         self._features, self.num_features = [features], features.num_features
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self._features[0](pictures).double()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self._features[0](images).double()
 
 
-def _batches(pictures: Images) -> Iterator[torch.Tensor]:
-    """(N, 3, H, W) uint8. Raises InputError for images of several sizes."""
-    sizes = {image.shape for image in pictures}
+def _batches(images: Images) -> Iterator[torch.Tensor]:
+    """Yield batches (N, 3, H, W) uint8. Raises InputError for images of several sizes."""
+    sizes = {image.shape for image in images}
     if len(sizes) > 1:
-        raise InputError(f"images have sizes {sorted(sizes)}: bring them to one size first.")
-    for start in range(0, len(pictures), BATCH):
-        yield torch.from_numpy(np.stack(pictures[start : start + BATCH])).permute(0, 3, 1, 2)
+        raise InputError(f"images have sizes {sorted(sizes)}: resize them to one size.")
+    for start in range(0, len(images), BATCH):
+        yield torch.from_numpy(np.stack(images[start : start + BATCH])).permute(0, 3, 1, 2)
 
 
 def check_installed() -> None:
-    """Raise PermanentError where torchmetrics is missing: said before hours of sampling, not after."""
+    """Raise PermanentError if torchmetrics is not installed. Call it before sampling."""
     _torchmetrics("image.fid")
 
 

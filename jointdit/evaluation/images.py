@@ -1,4 +1,4 @@
-"""How much of an image a reconstruction keeps."""
+"""Quality of reconstructed images: PSNR, and R^2 on opponent colour axes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ OPPONENT_AXES = {
 
 
 def psnr(reference: NDArray[np.uint8], image: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 arrays of one shape; infinite where they are equal."""
+    """Return the peak signal-to-noise ratio in dB of uint8 arrays of one shape; infinite if they are equal."""
     error = float(np.mean((reference.astype(np.float64) - image.astype(np.float64)) ** 2))
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def opponent_r2(reference: NDArray[np.uint8], image: NDArray[np.uint8]) -> dict[str, float]:
-    """Share of the variance (R^2) kept on each opponent axis of images (..., 3): lightness, red-green, yellow-blue.
+    """Return R^2 on each opponent axis of images (..., 3): lightness, red-green, yellow-blue.
 
-    A small VAE can reach a good PSNR and still lose red and purple; these axes show it. NaN for a flat reference.
+    These axes show when a VAE with a good PSNR loses red and purple. NaN for a constant reference.
     """
     kept = {}
     for name, axis in OPPONENT_AXES.items():

@@ -1,13 +1,13 @@
-"""Inception-v3 as FID and the Inception score define it, from a safetensors file.
+"""Inception-v3 as FID and the Inception score define it, loaded from a safetensors file.
 
-The network that TensorFlow published in 2015, with its quirks: images are resized as TensorFlow 1 did, the average
-pools of the blocks leave the padding out, the last block pools by maximum, 1,008 classes. Tensor names are those of the
-PyTorch conversion that torch-fidelity (weights-inception-2015-12-05) and pytorch-fid use. That file is a pickle; once,
-where you trust it: save_file(torch.load(path, weights_only=True), "inception.safetensors").
+The network is the one that TensorFlow published in 2015, with its differences: images are resized as in TensorFlow 1,
+average pools ignore the padding, the last block uses a maximum pool, and there are 1,008 classes. Tensor names are
+those of the PyTorch conversion that torch-fidelity (weights-inception-2015-12-05) and pytorch-fid use. That file is a
+pickle. Convert it once, if you trust it: save_file(torch.load(path, weights_only=True), "inception.safetensors").
 
-Source of the architecture: Szegedy et al., arXiv 1512.00567; of the quirks: toshas/torch-fidelity 0.4.0,
-feature_extractor_inceptionv3.py and interpolate_compat_tensorflow.py. With equal random weights the two networks differ
-by 1.2e-7 at most in features of mean size 0.09.
+Source of the architecture: Szegedy et al., arXiv 1512.00567. Source of the differences: toshas/torch-fidelity 0.4.0,
+feature_extractor_inceptionv3.py and interpolate_compat_tensorflow.py. With equal random weights both networks differ by
+at most 1.2e-7 in features of mean size 0.09.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class FactorisedReduction(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """8 x 8: branches that split once more. `max_pool`: of the last block."""
+    """8 x 8: branches that split once more. `max_pool`: use a maximum pool, as the last block does."""
 
     def __init__(self, channels: int, max_pool: bool) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class WideBlock(nn.Module):
 
 
 class Inception(nn.Module):
-    """Images (N, 3, H, W) uint8 -> features (N, 2048); `logits` are those without the bias, as the score defines."""
+    """Maps images (N, 3, H, W) uint8 to features (N, 2048)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,16 +176,16 @@ class Inception(nn.Module):
         return x.mean(dim=(2, 3))
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 1008)."""
+        """Return class scores (N, 1008) without the bias, as the Inception score defines."""
         return self(images) @ self.fc.weight.T
 
 
 def load_inception(path: Path) -> Inception:
-    """The network with the weights of a safetensors file. Raises ModelError naming what does not fit."""
+    """Load the network from a safetensors file. Raises ModelError for the first tensor that does not fit."""
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        reason = "is no safetensors file" if path.is_file() else "does not exist"
+        reason = "is not a safetensors file" if path.is_file() else "does not exist"
         raise ModelError(f"{path} {reason}: give Inception-v3 as safetensors.") from error
     network = Inception()
     expected = network.state_dict()
@@ -205,7 +205,7 @@ def _average(x: torch.Tensor) -> torch.Tensor:
 
 
 def _resize_as_tensorflow(images: torch.Tensor) -> torch.Tensor:
-    """(N, 3, H, W) to 299 x 299: pixel i of the result is read at i * size / 299, not at pixel centres."""
+    """Resize (N, 3, H, W) to 299 x 299; pixel i of the result is sampled at i * size / 299, not at pixel centres."""
     for dimension in (2, 3):
         size = images.shape[dimension]
         at = torch.arange(SIZE, device=images.device) * torch.tensor(size / SIZE, device=images.device)

@@ -1,8 +1,8 @@
-"""Images lifted to 3D: do planes stay flat, and do the points lie on the surfaces they show?
+"""Flatness of lifted planes, and distance of lifted points to the exact surface.
 
-Estimated disparity is aligned to the exact depth by least squares, unprojected with the scene's own intrinsics, and
-compared with the scene: floor, walls and the faces of cubes are planes, and the exact depth map, as triangles, is the
-surface. What people report of JointDiT is bent walls; `bend` is that part of the unevenness.
+Estimated disparity is aligned to the exact depth by least squares and unprojected with the scene's intrinsics. Floor,
+walls and the faces of cubes should be planes, and the points should be on the surface, which is the exact depth map as
+triangles. JointDiT is reported to bend walls; `bend` measures that part of the error.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointdit.evaluation.alignment import Alignment, FloatArray
-from jointdit.evaluation.metrics import clipped_depth
+from jointdit.evaluation.metrics import SCENE_RANGE, clipped_depth
 from jointdit.geometry.depth import depth_edges, unproject
+from jointdit.geometry.open3d_import import import_open3d
 from jointdit.scenes import FLAT_SHAPES, Scene
-from jointdit.scenes.open3d_import import import_open3d
 
-DEPTH_RANGE = (1e-3, 80.0)  # metres
-ON_PLANE = 1e-3  # of a point's depth: how far a pixel's exact point may lie from a plane it belongs to
-SMALLEST_PLANE = 0.005  # of the image
-CANDIDATES = 64  # places a plane is looked for at, a surface
-PLANES_A_SURFACE = 3  # at most: a wall's label covers the back wall and both side walls
-EDGE_JUMP = 0.05  # relative, as points.edge_threshold of a job
+ON_PLANE = 1e-3  # share of a point's depth that it may be away from its plane
+SMALLEST_PLANE = 0.005  # share of the image
+CANDIDATES = 64  # candidate planes per surface
+PLANES_A_SURFACE = 3  # at most, because a wall's label covers the back wall and both side walls
+EDGE_JUMP = 0.05  # relative, as points.edge_threshold in a job spec
 
 
 @dataclass(frozen=True)
 class LiftingScore:
-    """Means over planes, and over scenes for the surface error; lengths in % of the distance to the camera.
+    """Means over planes, for the surface error over scenes; lengths in % of the distance to the camera.
 
-    flatness: root mean square distance of a plane's lifted points to the plane that fits them best.
-    bend: the part of it that one curved sheet (a quadratic) explains. tilt: degrees between fitted and exact normal.
-    surface_error: mean distance of lifted points to the exact surface, points on depth edges left out.
+    flatness: root mean square distance of a plane's lifted points to their best-fitting plane. bend: the part of it
+    that a quadratic surface explains. tilt: degrees between the fitted and the exact normal. surface_error: mean
+    distance of lifted points to the exact surface, without points on depth edges.
     """
 
     planes: int
@@ -46,12 +45,12 @@ class LiftingScore:
 def score_lifting(
     estimates: Sequence[FloatArray], scenes: Sequence[Scene], alignment: Alignment = "disparity"
 ) -> LiftingScore:
-    """Score one map (H, W) a scene, affine in `alignment`."""
+    """Score one map (H, W) per scene; maps are affine in the space `alignment`."""
     planes: list[tuple[float, float, float]] = []
     errors: list[float] = []
     for estimate, scene in zip(estimates, scenes, strict=True):
         everywhere = np.ones(scene.depth.shape, bool)
-        depth = clipped_depth(estimate, scene.depth, everywhere, alignment, *DEPTH_RANGE).astype(np.float32)
+        depth = clipped_depth(estimate, scene.depth, everywhere, alignment, *SCENE_RANGE).astype(np.float32)
         points = _points(scene, depth)
         exact = _points(scene, scene.depth)
         for mask in planes_of(scene):
@@ -62,9 +61,9 @@ def score_lifting(
 
 
 def planes_of(scene: Scene) -> Iterator[NDArray[np.bool_]]:
-    """Masks (H, W) of the planes that a scene shows: floor, each wall, faces of cubes; small ones are left out.
+    """Yield masks (H, W) of a scene's planes: floor, each wall, faces of cubes; without small ones.
 
-    Found from the exact depth alone: through three pixels near each other goes a plane, the one with most pixels wins.
+    Candidate planes go through three pixels near each other; the one with the most pixels of the exact depth is chosen.
     """
     exact = _points(scene, scene.depth).astype(np.float64)
     for label in np.unique(scene.label):
@@ -97,7 +96,7 @@ def _widest_plane(points: NDArray[np.float64], among: NDArray[np.bool_]) -> NDAr
 
 
 def _score_plane(points: NDArray[np.float64], exact: NDArray[np.float64]) -> tuple[float, float, float]:
-    """(flatness %, bend %, tilt degrees) of lifted points (N, 3) whose exact points (N, 3) lie on a plane."""
+    """Return (flatness %, bend %, tilt degrees) of lifted points (N, 3) whose exact points (N, 3) are on a plane."""
     centred = points - points.mean(axis=0)
     axes = np.linalg.svd(centred, full_matrices=False)[2]
     u, v, height = (centred @ axes.T).T
@@ -114,14 +113,14 @@ def _score_plane(points: NDArray[np.float64], exact: NDArray[np.float64]) -> tup
 def _surface_error(
     points: NDArray[np.float64], exact: NDArray[np.float64], depth: FloatArray, true_depth: FloatArray
 ) -> float:
-    """Mean distance of lifted points to the triangles of the exact map, in % of the mean exact distance."""
+    """Return the mean distance of lifted points to the exact surface, in % of the mean exact distance."""
     open3d = import_open3d()
     height, width = depth.shape
     corner = np.arange(height * width).reshape(height, width)
     a, b, c, d = (part.ravel() for part in (corner[:-1, :-1], corner[:-1, 1:], corner[1:, :-1], corner[1:, 1:]))
     triangles = np.concatenate([np.stack([a, b, c], axis=1), np.stack([b, d, c], axis=1)])
     torn = depth_edges(true_depth, EDGE_JUMP).ravel()
-    triangles = triangles[~torn[triangles].all(axis=1)]  # those that span two surfaces
+    triangles = triangles[~torn[triangles].all(axis=1)]  # without triangles that span two surfaces
     caster = open3d.t.geometry.RaycastingScene(nthreads=1)
     vertices = exact.reshape(-1, 3).astype(np.float32)
     caster.add_triangles(open3d.core.Tensor(vertices), open3d.core.Tensor(triangles.astype(np.uint32)))

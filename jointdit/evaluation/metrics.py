@@ -1,4 +1,6 @@
-"""How far a depth map is from the truth: the protocol of Marigold's evaluation code, which most published tables use.
+"""Depth metrics by the protocol of Marigold's evaluation code.
+
+Most published tables use this protocol.
 
     align (optional) -> clip to the data set's range -> metrics over the mask
 
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 from jointdit.errors import InputError
 from jointdit.evaluation.alignment import Alignment, FloatArray, align
 
-SMALLEST_DEPTH = 1e-6  # metres; a last clip, so that logarithms and inverses exist
+SCENE_RANGE = (1e-3, 80.0)  # metres: rendered scenes are compared in this range; their farthest wall is nearer
+SMALLEST_DEPTH = 1e-6  # metres; the last clip, so that logarithms and inverses exist
 
 
 def depth_metrics(
@@ -27,19 +30,19 @@ def depth_metrics(
     max_depth: float = math.inf,
     max_resolution: int | None = None,
 ) -> dict[str, float]:
-    """The metrics of one predicted map against the true one. For a set: the plain mean over its images.
+    """Compute the metrics of one predicted map. For a set, take the mean over its images.
 
     Args:
         pred: (H, W) metres, or relative depth with `alignment="depth"`, or relative disparity with "disparity".
         gt: (H, W) depth in metres.
-        mask: (H, W) True where `gt` counts; None takes every finite pixel above 0.
+        mask: (H, W) True where `gt` counts; None uses every finite pixel above 0.
         alignment: space of the least-squares fit of scale and shift; None for a metric prediction.
-        min_depth, max_depth: metres; the prediction is clipped to them, the truth is not (mask what lies outside).
-        max_resolution: align on maps of at most this many pixels a side (Marigold uses 1024 for ETH3D).
+        min_depth, max_depth: metres; the prediction is clipped to them, `gt` is not (mask pixels outside the range).
+        max_resolution: align on maps of at most this many pixels per side (Marigold uses 1024 for ETH3D).
 
     Returns:
-        abs_rel, sq_rel (m), rmse (m), rmse_log, log10; delta1, delta2, delta3: shares of pixels whose ratio to the
-        truth is below 1.25, 1.25^2, 1.25^3; i_rmse (1/m), silog (x 100).
+        abs_rel, sq_rel (m), rmse (m), rmse_log, log10; delta1, delta2, delta3: shares of pixels whose ratio to `gt` is
+        below 1.25, 1.25^2, 1.25^3; i_rmse (1/m), silog (x 100).
 
     Raises:
         InputError: shapes differ, the mask is empty, or a map holds NaN where the mask is True.
@@ -50,14 +53,14 @@ def depth_metrics(
 
 
 def known_pixels(pred: FloatArray, gt: FloatArray, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    """The mask (H, W) to compare on, after the checks that depth_metrics promises."""
+    """Return the mask (H, W) of compared pixels, after the checks of `depth_metrics`. Raises InputError."""
     known = np.isfinite(gt) & (gt > 0) if mask is None else np.asarray(mask, dtype=bool)
     if pred.shape != gt.shape or known.shape != gt.shape or gt.ndim != 2:
         raise InputError(
             f"pred is {pred.shape}, gt {gt.shape}, mask {known.shape}: give three maps of one shape (H, W)."
         )
     if not known.any():
-        raise InputError("the mask is empty: there is no pixel to compare on.")
+        raise InputError("the mask is empty: give one with at least one pixel to compare.")
     for name, array in (("pred", pred), ("gt", gt)):
         if not np.isfinite(array[known]).all():
             raise InputError(f"{name} holds NaN or infinite values where the mask is True: mask them or repair them.")
@@ -73,13 +76,13 @@ def clipped_depth(
     max_depth: float,
     max_resolution: int | None = None,
 ) -> FloatArray:
-    """What the metrics see, (H, W) metres: the prediction aligned and clipped. Arguments as in `depth_metrics`."""
+    """Return the aligned and clipped prediction, (H, W) metres. Arguments as in `depth_metrics`."""
     aligned = align(pred, gt, mask, alignment, max_resolution)
     return np.maximum(np.clip(aligned, min_depth, max_depth), SMALLEST_DEPTH)
 
 
 def metrics_of_pixels(pred: FloatArray, gt: FloatArray) -> dict[str, float]:
-    """All metrics over two lists of pixels (N,), metres, both above 0."""
+    """Compute all metrics over two lists of pixels (N,), metres, both above 0."""
     p, g = pred.astype(np.float64), gt.astype(np.float64)
     difference, log_ratio = p - g, np.log(p / g)
     ratio = np.maximum(p / g, g / p)

@@ -1,16 +1,18 @@
-"""Published figures to stand beside ours, each with its protocol and where it was read.
+"""Published results for comparison, each with its protocol and source.
 
-"paper": read in the full text. "secondary": taken from somebody who read it. Figures of two protocols never share a
-table: Marigold on DIODE is 30.8, 11.1 or 6.13 % by mask and alignment alone.
+"paper": from the full text. "secondary": quoted by another source. A table never mixes protocols: Marigold's error on
+DIODE is 30.8, 11.1 or 6.13 %, depending only on mask and alignment.
 """
 
 from __future__ import annotations
 
 from jointdit.evaluation.tables import Column, ResultRow, ResultTable
 
-LEAST_SQUARES = "zero-shot, scale and shift an image by least squares, the benchmark's mask and range, mean over images"
+LEAST_SQUARES = (
+    "zero-shot, scale and shift per image by least squares, the benchmark's mask and range, mean over images"
+)
 ROBUST = "MoGe's robust alignment of scale and shift, ensemble of 10 for diffusion models"
-NYU_JOINT = "NYUv2, scale and shift an image by least squares, as rerun by MERGE's authors"
+NYU_JOINT = "NYUv2, scale and shift per image by least squares, as rerun by MERGE's authors"
 OPEN_IMAGES = (
     "6,000 OpenImages with Depth-Anything-V2 depth as condition; FID to the true images; AbsRel of depth re-estimated"
 )
@@ -23,16 +25,16 @@ MERGE = "MERGE, paper"
 
 
 def abs_rel(title: str) -> str:
-    """Column of a benchmark's AbsRel."""
+    """Return the column name of a benchmark's AbsRel."""
     return f"{title} AbsRel %"
 
 
 def delta1(title: str) -> str:
-    """Column of a benchmark's delta1."""
+    """Return the column name of a benchmark's delta1."""
     return f"{title} δ1 %"
 
 
-# AbsRel in %, by JointDiT's authors; they give no delta1 that we could read.
+# AbsRel in %, by JointDiT's authors; their delta1 could not be read.
 _LEAST_SQUARES_ROWS = {
     "JointDiT (FLUX)": (4.9, 9.4, 5.6),
     "Marigold": (5.5, 9.6, 6.5),
@@ -69,7 +71,7 @@ _OPEN_IMAGES_ROWS = {
 
 
 def least_squares_rows() -> list[ResultRow]:
-    """JointDiT, Marigold, GeoWizard, Depth-Anything-V2 on NYUv2, KITTI and ETH3D."""
+    """Return results of JointDiT, Marigold, GeoWizard and Depth-Anything-V2 on NYUv2, KITTI and ETH3D."""
     return [
         ResultRow(
             method,
@@ -82,7 +84,7 @@ def least_squares_rows() -> list[ResultRow]:
 
 
 def robust_table() -> ResultTable:
-    """Depth of joint models and others by another protocol: for orientation, not to be compared with ours."""
+    """Return depth results by another protocol, which cannot be compared with ours."""
     columns = [
         Column(name(title), ".2f" if name is abs_rel else ".1f")
         for title in _ROBUST_TITLES
@@ -99,7 +101,7 @@ def robust_table() -> ResultTable:
 
 
 def joint_models_table() -> ResultTable:
-    """Depth on NYUv2 of models that generate both."""
+    """Return depth results on NYUv2 of models that generate images and depth."""
     columns = [Column(abs_rel("NYUv2"), ".1f"), Column(delta1("NYUv2"), ".1f")]
     table = ResultTable("Published: depth of joint models on NYUv2", NYU_JOINT, columns)
     for method, (error, share) in _NYU_JOINT_ROWS.items():
@@ -108,7 +110,7 @@ def joint_models_table() -> ResultTable:
 
 
 def depth_to_image_table() -> ResultTable:
-    """Images made from depth maps."""
+    """Return results of depth-to-image models."""
     table = ResultTable("Published: depth to image", OPEN_IMAGES, [Column("FID", ".2f"), Column("AbsRel %", ".2f")])
     for method, (distance, error) in _OPEN_IMAGES_ROWS.items():
         table.add(ResultRow(method, {"FID": distance, "AbsRel %": error}, MODALITY_FORCING_IMAGES, OPEN_IMAGES))
@@ -116,11 +118,11 @@ def depth_to_image_table() -> ResultTable:
 
 
 def text_to_image_table() -> ResultTable:
-    """Images of joint models made from text."""
+    """Return text-to-image results of joint models."""
     table = ResultTable(
         "Published: text to image and depth", LDM3D_CARD, [Column(name, ".2f") for name in ("FID", "IS", "CLIP score")]
     )
     figures = {"FID": 27.82, "IS": 28.79, "CLIP score": 26.61}
     table.add(ResultRow("LDM3D", figures, "huggingface.co/Intel/ldm3d, model card", LDM3D_CARD))
-    table.notes.append("JointNet, UniCon and JointDiT: no figure of theirs for joint generation was found.")
+    table.notes.append("JointNet, UniCon and JointDiT: no result for joint generation was found.")
     return table

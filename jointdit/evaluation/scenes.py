@@ -1,7 +1,7 @@
-"""A model on scenes it has never seen: depth against exact depth, images against their prompts, the VAE alone.
+"""Evaluation on held-out scenes: depth, colours of generated images, and the VAE.
 
-Depth is aligned in disparity by least squares over the whole image. Floor and wall fill most of it and saturate
-delta1, so the share within 5 % and the error on objects alone are reported too.
+Depth is aligned in disparity by least squares over the whole image. Floor and wall fill most of the image and saturate
+delta1, so the share of pixels within 5 % and the error on objects are reported too.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from numpy.typing import NDArray
 from jointdit.evaluation.alignment import Alignment
 from jointdit.evaluation.baselines import constant_disparity, mean_training_disparity
 from jointdit.evaluation.images import opponent_r2, psnr
-from jointdit.evaluation.metrics import clipped_depth, metrics_of_pixels
+from jointdit.evaluation.metrics import SCENE_RANGE, clipped_depth, metrics_of_pixels
 from jointdit.scenes import Scene, render_scene
 from jointdit.scenes.colours import ColourReport, check_colours, colours_kept
-from jointdit.tiny.data import HELD_OUT_SEED
+from jointdit.scenes.sampling import HELD_OUT_SEED
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
 
-DEPTH_RANGE = (1e-3, 80.0)  # metres; a scene's farthest wall is nearer
-
-ENSEMBLE_STRIDE = 1_000_000  # more than the images of any call, so that no two estimates share a seed
+ENSEMBLE_STRIDE = 1_000_000  # more than the images of any call, so that all estimates have different seeds
 
 EstimateDepth = Callable[[list[NDArray[np.uint8]]], list[NDArray[np.float32]]]
 """Images (H, W, 3) -> relative disparity (H, W), 1 nearest."""
@@ -34,7 +32,7 @@ EstimateDepth = Callable[[list[NDArray[np.uint8]]], list[NDArray[np.float32]]]
 
 @dataclass(frozen=True)
 class DepthScore:
-    """Means over scenes: AbsRel, the shares of pixels within 25 % and 5 %, AbsRel over the pixels of objects."""
+    """Means over scenes: AbsRel, shares of pixels within 25 % and 5 %, AbsRel over the pixels of objects."""
 
     abs_rel: float
     delta1: float
@@ -44,7 +42,7 @@ class DepthScore:
 
 @dataclass(frozen=True)
 class DepthReport:
-    """One estimator, the same with each image swapped for another's, and two baselines that see no image."""
+    """Scores of an estimator, of the same with swapped images, and of two baselines without an image."""
 
     scenes: int
     model: DepthScore
@@ -54,13 +52,13 @@ class DepthReport:
 
     @property
     def error_ratio(self) -> float:
-        """AbsRel over the better baseline's."""
+        """AbsRel divided by that of the better baseline."""
         return self.model.abs_rel / min(self.constant.abs_rel, self.mean_disparity.abs_rel)
 
 
 @dataclass(frozen=True)
 class VaeReport:
-    """Mean PSNR in dB, R^2 of the opponent axes, and for each named colour the share of pixels that keep it."""
+    """Mean PSNR in dB, R^2 on the opponent axes, and the share of pixels that keep each named colour."""
 
     psnr_db: float
     opponent_r2: dict[str, float]
@@ -68,7 +66,7 @@ class VaeReport:
 
 
 def held_out_scenes(count: int, width: int = 128, height: int = 128, skip: int = 0) -> list[Scene]:
-    """`count` scenes that no training set holds, after the first `skip` of them."""
+    """Render `count` held-out scenes, after the first `skip` ones."""
     first = HELD_OUT_SEED + skip
     return [render_scene(seed, width, height) for seed in range(first, first + count)]
 
@@ -76,19 +74,19 @@ def held_out_scenes(count: int, width: int = 128, height: int = 128, skip: int =
 def evaluate_depth(
     estimate: EstimateDepth, scenes: Sequence[Scene], mean_disparity: NDArray[np.float32] | None = None
 ) -> DepthReport:
-    """Score an estimator on scenes of one size, beside its own scores with wrong images and both baselines.
+    """Score an estimator on scenes of one size, and the baselines.
 
-    `mean_disparity` (H, W) saves rendering training scenes for that baseline again.
+    mean_disparity: (H, W), result of `mean_training_disparity`; None renders the training scenes for it.
     """
     height, width = scenes[0].depth.shape
     if mean_disparity is None:
         mean_disparity = mean_training_disparity(height, width)
-    found = estimate([scene.rgb for scene in scenes])
+    estimates = estimate([scene.rgb for scene in scenes])
     return DepthReport(
         scenes=len(scenes),
-        model=score_depth(found, scenes),
-        # What was estimated from the next scene's image: equal in everything but the image.
-        wrong_image=score_depth([*found[1:], found[0]], scenes),
+        model=score_depth(estimates, scenes),
+        # The estimate of the next scene's image.
+        wrong_image=score_depth([*estimates[1:], estimates[0]], scenes),
         constant=score_depth([constant_disparity(height, width)] * len(scenes), scenes),
         mean_disparity=score_depth([mean_disparity] * len(scenes), scenes),
     )
@@ -97,11 +95,11 @@ def evaluate_depth(
 def score_depth(
     maps: Sequence[NDArray[np.float32]], scenes: Sequence[Scene], alignment: Alignment = "disparity"
 ) -> DepthScore:
-    """Mean scores of one map (H, W) a scene, relative disparity or what else `alignment` says."""
+    """Return the mean scores of one map (H, W) per scene; maps are affine in the space `alignment`."""
     rows = []
     for found, scene in zip(maps, scenes, strict=True):
         everywhere = np.ones(scene.depth.shape, bool)
-        aligned = clipped_depth(found, scene.depth, everywhere, alignment, *DEPTH_RANGE)
+        aligned = clipped_depth(found, scene.depth, everywhere, alignment, *SCENE_RANGE)
         metrics = metrics_of_pixels(aligned, scene.depth)
         error = np.abs(aligned - scene.depth) / scene.depth
         ratio = np.maximum(aligned / scene.depth, scene.depth / aligned)
@@ -113,18 +111,17 @@ def score_depth(
 def depth_estimator(
     pipe: JointDiTPipeline, num_inference_steps: int = 20, batch_size: int = 8, seed: int = 0, ensemble: int = 1
 ) -> EstimateDepth:
-    """Depth estimation by a pipeline, in batches of images of one size.
+    """Return a function that estimates depth with a pipeline, in batches of images of one size.
 
-    Image i gets seed `seed + i`; with ensemble > 1 it is estimated so often, with seeds ENSEMBLE_STRIDE apart, and
-    the estimates are merged.
+    Image i has seed `seed + i`. With ensemble > 1 that many estimates with seeds ENSEMBLE_STRIDE apart are merged.
     """
 
-    def estimate(pictures: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+    def estimate(images: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         from jointdit.evaluation.ensemble import ensemble_maps
 
         disparities: list[NDArray[np.float32]] = []
-        for start in range(0, len(pictures), batch_size):
-            batch = pictures[start : start + batch_size]
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
             members = []
             for member in range(ensemble):
                 first = seed + start + member * ENSEMBLE_STRIDE
@@ -141,21 +138,17 @@ def depth_estimator(
     return estimate
 
 
-def evaluate_prompts(
-    pictures: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
-) -> tuple[ColourReport, ColourReport]:
-    """Colours found in generated images (H, W, 3), and in the same images under each other's prompts (chance)."""
+def evaluate_prompts(images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> tuple[ColourReport, ColourReport]:
+    """Check colours in generated images (H, W, 3), and with shuffled prompts as the baseline."""
     swapped = [*prompts[1:], prompts[0]]
-    return check_colours(pictures, prompts), check_colours(pictures, swapped)
+    return check_colours(images, prompts), check_colours(images, swapped)
 
 
-def evaluate_vae(
-    reconstruct: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], pictures: NDArray[np.uint8]
-) -> VaeReport:
-    """Score a VAE's round trip on images (N, H, W, 3); `reconstruct` takes and gives such a batch."""
-    after = reconstruct(pictures)
+def evaluate_vae(reconstruct: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], images: NDArray[np.uint8]) -> VaeReport:
+    """Score a VAE on images (N, H, W, 3); `reconstruct` encodes and decodes such a batch."""
+    after = reconstruct(images)
     return VaeReport(
-        psnr_db=float(np.mean([psnr(one, other) for one, other in zip(pictures, after, strict=True)])),
-        opponent_r2=opponent_r2(pictures, after),
-        colours_kept=colours_kept(pictures, after),
+        psnr_db=float(np.mean([psnr(one, other) for one, other in zip(images, after, strict=True)])),
+        opponent_r2=opponent_r2(images, after),
+        colours_kept=colours_kept(images, after),
     )

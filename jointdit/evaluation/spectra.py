@@ -1,8 +1,9 @@
-"""What each branch works on, and when: radial power spectra of the latents over the sampling steps.
+"""Radial power spectra of both branches' latents over the sampling steps.
 
-The paper finds that the depth branch carries structure and the RGB branch texture. Structure is low frequency, texture
-is high: so at each step the estimate of the clean latents, x_t - t v, and the velocity v are measured in each branch.
-Velocities hold the noise (v = noise - clean), whose spectrum is flat; the clean estimates are the sharper look.
+The paper finds that the depth branch carries structure and the RGB branch texture. Structure has low frequencies and
+texture high ones, so the spectra of the estimate of the clean latents, x_t - t v, and of the velocity v are measured at
+each step in each branch. Velocities contain the noise (v = noise - clean) with its flat spectrum, so the clean
+estimates are more informative.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ BRANCHES = ("rgb", "depth")
 
 @dataclass(frozen=True)
 class BranchSpectra:
-    """Of one task: noise level before each step (S,), and spectra (S, R) of the clean estimate and the velocity.
+    """Noise level before each step (S,), and spectra (S, R) of the clean estimate and the velocity by branch.
 
-    Row s holds mean power a frequency at radius 0 to R - 1 cycles an image, constant part left out. `counts` (R,) is
-    how many frequencies have that radius.
+    Row s holds the mean power per frequency at radius 0 to R - 1 cycles per image, without the constant part. `counts`
+    (R,) is the number of frequencies at each radius.
     """
 
     noise_level: FloatArray
@@ -40,15 +41,15 @@ class BranchSpectra:
     counts: FloatArray
 
     def high_share(self, branch: str, of: str = "clean") -> FloatArray:
-        """(S,) share of the energy above half the highest radius, of "clean" or "velocity"."""
+        """Return the share (S,) of the energy above half the highest radius; `of` is "clean" or "velocity"."""
         energy = getattr(self, of)[branch] * self.counts
         half = energy.shape[1] // 2
         return np.asarray(energy[:, half + 1 :].sum(axis=1) / energy[:, 1:].sum(axis=1))
 
     def settled_at(self, branch: str, high: bool, within: float = 0.1) -> int:
-        """Steps until the energy of the clean estimate below (or above) half the highest radius stays near its end.
+        """Return the number of steps until the energy of the clean estimate stays within a share of its last value.
 
-        Near: within a share `within` of the last step's.
+        high: whether the energy above half the highest radius counts, or below it. within: the share.
         """
         energy = self.clean[branch] * self.counts
         half = energy.shape[1] // 2
@@ -60,7 +61,7 @@ class BranchSpectra:
 def record_spectra(
     pipe: JointDiTPipeline, prompts: Sequence[str], num_inference_steps: int = 20, seed: int = 0
 ) -> BranchSpectra:
-    """Sample pairs (task joint), prompt i with seed `seed + i`, and measure both branches at every step."""
+    """Sample pairs (task joint), prompt i with seed `seed + i`, and measure both branches at each step."""
     height, width = pipe.config.default_height, pipe.config.default_width
     tokens = (height // pipe.size_multiple, width // pipe.size_multiple)
     schedule = sampling_schedule(num_inference_steps, tokens[0] * tokens[1]).tolist()
@@ -70,7 +71,7 @@ def record_spectra(
 
     def on_step(step: int, latents: torch.Tensor, velocity: torch.Tensor) -> None:
         _, t_next = levels[step]
-        # latents are at t_next already, on the straight line whose end at t = 0 is the clean estimate
+        # latents are at t_next, on the straight line that ends in the clean estimate at t = 0
         for kept, packed in ((clean, latents - t_next * velocity), (velocities, velocity)):
             for branch, half in zip(BRANCHES, packed.float().chunk(2), strict=True):
                 kept[branch].append(radial_power(unpack_latents(half, 2 * tokens[0], 2 * tokens[1])))
@@ -86,9 +87,9 @@ def record_spectra(
 
 
 def radial_power(latents: torch.Tensor) -> FloatArray:
-    """Mean power a frequency by radius, (R,), over samples and channels of latents (B, C, h, w).
+    """Return the mean power per frequency by radius, (R,), over samples and channels of latents (B, C, h, w).
 
-    Orthonormal transform: power times count, summed over all radii, is the energy h * w * variance.
+    The transform is orthonormal: power times count, summed over all radii, is h * w * variance.
     """
     height, width = latents.shape[-2:]
     power = torch.fft.fft2(latents.double(), norm="ortho").abs().square().mean(dim=(0, 1)).cpu().numpy()
@@ -98,12 +99,12 @@ def radial_power(latents: torch.Tensor) -> FloatArray:
 
 
 def radial_counts(height: int, width: int) -> FloatArray:
-    """How many frequencies of an (h, w) grid lie at each radius, (R,)."""
+    """Return the number of frequencies of an (h, w) grid at each radius, (R,)."""
     return np.bincount(_radius(height, width).ravel()).astype(np.float64)
 
 
 def _radius(height: int, width: int) -> NDArray[np.int64]:
-    """(h, w) radius of each frequency in cycles along the shorter side, rounded."""
+    """Return the radius (h, w) of each frequency in cycles along the shorter side, rounded."""
     short = min(height, width)
     rows, columns = np.fft.fftfreq(height) * short, np.fft.fftfreq(width) * short
     return np.rint(np.hypot(rows[:, None], columns[None])).astype(np.int64)

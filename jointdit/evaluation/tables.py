@@ -1,4 +1,4 @@
-"""Result tables, as Markdown for people and as JSON for programs. One table, one protocol: others are refused."""
+"""Result tables in Markdown and JSON; a table accepts rows of one protocol only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jointdit.errors import InputError
 
 @dataclass(frozen=True)
 class Column:
-    """A figure's name, as in the rows' values, and how it is written, such as ".3f" or ".0%"."""
+    """Name of a value, as in the rows, and its format, such as ".3f" or ".0%"."""
 
     name: str
     form: str = ".3f"
@@ -20,7 +20,7 @@ class Column:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """Figures of one method by column name, who measured them, and by which protocol. None and NaN: no figure."""
+    """Values of one method by column name, their source and protocol. None and NaN mean no value."""
 
     method: str
     values: Mapping[str, float | None]
@@ -30,7 +30,7 @@ class ResultRow:
 
 @dataclass
 class ResultTable:
-    """Figures that may be compared with each other: all measured by `protocol`."""
+    """Comparable results: all rows were measured by `protocol`."""
 
     title: str
     protocol: str
@@ -39,7 +39,7 @@ class ResultTable:
     notes: list[str] = field(default_factory=list)
 
     def add(self, row: ResultRow) -> None:
-        """Append a row. Raises InputError for one of another protocol, or with figures without a column."""
+        """Append a row. Raises InputError for a row of another protocol, or with values without a column."""
         if row.protocol != self.protocol:
             raise InputError(
                 f"{row.method} was measured by another protocol ({row.protocol}) than table {self.title!r}: "
@@ -47,15 +47,15 @@ class ResultTable:
             )
         unknown = set(row.values) - {column.name for column in self.columns}
         if unknown:
-            raise InputError(f"{row.method} has figures without a column in table {self.title!r}: {sorted(unknown)}.")
+            raise InputError(f"{row.method} has values without a column in table {self.title!r}: {sorted(unknown)}.")
         self.rows.append(row)
 
     def measured(self, method: str, values: Mapping[str, float | None], source: str = "this run") -> None:
-        """Append figures that this run measured."""
+        """Append values that this run measured."""
         self.add(ResultRow(method, values, source, self.protocol))
 
     def markdown(self) -> str:
-        """A heading, the protocol, the table, the notes."""
+        """Return a heading, the protocol, the table and the notes."""
         head = ["", *(column.name for column in self.columns), "source"]
         ruler = ["---", *(["---:"] * len(self.columns)), "---"]
         body = [[row.method, *self._cells(row), row.source] for row in self.rows]
@@ -65,7 +65,7 @@ class ResultTable:
         return "\n".join(lines) + "\n"
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; figures that do not exist are null."""
+        """Return plain values for JSON; missing values are null."""
         rows = [
             {
                 "method": row.method,
@@ -81,18 +81,18 @@ class ResultTable:
         return ["" if value is None else format(value, form) for value, form in values]
 
     def text_rows(self) -> list[list[str]]:
-        """Method and figures as they are written, a row each: for a terminal."""
+        """Return method and formatted values of each row, for a terminal."""
         return [[row.method, *self._cells(row)] for row in self.rows]
 
 
 def markdown_report(title: str, tables: Iterable[ResultTable], closing: str = "") -> str:
-    """All tables of a report, one below the other."""
+    """Return all tables of a report as Markdown."""
     parts = [f"# {title}\n", *(table.markdown() for table in tables)]
     return "\n".join([*parts, closing] if closing else parts)
 
 
 def without_nan(value: Any) -> Any:
-    """Plain values, lists and dictionaries with None for every float that JSON cannot hold."""
+    """Replace every float that JSON cannot represent by None, in values, lists and dictionaries."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

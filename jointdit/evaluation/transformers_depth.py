@@ -1,6 +1,7 @@
-"""Any depth model of transformers as a baseline: Depth Anything, DPT (MiDaS), ZoeDepth, GLPN, Depth Pro, and others.
+"""Depth models of transformers as baselines, such as Depth Anything and DPT.
 
-A folder or a hub name with config, image processor and safetensors. The processor decides the size the model works at.
+They include MiDaS, ZoeDepth, GLPN and Depth Pro. A model is a folder or a hub name with config, image processor and
+safetensors. The processor sets the working size.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from numpy.typing import NDArray
 
 from jointdit.errors import InputError, ModelError
 from jointdit.evaluation.alignment import Alignment, FloatArray
-from jointdit.loading.checkpoint_files import check_foreign_model, model_name, model_type, told_as_model_error
+from jointdit.loading.checkpoint_files import check_foreign_model, model_name, model_type, wrap_load_errors
 
-# Models that give distance; every other relative model of transformers gives inverse depth.
+# Models that predict depth; every other relative model of transformers predicts inverse depth.
 GIVES_DEPTH = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
-GIVES_METRES = ("depth_pro", "glpn", "zoedepth")  # whose configuration does not say so
+GIVES_METRES = ("depth_pro", "glpn", "zoedepth")  # metric models whose config does not say so
 
 
 class TransformersDepth:
-    """A `DepthEstimator`.
+    """A transformers model as a `DepthEstimator`.
 
-    `space` is what its maps are affine in: "depth" for models with a metric head and those of GIVES_DEPTH, else
-    "disparity". The fit of scale and shift is made for all, so a metric model is compared by its shape alone.
+    `space` is "depth" for models with a metric head and those of GIVES_DEPTH, else "disparity". Scale and shift are
+    fitted for all models, so the metric scale of a model does not count.
     """
 
     def __init__(
@@ -36,13 +37,13 @@ class TransformersDepth:
     ) -> None:
         """Load the model in float32; `revision` is the commit, tag or branch of a hub name.
 
-        Raises ModelError for what is missing, is no depth model, or holds no safetensors.
+        Raises ModelError if it is missing, is not a depth model, or has no safetensors.
         """
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
         check_depth_model(path)
         options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
-        with told_as_model_error(f"{path}: no depth model of transformers with an image processor and safetensors"):
+        with wrap_load_errors(f"{path}: no depth model of transformers with an image processor and safetensors"):
             self._processor = AutoImageProcessor.from_pretrained(path, **options)
             model = AutoModelForDepthEstimation.from_pretrained(
                 path, use_safetensors=True, dtype=torch.float32, **options
@@ -55,26 +56,29 @@ class TransformersDepth:
 
     @torch.no_grad()
     def estimate(self, image: NDArray[np.uint8], long_side: int | None = None) -> FloatArray:
-        """The model's map (H, W) at the image's size; `long_side` is left to the processor. See `DepthEstimator`."""
+        """Return the map (H, W) at the image's size; the processor ignores `long_side`. See `DepthEstimator`."""
         return self.estimate_metric(image)[0]
 
     @torch.no_grad()
     def estimate_metric(self, image: NDArray[np.uint8]) -> tuple[FloatArray, float | None]:
-        """The map (H, W), in metres if the model `is_metric`, and the focal length in pixels where it gives one.
+        """Return the map (H, W), in metres if the model `is_metric`, and the focal length in pixels if it gives one.
 
-        Raises InputError where the map is not finite.
+        Raises InputError if the map is not finite.
         """
         inputs = self._processor(images=image, return_tensors="pt").to(self._device)
         height, width = image.shape[:2]
         resized = self._at_size(self._model(**inputs), height, width)
-        found = resized["predicted_depth"].reshape(height, width).float().cpu().numpy()
-        if not np.isfinite(found).all():
-            raise InputError(f"{self.name} gave values that are not finite for an image of {width} x {height} pixels.")
+        depth = resized["predicted_depth"].reshape(height, width).float().cpu().numpy()
+        if not np.isfinite(depth).all():
+            raise InputError(
+                f"{self.name} returned values that are not finite for an image of {width} x {height} pixels: leave "
+                "the image out."
+            )
         focal = resized.get("focal_length")
-        return found, None if focal is None else float(focal)
+        return depth, None if focal is None else float(focal)
 
     def _at_size(self, outputs: Any, height: int, width: int) -> dict[str, Any]:
-        """What the model says of one image, brought to its size: the processor knows how it resized and padded."""
+        """Resize the outputs for one image to its size with the processor, which also removes its padding."""
         after = self._processor.post_process_depth_estimation
         size = [(height, width)]
         known = {"source_sizes": size} if "source_sizes" in inspect.signature(after).parameters else {}
@@ -83,7 +87,7 @@ class TransformersDepth:
 
 
 def check_depth_model(path: str) -> None:
-    """Refuse a folder that holds no depth model, by its files alone; a hub name passes. Raises ModelError."""
+    """Raise ModelError if the files of a folder are not a depth model; hub names are not checked."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES as KNOWN
 
     check_foreign_model(path)
@@ -95,7 +99,7 @@ def check_depth_model(path: str) -> None:
 
 
 def check_metric_model(path: str) -> None:
-    """As `check_depth_model`, and refuse a folder whose configuration says relative depth. Raises ModelError."""
+    """Raise ModelError as `check_depth_model`, and for a folder whose config says relative depth."""
     check_depth_model(path)
     config = Path(path) / "config.json"
     if config.is_file() and not _is_metric(json.loads(config.read_text())):

@@ -1,4 +1,4 @@
-"""Disparity, depth in metres, and points.
+"""Geometry: relative disparity, depth in metres, image sizes, point clouds.
 
 Start with depth.py.
 """

@@ -1,8 +1,9 @@
-"""Relative disparity put in metres by somebody who knows metres: 1/z = A + B d fitted to a metric depth map.
+"""Scale relative disparity to metres: a robust fit of 1/z = A + B d to a metric depth map.
 
-Robust, because the two maps disagree where either is wrong: skies, mirrors, thin things. Random pairs of pixels propose
-lines, the line that most pixels support wins (Fischler and Bolles, Random Sample Consensus, 1981; support measured as
-in MSAC, Torr and Zisserman, MLESAC, 2000), and least squares over its supporters refines it.
+The fit is robust, because the maps disagree where one of them is wrong, as in skies, mirrors and thin objects. Random
+pairs of pixels propose lines, and the line with the largest support is chosen (RANSAC: Fischler and Bolles, Random
+Sample Consensus, 1981; support as in MSAC: Torr and Zisserman, MLESAC, 2000). Least squares over its inliers refines
+the line.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-INLIER = 0.1  # relative: a pixel supports a fit that puts it within 10 % of its metric depth
-PROPOSALS = 256  # half of the pixels may be wrong: the chance that no pair of 256 is right is below 1e-31
-PIXELS_A_PROPOSAL = 4096  # it is judged by
+INLIER = 0.1  # an inlier's fitted depth is within 10 % of its metric depth
+PROPOSALS = 256  # if half of the pixels are wrong, no pair is right with a probability below 1e-31
+PIXELS_A_PROPOSAL = 4096  # pixels that score a proposal
 REFINEMENTS = 10
 FEWEST = 16  # pixels
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A relative disparity's range in metres, and how well it fits.
+    """The range of a relative disparity in metres, and how well it fits.
 
-    residual: median over all pixels of |z / z_fit - 1|. inlier_ratio: share of pixels where that is at most INLIER.
-    focal_pixels: of the image the metric model saw, where it says one.
+    z_near and z_far are in metres. residual: median over all pixels of |z / z_fit - 1|. inlier_ratio: share of pixels
+    where that is at most INLIER. focal_pixels: focal length of the metric model's input image, if the model gives one.
     """
 
     z_near: float
@@ -37,10 +38,10 @@ class Calibration:
 def fit_inverse_depth(
     disparity: NDArray[np.float32], depth: NDArray[np.float32], valid: NDArray[np.bool_] | None = None
 ) -> Calibration | None:
-    """Fit 1/z = A + B d to relative disparity (H, W) in [0, 1] and metric depth (H, W); the same input, the same fit.
+    """Fit 1/z = A + B d to relative disparity (H, W) in [0, 1] and metric depth (H, W). Deterministic.
 
-    B is positive (near is high), and z_far = 1 / A at most 10 % beyond the farthest supporter, so that it is something
-    the metric model saw. None where no such line exists: a flat map, or one that runs the other way.
+    B is positive (near is high), and z_far = 1 / A is at most 10 % beyond the farthest inlier. Returns None if no such
+    line exists, as for a constant or an inverted map.
     """
     assert disparity.shape == depth.shape
     usable = np.isfinite(disparity) & np.isfinite(depth) & (depth > 0)
@@ -72,7 +73,7 @@ Line = tuple[float, float]  # A, B
 
 
 def _misfit(line: Line, d: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.float64]:
-    """|z / z_fit - 1| of each pixel."""
+    """Return |z / z_fit - 1| of each pixel (N,)."""
     return np.abs((line[0] + line[1] * d) * z - 1.0)
 
 
@@ -97,7 +98,7 @@ def _best_proposal(d: NDArray[np.float64], z: NDArray[np.float64]) -> Line | Non
 
 
 def _least_squares(d: NDArray[np.float64], z: NDArray[np.float64], support: NDArray[np.bool_]) -> Line | None:
-    """The line of least relative misfit over the supporters, within the bounds; None where there is none."""
+    """Return the line of least relative misfit over the inliers, within the bounds; None if there is none."""
     d, z = d[support], z[support]
     if len(d) < FEWEST:
         return None

@@ -1,16 +1,16 @@
-"""Depth as this project keeps it: relative disparity, 16-bit images, metres, points, and the sizes a model takes.
+"""Depth conventions: relative disparity, 16-bit PNG, metres, points, and model sizes.
 
     source image or map --fit_to_model--> model size --(the model)--> model size --restore_size--> source size
     disparity in [0, 1] --encode_depth_png--> 16-bit PNG         --metric_depth--> metres --unproject--> points
 
-*Relative disparity* is an affine map of inverse depth, per image: 1 is the nearest pixel, 0 the farthest. It has no
+Relative disparity is an affine function of inverse depth, per image: 1 is the nearest pixel, 0 the farthest. It has no
 unit.
 
-Pixel convention, everywhere: pixel (column u, row v) covers [u, u + 1) x [v, v + 1), its centre is at (u + 0.5, v +
-0.5), and the principal point of a centred camera is (width / 2, height / 2). Open3D and OpenCV put the centre of pixel
-u at u: their cx is ours minus 0.5.
+Pixel convention: pixel (column u, row v) covers [u, u + 1) x [v, v + 1), its centre is at (u + 0.5, v + 0.5), and the
+principal point of a centred camera is (width / 2, height / 2). In Open3D and OpenCV the centre of pixel u is at u, so
+their cx is ours minus 0.5.
 
-Camera convention: pinhole, x right, y down, z forward; depth is z, not the length of the ray. Metres where metric.
+Camera convention: pinhole, x right, y down, z forward. Depth is z, not the length of the ray; metric means metres.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from jointdit.errors import InputError, RowError
 ResizeMode = Literal["fit", "crop", "stretch"]
 DepthKind = Literal["metric", "disparity"]
 
-# Of zlib. At 512 x 512 with a model's noise the default, 6, takes 119 ms for 281 kB, this 14 ms for 290 kB.
+# zlib's level. At 512 x 512 with a model's noise, the default 6 takes 119 ms for 281 kB, this 14 ms for 290 kB.
 DEPTH_PNG_LEVEL = 2
 NEAREST_16BIT = 65535
 MODEL_MULTIPLE = 16  # VAE factor 8 times the 2x2 packing of the transformer
 
 
 class Intrinsics(NamedTuple):
-    """Pinhole intrinsics in pixels, principal point from the upper left corner of the image."""
+    """Pinhole intrinsics in pixels; the principal point is measured from the image's upper left corner."""
 
     fx: float
     fy: float
@@ -46,10 +46,10 @@ class Intrinsics(NamedTuple):
 
 @dataclass(frozen=True)
 class SizeMapping:
-    """How a source was brought to the model's size: window of the source -> content -> padding. All in whole pixels.
+    """Mapping from a source to the model's size: window of the source -> content -> padding, in whole pixels.
 
-    The window is the whole source but for `crop`. A point (u, v) of the source lies in the model's image at
-    ((u - window_left) * scale_x + pad_left, (v - window_top) * scale_y + pad_top), pixel centres at one half.
+    The window is the whole source, except in mode `crop`. A point (u, v) of the source is at
+    ((u - window_left) * scale_x + pad_left, (v - window_top) * scale_y + pad_top) in the model's image.
     """
 
     source_width: int
@@ -74,7 +74,7 @@ class SizeMapping:
         return self.content_height / self.window_height
 
     def intrinsics_to_model(self, source: Intrinsics) -> Intrinsics:
-        """Intrinsics of the whole source -> intrinsics of the model's image."""
+        """Convert intrinsics of the whole source to intrinsics of the model's image."""
         return Intrinsics(
             source.fx * self.scale_x,
             source.fy * self.scale_y,
@@ -83,7 +83,7 @@ class SizeMapping:
         )
 
     def intrinsics_to_window(self, model: Intrinsics) -> Intrinsics:
-        """Intrinsics of the model's image -> intrinsics of what `restore_size` and `source_window` return."""
+        """Convert intrinsics of the model's image to those of the results of `restore_size` and `source_window`."""
         return Intrinsics(
             model.fx / self.scale_x,
             model.fy / self.scale_y,
@@ -96,12 +96,12 @@ class SizeMapping:
 
 
 def plan_fit(source_height: int, source_width: int, height: int, width: int, mode: ResizeMode = "fit") -> SizeMapping:
-    """The mapping from a source of any size to at most (height, width) pixels, both multiples of 16.
+    """Return the mapping from a source of any size to at most (height, width) pixels, both multiples of 16.
 
-    fit: the whole source, aspect kept, as large as the box allows, padded on both sides to the next multiples of 16;
-    the result can be smaller than the box in one direction, so images of different aspect have different sizes.
-    crop: the largest centred window of the box's aspect, exactly (height, width). stretch: the whole source, exactly
-    (height, width). Raises InputError for a box that is not a multiple of 16 and RowError for an empty source.
+    fit: the whole source with its aspect, as large as the box allows, padded on both sides to multiples of 16; the
+    result can be smaller than the box in one direction, so images of different aspect have different sizes. crop: the
+    largest centred window with the box's aspect, exactly (height, width). stretch: the whole source, exactly (height,
+    width). Raises InputError if the box is not a multiple of 16, and RowError if the source is empty.
     """
     if mode not in get_args(ResizeMode):
         raise InputError(f"resize mode is {mode!r}: use one of {', '.join(get_args(ResizeMode))}.")
@@ -142,10 +142,10 @@ def plan_fit(source_height: int, source_width: int, height: int, width: int, mod
 def fit_to_model(
     array: NDArray[Any], height: int, width: int, mode: ResizeMode = "fit"
 ) -> tuple[NDArray[Any], SizeMapping]:
-    """An image (H, W, 3) uint8 or a map (H, W) float32 at the model's size, and the mapping back. See `plan_fit`.
+    """Resize an image (H, W, 3) uint8 or a map (H, W) float32 to the model's size; also return the mapping.
 
-    Images are resampled with Lanczos, maps linearly (disparity stays in [0, 1]); both with anti-aliasing and pixel
-    centres kept. Padding repeats the edge.
+    Images are resampled with Lanczos, maps linearly (disparity stays in [0, 1]), both with anti-aliasing and without a
+    shift of pixel centres. Padding repeats the edge. See `plan_fit` for the modes.
     """
     mapping = plan_fit(array.shape[0], array.shape[1], height, width, mode)
     content = _resample(source_window(array, mapping), mapping.content_height, mapping.content_width)
@@ -155,10 +155,9 @@ def fit_to_model(
 
 
 def restore_size(array: NDArray[Any], mapping: SizeMapping) -> NDArray[Any]:
-    """The inverse of `fit_to_model`: padding cut off, then resampled to the source's size.
+    """Invert `fit_to_model`: remove the padding and resample to the source's size.
 
-    For `crop` the result has the size of the cropped window, nothing is invented outside it: take `source_window` of
-    the source image beside it.
+    In mode `crop` the result has the size of the cropped window; `source_window` gives that part of the source.
     """
     if array.shape[:2] != (mapping.model_height, mapping.model_width):
         found = f"{array.shape[1]} x {array.shape[0]}"
@@ -171,7 +170,7 @@ def restore_size(array: NDArray[Any], mapping: SizeMapping) -> NDArray[Any]:
 
 
 def source_window(array: NDArray[Any], mapping: SizeMapping) -> NDArray[Any]:
-    """The part of a source array that the model saw: all of it, but for `crop`."""
+    """Return the part of a source array that the model's image shows: all of it, except in mode `crop`."""
     return array[
         mapping.window_top : mapping.window_top + mapping.window_height,
         mapping.window_left : mapping.window_left + mapping.window_width,
@@ -182,8 +181,8 @@ def _resample(array: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
         if array.shape[:2] == (height, width):
             return array.copy()
-        picture = Image.fromarray(np.ascontiguousarray(array))
-        return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+        image = Image.fromarray(np.ascontiguousarray(array))
+        return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
     if array.dtype == np.float32 and array.ndim == 2:
         rows = _resample_axis0(array.astype(np.float64), height)
         return np.ascontiguousarray(_resample_axis0(rows.T, width).T, dtype=np.float32)
@@ -191,16 +190,17 @@ def _resample(array: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 
 
 def _resample_axis0(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Linear between pixel centres, and the mean of that over each new pixel when shrinking: a ramp stays where it is.
+    """Interpolate linearly between pixel centres; when shrinking, average that over each new pixel.
 
-    Not Pillow's: its sampled kernels move a ramp by up to 0.08 pixels (measured) where the ratio is not a whole number.
+    A ramp keeps its position. Pillow's sampled kernels move it by up to 0.08 pixels (measured) at ratios that are not
+    whole numbers.
     """
-    found = len(values)
-    if size == found:
+    old_size = len(values)
+    if size == old_size:
         return values.copy()
-    ratio = found / size
+    ratio = old_size / size
     padded = np.concatenate([values[:1], values, values[-1:]])  # centres at -0.5, 0.5, ..., found + 0.5
-    if size > found:
+    if size > old_size:
         index, share = _split((np.arange(size) + 0.5) * ratio + 0.5)
         return padded[index] * (1.0 - share) + padded[index + 1] * share
     trapezoids = (padded[:-1] + padded[1:]) / 2
@@ -219,10 +219,10 @@ def _split(at: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.floa
 
 
 def encode_depth_png(disparity: NDArray[np.float32], valid: NDArray[np.bool_] | None = None) -> bytes:
-    """Relative disparity (H, W) in [0, 1] as a 16-bit greyscale PNG, 65535 nearest. Equal input gives equal bytes.
+    """Encode relative disparity (H, W) in [0, 1] as a 16-bit greyscale PNG, 65535 nearest. Deterministic.
 
-    With `valid`, holes are written as 0 and valid pixels as at least 1, so that a hole is not read as the farthest
-    point. Raises RowError for values that are not finite or lie outside [0, 1].
+    With `valid`, holes are written as 0 and valid pixels as at least 1, so that a hole differs from the farthest
+    point. Raises RowError if values are not finite or are outside [0, 1].
     """
     if disparity.ndim != 2 or disparity.size == 0:
         raise RowError(f"disparity has shape {disparity.shape}: give one map (H, W).")
@@ -241,9 +241,9 @@ def encode_depth_png(disparity: NDArray[np.float32], valid: NDArray[np.bool_] | 
 
 
 def decode_depth_png(data: bytes) -> NDArray[np.float32]:
-    """The disparity (H, W) float32 in [0, 1] of a 16-bit PNG written by `encode_depth_png`.
+    """Decode a PNG of `encode_depth_png` to disparity (H, W) float32 in [0, 1].
 
-    Raises RowError for what is not a 16-bit greyscale PNG: 8-bit maps have lost far depth already.
+    Raises RowError for other images; 8-bit maps have lost the precision of far depth.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=["PNG"])
@@ -255,16 +255,22 @@ def decode_depth_png(data: bytes) -> NDArray[np.float32]:
     return (np.asarray(image).astype(np.float64) / NEAREST_16BIT).astype(np.float32)
 
 
+def grey_image(disparity: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Show disparity (H, W) in [0, 1] as an 8-bit grey image (H, W, 3); near is bright, NaN is black."""
+    return np.repeat(np.rint(np.nan_to_num(disparity) * 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
 # --- relative disparity and metres ----------------------------------------------------------------------------------
 
 
 def disparity_from_depth(
     depth: NDArray[np.float32], valid: NDArray[np.bool_] | None = None, kind: DepthKind = "metric"
 ) -> NDArray[np.float32]:
-    """A depth map (H, W) as relative disparity in [0, 1], 1 nearest. Holes are filled first: mask them afterwards.
+    """Convert a depth map (H, W) to relative disparity (H, W) in [0, 1], 1 nearest. Holes are filled; mask them after.
 
-    metric: z in any linear unit, inverted; disparity: any affine map of 1/z with near high. Filling averages valid
-    pixels, so it never moves the minimum or the maximum. Raises RowError for no valid pixel, z <= 0 and a constant map.
+    metric: z in any linear unit; it is inverted. disparity: any affine function of 1/z with near high. Filled values
+    are means of valid pixels, so they do not change the minimum or maximum. Raises RowError for a map without valid
+    pixels, with z <= 0, or with a constant value.
     """
     inside = _valid_mask(depth, valid)
     values = depth.astype(np.float64)
@@ -285,16 +291,16 @@ def disparity_from_depth(
 
 
 def depth_range(depth: NDArray[np.float32], valid: NDArray[np.bool_] | None = None) -> tuple[float, float]:
-    """(z_near, z_far) of the valid pixels of a metric map: with them `metric_depth` undoes `disparity_from_depth`."""
+    """Return (z_near, z_far) of the valid pixels of a metric map; `metric_depth` needs them to restore its depth."""
     inside = _valid_mask(depth, valid)
     return float(depth[inside].min()), float(depth[inside].max())
 
 
 def metric_depth(disparity: NDArray[np.float32], z_near: float, z_far: float) -> NDArray[np.float32]:
-    """Depth z = 1 / (A + B d) with A = 1/z_far and B = 1/z_near - 1/z_far, in the unit of z_near and z_far (metres).
+    """Return depth z = 1 / (A + B d), (H, W) in metres, with A = 1/z_far and B = 1/z_near - 1/z_far.
 
-    Exact where d is relative disparity whose nearest and farthest points lie at z_near and z_far; elsewhere those are
-    assumptions.
+    z_near and z_far (metres) are the depths of the nearest and the farthest pixel. Raises InputError unless
+    0 < z_near < z_far.
     """
     if not (math.isfinite(z_near) and math.isfinite(z_far) and 0 < z_near < z_far):
         raise InputError(f"depth range is z_near = {z_near:g}, z_far = {z_far:g}: give 0 < z_near < z_far, in metres.")
@@ -303,10 +309,10 @@ def metric_depth(disparity: NDArray[np.float32], z_near: float, z_far: float) ->
 
 
 def fill_holes(values: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Holes filled with means of the valid pixels around them (pull-push), valid pixels unchanged.
+    """Fill holes of a map (H, W) with means of the valid pixels around them (pull-push).
 
-    Halve the map by averages over valid pixels until no hole is left, then fill holes on the way back. Every filled
-    value is a mean of valid ones. Source of the method: Gortler et al., The Lumigraph, 1996, section 3.4.
+    The map is halved by averages over valid pixels until it has no hole; holes are filled on the way back. Valid
+    pixels do not change. Source: Gortler et al., The Lumigraph, 1996, section 3.4.
     """
     assert values.shape == valid.shape
     assert valid.any()
@@ -334,7 +340,7 @@ def _valid_mask(depth: NDArray[np.float32], valid: NDArray[np.bool_] | None) -> 
 
 
 def intrinsics_from_fov(fov_vertical_deg: float, width: int, height: int) -> Intrinsics:
-    """Square pixels and a centred principal point from the vertical field of view in degrees."""
+    """Return intrinsics with square pixels and a centred principal point from a vertical field of view in degrees."""
     if not 0.0 < fov_vertical_deg < 180.0:
         raise InputError(f"vertical field of view is {fov_vertical_deg:g} degrees: give a value between 0 and 180.")
     focal = 0.5 * height / math.tan(math.radians(fov_vertical_deg) / 2)
@@ -342,7 +348,7 @@ def intrinsics_from_fov(fov_vertical_deg: float, width: int, height: int) -> Int
 
 
 def unproject(depth: NDArray[np.float32], fx: float, fy: float, cx: float, cy: float) -> NDArray[np.float32]:
-    """The point seen at each pixel's centre, (H, W, 3) float32: x right, y down, z forward, in the unit of `depth`."""
+    """Return the point at each pixel's centre, (H, W, 3) float32: x right, y down, z forward, in the unit of depth."""
     height, width = depth.shape
     z = depth.astype(np.float64)
     x = (np.arange(width) + 0.5 - cx) / fx * z
@@ -351,9 +357,9 @@ def unproject(depth: NDArray[np.float32], fx: float, fy: float, cx: float, cy: f
 
 
 def depth_jumps(depth: NDArray[np.float32]) -> NDArray[np.float64]:
-    """How much depth jumps around each pixel (H, W): farthest over nearest in the 3x3 window, minus one.
+    """Return the relative jump of depth around each pixel (H, W): farthest over nearest in the 3x3 window, minus one.
 
-    Infinite where the window has a hole or z <= 0.
+    It is infinite if the window has a hole or z <= 0.
     """
     known = np.isfinite(depth) & (depth > 0)
     far = _window3(np.where(known, depth, np.inf), np.maximum).astype(np.float64)
@@ -363,10 +369,10 @@ def depth_jumps(depth: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def depth_edges(depth: NDArray[np.float32], relative_jump: float) -> NDArray[np.bool_]:
-    """True (H, W) where depth jumps by more than `relative_jump` in the 3x3 window: see `depth_jumps`.
+    """Return a mask (H, W) of pixels whose jump of depth in the 3x3 window exceeds `relative_jump`.
 
-    Those are the pixels that fly between two surfaces once unprojected. A pixel with a hole or z <= 0 in its window is
-    an edge.
+    Unprojected, such pixels lie between two surfaces. A pixel with a hole or z <= 0 in its window is an edge. See
+    `depth_jumps`.
     """
     return ~(depth_jumps(depth) <= relative_jump)
 

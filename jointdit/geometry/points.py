@@ -1,8 +1,8 @@
-"""A depth map as a cloud of points: the pixels that are no edges, with normals and confidence, thinned and cleaned.
+"""Point clouds from depth maps: normals, confidence, downsampling, outlier removal.
 
-    depth (H, W) --cloud_of--> PointCloud --thinned--> fewer points --without_outliers--> no strays
+    depth (H, W) --cloud_of--> PointCloud --voxel_downsample--> fewer points --without_outliers--> no outliers
 
-Camera convention of depth.py: x right, y down, z forward, the camera at the origin.
+The camera convention is that of depth.py: x right, y down, z forward, the camera at the origin.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from jointdit.errors import RowError
 from jointdit.geometry.depth import Intrinsics, depth_jumps, unproject
-from jointdit.scenes.open3d_import import import_open3d
+from jointdit.geometry.open3d_import import import_open3d
 
 
 @dataclass(frozen=True)
 class PointCloud:
-    """N points in the unit of the depth they come from (metres where metric).
+    """N points in the unit of their depth map (metres if metric).
 
-    normals are unit vectors towards the camera. confidence is 1 where depth is even around a point and falls to 0 where
-    it jumps so much that the point would have been dropped.
+    normals are unit vectors towards the camera. confidence falls linearly with the jump of depth around a point: 1
+    without a jump, 0 at the edge threshold, beyond which points are dropped.
     """
 
     points: NDArray[np.float32]  # (N, 3)
@@ -35,7 +35,7 @@ class PointCloud:
         return len(self.points)
 
     def at(self, index: NDArray[np.int64]) -> PointCloud:
-        """The points of some indices, in their order."""
+        """Return the points at these indices (M,), in their order."""
         return PointCloud(
             self.points[index],
             self.colours[index],
@@ -52,10 +52,10 @@ def cloud_of(
     normals: bool = False,
     confidence: bool = False,
 ) -> PointCloud:
-    """The points of a depth map (H, W) with the colours of an image (H, W, 3), row by row.
+    """Return the points of a depth map (H, W) with the colours of an image (H, W, 3), row by row.
 
-    Left out: holes (NaN, z <= 0), the pixels around them, and pixels in whose 3x3 window depth jumps by more than
-    `edge_threshold`, relative: see `depth_jumps`.
+    Holes (NaN, z <= 0), the pixels around them, and pixels whose relative jump of depth in the 3x3 window exceeds
+    `edge_threshold` (see `depth_jumps`) are left out.
     """
     jumps = depth_jumps(depth)
     keep = jumps <= edge_threshold
@@ -69,10 +69,10 @@ def cloud_of(
 
 
 def surface_normals(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Unit normals (H, W, 3) towards the camera of points (H, W, 3) on the pixel grid.
+    """Return unit normals (H, W, 3) towards the camera for points (H, W, 3) on the pixel grid.
 
-    The cross product of central differences, one-sided at the image's border: exact for planes. A point without
-    neighbours of finite depth has NaN.
+    They are the cross product of central differences, one-sided at the image's border, and exact for planes. A point
+    without neighbours of finite depth gets NaN.
     """
     padded = np.pad(points.astype(np.float64), ((1, 1), (1, 1), (0, 0)), mode="edge")
     down = padded[2:, 1:-1] - padded[:-2, 1:-1]
@@ -82,11 +82,11 @@ def surface_normals(points: NDArray[np.float32]) -> NDArray[np.float32]:
         return (across / np.linalg.norm(across, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def thinned(cloud: PointCloud, voxel: float) -> PointCloud:
-    """One point a cube of side `voxel` (the points' unit) that holds any: the mean of its points, colours and the rest.
+def voxel_downsample(cloud: PointCloud, voxel: float) -> PointCloud:
+    """Merge the points of each cube of side `voxel` (in the points' unit) to one: the mean of all attributes.
 
-    In the order of each cube's first point, so that equal clouds give equal ones. Open3D finds the cubes. Raises
-    RowError for cubes too small to be numbered.
+    The result is in the order of each cube's first point, so it is deterministic. Open3D assigns points to cubes.
+    Raises RowError if the cubes are too small to be numbered.
     """
     if not len(cloud):
         return cloud
@@ -121,8 +121,10 @@ def thinned(cloud: PointCloud, voxel: float) -> PointCloud:
 
 
 def without_outliers(cloud: PointCloud, neighbours: int, ratio: float) -> PointCloud:
-    """Without the points whose mean distance to their nearest `neighbours` is more than `ratio` standard deviations
-    above the cloud's mean. Source: Rusu et al., Towards 3D Point Cloud Based Object Maps, 2008; as Open3D does it.
+    """Remove statistical outliers, with Open3D.
+
+    An outlier's mean distance to its nearest `neighbours` is more than `ratio` standard deviations above the mean of
+    the cloud. Source: Rusu et al., Towards 3D Point Cloud Based Object Maps, 2008.
     """
     if len(cloud) <= neighbours:
         return cloud

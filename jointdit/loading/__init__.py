@@ -1,4 +1,4 @@
-"""From files to a network in memory: published layouts, checks, base networks, quantization, offload.
+"""Loading of weights: published layouts, checks, base networks, quantization, offload.
 
 Start with checkpoint_files.py.
 """

@@ -1,8 +1,9 @@
-"""The FLUX network that an adapter is put on: a folder in diffusers' layout, or a single file in Black Forest Labs'.
+"""Load the FLUX base network of an adapter, from a folder or a single file.
 
-A single file (`flux1-dev.safetensors`) holds the transformer alone. VAE, text encoders and tokenizers then come from
-`components`, a FLUX pipeline folder, whose transformer's config.json also tells an unusual network's shape; without
-one the network is FLUX.1's. Whether there is a guidance embedding (dev, Krea) or none (schnell) the file itself tells.
+A single file (`flux1-dev.safetensors`) holds only the transformer. VAE, text encoders and tokenizers then come from
+`components`, a FLUX pipeline folder. The config.json of its transformer, if any, gives the shape of the network;
+otherwise the network has FLUX.1's shape. The tensors of the file decide whether there is a guidance embedding (dev,
+Krea) or not (schnell).
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from diffusers import FluxTransformer2DModel
 
 from jointdit.errors import ModelError
 from jointdit.loading import official
-from jointdit.loading.checkpoint_files import FilePath, load_component, told_as_model_error
+from jointdit.loading.checkpoint_files import FilePath, load_component, wrap_load_errors
 from jointdit.model.transformer import BASE_ADVICE, JointDiTTransformer2DModel, config_names
 
-COMPONENTS_ADVICE = "give components, a FLUX pipeline folder whose VAE, text encoders and tokenizers are used"
+COMPONENTS_ADVICE = "give components, a FLUX pipeline folder with VAE, text encoders and tokenizers"
 
 
 def is_single_file(base: FilePath) -> bool:
-    """Whether a base is one file in Black Forest Labs' layout."""
+    """Whether a base is a single file in Black Forest Labs' layout."""
     return Path(base).is_file() or Path(base).suffix == ".safetensors"
 
 
@@ -34,16 +35,16 @@ def load_base(
     device: torch.device | str | None = None,
     **options: Any,
 ) -> JointDiTTransformer2DModel:
-    """JointDiT's network around a base, whose tensors are read one by one to the device.
+    """Load a base network, tensor by tensor to the device, and build JointDiT from it.
 
-    On a CPU, and in the type they are stored in, they stay mapped from their file. options: of from_pretrained, such
-    as quantization_config. Raises ModelError for what does not fit.
+    On a CPU, tensors that keep their stored type stay memory-mapped. options: of from_pretrained, such as
+    quantization_config. Raises ModelError if the files do not fit.
     """
     if is_single_file(base):
         if options:
             raise ModelError(
-                f"{base}: a single file cannot be read with {', '.join(options)}: save the base as a folder in "
-                "diffusers' layout, or leave the transformer out of it."
+                f"{base}: a single file cannot be loaded with {', '.join(options)}: save the base as a folder in "
+                "diffusers' layout, or do not quantise the transformer."
             )
         return JointDiTTransformer2DModel.from_official(
             base, adapter, config=_shape_beside(components), torch_dtype=dtype, device=device
@@ -53,9 +54,9 @@ def load_base(
 
 
 def single_file_network(base: FilePath, components: FilePath | None) -> FluxTransformer2DModel:
-    """The network that a single file holds, on the meta device, after its names and shapes were found in the file.
+    """Return the network of a single file on the meta device, after a check of the file's names and shapes.
 
-    Raises ModelError where they do not fit.
+    Raises ModelError if they do not fit.
     """
     with torch.device("meta"):
         flux = FluxTransformer2DModel(**official.official_settings(base, _shape_beside(components)))
@@ -67,7 +68,7 @@ def single_file_network(base: FilePath, components: FilePath | None) -> FluxTran
 
 
 def transformer_folder(base: FilePath) -> Path:
-    """The folder of a base's network: `transformer` of a pipeline, or the folder itself. Raises ModelError."""
+    """Return the transformer's folder: `transformer` in a pipeline, or the base itself. Raises ModelError."""
     folder = Path(base)
     if (folder / "transformer").is_dir():
         return folder / "transformer"
@@ -75,14 +76,14 @@ def transformer_folder(base: FilePath) -> Path:
         return folder
     files = sorted(folder.glob("*.safetensors"))
     advice = f"name the file {files[0].name} itself and {COMPONENTS_ADVICE}" if files else "give a FLUX pipeline folder"
-    raise ModelError(f"{folder}: there is no folder transformer and no config.json in it, {advice}.")
+    raise ModelError(f"{folder}: it has no folder transformer and no config.json, {advice}.")
 
 
 def _shape_beside(components: FilePath | None) -> dict[str, Any]:
-    """FLUX's keys of the components' own transformer; empty where they have none."""
+    """Return FLUX's settings from the config of the components' own transformer; empty if there is none."""
     folder = Path(components or "") / "transformer"
     if components is None or not (folder / "config.json").is_file():
         return {}
-    with told_as_model_error(f"{folder}: its config.json does not describe a FluxTransformer2DModel"):
+    with wrap_load_errors(f"{folder}: its config.json does not describe a FluxTransformer2DModel"):
         given = FluxTransformer2DModel.load_config(folder)
     return {name: value for name, value in given.items() if name in config_names() - {"guidance_embeds"}}

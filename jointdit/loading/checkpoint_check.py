@@ -1,6 +1,6 @@
-"""A checkpoint folder checked by its files' headers: names and shapes of tensors, nothing loaded.
+"""Check a checkpoint folder from the headers of its files: names and shapes of tensors.
 
-A job's driver does this before it writes anything, so that a wrong checkpoint leaves no trace in the output.
+No weights are loaded. The driver of a job runs this check before it writes to the output.
 """
 
 from __future__ import annotations
@@ -14,22 +14,28 @@ from transformers import CLIPTextConfig, T5Config
 
 from jointdit.errors import ModelError
 from jointdit.loading.base_network import COMPONENTS_ADVICE, is_single_file, single_file_network, transformer_folder
-from jointdit.loading.checkpoint_files import FilePath, folder_tensor_shapes, load_tokenizer, told_as_model_error
+from jointdit.loading.checkpoint_files import (
+    FilePath,
+    check_tensors,
+    folder_tensor_shapes,
+    load_tokenizer,
+    wrap_load_errors,
+)
 from jointdit.model.transformer import JointDiTTransformer2DModel, check_adapter
 
 
 def check_checkpoint(folder: FilePath, adapter: FilePath | None = None, components: FilePath | None = None) -> None:
-    """Check a pipeline folder: the network and the VAE tensor by tensor, of the other parts that they are there.
+    """Check a pipeline folder: each tensor of transformer and VAE, and that the other components exist.
 
-    adapter: a published adapter that is to be put on the folder's FLUX network. The folder may then be a single file in
-    Black Forest Labs' layout, or hold a transformer alone; components: the folder of all other parts.
+    adapter: a published adapter for the folder's FLUX network. `folder` may then be a single file in Black Forest
+    Labs' layout, or hold a transformer alone. components: the folder of all other components.
 
     Raises:
-        ModelError: what is missing, misshapen, or not safetensors, with its file.
+        ModelError: a file or tensor is missing, has the wrong shape, or is not safetensors; the message names it.
     """
     whole = Path(folder if components is None else components)
     if adapter is not None and is_single_file(folder) and components is None:
-        raise ModelError(f"{folder}: a single file holds the transformer alone, {COMPONENTS_ADVICE}.")
+        raise ModelError(f"{folder}: a single file holds only the transformer, {COMPONENTS_ADVICE}.")
     if not (whole / "model_index.json").is_file():
         raise ModelError(f"{whole}: model_index.json is missing, give the folder of a whole pipeline.")
     if adapter is None:
@@ -44,26 +50,21 @@ def check_checkpoint(folder: FilePath, adapter: FilePath | None = None, componen
     _check_tensors(AutoencoderKL, folder / "vae")
     for name, kind in (("text_encoder", CLIPTextConfig), ("text_encoder_2", T5Config)):
         folder_tensor_shapes(folder / name)
-        with told_as_model_error(f"{folder / name}: its config.json does not describe a {kind.__name__}"):
+        with wrap_load_errors(f"{folder / name}: its config.json does not describe a {kind.__name__}"):
             kind.from_pretrained(folder / name)
     for name in ("tokenizer", "tokenizer_2"):
         load_tokenizer(folder / name)
 
 
 def _check_tensors(kind: Any, folder: Path) -> Any:
-    """The model of a folder on the meta device, after its tensors were found in the folder's files."""
-    found = folder_tensor_shapes(folder)
+    """Return the model of a folder on the meta device, after a check of the tensors in the folder's files."""
+    shapes = folder_tensor_shapes(folder)
     with (
-        told_as_model_error(f"{folder}: its config.json does not describe a {kind.__name__}"),
+        wrap_load_errors(f"{folder}: its config.json does not describe a {kind.__name__}"),
         torch.device("meta"),
     ):
         model = kind.from_config(kind.load_config(folder))
-    for name, parameter in model.named_parameters():
-        shape = tuple(parameter.shape)
-        if name not in found:
-            raise ModelError(f"{folder}: tensor {name} of shape {shape} is missing, download or save it again.")
-        if found[name] != shape:
-            raise ModelError(
-                f"{folder}: tensor {name} has shape {found[name]} but its config.json says {shape}, save it again."
-            )
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    known = {name: shape for name, shape in shapes.items() if name in expected}  # files may have further tensors
+    check_tensors(folder, known, expected, "download or save it again")
     return model

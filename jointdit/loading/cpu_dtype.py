@@ -1,6 +1,7 @@
-"""The type that a device computes fast: CPUs without units for 16-bit types emulate them, up to 150 times slower.
+"""Choose a dtype that the device computes fast; some CPUs emulate 16-bit types.
 
-A spec's type stays what it is; where the type of the computation differs from it, the caller says so with `slow_note`.
+A CPU without hardware support for a 16-bit type is up to 150 times slower in it. The spec keeps its dtype. If the
+computation uses another one, the caller reports it with `slow_note`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from functools import cache
 
 import torch
 
-# What torch.cpu.get_capabilities() calls the units of each type, on x86 and on Arm.
+# Names in torch.cpu.get_capabilities() of the hardware support for each type, on x86 and on Arm.
 UNITS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
@@ -17,26 +18,26 @@ UNITS = {
 
 
 def fast_dtype(device: torch.device | str, wanted: torch.dtype = torch.bfloat16) -> torch.dtype:
-    """Return the wanted type; on a CPU that emulates it, float32."""
+    """Return the wanted dtype, or float32 on a CPU that emulates it."""
     is_slow = torch.device(device).type == "cpu" and wanted in UNITS and not _has_units(wanted)
     return torch.float32 if is_slow else wanted
 
 
 def autocast_to_bfloat16(device: torch.device | str, enabled: bool = True) -> torch.autocast:
-    """Return a context of mixed precision in bfloat16, which leaves float32 alone where bfloat16 is slow."""
+    """Return an autocast context for bfloat16; it is disabled on a device that computes bfloat16 slowly."""
     kind = torch.device(device).type
     return torch.autocast(kind, torch.bfloat16, enabled=enabled and fast_dtype(kind) == torch.bfloat16)
 
 
 def slow_note(wanted: torch.dtype) -> str:
-    """Return the sentence that says which type took the place of the wanted one."""
+    """Return a message that float32 replaces the wanted dtype."""
     name = str(wanted).removeprefix("torch.")
-    return f"this CPU has no units for {name}: float32 is computed instead, which takes more memory"
+    return f"this CPU has no hardware support for {name}: it computes in float32, which takes more memory"
 
 
 @cache
 def _has_units(dtype: torch.dtype) -> bool:
-    """Whether the CPU has units for the type and oneDNN uses them; ONEDNN_MAX_CPU_ISA can forbid it."""
+    """Whether the CPU supports the dtype in hardware and oneDNN uses it; ONEDNN_MAX_CPU_ISA can disable it."""
     capabilities = torch.cpu.get_capabilities()
     if not any(capabilities.get(name, False) for name in UNITS[dtype]) or not torch.backends.mkldnn.is_available():
         return False

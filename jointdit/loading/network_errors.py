@@ -1,7 +1,7 @@
-"""The errors of libraries that speak to servers, which have no common root: which they are, and one clause for each.
+"""Network errors of the libraries in use, which have no common base class.
 
-httpx (which huggingface_hub uses), aiohttp, botocore, urllib3 and others each have a tree of their own, and most of
-these errors are no OSError. A library that is not loaded cannot have raised anything, so none is imported here.
+httpx (used by huggingface_hub), aiohttp, botocore, urllib3 and others have error classes of their own, and most of them
+are not OSErrors. This module imports none of these libraries: a library that is not loaded cannot have raised.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ssl
 import sys
 from collections.abc import Iterator
 
-# Module -> the roots of its errors.
+# Module -> base classes of its errors.
 ROOTS = {
     "aiohttp": ("ClientError",),
     "azure.core.exceptions": ("AzureError",),
@@ -37,7 +37,7 @@ OF_SYSTEM: tuple[type[Exception], ...] = (
 
 
 def network_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
-    """What the system and the loaded libraries raise when a server does not answer as it should; and `others`."""
+    """Return the network errors of the system and the loaded libraries, and `others`."""
     found = [*others, *OF_SYSTEM]
     for module, names in ROOTS.items():
         if loaded := sys.modules.get(module):
@@ -46,15 +46,15 @@ def network_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
 
 
 def network_reason(error: BaseException) -> str:
-    """What was wrong, in a few words; the first cause decides, which libraries wrap in errors of their own."""
+    """Describe an error in a few words, by its first cause, because libraries wrap it in errors of their own."""
     causes = list(_causes(error))
     for cause in reversed(causes):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate was refused: {cause.verify_message}"
         if isinstance(cause, ssl.SSLError):
-            return "it does not speak TLS as it should"
+            return "the TLS handshake failed"
         if isinstance(cause, socket.gaierror | socket.herror):
-            return "its host name is not known"
+            return "its host name cannot be resolved"
         if isinstance(cause, ConnectionRefusedError):
             return "connection refused"
         if isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
@@ -68,7 +68,7 @@ def network_reason(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it was raised from or instead of, to the first."""
+    """Iterate over the error, its cause, the cause of that, and so on."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

@@ -1,10 +1,10 @@
-"""Published checkpoints, in Black Forest Labs' fused names, to our tensors and back, bit for bit.
+"""Convert published checkpoints in Black Forest Labs' layout to ours and back, bit for bit.
 
-A published model is two safetensors files: the base network (FLUX.1 as released) and JointDiT's adapter (LoRA and
-joint Linears). Each official tensor is the concatenation on dimension 0 of one or more of ours: `TensorMap` says of
-which.
+A published model consists of two safetensors files: the base network (FLUX.1 as released) and JointDiT's adapter (LoRA
+and joint Linears). Each official tensor is the concatenation of one or more of our tensors on dimension 0. A
+`TensorMap` lists them.
 
-diffusers has a converter for the base, but it is one-way, hard-codes 3072 channels and knows no adapter.
+diffusers has a converter for the base, but only in one direction, for 3072 channels and without an adapter.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from jointdit.model.depth_lora import ADAPTER_NAME
 
 TensorMap = dict[str, tuple[str, ...]]
 
-# BFL splits the last modulation into (shift, scale), diffusers into (scale, shift).
+# BFL's order in the last modulation is (shift, scale), diffusers' is (scale, shift).
 SWAPPED_MODULE = "final_layer.adaLN_modulation.1"
 
-# Other programs put the network of a checkpoint under this name, beside text encoders that are not read here.
+# Prefix of the network's tensors in files of other programs, which may also hold text encoders.
 NETWORK_PREFIX = "model.diffusion_model."
 
 _LORA_INPUT_LAYERS = ("vector_in.in_layer", "vector_in.out_layer", "txt_in")
@@ -32,7 +32,7 @@ _LORA_BLOCK_LAYERS = ("_mod.lin", "_attn.qkv", "_attn.proj", ".linear1", ".modul
 
 
 def official_modules(num_layers: int, num_single_layers: int, guidance_embeds: bool) -> TensorMap:
-    """Official module name -> names of diffusers' modules that it fuses, in order."""
+    """Map official module names to the diffusers modules that they fuse, in order."""
     modules: TensorMap = {"img_in": ("x_embedder",), "txt_in": ("context_embedder",)}
     embedders = {"time_in": "timestep_embedder", "vector_in": "text_embedder"}
     if guidance_embeds:
@@ -75,9 +75,9 @@ def official_modules(num_layers: int, num_single_layers: int, guidance_embeds: b
 
 
 def lora_groups(num_layers: int, num_single_layers: int) -> TensorMap:
-    """Official names of the layers that carry LoRA -> diffusers' Linears that share its A.
+    """Map official names of the layers with LoRA to diffusers' Linears that share its A.
 
-    None on img_in, time_in, guidance_in, the MLPs of double blocks, linear2 and final_layer.
+    img_in, time_in, guidance_in, the MLPs of double blocks, linear2 and final_layer have no LoRA.
     """
     modules = official_modules(num_layers, num_single_layers, guidance_embeds=False)
     return {
@@ -88,7 +88,7 @@ def lora_groups(num_layers: int, num_single_layers: int) -> TensorMap:
 
 
 def base_tensors(num_layers: int, num_single_layers: int, guidance_embeds: bool) -> TensorMap:
-    """Official tensor name -> names of the tensors of diffusers' FluxTransformer2DModel, for the base network."""
+    """Map official tensor names of the base network to tensor names of diffusers' FluxTransformer2DModel."""
     tensors: TensorMap = {}
     for official, ours in official_modules(num_layers, num_single_layers, guidance_embeds).items():
         if official.endswith("_norm"):
@@ -100,7 +100,7 @@ def base_tensors(num_layers: int, num_single_layers: int, guidance_embeds: bool)
 
 
 def adapter_tensors(num_layers: int, num_single_layers: int) -> TensorMap:
-    """Official tensor name -> names of ours, for the adapter: 500 tensors at FLUX.1's size."""
+    """Map official tensor names of the adapter to ours: 500 tensors at FLUX.1's size."""
     tensors: TensorMap = {}
     for official, ours in lora_groups(num_layers, num_single_layers).items():
         tensors[f"{official}.lora_A.weight"] = (f"{ours[0]}.lora_A.{ADAPTER_NAME}.weight",)
@@ -116,26 +116,26 @@ def adapter_tensors(num_layers: int, num_single_layers: int) -> TensorMap:
 
 
 def official_shapes(path: FilePath) -> tuple[str, dict[str, tuple[int, ...]]]:
-    """The prefix of the official names in a file, and the shapes of its tensors without it. Raises ModelError."""
-    found = tensor_shapes(path)
-    if not any(name.startswith(NETWORK_PREFIX) for name in found):
-        return "", found
-    inside = {name: shape for name, shape in found.items() if name.startswith(NETWORK_PREFIX)}
+    """Return the prefix of a file's official names, and the shapes by name without it. Raises ModelError."""
+    shapes = tensor_shapes(path)
+    if not any(name.startswith(NETWORK_PREFIX) for name in shapes):
+        return "", shapes
+    inside = {name: shape for name, shape in shapes.items() if name.startswith(NETWORK_PREFIX)}
     return NETWORK_PREFIX, {name.removeprefix(NETWORK_PREFIX): shape for name, shape in inside.items()}
 
 
 def official_settings(path: FilePath, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of diffusers' FluxTransformer2DModel for a base file: FLUX.1's, with or without guidance as the file is.
+    """Return arguments of diffusers' FluxTransformer2DModel for a base file, with the guidance embedding it has.
 
-    What config gives goes first. Raises ModelError for a file that is no safetensors file.
+    Entries of `config` take precedence. Raises ModelError if the file is not safetensors.
     """
     return {"guidance_embeds": "guidance_in.in_layer.weight" in official_shapes(path)[1], **config}
 
 
 def check_official(path: FilePath, tensors: TensorMap, shapes: Mapping[str, tuple[int, ...]], advice: str) -> str:
-    """Check an official file by its header against our tensors' shapes; returns the prefix of its names.
+    """Check the header of an official file against our tensors' shapes, and return the prefix of its names.
 
-    Raises ModelError where it does not fit.
+    Raises ModelError if it does not fit.
     """
     fused = {name: _fused_shape([shapes[part] for part in ours]) for name, ours in tensors.items()}
     prefix, found = official_shapes(path)
@@ -153,9 +153,9 @@ def read_official(
 ) -> dict[str, torch.Tensor]:
     """Read an official file into our names, one tensor at a time.
 
-    shapes: of our tensors, against which the file is checked first. dtype: None keeps the file's. device: None is the
-    CPU, where a tensor that keeps its type stays mapped from the file: it takes no memory of its own.
-    Raises ModelError for a file that is no safetensors file or does not fit.
+    shapes: of our tensors; the file is checked against them first. dtype: None keeps the file's. device: None is the
+    CPU, where a tensor that keeps its dtype stays memory-mapped. Raises ModelError if the file is not safetensors or
+    does not fit.
     """
     prefix = check_official(path, tensors, shapes, advice)
     state: dict[str, torch.Tensor] = {}
@@ -172,7 +172,7 @@ def read_official(
 
 
 def gather_official(state: Mapping[str, torch.Tensor], tensors: TensorMap) -> dict[str, torch.Tensor]:
-    """Our tensors in official names and shapes; the inverse of `read_official`."""
+    """Return our tensors in official names and shapes; the inverse of `read_official`."""
     return {
         official: _swap_if_needed(official, torch.cat([state[name] for name in ours]))
         for official, ours in tensors.items()

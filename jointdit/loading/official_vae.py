@@ -1,7 +1,7 @@
-"""FLUX's autoencoder in Black Forest Labs' layout (`ae.safetensors`) <-> diffusers' AutoencoderKL, bit for bit.
+"""Convert FLUX's autoencoder (`ae.safetensors`) to diffusers' AutoencoderKL and back.
 
-The two differ in names, in the order of the decoder's levels, and in the attention projections (1x1 convolutions there,
-Linears here). The architecture is read from the file's shapes.
+The layouts differ in names, in the order of the decoder's levels, and in the attention projections (1x1 convolutions in
+BFL's, Linears in diffusers'). The architecture is read from the shapes in the file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 
 
 def official_vae_modules(levels: int, layers_per_block: int) -> dict[str, str]:
-    """Official module name -> diffusers' module name. Shortcuts are named for every block; only some exist."""
+    """Map official module names to diffusers'. Includes a shortcut for each block, of which only some exist."""
     modules: dict[str, str] = {}
 
     def add_resnet(official: str, ours: str) -> None:
@@ -62,7 +62,7 @@ def vae_from_official(
     scaling_factor: float = FLUX_SCALING_FACTOR,
     shift_factor: float = FLUX_SHIFT_FACTOR,
 ) -> AutoencoderKL:
-    """Load a BFL autoencoder. torch_dtype: None keeps the file's. Raises ModelError for a file that is not one."""
+    """Load a BFL autoencoder. torch_dtype: None keeps the file's. Raises ModelError for other files."""
     shapes = tensor_shapes(path)
     config = _config_from_shapes(path, shapes)
     with torch.device("meta"):
@@ -83,9 +83,9 @@ def vae_from_official(
 
 
 def vae_to_official(vae: AutoencoderKL, path: FilePath | None = None) -> dict[str, torch.Tensor]:
-    """State dict in BFL's layout, also written to path where given.
+    """Return the state dict in BFL's layout, and write it to path if given.
 
-    Raises ModelError for an autoencoder with a quant_conv, which the layout has no name for.
+    Raises ModelError for an autoencoder with a quant_conv, which the layout does not have.
     """
     state = vae.state_dict()
     names = _tensor_names(vae)
@@ -102,7 +102,7 @@ def vae_to_official(vae: AutoencoderKL, path: FilePath | None = None) -> dict[st
 
 
 def _tensor_names(vae: AutoencoderKL) -> dict[str, str]:
-    """Official tensor name -> diffusers' tensor name, for the tensors that this autoencoder has."""
+    """Map official tensor names to diffusers', for the tensors of this autoencoder."""
     ours = set(vae.state_dict())
     return {
         f"{official}.{kind}": f"{name}.{kind}"
@@ -115,7 +115,7 @@ def _tensor_names(vae: AutoencoderKL) -> dict[str, str]:
 
 
 def _trailing_ones(official_name: str) -> tuple[int, ...]:
-    """The kernel size of an attention projection, a 1x1 convolution in BFL's layout."""
+    """Return the kernel size (1, 1) for an attention projection, a convolution in BFL's layout; else nothing."""
     is_projection = ".attn_1." in official_name and ".norm." not in official_name
     return (1, 1) if is_projection and official_name.endswith(".weight") else ()
 

@@ -1,11 +1,11 @@
-"""Weights that wait in the host's memory until they are needed, by diffusers' names.
+"""Offload of weights to the host's memory, by diffusers' names.
 
     model       one component at a time is on the device: text encoders, transformer, VAE (accelerate's hooks)
-    group       one block of the transformer, one layer of the others; on a GPU the next one is copied meanwhile
+    group       one block of the transformer, one layer of the others; a GPU prefetches the next one
     sequential  one layer at a time: the least memory, and by far the slowest
 
-Results are those of the plain model. On a CPU the hooks of the first two run and save nothing; accelerate has none that
-move single layers from a CPU to itself, so there the third is the plain model.
+Results do not change. On a CPU `model` and `group` run their hooks and save no memory. `sequential` has no effect on a
+CPU, because accelerate cannot move single layers from a CPU to itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HOST = torch.device("cpu")
 
 
 def place(pipe: DiffusionPipeline, device: torch.device | str, offload: Offload | None = None) -> None:
-    """Put a loaded pipeline on a device, or let its components come there as they are needed."""
+    """Move a loaded pipeline to a device, or install the hooks that move its components when they are needed."""
     device = torch.device(device)
     if offload is None or (offload == "sequential" and device == HOST):
         pipe.to(device)
@@ -33,7 +33,7 @@ def place(pipe: DiffusionPipeline, device: torch.device | str, offload: Offload 
         streams = {"use_stream": device.type == "cuda", "non_blocking": device.type == "cuda"}
         for name, module in pipe.components.items():
             if isinstance(module, torch.nn.Module):
-                # The VAE's encode and decode do not pass its forward, which a block's hooks hang on.
+                # Hooks of blocks run in forward, which the VAE's encode and decode do not call.
                 level: dict[str, Any] = (
                     {"offload_type": "block_level", "num_blocks_per_group": 1}
                     if name == "transformer"

@@ -1,11 +1,11 @@
-"""Quantised weights, by the names of diffusers' PipelineQuantizationConfig.
+"""Quantisation of weights, by the names of diffusers' PipelineQuantizationConfig.
 
-Weights of Linears are quantised as they are loaded; the adapter (LoRA and joint Linears), norms, embeddings and the VAE
-stay as they are. JointDiT's layers only call the base's Linears, so a quantised one serves both halves and the depth
-LoRA adds to its result in full precision.
+The weights of Linears are quantised while they are loaded. The adapter (LoRA and joint Linears), norms, embeddings and
+the VAE are not quantised. JointDiT's layers only call the base's Linears, so both halves use the quantised Linear, and
+the depth LoRA adds to its result in full precision.
 
-The libraries are the extra `quantization`. torchao runs on CPUs too; bitsandbytes' kernels do, but the loader of
-diffusers takes them on GPUs only.
+The extra `quantization` installs the libraries. torchao runs on CPUs and GPUs. diffusers loads bitsandbytes on GPUs
+only.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ LIBRARIES: Mapping[str, str] = {
     "bitsandbytes_4bit": "bitsandbytes",
     "bitsandbytes_8bit": "bitsandbytes",
 }
-SETTINGS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {  # a backend's settings and what each may be, default first
+SETTINGS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {  # backend -> setting -> its values, default first
     "torchao": {"quant_type": get_args(TorchaoType)},
     "bitsandbytes_4bit": {"bnb_4bit_quant_type": ("nf4", "fp4"), "bnb_4bit_use_double_quant": (False, True)},
     "bitsandbytes_8bit": {},
 }
 ADAPTER_MODULES = ("lora_A", "lora_B", "joint_proj")
-BLOCK_4BIT = 64  # weights that share one absolute maximum, in float32 (bitsandbytes' blocksize)
-BLOCK_MAXIMA = 256  # of those maxima share one float32 where they are quantised again, to a byte
+BLOCK_4BIT = 64  # weights per absolute maximum in float32 (bitsandbytes' blocksize)
+BLOCK_MAXIMA = 256  # maxima per float32, if the maxima are quantised again to one byte each
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How which components are quantised.
+    """Which components of the pipeline are quantised, and how.
 
-    backend: as diffusers calls it. settings: of the backend, see SETTINGS; what is left out has its default.
-    components: of the pipeline. Raises ModelError for a setting or value that the backend does not have.
+    backend: diffusers' name. settings: of the backend, see SETTINGS; missing ones have their default. Raises
+    ModelError for a setting or value that the backend does not have.
     """
 
     backend: Backend
@@ -69,14 +69,14 @@ class Quantization:
             raise ModelError("components_to_quantize is empty: name at least one, or leave quantization out.")
 
     def setting(self, name: str) -> Any:
-        """A setting's value, given or default."""
+        """Return the value of a setting, or its default."""
         return self.settings.get(name, SETTINGS[self.backend][name][0])
 
     def config(self, component: Component, dtype: torch.dtype) -> Any:
-        """The configuration that the loader of a component takes, or None where it stays as it is.
+        """Return the quantisation config for the loader of a component, or None if it is not quantised.
 
-        The transformer's is of diffusers, the text encoders' of transformers. dtype: of what is computed. Raises
-        ModelError where the library is missing, or is bitsandbytes and there is no GPU.
+        It is diffusers' class for the transformer and transformers' class for the text encoders. dtype: of the
+        computation. Raises ModelError if the library is missing, or bitsandbytes has no GPU.
         """
         if component not in self.components:
             return None
@@ -97,11 +97,10 @@ class Quantization:
             )
         if not torch.cuda.is_available():
             raise ModelError(
-                f"quantization by {self.backend} needs a GPU, and there is none: use torchao, or leave it out."
+                f"quantization by {self.backend} needs a GPU, and there is none: use torchao, or no quantization."
             )
         if self.backend == "bitsandbytes_8bit":
-            # Without the threshold's outlier columns, which are found over the whole batch: with them a sample's
-            # numbers depend on its neighbours.
+            # No outlier columns: they are selected over the whole batch, so a sample would depend on the others.
             return home.BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=kept)
         return home.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -112,10 +111,10 @@ class Quantization:
         )
 
     def linear_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of a Linear's weight (rows, columns) after it was quantised, its scales included."""
+        """Return the bytes of a quantised Linear weight (rows, columns), including its scales."""
         count = rows * columns
         if self.backend != "bitsandbytes_4bit":
-            return count + 4 * rows  # a byte a weight, a float32 a row
+            return count + 4 * rows  # one byte per weight, one float32 per row
         blocks = math.ceil(count / BLOCK_4BIT)
         if self.setting("bnb_4bit_use_double_quant"):
             return count // 2 + blocks + 4 * math.ceil(blocks / BLOCK_MAXIMA)

@@ -1,4 +1,4 @@
-"""The network: FLUX on a doubled batch [rgb; depth], a LoRA on the depth half, and the joint connection.
+"""The network: FLUX on a doubled batch, a LoRA on the depth half, the joint connection.
 
 Start with transformer.py.
 """

@@ -1,10 +1,10 @@
-"""What a given half of the batch told the other in each attention layer, kept over sampling steps.
+"""Keys, values and joint output of the clean half, cached across sampling steps.
 
-In depth estimation the image is clean at every step (in depth-to-image the depth map is), so its half of the network
-sees the same latents, noise level and text again and again: it changes through the joint connection alone. Between
-refreshes only the generated half runs, B rows instead of 2B, and attends to what was kept.
+In depth estimation the image is clean at every step, in depth-to-image the depth map. The clean half therefore gets
+the same latents, noise level and text at every step, and changes only through the joint connection. Between two
+refreshes only the generated half runs, B rows instead of 2B, and attends to the cached keys and values.
 
-Shapes: B pairs, L tokens (text then image), H heads, D head width, C = H * D.
+Shapes: B pairs, L tokens (text then image), N image tokens, H heads, D head width, C = H * D.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ HALVES: tuple[Half, Half] = ("rgb", "depth")  # their order in the batch
 
 @dataclass
 class KeptAttention:
-    """Of one attention layer: empty at a refresh, which fills it. Halves are 0 RGB, 1 depth."""
+    """Cache of one attention layer; a refresh fills it. Halves are 0 for RGB, 1 for depth."""
 
     given: int
     generated: int
-    key: torch.Tensor | None = None  # (B, L, H, D) of the given half, after QK-norm and RoPE
-    value: torch.Tensor | None = None  # (B, L, H, D)
-    joint: torch.Tensor | None = None  # (B, L, C), its share of the generated half's joint projection, with the bias
+    key: torch.Tensor | None = None  # (B, L, H, D) of the clean half, after QK-norm and RoPE
+    value: torch.Tensor | None = None  # (B, L, H, D) of the clean half
+    joint: torch.Tensor | None = None  # (B, L, C), its part of the generated half's joint projection, with the bias
 
 
 class ConditionCache:
-    """Filled by a forward of both halves, read by forwards of the generated half.
+    """Cache of the clean half: a forward pass of both halves fills it, passes of the generated half read it.
 
-    given: the half that is an input and held clean. `reuse` is set by the sampling loop before each forward. It holds
-    three tensors of (B, L, C) a block: for FLUX.1-dev in bfloat16, 512 x 512 pixels and 512 text tokens, 1.6 GB a pair.
+    given: the clean half, which is the task's input. The sampling loop sets `reuse` before each forward pass. The
+    cache holds three tensors (B, L, C) per block: 1.6 GB per pair for FLUX.1-dev in bfloat16 with 512 x 512 pixels
+    and 512 text tokens.
     """
 
     def __init__(self, given: Half) -> None:
@@ -44,18 +45,18 @@ class ConditionCache:
         self._layers: list[KeptAttention] = []
 
     def layers(self, count: int) -> list[KeptAttention]:
-        """What each of the network's attention layers reads or, at a refresh, fills."""
+        """Return the cache of each attention layer, new and empty at a refresh."""
         if not self.reuse:
-            # New ones: the old are freed, and compiled blocks see one kind of refresh instead of two.
+            # New objects: the old tensors are freed, and compiled blocks see one kind of refresh instead of two.
             self._layers = [KeptAttention(self.given, self.generated) for _ in range(count)]
         assert len(self._layers) == count, "a forward of both halves comes first"
         return self._layers
 
     def generated_of(self, x: torch.Tensor) -> torch.Tensor:
-        """(2B, ...) -> (B, ...), the rows that run between refreshes."""
+        """Return the rows of the generated half, (2B, ...) -> (B, ...)."""
         return x.chunk(2)[self.generated]
 
     def with_given(self, velocity: torch.Tensor) -> torch.Tensor:
-        """(B, N, C) of the generated half -> (2B, N, C); the given half's is that of the last refresh."""
+        """Add the clean half's velocity of the last refresh: (B, N, in_channels) -> (2B, N, in_channels)."""
         assert self.velocity is not None, "a forward of both halves comes first"
         return torch.cat([velocity, self.velocity] if self.generated == 0 else [self.velocity, velocity])

@@ -1,12 +1,12 @@
 """A PEFT LoRA layer that adapts only the depth half of the batch.
 
-JointDiT keeps the text-to-image network as the RGB branch and turns it into a depth branch with LoRA. Both branches run
-as one batch `[rgb x B; depth x B]`, so a layer costs one GEMM over 2B rows plus a low-rank product over the last B.
+JointDiT uses the text-to-image network as its RGB branch, and the same network with LoRA as its depth branch. Both
+branches run as one batch `[rgb x B; depth x B]`. A layer costs one matrix product over 2B rows plus a low-rank product
+over the last B rows.
 
-The published adapter trains one LoRA on each *fused* projection of FLUX (qkv; qkv and MLP in single blocks).
-diffusers splits these into three or four Linears: their B is split and their A is the same Parameter. Here the first
-layer of a group owns A and the others refer to it without registering it, so `parameters()`, `state_dict()`, an
-optimiser and a saver see it exactly once.
+The published adapter has one LoRA per *fused* projection of FLUX (qkv; qkv and MLP in single blocks). diffusers splits
+each of these into three or four Linears: B is split too, and all of them use the same A. The first layer of a group
+registers A and the others refer to it, so `parameters()`, `state_dict()`, optimizers and savers see it once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jointdit.errors import ModelError
 from jointdit.model.condition_cache import Half
 
 ADAPTER_NAME = "depth"
-LORA_SCALE = 0.5  # alpha / rank of every published layer; the adapter file does not hold alpha
+LORA_SCALE = 0.5  # alpha / rank of every published layer; the adapter file does not store alpha
 
 PAPER_LORA_RANKS: Mapping[str, int] = {
     "blocks": 64,
@@ -36,25 +36,25 @@ PAPER_LORA_RANKS: Mapping[str, int] = {
 
 
 class DepthHalfLora(lora.Linear):
-    """LoRA over a Linear that adds `scale * B(A(x))` to the second half of the batch and leaves the first untouched.
+    """LoRA of a Linear that adds `scale * B(A(x))` to the second half of the batch only.
 
-    The base layer runs once over the whole batch and may be quantised: it is only called. It can not be merged into
-    the base weights, which the RGB half shares.
+    The base layer runs once over the whole batch and may be quantised. The LoRA cannot be merged into the base
+    weights, because the RGB half uses them too.
     """
 
-    only_half: Half | None = None  # the batch is this half alone: set by `only_half_in_batch`
+    only_half: Half | None = None  # set by `only_half_in_batch` while the batch holds this half only
 
     def __init__(self, base_layer: nn.Module, rank: int) -> None:
         config = LoraConfig(r=rank, lora_alpha=rank * LORA_SCALE)
         super().__init__(base_layer, ADAPTER_NAME, config, r=rank, lora_alpha=rank * LORA_SCALE)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """x (2B, ..., in_features) -> (2B, ..., out_features); B rows where the batch is one half."""
+        """Map x (2B, ..., in_features) to (2B, ..., out_features); (B, ...) if the batch holds one half."""
         if self.disable_adapters or self.only_half == "rgb":
             plain: torch.Tensor = self.base_layer(x, *args, **kwargs)
             return plain
         lora_a, lora_b = self.lora_A[ADAPTER_NAME], self.lora_B[ADAPTER_NAME]
-        rows = x.flatten(0, -2)  # a Linear's output of more dimensions is a view to autograd, which copies what follows
+        rows = x.flatten(0, -2)  # autograd treats a Linear's output of more dimensions as a view, and copies it
         first = 0 if self.only_half == "depth" else rows.shape[0] // 2
         if torch.is_grad_enabled() and x.requires_grad:
             rows, adapted = _AllAndLastRows.apply(rows, first)
@@ -65,26 +65,27 @@ class DepthHalfLora(lora.Linear):
         b, scale = lora_b.weight, self.scaling[ADAPTER_NAME]
         if low_rank.dtype != lora_a.weight.dtype:  # autocast
             b = b.to(low_rank.dtype)
-        # In place on the depth rows: a concatenation would copy the RGB rows of every layer.
+        # In place on the depth rows, because a concatenation would copy the RGB rows of every layer.
         if low_rank.dtype == b.dtype == result.dtype and b.device == result.device and result.is_contiguous():
             if torch.is_grad_enabled():
                 result = _AddToLastRows.apply(result, low_rank, b, scale)
             else:
                 _add_to_last_rows(result, low_rank, b, scale)
-        else:  # an adapter in higher precision than the base; weights that a hook brings when the layer is called
+        else:  # the adapter has a higher precision than the base, or a hook loads weights when the layer is called
             result[first:].add_(lora_b(low_rank), alpha=scale)
         return result.unflatten(0, x.shape[:-1])
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise ModelError(
-            "The depth LoRA can not be merged: its base weights also serve the RGB half, keep it as an adapter."
+            "The depth LoRA cannot be merged, because the RGB half uses the base weights too: keep it as an adapter."
         )
 
 
 class _AllAndLastRows(torch.autograd.Function):
-    """x and x[first:]; the gradient of the rows is added to that of x in place, in autograd's own way they are padded.
+    """Return x and x[first:]; backward adds the gradient of the rows to that of x in place.
 
-    The gradient of x is the base layer's product alone, which nobody else holds.
+    Autograd would pad the gradient of the rows to the size of x. The change in place is safe: the gradient of x comes
+    from the base layer's product, and nothing else refers to it.
     """
 
     @staticmethod
@@ -100,15 +101,15 @@ class _AllAndLastRows(torch.autograd.Function):
 
 
 def _add_to_last_rows(result: torch.Tensor, low_rank: torch.Tensor, b: torch.Tensor, scale: float) -> None:
-    """result (n, O) += scale * low_rank (m, r) @ b (O, r)^T in its last m rows; one product, no temporary."""
+    """Add scale * low_rank (m, r) @ b (O, r)^T to the last m rows of result (n, O), without a temporary."""
     result[result.shape[0] - low_rank.shape[0] :].addmm_(low_rank, b.t(), alpha=scale)
 
 
 class _AddToLastRows(torch.autograd.Function):
-    """The same where gradients are wanted.
+    """`_add_to_last_rows` with gradients.
 
-    Autograd's own way back through rows changed in place copies the whole gradient twice, and so it does for a function
-    whose `result` is a view: it must be what the product itself made.
+    Autograd's own backward through rows that were changed in place copies the whole gradient twice. It does the same
+    if `result` is a view, so `result` must be the output of the product itself.
     """
 
     @staticmethod
@@ -130,7 +131,7 @@ class _AddToLastRows(torch.autograd.Function):
 
 
 def share_lora_a(layers: Sequence[DepthHalfLora]) -> None:
-    """Let all layers use the A of the first one, which alone owns (registers) it."""
+    """Make all layers use the A of the first one, which alone registers it."""
     owner = layers[0]
     for layer in layers[1:]:
         assert (layer.in_features, layer.r) == (owner.in_features, owner.r)
@@ -139,7 +140,7 @@ def share_lora_a(layers: Sequence[DepthHalfLora]) -> None:
 
 
 def add_depth_lora(model: nn.Module, groups: Mapping[str, Sequence[str]], ranks: Mapping[str, int]) -> None:
-    """Wrap the Linears of `model` named in `groups`; the layers of one group share their A.
+    """Replace the Linears of `model` named in `groups` by DepthHalfLora; the layers of a group share A.
 
     groups: official (fused) name -> names of the Linears in `model`. ranks: official name -> rank.
     """
@@ -154,7 +155,7 @@ def add_depth_lora(model: nn.Module, groups: Mapping[str, Sequence[str]], ranks:
 
 @contextlib.contextmanager
 def only_half_in_batch(model: nn.Module, half: Half) -> Iterator[None]:
-    """Within it a batch of `model` is one half, (B, ...), instead of both."""
+    """Run `model` on a batch of one half, (B, ...), inside this context."""
     layers = [layer for layer in model.modules() if isinstance(layer, DepthHalfLora)]
     for layer in layers:
         layer.only_half = half
@@ -166,11 +167,11 @@ def only_half_in_batch(model: nn.Module, half: Half) -> Iterator[None]:
 
 
 def expand_lora_ranks(lora_ranks: int | Mapping[str, int] | None, names: Iterable[str]) -> dict[str, int]:
-    """Rank of every official layer in `names`.
+    """Return the rank of each official layer in `names`.
 
-    lora_ranks: None for the paper's, one int for all layers, or a mapping over the paper's: "blocks" for the layers
-    in blocks, or an official layer name such as "txt_in" or "double_blocks.0.img_attn.qkv". Raises ModelError where a
-    name is unknown or a rank is not positive.
+    lora_ranks: None for the paper's ranks, one int for all layers, or a mapping that overrides the paper's: "blocks"
+    for all layers in blocks, or an official layer name such as "txt_in" or "double_blocks.0.img_attn.qkv". Raises
+    ModelError if a name is unknown or a rank is not positive.
     """
     names = list(names)
     if isinstance(lora_ranks, int):
@@ -188,7 +189,7 @@ def expand_lora_ranks(lora_ranks: int | Mapping[str, int] | None, names: Iterabl
 
 
 def compact_lora_ranks(ranks: Mapping[str, int]) -> dict[str, int]:
-    """The inverse of `expand_lora_ranks`: what a config stores, one entry for the blocks and one for each exception."""
+    """Invert `expand_lora_ranks` for a config: one entry for the blocks and one for each exception."""
     block_ranks = [rank for name, rank in ranks.items() if "_blocks." in name]
     blocks = max(set(block_ranks), key=block_ranks.count)
     others = {name: rank for name, rank in ranks.items() if "_blocks." not in name or rank != blocks}

@@ -1,6 +1,7 @@
-"""Attention with the joint connection: self-attention of each half plus weighted cross-attention between the halves.
+"""Attention with the joint connection between the halves.
 
-Shapes: B pairs, L tokens (text then image), H heads, D head width, C = H * D. The batch is `[rgb x B; depth x B]`.
+The output is the self-attention of each half plus weighted cross-attention between the halves. Shapes: B pairs, L
+tokens (text then image), H heads, D head width, C = H * D. The batch is `[rgb x B; depth x B]`.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from torch.nn import functional
 
 from jointdit.model.condition_cache import KeptAttention
 
-JOINT_WEIGHT_SHARPNESS = 3.0  # alpha of the paper's adaptive scheduling weights
+JOINT_WEIGHT_SHARPNESS = 3.0  # alpha of the adaptive scheduling weights in the paper
 
 
 def joint_weights(timestep: torch.Tensor, sharpness: float = JOINT_WEIGHT_SHARPNESS) -> torch.Tensor:
-    """How much each half draws from the other: (2B,) noise levels -> (2B,) weights in float32.
+    """Return the weight of the cross-attention in each half: noise levels (2B,) -> weights (2B,) float32.
 
-    sigmoid(alpha (t_own / (t_rgb + t_depth) - 1/2)) with sharpness alpha = 3: the noisier half draws more (paper).
-    With 0 both always draw one half, whatever the noise: what the paper's weights are compared with. Where both halves
-    are clean the weight is 1/2; the authors' code gives NaN there.
+    The weight is sigmoid(alpha (t_own / (t_rgb + t_depth) - 1/2)) with sharpness alpha = 3, so the noisier half gets
+    the larger weight (paper). With alpha = 0, the baseline of the ablation, all weights are 1/2. They are also 1/2 if
+    both halves are clean, where the authors' code returns NaN.
     """
     t_rgb, t_depth = timestep.float().chunk(2)
     total = t_rgb + t_depth
@@ -34,18 +35,19 @@ def joint_weights(timestep: torch.Tensor, sharpness: float = JOINT_WEIGHT_SHARPN
 
 
 class JointProjection(nn.Linear):
-    """The learned part of the joint connection, (B, L, 2C) -> (B, L, 2C); zero at first."""
+    """The learned part of the joint connection, (B, L, 2C) -> (B, L, 2C), initialised to zero."""
 
     def reset_parameters(self) -> None:
-        """Zero weight and bias; nn.Linear calls this when it is made."""
+        """Set weight and bias to zero; nn.Linear calls this in its constructor."""
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: torch.Tensor, source: int | None = None, target: int | None = None) -> torch.Tensor:
-        """In the weight's own precision, which may be higher than the base network's while the adapter trains.
+        """Project x (B, L, 2C) in the weight's precision, which may be higher than the base network's in training.
 
-        With source and target, halves that are 0 RGB and 1 depth: what the source's result x (B, L, C) adds to the
-        target's output, (B, L, C). These shares of both halves make the whole; the bias is in that of the other half.
+        With source and target (0 for RGB, 1 for depth), x is the result of the source half alone, (B, L, C), and the
+        return value its contribution to the target's output, (B, L, C). Both contributions sum to the full projection;
+        the cross term carries the bias.
         """
         if source is None or target is None:
             return super().forward(x.to(self.weight.dtype)).to(x.dtype)
@@ -56,7 +58,7 @@ class JointProjection(nn.Linear):
 
 
 def add_joint_connection(attn: FluxAttention) -> None:
-    """Give an attention layer of width C its joint projection and the processor that uses it."""
+    """Add the joint projection and its processor to an attention layer of width C."""
     width, reference = 2 * attn.inner_dim, attn.norm_q.weight
     attn.joint_proj = JointProjection(width, width, device=reference.device, dtype=reference.dtype)
     attn.set_processor(JointFluxAttnProcessor())
@@ -65,9 +67,10 @@ def add_joint_connection(attn: FluxAttention) -> None:
 class JointFluxAttnProcessor:
     """diffusers' FluxAttnProcessor with the joint connection before the output projection.
 
-    With the block's own q, k, v after QK-norm and RoPE, the RGB queries attend the depth keys and values and the
-    reverse, and both results go side by side through the joint Linear. That is one call a half: one call over the
-    batch needs k and v with their halves swapped, and the copy cost 5 % of it with 1,088 tokens, 20 % with 320.
+    After QK-norm and RoPE the RGB queries attend to the depth keys and values, and the depth queries to those of RGB.
+    The two results are concatenated on channels and projected by the joint Linear. The cross-attention is one call per
+    half: a single call over the batch needs a copy of k and v with swapped halves, which took 5 % of the time of the
+    call with 1,088 tokens and 20 % with 320.
     """
 
     # diffusers sets these two from outside (set_attention_backend, enable_parallelism).
@@ -84,10 +87,18 @@ class JointFluxAttnProcessor:
         joint_weights: torch.Tensor | None = None,
         condition: KeptAttention | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """hidden_states (2B, L, C); encoder_hidden_states (2B, T, C) in double blocks only; joint_weights (2B,).
+        """Attend within and between the halves.
 
-        With what was kept of the given half, `condition`, all of them are of the generated half alone, B rows; an
-        empty one is filled.
+        Args:
+            hidden_states: (2B, N, C) image tokens in double blocks, (2B, L, C) all tokens in single blocks.
+            encoder_hidden_states: (2B, T, C) text tokens, in double blocks only.
+            attention_mask: broadcastable to (2B, H, L, L), True where a token is attended to.
+            joint_weights: (2B,), see `joint_weights`.
+            condition: cache of the clean half. If it is filled, all tensors hold the generated half only, B rows; if
+                it is empty, this call fills it.
+
+        Returns:
+            (2B, L, C) in single blocks, (image, text) of (2B, N, C) and (2B, T, C) in double blocks.
         """
         assert joint_weights is not None
         query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (-1, attn.head_dim)))
@@ -133,16 +144,17 @@ class JointFluxAttnProcessor:
         mask: torch.Tensor | None = None,
         condition: KeptAttention | None = None,
     ) -> torch.Tensor:
-        """Self-attention (2B, L, C) -> the same with what each half draws from the other; q, k, v (2B, L, H, D)."""
+        """Add the weighted cross-attention to the self-attention (2B, L, C); query, key, value are (2B, L, H, D)."""
         masks = (None, None) if mask is None else mask.chunk(2)
         halves = zip(query.chunk(2), reversed(key.chunk(2)), reversed(value.chunk(2)), masks, strict=True)
         crossed = [self._attend(*half) for half in halves]
         joint = attn.joint_proj(torch.cat(crossed, dim=-1))  # (B, L, 2C): [rgb, depth] on channels
         if condition is not None:
-            # Copies, which do not hold on to the other half's memory.
+            # Copied, because views would keep the other half in memory.
             condition.key, condition.value = (x.chunk(2)[condition.given].clone() for x in (key, value))
-            told = crossed[condition.given]
-            condition.joint = attn.joint_proj(told, source=condition.given, target=condition.generated)
+            condition.joint = attn.joint_proj(
+                crossed[condition.given], source=condition.given, target=condition.generated
+            )
         halves_first = joint.unflatten(-1, (2, -1)).movedim(-2, 0)  # (2, B, L, C), a view
         weights = joint_weights.to(joint.dtype).view(2, -1, 1, 1)
         return torch.addcmul(self_attended.unflatten(0, (2, -1)), halves_first, weights).flatten(0, 1)
@@ -150,7 +162,7 @@ class JointFluxAttnProcessor:
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """(2B, L, H, D) each -> (2B, L, C)."""
+        """Attend with query, key, value (B, L, H, D) each; returns (B, L, C)."""
         attended = dispatch_attention_fn(
             query,
             key,

@@ -1,4 +1,4 @@
-"""Latents: images to VAE latents and back, 2x2 packing into tokens, position ids, noise by seed.
+"""VAE latents of images, 2x2 packing into tokens, position ids, seeded noise.
 
 Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, H/f, W/f) with C = 16 channels and a downsampling f = 8 for
 FLUX's VAE; packed latents (B, N, 4C) with N = H/2f * W/2f tokens.
@@ -13,21 +13,21 @@ from diffusers import AutoencoderKL
 
 
 def pack_latents(latents: torch.Tensor) -> torch.Tensor:
-    """(B, C, h, w) -> (B, h/2 * w/2, 4C): tokens row by row, channels ordered (c, patch row, patch column)."""
+    """Pack (B, C, h, w) to (B, h/2 * w/2, 4C): tokens row by row, channels in order (c, patch row, patch column)."""
     b, c, h, w = latents.shape
     patches = latents.view(b, c, h // 2, 2, w // 2, 2)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // 2) * (w // 2), 4 * c)
 
 
 def unpack_latents(packed: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(B, h/2 * w/2, 4C) -> (B, C, h, w), where height and width are the latents' h and w."""
+    """Unpack (B, h/2 * w/2, 4C) to (B, C, h, w); height and width are h and w of the latents."""
     b, _, c4 = packed.shape
     patches = packed.view(b, height // 2, width // 2, c4 // 4, 2, 2)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c4 // 4, height, width)
 
 
 def image_position_ids(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
-    """Position ids (0, row, column) of a packed grid of height x width tokens: (height * width, 3) float32."""
+    """Return position ids (0, row, column) of height x width image tokens, (height * width, 3) float32."""
     ids = torch.zeros(height, width, 3, device=device)
     ids[..., 1] = torch.arange(height, device=device)[:, None]
     ids[..., 2] = torch.arange(width, device=device)[None, :]
@@ -35,14 +35,14 @@ def image_position_ids(height: int, width: int, device: torch.device | None = No
 
 
 def text_position_ids(tokens: int, device: torch.device | None = None) -> torch.Tensor:
-    """Position ids of text tokens: zeros (tokens, 3)."""
+    """Return position ids of text tokens, zeros (tokens, 3)."""
     return torch.zeros(tokens, 3, device=device)
 
 
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
-    """Standard normal noise (len(seeds), *shape), float32 on the CPU, each sample from a generator of its own.
+    """Return standard normal noise (len(seeds), *shape), float32 on the CPU, one generator per sample.
 
-    Neither the batch a sample is in, nor the worker, nor the device changes its noise.
+    The noise of a sample does not depend on its batch, worker or device.
     """
     return torch.stack(
         [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
@@ -50,9 +50,9 @@ def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
 
 
 def encode_image(vae: AutoencoderKL, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-    """Latents scale * (z - shift) of images (B, 3, H, W) in [-1, 1], float32.
+    """Encode images (B, 3, H, W) in [-1, 1] to latents scale * (z - shift), (B, C, H/f, W/f) float32.
 
-    z is the posterior's mean (its mode), or mean + std * noise where noise (B, C, H/f, W/f) is given. Scale and shift
+    z is the posterior's mean (its mode), or mean + std * noise if noise (B, C, H/f, W/f) is given. Scale and shift
     come from the VAE's config: 0.3611 and 0.1159 for FLUX's.
     """
     posterior = vae.encode(images.to(vae.dtype)).latent_dist
@@ -63,7 +63,7 @@ def encode_image(vae: AutoencoderKL, images: torch.Tensor, noise: torch.Tensor |
 
 
 def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Images (B, 3, H, W), about [-1, 1], float32, of latents (B, C, H/f, W/f)."""
+    """Decode latents (B, C, H/f, W/f) to images (B, 3, H, W), about [-1, 1], float32."""
     z = latents / vae.config.scaling_factor + _shift(vae)
     images: torch.Tensor = vae.decode(z.to(vae.dtype)).sample.float()
     return images

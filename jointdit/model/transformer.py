@@ -1,8 +1,8 @@
-"""JointDiT's network: diffusers' FLUX transformer on a doubled batch, `[rgb x B; depth x B]`.
+"""JointDiT's network: diffusers' FLUX transformer on a doubled batch.
 
-Shapes: B pairs, N image tokens, T text tokens, C = heads * head width. Pair b is rows (b, B + b). The base weights
-are frozen and shared by both halves; the adapter is a LoRA that only the depth half sees and one joint Linear a block
-that connects the halves.
+The batch is `[rgb x B; depth x B]`. Shapes: B pairs, N image tokens, T text tokens, C = heads * head width. Pair b is
+rows b and B + b. Both halves use the frozen base weights. The adapter consists of a LoRA, which applies to the depth
+half only, and one joint Linear per block, which connects the halves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jointdit.loading.checkpoint_files import (
     check_tensors,
     folder_tensor_shapes,
     tensor_shapes,
-    told_as_model_error,
+    wrap_load_errors,
 )
 from jointdit.model.condition_cache import HALVES, ConditionCache
 from jointdit.model.depth_lora import add_depth_lora, compact_lora_ranks, expand_lora_ranks, only_half_in_batch
@@ -36,17 +36,17 @@ from jointdit.model.joint_attention import JOINT_WEIGHT_SHARPNESS, add_joint_con
 ADAPTER_ADVICE = "give the adapter that was trained for this base network"
 BASE_ADVICE = "give the base network that `config` describes"
 
-ADAPTER_SETTINGS = ("lora_ranks", "joint_weight_sharpness")  # what a config has beside FLUX's own
+ADAPTER_SETTINGS = ("lora_ranks", "joint_weight_sharpness")  # config entries in addition to FLUX's
 
 
 class JointDiTTransformer2DModel(FluxTransformer2DModel):
-    """Predicts the velocity of RGB and depth latents together, each half at its own noise level.
+    """Predicts the velocity of RGB and depth latents, each half at its own noise level.
 
-    The arguments are diffusers' FluxTransformer2DModel's, and `lora_ranks`: None for the paper's ranks, one int for
-    all layers, or a mapping over the paper's, with "blocks" or an official layer name ("txt_in",
-    "vector_in.in_layer", ...) as keys.
+    The arguments are those of diffusers' FluxTransformer2DModel, and two more. `lora_ranks`: None for the paper's
+    ranks, one int for all layers, or a mapping that overrides the paper's, with "blocks" or an official layer name
+    ("txt_in", "vector_in.in_layer", ...) as keys. `joint_weight_sharpness`: see `joint_attention.joint_weights`.
 
-    A new model has a fresh adapter: LoRA B and joint Linears are zero, so each half computes the base network.
+    In a new adapter LoRA B and the joint Linears are zero, so each half computes the base network.
     """
 
     @register_to_config
@@ -82,7 +82,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         self._add_adapter()
 
     def _add_adapter(self) -> None:
-        """Freeze the base, wrap the LoRA targets, add the joint Linears."""
+        """Freeze the base, replace the LoRA targets, add the joint Linears."""
         self.requires_grad_(False)
         groups = official.lora_groups(self.config.num_layers, self.config.num_single_layers)
         ranks = expand_lora_ranks(self.config.lora_ranks, groups)
@@ -92,11 +92,11 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             add_joint_connection(block.attn)
 
     def adapter_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters of the adapter, trainable or not; an A shared by several layers comes once."""
-        return ((name, p) for name, p in self.named_parameters() if ".lora_" in name or ".joint_proj." in name)
+        """Iterate over names and parameters of the adapter; an A that several layers share comes once."""
+        return ((name, p) for name, p in self.named_parameters() if is_adapter(name))
 
     def adapter_parameters(self) -> list[nn.Parameter]:
-        """The parameters that JointDiT trains: LoRA and joint Linears."""
+        """Return the parameters that JointDiT trains: LoRA and joint Linears."""
         return [parameter for _, parameter in self.adapter_named_parameters()]
 
     def forward(
@@ -112,16 +112,25 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         return_dict: bool = True,
         condition_cache: ConditionCache | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Predict eps - x for both halves.
+        """Predict the velocity eps - x of both halves.
 
-        hidden_states: packed latents (2B, N, in_channels). timestep: noise levels (2B,), 1 is noise, 0 is clean.
-        encoder_hidden_states (2B, T, joint_attention_dim), pooled_projections (2B, pooled_projection_dim) and
-        guidance (2B,) are the same in both halves; guidance is None for a network without guidance_embeds. img_ids
-        (N, 3) and txt_ids (T, 3), or with a leading batch dimension of which the first entry counts.
-        encoder_attention_mask: (2B, T), 0 where a text token is padding. condition_cache: filled, or, where its
-        `reuse` is set, taken in place of the given half, whose velocity is then that of the last refresh. Returns
-        `.sample` of hidden_states' shape. Raises ValueError for a batch that is not made of pairs or guidance that
-        does not fit the network.
+        Args:
+            hidden_states: packed latents (2B, N, in_channels).
+            encoder_hidden_states: text states (2B, T, joint_attention_dim), equal in both halves.
+            pooled_projections: (2B, pooled_projection_dim), equal in both halves.
+            timestep: noise levels (2B,), 1 is noise, 0 is clean.
+            img_ids: (N, 3), or (B, N, 3), of which only the first entry is used.
+            txt_ids: (T, 3), or (B, T, 3), of which only the first entry is used.
+            guidance: guidance scale (2B,); None for a network without guidance_embeds.
+            encoder_attention_mask: (2B, T), 0 where a text token is padding.
+            condition_cache: cache of the clean half. If its `reuse` is set, only the generated half runs, and the
+                clean half's velocity is that of the last refresh. Otherwise this call fills it.
+
+        Returns:
+            `.sample`, (2B, N, in_channels); a tuple with it if return_dict is False.
+
+        Raises:
+            ValueError: the batch is not made of pairs, or guidance does not fit the network.
         """
         self._check_inputs(hidden_states, timestep, guidance)
         mask: torch.Tensor | None = None
@@ -176,7 +185,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         rotary: tuple[torch.Tensor, torch.Tensor],
         condition_cache: ConditionCache | None,
     ) -> torch.Tensor:
-        """The network itself, of both halves, or of one with what the cache has of the other."""
+        """Run the blocks on both halves, or on the generated half with the cache of the clean half."""
         hidden_states = self.x_embedder(hidden_states)
         encoder_hidden_states = self.context_embedder(encoder_hidden_states)
         timestep = timestep.to(hidden_states.dtype) * 1000
@@ -212,32 +221,32 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         if rows % 2:
             raise ValueError(f"hidden_states has {rows} rows: give pairs, all RGB rows first, then all depth rows.")
         if timestep.shape != (rows,):
-            raise ValueError(f"timestep has shape {tuple(timestep.shape)}: give one noise level a row, ({rows},).")
+            raise ValueError(f"timestep has shape {tuple(timestep.shape)}: give one noise level per row, ({rows},).")
         if (guidance is not None) != self.config.guidance_embeds:
             given = "a value" if guidance is not None else "None"
-            need = "one value a row" if self.config.guidance_embeds else "None"
+            need = "one value per row" if self.config.guidance_embeds else "None"
             raise ValueError(f"guidance is {given} but this network takes {need}: see guidance_embeds in its config.")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: FilePath, **kwargs: Any) -> JointDiTTransformer2DModel:
-        """Load a folder written by save_pretrained, or such a folder on the Hugging Face hub; kwargs are diffusers'.
+        """Load a folder written by save_pretrained, local or on the Hugging Face hub; kwargs are diffusers'.
 
-        Raises ModelError for a local folder without safetensors or whose tensors do not fit its config.
+        Raises ModelError if a local folder has no safetensors, or its tensors do not match its config.
         """
         folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
         if folder.is_dir():
-            found = folder_tensor_shapes(folder)
+            shapes = folder_tensor_shapes(folder)
             if not (folder / cls.config_name).is_file():
                 raise ModelError(f"{folder}: {cls.config_name} is missing, give a folder written by save_pretrained.")
             with (
-                told_as_model_error(f"{folder}: its config.json does not describe a {cls.__name__}"),
+                wrap_load_errors(f"{folder}: its config.json does not describe a {cls.__name__}"),
                 torch.device("meta"),
             ):
                 expected = {
                     name: tuple(t.shape) for name, t in cls.from_config(cls.load_config(folder)).state_dict().items()
                 }
-            check_tensors(folder, found, expected, "the file and its config.json must be saved together")
-        with told_as_model_error(f"{folder}: can not be loaded as {cls.__name__}"):
+            check_tensors(folder, shapes, expected, "the file and its config.json must be saved together")
+        with wrap_load_errors(f"{folder}: cannot be loaded as {cls.__name__}"):
             model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
         assert isinstance(model, cls)
         return model
@@ -250,11 +259,10 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         lora_ranks: int | Mapping[str, int] | None = None,
         torch_dtype: torch.dtype | None = None,
     ) -> JointDiTTransformer2DModel:
-        """Build JointDiT around a FLUX network, whose modules it takes over (quantised Linears too).
+        """Build JointDiT from a FLUX network and take over its modules, quantised Linears included.
 
-        adapter: path of a published adapter, whose ranks are read from the file; None starts a fresh one with
-        `lora_ranks`. torch_dtype: of the adapter, default the network's. Raises ModelError for an adapter that does
-        not fit.
+        adapter: path of a published adapter, which also gives the ranks; None creates a new one with `lora_ranks`.
+        torch_dtype: of the adapter, default the network's. Raises ModelError if the adapter does not fit.
         """
         return cls._around(flux, adapter, lora_ranks, torch_dtype or flux.dtype)
 
@@ -297,11 +305,11 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         lora_ranks: int | Mapping[str, int] | None = None,
         device: torch.device | str | None = None,
     ) -> JointDiTTransformer2DModel:
-        """Load published safetensors files in BFL's layout, each tensor straight to the device.
+        """Load published safetensors files in BFL's layout, tensor by tensor, to the device.
 
-        base: FLUX.1 as released. adapter: JointDiT's; None starts a fresh one with `lora_ranks`. config: keys of
-        diffusers' FluxTransformer2DModel, default FLUX.1-dev (without the guidance embedding where the file has none,
-        as in schnell). torch_dtype: None keeps the files'. Raises ModelError for files that do not fit.
+        base: FLUX.1 as released. adapter: JointDiT's; None creates a new one with `lora_ranks`. config: arguments of
+        diffusers' FluxTransformer2DModel, default FLUX.1-dev (without guidance embedding if the file has none, as
+        schnell's). torch_dtype: None keeps the files'. Raises ModelError if the files do not fit.
         """
         given = {name: value for name, value in (config or {}).items() if name in config_names()}
         settings = official.official_settings(base, given)  # diffusers' other defaults are FLUX.1-dev's
@@ -324,7 +332,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
     def to_official(
         self, base: FilePath | None = None, adapter: FilePath | None = None
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Both state dicts in BFL's layout, (base, adapter); also written to the paths given."""
+        """Return the state dicts (base, adapter) in BFL's layout, and write them to the paths that are given."""
         state = {name.replace(".base_layer.", "."): tensor for name, tensor in self.state_dict().items()}
         layers = (self.config.num_layers, self.config.num_single_layers)
         base_state = official.gather_official(state, official.base_tensors(*layers, self.config.guidance_embeds))
@@ -337,7 +345,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
 
 
 def check_adapter(path: FilePath, config: Mapping[str, Any]) -> None:
-    """Check a published adapter by its header against a FLUX config. Raises ModelError where it does not fit."""
+    """Check the header of a published adapter against a FLUX config. Raises ModelError if it does not fit."""
     layers = (config["num_layers"], config["num_single_layers"])
     given = {name: value for name, value in config.items() if name in config_names()}
     with torch.device("meta"):
@@ -346,13 +354,18 @@ def check_adapter(path: FilePath, config: Mapping[str, Any]) -> None:
     official.check_official(path, official.adapter_tensors(*layers), shapes, ADAPTER_ADVICE)
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a tensor of the transformer belongs to the adapter, by its name."""
+    return ".lora_" in name or ".joint_proj." in name
+
+
 def config_names() -> set[str]:
-    """The arguments of diffusers' FluxTransformer2DModel."""
+    """Return the argument names of diffusers' FluxTransformer2DModel."""
     return set(inspect.signature(FluxTransformer2DModel.__init__).parameters) - {"self"}
 
 
 def ranks_in_file(path: FilePath, config: Mapping[str, Any]) -> dict[str, int]:
-    """The LoRA ranks of a published adapter for a network of this config, by its header. Raises ModelError."""
+    """Read the LoRA ranks of a published adapter from its header, for a network of this config. Raises ModelError."""
     groups = official.lora_groups(config["num_layers"], config["num_single_layers"])
     shapes = tensor_shapes(path)
     for name in groups:

@@ -1,1 +1,3 @@
-"""What a network costs before it runs and while it runs: FLOPs, memory, activations, times of steps."""
+"""Cost of a network: FLOPs, memory, activations, times of steps."""
+
+RESERVED_BYTES = 1 << 30  # assumed: GPU memory of the CUDA context, cuBLAS and fragmentation

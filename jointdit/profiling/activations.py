@@ -1,13 +1,13 @@
-"""What a call of the pipeline holds beside the weights, stage by stage: its own code, run on the meta device.
+"""Activation memory of a pipeline call by stage, measured on the meta device.
 
-Inference keeps nothing for gradients, so what counts is the largest set of tensors that are alive at once:
+Inference stores nothing for gradients, so the largest set of live tensors counts:
 
     text     in one layer of T5
     encode   in the VAE's first layers, at the image's full resolution (tasks with an image or a map)
-    denoise  in one block: beside the tokens of both halves a single block has q, k, v and 4 widths of MLP
-    decode   in the VAE's last layers, at full resolution in float32: for FLUX's VAE by far the largest
+    denoise  in one block: the tokens of both halves, and in a single block q, k, v and 4 widths of MLP
+    decode   in the VAE's last layers, at full resolution in float32; with FLUX's VAE by far the largest
 
-It does not depend on the number of layers, so one of each kind is enough.
+It does not depend on the number of layers, so the measured model has one layer of each kind.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.profiling.tensor_memory import FusedAttention, TensorMemory
 
 META = torch.device("meta")
-STEPS = 2  # the second meets what the first has left
+STEPS = 2  # the second step runs with the tensors that the first one leaves
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The configurations of a pipeline's parts, which decide all sizes."""
+    """The configs of a pipeline's components, which determine all sizes."""
 
     network: Mapping[str, Any]  # JointDiTTransformer2DModel's, lora_ranks included
     vae: Mapping[str, Any]
@@ -51,21 +51,21 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Call:
-    """What is asked of the pipeline in one call. height, width: pixels."""
+    """The arguments of a pipeline call that affect memory. height, width: pixels."""
 
     task: Task
     batch: int
     height: int
     width: int
     dtype: torch.dtype = torch.bfloat16
-    rgb_refresh: int = 1
+    condition_refresh: int = 1
     vae_tiling: bool = False
     vae_slicing: bool = False
 
 
 @torch.no_grad()
 def activation_bytes(architecture: Architecture, call: Call) -> dict[str, int]:
-    """Stage -> bytes alive at its worst moment, weights not counted."""
+    """Return the peak bytes of each stage, without weights."""
     with torch.device("meta"):
         network, vae, clip, t5 = parts = _small_parts(architecture, call)
     factor = 2 ** (len(architecture.vae["block_out_channels"]) - 1)
@@ -99,10 +99,10 @@ def activation_bytes(architecture: Architecture, call: Call) -> dict[str, int]:
             img_ids=image_position_ids(height // 2, width // 2, META),
             txt_ids=text_position_ids(architecture.text_tokens, META),
             num_inference_steps=STEPS,
-            rgb_refresh=call.rgb_refresh,
+            condition_refresh=call.condition_refresh,
         )
         ended("denoise")
-        if call.rgb_refresh > 1:  # three tensors (B, L, C) of each block are kept, and two blocks at most were here
+        if call.condition_refresh > 1:  # the cache keeps three tensors (B, L, C) per block
             tokens = packed[1] + architecture.text_tokens
             a_block = 3 * call.batch * tokens * network.inner_dim * call.dtype.itemsize
             stages["denoise"] += a_block * (_blocks(architecture.network) - _blocks(network.config))
@@ -122,7 +122,7 @@ def _ids(batch: int, tokens: int) -> torch.Tensor:
 
 
 def _small_parts(architecture: Architecture, call: Call) -> tuple[Any, AutoencoderKL, Any, Any]:
-    """The parts at their real widths, with one layer of each kind, on the meta device."""
+    """Build the components with their real widths and one layer of each kind."""
     settings = dict(architecture.network)
     for name in ("num_layers", "num_single_layers"):
         settings[name] = min(1, settings[name])

@@ -1,7 +1,7 @@
-"""How many floating-point operations one forward pass of the network takes, by formula.
+"""Floating-point operations of one forward pass of the network, by formula.
 
-A multiply-add is two operations. Counted are matrix products: Linears and attention; norms, activations and RoPE, which
-are memory-bound and below a hundredth of the whole, are not. A test compares the formula with PyTorch's own counter.
+A multiply-add counts as two operations. Only matrix products are counted: Linears and attention. Norms, activations and
+RoPE are memory-bound and less than 1 % of the total. A test compares the formula with PyTorch's counter.
 
 Shapes: B pairs (2B rows), N image tokens, T text tokens, L = N + T, C = heads * head width.
 """
@@ -34,20 +34,20 @@ class ForwardFlops:
 
     @property
     def flux(self) -> int:
-        """What the base network alone takes on the same 2B rows: what JointDiT's price is compared with."""
+        """Operations of the base network alone on the same 2B rows."""
         return self.linears + self.self_attention
 
     @property
     def total(self) -> int:
-        """JointDiT's whole forward pass."""
+        """Operations of JointDiT's forward pass."""
         return self.flux + self.cross_attention + self.joint_linears + self.depth_lora
 
 
 def forward_flops(config: Mapping[str, Any], pairs: int, image_tokens: int, text_tokens: int) -> ForwardFlops:
-    """Operations of one forward pass of JointDiTTransformer2DModel on 2 * `pairs` rows.
+    """Count the operations of one forward pass of JointDiTTransformer2DModel on 2 * `pairs` rows.
 
-    config: the network's, or a plain FLUX's, which gets the paper's LoRA ranks. image_tokens: packed, height * width /
-    256 for FLUX's VAE. The A that several Linears share is counted once a Linear, as it is computed.
+    config: the network's, or a plain FLUX's, for which the paper's LoRA ranks are assumed. image_tokens: packed,
+    height * width / 256 with FLUX's VAE. A shared LoRA A is counted once per Linear, as it is computed.
     """
     rows, tokens = 2 * pairs, image_tokens + text_tokens
     width = config["num_attention_heads"] * config["attention_head_dim"]
@@ -68,7 +68,7 @@ def forward_flops(config: Mapping[str, Any], pairs: int, image_tokens: int, text
 
 
 def operation_counter() -> FlopCounterMode:
-    """PyTorch's own counter, which does not know the product in place by which the LoRA adds to the depth rows."""
+    """Return PyTorch's counter, extended by the product in place that adds the LoRA to the depth rows."""
     return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product_in_place})
 
 
@@ -77,7 +77,7 @@ def _product_in_place(_: torch.Size, left: torch.Size, right: torch.Size, **opti
 
 
 def _base_linears(config: Mapping[str, Any], image_tokens: int, text_tokens: int) -> int:
-    """Multiply-adds of all Linears of the base for one row."""
+    """Count the multiply-adds of all Linears of the base for one row."""
     width = config["num_attention_heads"] * config["attention_head_dim"]
     tokens = image_tokens + text_tokens
     square = width * width
@@ -94,7 +94,7 @@ def _base_linears(config: Mapping[str, Any], image_tokens: int, text_tokens: int
 def _lora_layers(
     config: Mapping[str, Any], image_tokens: int, text_tokens: int
 ) -> Iterator[tuple[str, list[tuple[int, int, int]]]]:
-    """Official name -> (tokens, in features, out features) of each Linear with its LoRA, for one row."""
+    """Iterate over official names and (tokens, in features, out features) of their Linears, for one row."""
     width = config["num_attention_heads"] * config["attention_head_dim"]
     tokens = image_tokens + text_tokens
     yield "vector_in.in_layer", [(1, config["pooled_projection_dim"], width)]

@@ -1,7 +1,7 @@
-"""The memory that a worker needs: weights as they are kept, and the largest set of activations.
+"""Memory that a worker needs: weights as loaded, and the largest set of activations.
 
-Bytes of tensors and of cuDNN's workspace: what else a GPU takes (its context, cuBLAS, holes between tensors) is an
-allowance, RESERVED_BYTES.
+It counts tensors and cuDNN's workspace. RESERVED_BYTES is a reserve for the rest: the CUDA context, cuBLAS and
+fragmentation.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from jointdit.loading.checkpoint_files import FilePath, folder_tensor_shapes, tensor_shapes, told_as_model_error
+from jointdit.loading.checkpoint_files import FilePath, folder_tensor_shapes, tensor_shapes, wrap_load_errors
 from jointdit.loading.offload import Offload
 from jointdit.loading.quantization import Quantization
-from jointdit.model.transformer import JointDiTTransformer2DModel, ranks_in_file
+from jointdit.model.transformer import JointDiTTransformer2DModel, is_adapter, ranks_in_file
+from jointdit.profiling import RESERVED_BYTES
 from jointdit.profiling.activations import Architecture, Call, activation_bytes
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -33,20 +34,19 @@ STAGES = {
     "denoise": ("transformer",),
     "decode": ("vae",),
 }
-RESERVED_BYTES = 1 << 30  # an assumption
-# Of the VAE's activations: what its convolutions take beside them where several images are decoded at once. At 512 px
+# Workspace of the convolutions as a share of the VAE's activations, when several images are decoded at once. At 512 px
 # on an H100, PyTorch 2.11: 0.58 for 4 and for 8 images, none for one (`python -m jobs.tools.gpu_check`).
 DECODE_WORKSPACE = 0.6
-PREFETCHED = 2  # groups on the device at once: the one at work, and the next one, which is copied meanwhile
+PREFETCHED = 2  # groups on the device at once: the one that computes, and the next one
 NOT_LINEAR = re.compile(r"embed|shared\.|relative_attention_bias")  # two-dimensional weights that are tables
-# T5's output projection of the MLP: float32 where the rest is float16; in transformers 5.23 bitsandbytes leaves it
-# as it is and torchao does not.
+# T5's output projection of the MLP. It is float32 if the rest is float16. In transformers 5.23 torchao quantises it and
+# bitsandbytes does not.
 KEPT_BY_T5 = ".wo."
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a checkpoint without its weights. The adapter's tensors are among the transformer's."""
+    """Configs and tensor shapes of a checkpoint. The transformer's tensors include the adapter's."""
 
     architecture: Architecture
     tensors: Mapping[str, Shapes]  # component -> names and shapes
@@ -63,16 +63,16 @@ class MemoryEstimate:
 
     @property
     def needed(self) -> int:
-        """What the device must have: the peak, and an allowance for what is no tensor."""
+        """Bytes that the device must have: the peak plus a reserve for non-tensor memory."""
         return self.peak + RESERVED_BYTES
 
 
 def read_model(folder: FilePath, adapter: FilePath | None = None) -> Model:
-    """From the configs and headers of a pipeline's folder. Raises ModelError where they are missing or damaged."""
+    """Read the configs and headers of a pipeline's folder. Raises ModelError if they are missing or damaged."""
     folder = Path(folder)
     names = ("transformer", "vae", "text_encoder", "text_encoder_2")
     tensors = {name: dict(folder_tensor_shapes(folder / name)) for name in names}
-    with told_as_model_error(f"{folder}: its configurations do not describe a JointDiT or FLUX pipeline"):
+    with wrap_load_errors(f"{folder}: its configurations do not describe a JointDiT or FLUX pipeline"):
         index = json.loads((folder / "model_index.json").read_text())
         network = dict(JointDiTTransformer2DModel.load_config(folder / "transformer"))
         if adapter is not None:
@@ -91,7 +91,7 @@ def read_model(folder: FilePath, adapter: FilePath | None = None) -> Model:
 
 @lru_cache(maxsize=2)
 def flux_model(guidance_embeds: bool = True) -> Model:
-    """FLUX.1-dev (or schnell, without guidance embedding) with JointDiT's adapter, T5-XXL and CLIP-L, from no file."""
+    """Return FLUX.1-dev (or schnell, without guidance embedding) with JointDiT's adapter, T5-XXL and CLIP-L."""
     clip = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
     )
@@ -137,9 +137,9 @@ def estimate_memory(
     offload: Offload | None = None,
     activations: Mapping[str, int] | None = None,
 ) -> MemoryEstimate:
-    """Weights as they are kept, activations of one call, and the most that is on the device at once.
+    """Estimate the bytes of weights, of the activations of one call, and the peak on the device.
 
-    activations: `activation_bytes` of the same call, for who asks for several estimates of it.
+    activations: `activation_bytes` of the same call, to avoid repeating it for several estimates.
     """
     sizes = {name: _tensor_bytes(name, shapes, call.dtype, quantization) for name, shapes in model.tensors.items()}
     weights = {name: sum(each.values()) for name, each in sizes.items()}
@@ -159,32 +159,27 @@ def estimate_memory(
 
 
 def with_workspace(activations: Mapping[str, int], call: Call) -> dict[str, int]:
-    """Bytes by stage with what a GPU's convolutions take beside their tensors."""
+    """Add the workspace of a GPU's convolutions to the bytes of each stage."""
     several = call.batch > 1 and not call.vae_slicing
     workspace = {"decode": int(DECODE_WORKSPACE * activations["decode"])} if several else {}
     return {stage: size + workspace.get(stage, 0) for stage, size in activations.items()}
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a tensor of the transformer is the adapter's, by its name."""
-    return ".lora_" in name or ".joint_proj." in name
-
-
 def _in_its_block(name: str) -> str:
-    """A published adapter's tensor under a name of ours that tells its block, and that it is the adapter's."""
-    found = re.match(r"(double|single)_blocks\.(\d+)\.", name)
+    """Rename a published adapter's tensor, so that its name shows its block and that it belongs to the adapter."""
+    match = re.match(r"(double|single)_blocks\.(\d+)\.", name)
     kind = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
-    return f"{kind[found[1]]}.{found[2]}.lora_.{name}" if found else f"inputs.lora_.{name}"
+    return f"{kind[match[1]]}.{match[2]}.lora_.{name}" if match else f"inputs.lora_.{name}"
 
 
 def _tensor_bytes(
     component: str, shapes: Shapes, dtype: torch.dtype, quantization: Quantization | None
 ) -> dict[str, int]:
-    """Tensor -> bytes as the loaded component keeps it."""
+    """Return the bytes of each tensor of the loaded component."""
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         if name.endswith("embed_tokens.weight") and "shared.weight" in shapes:
-            continue  # T5's table of tokens by its other name
+            continue  # another name of shared.weight, T5's token table
         if quantization is not None and _is_quantised(component, name, shape, quantization):
             sizes[name] = quantization.linear_bytes(*shape)
         else:
@@ -194,7 +189,7 @@ def _tensor_bytes(
 
 
 def _is_quantised(component: str, name: str, shape: tuple[int, ...], quantization: Quantization) -> bool:
-    """Whether a tensor is the weight of a Linear that is quantised."""
+    """Whether a tensor is the weight of a quantised Linear."""
     if component not in quantization.components or len(shape) != 2 or not name.endswith("weight"):
         return False
     if component == "transformer":
@@ -204,7 +199,7 @@ def _is_quantised(component: str, name: str, shape: tuple[int, ...], quantizatio
 
 
 def _on_device(stage: str, sizes: Mapping[str, Mapping[str, int]], offload: Offload | None) -> int:
-    """Bytes of weights that are on the device in a stage."""
+    """Return the bytes of weights on the device during a stage."""
     if offload is None:
         return sum(sum(each.values()) for each in sizes.values())
     if offload == "model":
@@ -212,8 +207,8 @@ def _on_device(stage: str, sizes: Mapping[str, Mapping[str, int]], offload: Offl
     if offload == "group" and stage == "denoise":
         blocks: Counter[str] = Counter()
         for name, size in sizes["transformer"].items():
-            found = re.match(r"(?:single_)?transformer_blocks\.\d+\.", name)
-            blocks[found.group() if found else ""] += size
+            match = re.match(r"(?:single_)?transformer_blocks\.\d+\.", name)
+            blocks[match.group() if match else ""] += size
         rest = blocks.pop("", 0)
         return rest + PREFETCHED * max(blocks.values(), default=0)
     layers: Counter[str] = Counter()

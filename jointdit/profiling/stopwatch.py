@@ -1,4 +1,4 @@
-"""How long the steps of a pipeline's call take, where somebody asks: `pipe.stopwatch = Stopwatch(device)`."""
+"""Times of the steps of a pipeline call: set `pipe.stopwatch = Stopwatch(device)`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class Stopwatch:
-    """Adds up seconds by step. On a GPU it waits at each step's borders, where work is only queued otherwise."""
+    """Sums seconds by step. It synchronises a GPU before and after each step, because kernels run asynchronously."""
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
@@ -18,7 +18,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Time what happens inside."""
+        """Measure the time of the block."""
         self._wait()
         started = time.perf_counter()
         try:
@@ -28,7 +28,7 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def take(self) -> dict[str, float]:
-        """What has been added up since the last time."""
+        """Return the seconds by step since the last call, and reset them."""
         taken, self.seconds = self.seconds, {}
         return taken
 
@@ -38,5 +38,5 @@ class Stopwatch:
 
 
 def step_of(stopwatch: Stopwatch | None, name: str) -> contextlib.AbstractContextManager[None]:
-    """A step that is timed where there is a stopwatch."""
+    """Return a context that measures a step if there is a stopwatch."""
     return contextlib.nullcontext() if stopwatch is None else stopwatch.step(name)

@@ -1,7 +1,7 @@
-"""How much memory tensors take at most: by watching what is alive, with numbers or on the meta device without any.
+"""Peak memory of tensors, measured by tracking live storages; also on the meta device.
 
-The estimate of activations (memory.py) runs the model's own code on the meta device under this watch: so it follows
-whatever the code does, takes no memory and no arithmetic, and has no formula that could fall behind.
+The estimate of activations (activations.py) runs the model's own code on the meta device under this tracker. It needs
+no memory and no arithmetic, and it stays correct when the code changes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class TensorMemory(TorchDispatchMode):
-    """While it is entered: `current` and `peak` bytes of all storages that operations made and that are alive.
+    """Inside this context, `current` and `peak` are the bytes of all live storages that operations have created.
 
-    What a kernel takes for itself within one operation (workspaces of convolutions, buffers of threads) is not seen.
+    Memory that a kernel uses internally (workspaces of convolutions, buffers of threads) is not counted.
     """
 
     def __init__(self) -> None:
@@ -29,14 +29,14 @@ class TensorMemory(TorchDispatchMode):
         self._alive: dict[int, weakref.ref[Any]] = {}
 
     def hold(self, tensors: Iterable[torch.Tensor]) -> int:
-        """Count storages that were there before, such as weights; returns the bytes that this added."""
+        """Count storages that existed before, such as weights; return the bytes that this added."""
         before = self.current
         for tensor in tensors:
             self._count(tensor)
         return self.current - before
 
     def restart_peak(self) -> None:
-        """Forget the peak so far: from now on it is that of what follows."""
+        """Reset the peak to the current bytes."""
         self.peak = self.current
 
     def __torch_dispatch__(
@@ -64,9 +64,9 @@ class TensorMemory(TorchDispatchMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """While it is entered, attention makes its result alone, as the kernels do that CPUs and GPUs have.
+    """Inside this context, attention allocates only its result, as the fused kernels of CPUs and GPUs do.
 
-    On the meta device PyTorch would take the plain formula, with a matrix of queries by keys.
+    On the meta device PyTorch would use the plain formula, which allocates a matrix of queries by keys.
     """
 
     def __torch_function__(

@@ -1,8 +1,9 @@
-"""Procedural RGB-D scenes with exact depth, by ray casting on the CPU.
+"""Procedural RGB-D scenes with exact depth, rendered by ray casting on the CPU.
 
-Read in this order: vocabulary (the words), layout (what a scene is), sampling (a scene from a seed), meshes and
-textures, render (image and depth), caption (the sentence). They are the demo's input, the tiny checkpoint's training
-data and the ground truth of tests.
+They are the demo's input, the tiny checkpoint's training data and the ground truth of tests. Read in this order:
+vocabulary (the words), layout (the description of a scene), sampling (a scene from a seed), meshes and textures, render
+(image and depth), caption (its text). styles renders a scene as a drawing or pixel art, colours checks the colours of
+generated images.
 """
 
 from jointdit.scenes.layout import Layout, Mention, SceneObject

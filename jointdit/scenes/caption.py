@@ -1,4 +1,4 @@
-"""The sentence that tells what is in a scene, and where: in free order, with counts, sizes, places and relations."""
+"""Captions of scenes, in varying order, with counts, sizes, places and relations."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 from jointdit.scenes.layout import Layout, Mention, SceneObject, Surface
 from jointdit.scenes.vocabulary import COUNTS
 
-LONGEST = 37  # words and commas: what the tiny checkpoint's text encoder reads
+LONGEST = 37  # words and commas, the limit of the tiny checkpoint's text encoder
 
 
 def describe(layout: Layout, seed: int) -> str:
-    """Caption of a scene, e.g. "a large red sphere on the left, on a checkered blue floor in front of a white wall".
+    """Return the caption of a scene.
 
-    The wording (order, whether size, place, material and texture are told) is drawn from the seed, in a stream of its
-    own. Colours, shapes and counts are always told; of a caption that is too long, details are left out.
+    Example: "a large red sphere on the left, on a checkered blue floor in front of a white wall". The seed determines
+    the wording, in a random stream of its own: the order, and whether size, place, material and texture are mentioned.
+    Colours, shapes and counts are always mentioned. A caption that is too long is drawn again with fewer details.
     """
     rng = np.random.default_rng([20250500482, seed, 1])
     detail = 1.0
@@ -48,7 +49,7 @@ def _compose(layout: Layout, rng: np.random.Generator, detail: float) -> str:
 
 
 def _things(layout: Layout, rng: np.random.Generator, detail: float) -> str:
-    """The phrases of all mentions; a mention with a relation stays before the one it names."""
+    """Join the phrases of all mentions; a mention with a relation stays before the mention it refers to."""
     phrases: list[str] = []
     pending = ""
     for mention in layout.mentions:

@@ -1,7 +1,8 @@
-"""Are the colours that a prompt names in the image? Segmentation by the nearest colour of the scenes' vocabulary.
+"""Check whether an image shows the colours of its prompt.
 
-Shading and shadow multiply a surface's colour and leave its direction in RGB alone, so a pixel belongs to the name
-whose colour has the smallest angle to it. White and gray have one direction: brightness tells them apart.
+The image is segmented into named colours. Shading and shadow scale a surface's colour and keep its direction in RGB,
+so a pixel gets the name of the colour with the smallest angle to it. White and gray have the same direction and are
+distinguished by brightness.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from numpy.typing import NDArray
 from jointdit.scenes import COLOURS, SHAPES
 
 NAMES = tuple(COLOURS)
-UNNAMED = 255  # label of pixels that are too dark or too far from every name
+UNNAMED = 255  # label of pixels that are too dark or too far from all named colours
 
 MAX_ANGLE = np.deg2rad(17.0)  # the closest pair of names, orange and yellow, is 12.6 degrees apart
-MIN_VALUE = 24  # of 255: below it the direction is noise
+MIN_VALUE = 24  # of 255; the direction of darker pixels is noise
 # Gray fully lit is 104, white in shadow on the dark half of a texture is 107.
 WHITE_FROM = 106
 
-SURFACE_MIN_SHARE = 0.15  # of the half of the image where a floor or a wall belongs
-OBJECT_MIN_SHARE = 0.0025  # of the image: a quarter of what a small sphere at the far end covers
+SURFACE_MIN_SHARE = 0.15  # share of the lower half for a floor, of the upper half for a wall
+OBJECT_MIN_SHARE = 0.0025  # share of the image: a quarter of the area of a small, distant sphere
 
 _NAMED = re.compile(rf"\b({'|'.join(NAMES)}) (floor|ground|wall|sky|(?:{'|'.join(SHAPES)})s?)\b")
 
 
 class NamedColour(NamedTuple):
-    """A colour that a prompt names, and what has it: "floor", "wall" or "object"."""
+    """A colour in a prompt, and its part: "floor", "wall" or "object"."""
 
     part: str
     colour: str
@@ -39,7 +40,7 @@ class NamedColour(NamedTuple):
 
 @dataclass(frozen=True)
 class ColourReport:
-    """Shares over a set of images: of the named colours found, by part and in all, and of unnamed colours found."""
+    """Shares over a set of images: named colours that were found, by part and in total, and false alarms."""
 
     floor: float
     wall: float
@@ -50,7 +51,7 @@ class ColourReport:
 
 @dataclass(frozen=True)
 class TwoObjectReport:
-    """Prompts with exactly two named objects: how many, share of object colours found, share of images with both."""
+    """Prompts with exactly two objects: their number, share of object colours found, share of images with both."""
 
     prompts: int
     colours: float
@@ -58,13 +59,13 @@ class TwoObjectReport:
 
 
 def named_colours(prompt: str) -> list[NamedColour]:
-    """The colours of floor, wall and objects in a prompt of the scenes' wording, in order."""
+    """Return the colours of floor, wall and objects in a prompt, in order."""
     parts = {"floor": "floor", "ground": "floor", "wall": "wall", "sky": "wall"}
     return [NamedColour(parts.get(noun, "object"), colour) for colour, noun in _NAMED.findall(prompt.lower())]
 
 
 def segment_colours(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Image (H, W, 3) -> labels (H, W): an index into NAMES, or UNNAMED."""
+    """Segment an image (H, W, 3) into labels (H, W): an index into NAMES, or UNNAMED."""
     pixels = rgb.astype(np.float32)
     palette = np.array([COLOURS[name] for name in NAMES], np.float32)
     palette /= np.linalg.norm(palette, axis=1, keepdims=True)
@@ -79,10 +80,10 @@ def segment_colours(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def is_found(labels: NDArray[np.uint8], named: NamedColour) -> bool:
-    """Whether a named colour covers enough of where it belongs: floor the lower half, wall the upper, objects anywhere.
+    """Whether a named colour covers enough of its region: the lower half for a floor, the upper half for a wall.
 
-    Objects are counted on pixels whose whole 3x3 window has the colour: the blend along an edge between two other
-    colours can pass through a third one, but only in a thin line.
+    Objects may be anywhere. For them only pixels whose whole 3x3 window has the colour count, because the blend at an
+    edge between two other colours can pass through a third one.
     """
     mine = labels == NAMES.index(named.colour)
     half = len(labels) // 2
@@ -94,11 +95,11 @@ def is_found(labels: NDArray[np.uint8], named: NamedColour) -> bool:
 
 
 def check_colours(images: Iterable[NDArray[np.uint8]], prompts: Sequence[str]) -> ColourReport:
-    """Look for the colours of prompt i in image i, and for the colours it does not name.
+    """Check image i for the colours of prompt i, and for other colours.
 
-    Of k colours named, an object's must also be among the k most widespread ones: in confetti every colour is found
-    somewhere. A colour that is not named counts as a false alarm when it covers enough for an object. Prompts without
-    any named colour add false alarms only; a part that no prompt names scores NaN.
+    If a prompt names k colours, an object's colour must also be one of the k most widespread ones, because an image
+    with many small patches contains all colours. An unnamed colour that covers enough for an object is a false alarm.
+    Prompts without named colours only add false alarms. A part that no prompt names scores NaN.
     """
     hits: dict[str, list[bool]] = {"floor": [], "wall": [], "object": []}
     false_alarms: list[bool] = []
@@ -120,15 +121,14 @@ def check_colours(images: Iterable[NDArray[np.uint8]], prompts: Sequence[str]) -
 
 
 def names_two_objects(prompt: str) -> bool:
-    """Whether a prompt names the colours of exactly two objects."""
+    """Whether a prompt names exactly two objects with colours."""
     return sum(named.part == "object" for named in named_colours(prompt)) == 2
 
 
 def check_two_objects(images: Iterable[NDArray[np.uint8]], prompts: Sequence[str]) -> TwoObjectReport:
-    """Look for both object colours in the images whose prompts name exactly two objects; the others are passed over.
+    """Check for both object colours in images whose prompts name exactly two objects; other images are skipped.
 
-    A colour counts as in `check_colours`: wide enough for an object and among the most widespread. NaN without such
-    prompts.
+    A colour counts as in `check_colours`. The shares are NaN without such prompts.
     """
     found: list[bool] = []
     both: list[bool] = []
@@ -144,9 +144,9 @@ def check_two_objects(images: Iterable[NDArray[np.uint8]], prompts: Sequence[str
 
 
 def colours_kept(before: Iterable[NDArray[np.uint8]], after: Iterable[NDArray[np.uint8]]) -> dict[str, float]:
-    """Share of each name's pixels that still have the name after, say, a VAE; over the interiors of images (H, W, 3).
+    """Return the share of each colour's pixels that keep the colour, over pairs of images (H, W, 3).
 
-    A name that `before` does not show scores NaN.
+    Only pixels whose whole 3x3 window has the colour count. A colour that `before` does not contain scores NaN.
     """
     total, kept = np.zeros(len(NAMES)), np.zeros(len(NAMES))
     for one, other in zip(before, after, strict=True):
@@ -159,13 +159,13 @@ def colours_kept(before: Iterable[NDArray[np.uint8]], after: Iterable[NDArray[np
 
 
 def _most_widespread(labels: NDArray[np.uint8], count: int) -> list[str]:
-    """The `count` names with the most interior pixels, the most widespread first."""
+    """Return the `count` colours with the most interior pixels, in decreasing order."""
     areas = [_interior(labels == index).sum() for index in range(len(NAMES))]
     return [NAMES[index] for index in np.argsort(areas)[::-1][:count]]
 
 
 def _interior(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels of a mask (H, W) whose whole 3x3 window is in it; the outermost ring is not."""
+    """Return the pixels of a mask (H, W) whose whole 3x3 window is in the mask, without the outermost ring."""
     inside = np.zeros_like(mask)
     windows = np.lib.stride_tricks.sliding_window_view(mask, (3, 3))
     inside[1:-1, 1:-1] = windows.all(axis=(2, 3))

@@ -1,7 +1,7 @@
-"""What a scene is made of, before any ray is cast.
+"""The description of a scene: camera, surfaces, objects, light and mentions.
 
-World frame: x right, y up, z forward (left-handed), metres; the floor is y = 0. The camera looks along +z, turned by
-yaw and pitched down.
+World frame: x right, y up, z forward (left-handed), in metres. The floor is y = 0. The camera looks along +z, rotated
+by yaw and pitched down.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Surface:
-    """A floor or a wall: a named colour under a texture that modulates its brightness."""
+    """A floor or a wall: a named colour with a texture that modulates its brightness."""
 
     colour: str
     texture: str
@@ -23,17 +23,17 @@ class Surface:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A primitive standing on the floor, or on another."""
+    """A primitive that stands on the floor or on another object."""
 
     shape: str
     colour: str
     size: str
     column: str
-    half_extent: float  # metres; radius of the sphere, half the height and the radius of the others
+    half_extent: float  # metres; radius of the sphere, half the height and radius of other shapes
     x: float  # metres, of the centre
     z: float  # metres, of the centre
     turn: float  # radians about y
-    base: float = 0.0  # metres: the height it stands at
+    base: float = 0.0  # metres, height of its lower side
     texture: str = "plain"
     material: str = "matte"
 
@@ -45,9 +45,9 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Mention:
-    """Objects that a caption tells in one phrase, alike in everything but their place.
+    """Objects in one phrase of a caption; they differ only in their place.
 
-    With a relation, what follows it in the caption is the mention after this one.
+    A relation refers to the next mention, which follows it in the caption.
     """
 
     objects: tuple[int, ...]
@@ -56,7 +56,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera. `yaw` turns right, `pitch` looks down, both in radians; `fov` is vertical, in radians."""
+    """A pinhole camera. Positive `yaw` is to the right, positive `pitch` down; `fov` is vertical. All in radians."""
 
     height: float  # metres above the floor
     yaw: float
@@ -64,14 +64,14 @@ class Camera:
     fov: float
 
     def rotation(self) -> NDArray[np.float64]:
-        """(3, 3) matrix whose columns are the camera's right, down and forward axes in the world."""
+        """Return the (3, 3) matrix whose columns are the camera's right, down and forward axes in the world."""
         cy, sy, cp, sp = np.cos(self.yaw), np.sin(self.yaw), np.cos(self.pitch), np.sin(self.pitch)
         forward = np.array([sy * cp, -sp, cy * cp])
         right = np.array([cy, 0.0, -sy])
         return np.stack([right, np.cross(right, forward), forward], axis=1)
 
     def project(self, x: float, y: float, z: float) -> tuple[float, float, float]:
-        """A point of the world -> (u, v, depth): shares of a square image's width and height, and metres."""
+        """Project a point of the world to (u, v, depth): shares of a square image's width and height, and metres."""
         right, down, depth = np.array([x, y - self.height, z]) @ self.rotation()
         scale = 2 * np.tan(self.fov / 2) * max(depth, 1e-6)
         return 0.5 + right / scale, 0.5 + down / scale, float(depth)
@@ -79,10 +79,10 @@ class Camera:
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything a renderer needs to know about one scene.
+    """The description of one scene for the renderer.
 
-    Outdoors the floor is open ground, and the wall a painted sky, upright at a finite distance, so that depth is finite
-    everywhere.
+    Outdoors the floor is open ground and the wall is a painted sky, upright at a finite distance, so that depth is
+    finite everywhere.
     """
 
     camera: Camera

@@ -1,7 +1,7 @@
-"""Unit meshes of the shapes, their smooth normals and what lies on their surface.
+"""Unit meshes of the shapes, and their smooth normals.
 
-A shape fills [-1, 1]^3 at most, axis along y, and stands on y = -1. Facets are about 1e-3 of the radius from the true
-surface.
+A shape is inside [-1, 1]^3 with its axis along y, and stands on y = -1. Facets deviate from the true surface by about
+1e-3 of the radius.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from jointdit.scenes.open3d_import import import_open3d
+from jointdit.geometry.open3d_import import import_open3d
 from jointdit.scenes.vocabulary import FLAT_SHAPES
 
 RING_RADIUS, RING_TUBE = 0.7, 0.3
 CAPSULE_RADIUS = 0.55
-BAR = 0.4  # half the height and depth of a bar, whose half length is 1
+BAR = 0.4  # half the height and depth of a bar; its half length is 1
 
 UNIT_TOPS: dict[str, float] = {"cube": 0.7, "cylinder": 1.0}
-"""Height of the flat top of the shapes that have one, where others may stand."""
+"""Height of the top of shapes on which other objects can stand."""
 
 FloatArray = NDArray[np.float32]
 
 
 @cache
 def unit_mesh(shape: str) -> tuple[NDArray[np.float64], NDArray[np.uint32]]:
-    """Vertices (V, 3) and triangles (F, 3) of a shape."""
+    """Return vertices (V, 3) and triangles (F, 3) of a shape."""
     create = import_open3d().geometry.TriangleMesh
-    upright = (1, 1, -1)  # Open3D's axis is z: swap y and z, keeping the handedness
+    upright = (1, 1, -1)  # Open3D's axis is z: swap y and z and keep the handedness
     if shape == "cube":
-        # With half extent 1 its corners would reach 1.41: 0.85 keeps it near the others' size, standing on y = -1.
+        # With half extent 1 its corners would be at 1.41; 0.85 makes its size similar to the other shapes.
         mesh = create.create_box(1.7, 1.7, 1.7).translate((-0.85, -1.0, -0.85))
     elif shape == "bar":
         mesh = create.create_box(2.0, 2 * BAR, 2 * BAR).translate((-1.0, -1.0, -BAR))
@@ -53,7 +53,7 @@ def unit_mesh(shape: str) -> tuple[NDArray[np.float64], NDArray[np.uint32]]:
 
 
 def smooth_normals(shape: str, points: FloatArray, facets: FloatArray) -> FloatArray:
-    """(N, 3) normals, of any length, at points of the unit shape; round sides get their true one, not the facet's."""
+    """Return normals (N, 3) of any length at points (N, 3) of the unit shape, exact ones on round sides."""
     if shape in FLAT_SHAPES:
         return facets
     x, y, _ = points.T

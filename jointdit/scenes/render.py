@@ -1,7 +1,7 @@
-"""Rays through a scene: a shaded image and its exact depth.
+"""Render a scene by ray casting: a shaded image and its exact depth.
 
-Camera frame: x right, y down, z forward, metres. The centre of pixel (u, v) is at (u + 0.5, v + 0.5); cx = width / 2,
-cy = height / 2.
+Camera frame: x right, y down, z forward, in metres. The centre of pixel (u, v) is at (u + 0.5, v + 0.5); cx = width / 2
+and cy = height / 2.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from jointdit.geometry.open3d_import import import_open3d
 from jointdit.scenes.caption import describe
 from jointdit.scenes.layout import Layout, SceneObject
 from jointdit.scenes.meshes import smooth_normals, unit_mesh
-from jointdit.scenes.open3d_import import import_open3d
 from jointdit.scenes.sampling import sample_layout
 from jointdit.scenes.textures import object_texture, surface_texture
 from jointdit.scenes.vocabulary import COLOURS
 
-AMBIENT = {"hard": 0.55, "soft": 0.72}  # share of a surface's colour that shadow leaves, by the kind of light
-SHINE, SHINE_POWER = 70.0, 60  # of 255: the highlight of shiny things, and how narrow it is
-SUPERSAMPLING = 2  # rays per pixel and axis for colour; depth is cast once, through the pixel's centre
+AMBIENT = {"hard": 0.55, "soft": 0.72}  # brightness in shadow, by the kind of light
+SHINE, SHINE_POWER = 70.0, 60  # highlight of shiny objects, of 255, and its exponent
+SUPERSAMPLING = 2  # rays per pixel and axis for colour; depth uses one ray through the pixel's centre
 FAR = 40.0  # metres: half the size of the floor and walls
 
 FloatArray = NDArray[np.float32]
@@ -60,7 +60,7 @@ class Scene:
 
     @property
     def object_mask(self) -> NDArray[np.bool_]:
-        """(H, W) True on objects."""
+        """Mask (H, W), True on objects."""
         return self.label >= 2
 
 
@@ -68,20 +68,20 @@ def render_scene(seed: int, width: int = 128, height: int = 128, threads: int = 
     """Render the scene of a seed.
 
     Args:
-        seed: any non-negative integer; the same seed gives the same scene, image and caption.
+        seed: any non-negative integer; it determines scene, image and caption.
         width, height: pixels.
-        threads: of the ray caster; 0 takes all cores.
+        threads: of the ray caster; 0 uses all cores.
     """
     return render_layout(sample_layout(seed), seed, width, height, threads)
 
 
 def render_layout(layout: Layout, seed: int, width: int = 128, height: int = 128, threads: int = 1) -> Scene:
-    """Render a given layout; `seed` draws the caption's wording only."""
+    """Render a given layout; `seed` only determines the wording of the caption."""
     open3d = import_open3d()
     caster = open3d.t.geometry.RaycastingScene(nthreads=threads)
     shadow_caster = open3d.t.geometry.RaycastingScene(
         nthreads=threads
-    )  # objects only: walls would put whole rooms in the dark
+    )  # only objects cast shadows, because walls would darken whole rooms
     for i, (vertices, triangles) in enumerate(_geometry(layout)):
         caster.add_triangles(open3d.core.Tensor(vertices), open3d.core.Tensor(triangles))
         if i >= _first_object(layout):
@@ -109,7 +109,7 @@ def render_layout(layout: Layout, seed: int, width: int = 128, height: int = 128
     ambient = AMBIENT[layout.light_kind]
     shade = ambient + (1 - ambient) * lambert
     if layout.outdoors:
-        shade = np.where(geometry == 1, 1.0, shade)  # the sky is no wall: it has no shade
+        shade = np.where(geometry == 1, 1.0, shade)  # the sky is not shaded
     colour = _albedo(layout, geometry, points, local) * shade[:, None]
     colour += _highlights(layout, geometry, normals, colour_rays[:, 3:], light, lit)[:, None]
     s = SUPERSAMPLING
@@ -129,7 +129,7 @@ def render_layout(layout: Layout, seed: int, width: int = 128, height: int = 128
 
 
 def _camera_rays(layout: Layout, focal: float, width: int, height: int, supersampling: int) -> FloatArray:
-    """(N, 6) origins and unit directions, row-major over the supersampled image."""
+    """Return rays (N, 6), origins and unit directions, row-major over the supersampled image."""
     u = (np.arange(width * supersampling) + 0.5) / supersampling - width / 2
     v = (np.arange(height * supersampling) + 0.5) / supersampling - height / 2
     x, y = np.meshgrid(u / focal, v / focal)
@@ -142,7 +142,7 @@ def _camera_rays(layout: Layout, focal: float, width: int, height: int, supersam
 
 
 def _geometry(layout: Layout) -> list[tuple[FloatArray, NDArray[np.uint32]]]:
-    """Meshes in the order of geometry ids: floor, walls (back, left, right where there are), objects."""
+    """Return meshes in the order of geometry ids: floor, walls (back, and left and right if any), objects."""
     quad = np.array([[0, 1, 2], [0, 2, 3]], np.uint32)
 
     def sheet(corners: list[tuple[float, float, float]]) -> tuple[FloatArray, NDArray[np.uint32]]:
@@ -164,7 +164,7 @@ def _geometry(layout: Layout) -> list[tuple[FloatArray, NDArray[np.uint32]]]:
 
 
 def _turn(thing: SceneObject) -> NDArray[np.float64]:
-    """(3, 3) rotation about y from the unit mesh to the world."""
+    """Return the (3, 3) rotation about y from the unit mesh to the world."""
     c, s = np.cos(thing.turn), np.sin(thing.turn)
     return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
 
@@ -174,7 +174,7 @@ def _side_walls(layout: Layout) -> list[float]:
 
 
 def _first_object(layout: Layout) -> int:
-    """Geometry id of the first object: floor and back wall come before it, and the side walls there are."""
+    """Return the geometry id of the first object, after floor, back wall and side walls."""
     return 2 + len(_side_walls(layout))
 
 
@@ -183,7 +183,7 @@ def _labels(layout: Layout) -> NDArray[np.uint8]:
 
 
 def _local_points(layout: Layout, geometry: NDArray[np.int64], points: FloatArray) -> FloatArray:
-    """(N, 3) points on objects in their unit mesh's frame; zero elsewhere."""
+    """Convert points (N, 3) on objects to the frame of their unit mesh; zero elsewhere."""
     local = np.zeros_like(points)
     for i, thing in enumerate(layout.objects):
         here = geometry == _first_object(layout) + i
@@ -195,7 +195,7 @@ def _local_points(layout: Layout, geometry: NDArray[np.int64], points: FloatArra
 def _normals(
     layout: Layout, geometry: NDArray[np.int64], points: FloatArray, facets: FloatArray, directions: FloatArray
 ) -> FloatArray:
-    """(N, 3) unit normals towards the camera; round sides get their smooth normal instead of the facet's."""
+    """Return unit normals (N, 3) towards the camera, smooth ones on round sides."""
     normals, local = facets.copy(), _local_points(layout, geometry, points)
     for i, thing in enumerate(layout.objects):
         here = geometry == _first_object(layout) + i
@@ -208,7 +208,7 @@ def _normals(
 
 
 def _albedo(layout: Layout, geometry: NDArray[np.int64], points: FloatArray, local: FloatArray) -> FloatArray:
-    """(N, 3) colour 0..255 before shading."""
+    """Return colours (N, 3) in 0..255 before shading."""
     surfaces = [layout.floor.colour] + [layout.wall.colour] * (_first_object(layout) - 1)
     palette = np.array([COLOURS[name] for name in surfaces + [o.colour for o in layout.objects]], np.float32)
     colour = palette[geometry]
@@ -230,7 +230,7 @@ def _highlights(
     light: FloatArray,
     lit: NDArray[np.bool_],
 ) -> FloatArray:
-    """(N,) what the light's reflection adds to each channel on shiny things (Blinn-Phong), 0..255."""
+    """Return the highlights (N,) of shiny objects (Blinn-Phong), in 0..255, which are added to each channel."""
     shiny = [_first_object(layout) + i for i, thing in enumerate(layout.objects) if thing.material == "shiny"]
     half = light - directions
     half /= np.linalg.norm(half, axis=1, keepdims=True) + 1e-9

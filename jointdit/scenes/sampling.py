@@ -1,6 +1,7 @@
-"""A scene from a seed: rooms and open ground, one thing or a clutter, seen from the floor or from above.
+"""Sample a scene from a seed.
 
-What the caption may say is true of the image: things are in view, in their column, and not hidden by others.
+Scenes are rooms or open ground with one or several objects, seen by low or high cameras. Captions are true of the
+image: objects are in view, in their column, and not hidden by others.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jointdit.scenes.vocabulary import (
 )
 
 STREAM = 20250500482
+HELD_OUT_SEED = 1_000_000_000  # training uses lower seeds, evaluation and the demo seeds from here on
 OUTDOORS = 0.25  # share of scenes on open ground
 CAMERA_HEIGHTS = ((0.3, 0.7), (0.7, 1.8), (1.8, 3.4))  # metres
 KINDS = {
@@ -33,17 +35,17 @@ KINDS = {
     "trio": 0.17,
     "related": 0.2,
     "group": 0.18,
-}  # what stands there -> share of scenes
-PLACEMENTS = 40  # tries to place things so that each is seen
-MOST_HIDDEN = 0.5  # of a thing's width and height, by a nearer thing
-MARGIN = 0.06  # of the image that a thing's centre keeps from its upper and lower border
+}  # arrangement of objects -> share of scenes
+PLACEMENTS = 40  # attempts to place objects so that all are in view
+MOST_HIDDEN = 0.5  # share of an object's width and height that a nearer object may hide
+MARGIN = 0.06  # share of the image between an object's centre and the border
 STACKABLE = ("cube", "cylinder")
 
 Placed = tuple[tuple[SceneObject, ...], tuple[Mention, ...]]
 
 
 def sample_layout(seed: int) -> Layout:
-    """Draw a scene. The same seed gives the same scene on every machine (NumPy's PCG64 stream)."""
+    """Sample a scene. The same seed gives the same scene on every machine (NumPy's PCG64 stream)."""
     rng = np.random.default_rng([STREAM, seed])
     outdoors = bool(rng.random() < OUTDOORS)
     wall_z = rng.uniform(9.0, 14.0) if outdoors else rng.uniform(3.6, 7.5)
@@ -59,7 +61,7 @@ def sample_layout(seed: int) -> Layout:
         float(np.cos(azimuth) * np.cos(elevation)),
     )
     turn = 0.0 if outdoors else rng.uniform(-0.25, 0.25)
-    # Walls keep clear of what stands before them.
+    # Walls do not intersect objects.
     behind = max(thing.z + np.tan(turn) * thing.x + 1.5 * thing.half_extent for thing in objects)
     left = min(-rng.uniform(1.5, 3.2), min(o.x - 1.5 * o.half_extent for o in objects)) if rng.random() < 0.35 else None
     right = max(rng.uniform(1.5, 3.2), max(o.x + 1.5 * o.half_extent for o in objects)) if rng.random() < 0.35 else None
@@ -80,22 +82,22 @@ def sample_layout(seed: int) -> Layout:
 
 
 def _camera(rng: np.random.Generator, wall_z: float) -> Camera:
-    """Low ones look level and high ones down, but all see some floor and some of the wall."""
+    """Sample a camera: low ones look straight, high ones down, and all see parts of floor and wall."""
     height = rng.uniform(*CAMERA_HEIGHTS[int(rng.choice(3, p=[0.25, 0.45, 0.3]))])
     yaw, fov = rng.uniform(-0.3, 0.3), np.deg2rad(rng.uniform(42.0, 70.0))
     pitch = np.arctan2(height - 0.45, rng.uniform(2.6, 4.5))
-    foot = np.arctan2(height, wall_z)  # how far below the horizon the floor ends
+    foot = np.arctan2(height, wall_z)  # angle between the horizon and the end of the floor
     pitch = np.clip(pitch, foot - 0.3 * fov, foot + 0.3 * fov)
     return Camera(float(height), float(yaw), float(pitch), float(fov))
 
 
 def _things(rng: np.random.Generator, camera: Camera, wall_z: float, taken_colours: set[str], outdoors: bool) -> Placed:
-    """Draw until every thing is seen; the last draw counts where none was."""
+    """Sample objects until all are in view; returns the last attempt if none succeeds."""
     farthest = 4.6 if outdoors else min(3.8, wall_z - 1.2)
     free = [name for name in COLOURS if name not in taken_colours]
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     for attempt in range(2 * PLACEMENTS):
-        # From this camera so many things may not fit at all: then fewer.
+        # Fewer objects if they may not fit into this camera's view.
         drawn = kind if attempt < PLACEMENTS else str(rng.choice(["single", "pair"]))
         placed = _draw(rng, drawn, camera, farthest, [str(name) for name in rng.permutation(free)])
         if all_in_view(camera, placed[0]):
@@ -115,7 +117,7 @@ def _draw(rng: np.random.Generator, kind: str, camera: Camera, farthest: float, 
 
 
 def _related(rng: np.random.Generator, camera: Camera, farthest: float, colours: list[str]) -> Placed:
-    """Two things, one told by its place beside, before, behind or on the other; now and then a third."""
+    """Sample two objects with a relation (next to, in front of, behind, on top of), sometimes with a third object."""
     column = str(rng.choice(list(COLUMNS)))
     relation = str(rng.choice(["on top of", "depth", "side"], p=[0.35, 0.35, 0.3]))
     if relation == "on top of":
@@ -152,7 +154,7 @@ def _related(rng: np.random.Generator, camera: Camera, farthest: float, colours:
 
 
 def _group(rng: np.random.Generator, camera: Camera, farthest: float, colours: list[str]) -> Placed:
-    """Two or three things alike side by side, and often one or two others with them."""
+    """Sample two or three equal objects side by side, often with one or two others."""
     count = int(rng.choice([2, 3]))
     first = _thing(
         rng, camera, "middle", rng.uniform(2.2, farthest), colours.pop(), str(rng.choice(["small", "medium"]))
@@ -174,7 +176,7 @@ def _group(rng: np.random.Generator, camera: Camera, farthest: float, colours: l
 def _thing(
     rng: np.random.Generator, camera: Camera, column: str, distance: float, colour: str, size: str | None = None
 ) -> SceneObject:
-    """A thing at a distance along the floor, where its centre is seen in the column."""
+    """Sample an object at a distance along the floor, with its centre in the image column."""
     size = size or str(rng.choice(list(SIZES)))
     half_extent = rng.uniform(*SIZES[size])
     depth = distance * np.cos(camera.pitch) + (camera.height - half_extent) * np.sin(camera.pitch)
@@ -194,7 +196,7 @@ def _thing(
 
 
 def all_in_view(camera: Camera, objects: tuple[SceneObject, ...]) -> bool:
-    """Whether each thing's centre is in the image, none is largely hidden, and none stands in another."""
+    """Whether all centres are in the image, no object is largely hidden, and no objects overlap."""
     boxes = []
     for thing in objects:
         u, v, depth = camera.project(thing.x, thing.y, thing.z)

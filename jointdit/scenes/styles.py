@@ -1,7 +1,7 @@
-"""The same scene in another hand: toon shading and pixel art, drawn from the renderer's exact buffers.
+"""Scenes in other styles, toon shading and pixel art, drawn from the renderer's buffers.
 
-Only the image changes: depth, labels, caption and intrinsics stay, so depth can be scored on images far from what a
-model was trained on, as the paper does by eye with cartoons and pixel art.
+Only the image changes. Depth, labels, caption and intrinsics are kept, so depth can be scored on images that differ
+from the training data. The paper shows cartoons and pixel art qualitatively.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from jointdit.geometry.depth import unproject
 from jointdit.scenes.render import Scene
 from jointdit.scenes.vocabulary import COLOURS, FLAT_SHAPES
 
-TOON_BANDS = (0.55, 0.78, 1.0)  # brightness of dark, middle and lit areas, as shares of the surface's brightest
-TOON_LIMITS = (0.66, 0.9)  # where a band ends, in the same unit
-INK = 20  # of 255: outlines
-CREASE = float(np.cos(np.deg2rad(25)))  # neighbouring normals further apart are an edge
+TOON_BANDS = (0.55, 0.78, 1.0)  # brightness of dark, middle and lit areas, as shares of the surface's maximum
+TOON_LIMITS = (0.66, 0.9)  # upper limits of the first two bands, in the same unit
+INK = 20  # of 255, for outlines
+CREASE = float(np.cos(np.deg2rad(25)))  # a larger angle between neighbouring normals is an edge
 
 ART_ROWS = 32  # cells from top to bottom
 ART_SHADES = (0.5, 0.75, 1.0)
-DITHER = 24.0  # of 255: how far the threshold matrix moves a colour
+DITHER = 24.0  # of 255, amplitude of the threshold matrix
 BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], np.float32) / 16 - 15 / 32
 
 
 def toon(scene: Scene) -> Scene:
-    """Flat colours in three bands of light, and ink along the edges and creases of objects and walls."""
+    """Draw flat colours in three bands of brightness, with outlines along edges and creases."""
     value = scene.rgb.max(axis=-1).astype(np.float32)
     image = np.zeros(scene.rgb.shape, np.float32)
     outline = edges(scene)
     for label in np.unique(scene.label):
         here = scene.label == label
-        inner = here & ~outline if (here & ~outline).any() else here  # along edges the renderer blends two surfaces
+        inner = here & ~outline if (here & ~outline).any() else here  # pixels at edges blend two surfaces
         brightest = max(float(np.percentile(value[inner], 95)), 1.0)
         lit = inner & (value >= TOON_LIMITS[-1] * brightest)
         colour = np.median(scene.rgb[lit], axis=0)
@@ -45,9 +45,10 @@ def toon(scene: Scene) -> Scene:
 
 
 def pixel_art(scene: Scene) -> Scene:
-    """Large square cells in a palette of the named colours, three shades each, with ordered dithering.
+    """Draw large square cells in a palette of the named colours, three shades each, with ordered dithering.
 
-    A cell has the colour of the surface that covers most of it, so edges lie up to half a cell from depth's.
+    A cell has the colour of the surface that covers most of it, so edges deviate from those of depth by up to half a
+    cell.
     """
     height, width = scene.label.shape
     cell = max(2, height // ART_ROWS)
@@ -73,14 +74,14 @@ STYLES: dict[str, Callable[[Scene], Scene]] = {"toon": toon, "pixel-art": pixel_
 
 
 def art_palette() -> NDArray[np.uint8]:
-    """(K, 3) colours that pixel art may use."""
+    """Return the colours (K, 3) of pixel art."""
     colours = np.array(list(COLOURS.values()), np.float32)
     shades = np.concatenate([colours * shade for shade in ART_SHADES])
     return np.rint(shades).astype(np.uint8)
 
 
 def edges(scene: Scene) -> NDArray[np.bool_]:
-    """(H, W) True where another surface, or a crease of the same one, begins at the right or the lower neighbour."""
+    """Return a mask (H, W) of pixels whose right or lower neighbour is another surface or beyond a crease."""
     normals, bends = _normals(scene), _may_crease(scene)
     found = np.zeros(scene.label.shape, bool)
     for axis in (0, 1):
@@ -93,7 +94,7 @@ def edges(scene: Scene) -> NDArray[np.bool_]:
 
 
 def _may_crease(scene: Scene) -> NDArray[np.bool_]:
-    """(H, W) floor, walls and flat shapes (round ones turn at every pixel), where normals see one label alone."""
+    """Return a mask (H, W) of floor, walls and flat shapes, where the 3x3 window has only one label."""
     flat = [2 + i for i, thing in enumerate(scene.objects) if thing.shape in FLAT_SHAPES]
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(scene.label, 1, mode="edge"), (3, 3))
     inside = windows.min(axis=(2, 3)) == windows.max(axis=(2, 3))
@@ -101,7 +102,7 @@ def _may_crease(scene: Scene) -> NDArray[np.bool_]:
 
 
 def _normals(scene: Scene) -> NDArray[np.float32]:
-    """(H, W, 3) unit normals from the exact depth."""
+    """Return unit normals (H, W, 3) from the exact depth."""
     points = unproject(scene.depth, scene.fx, scene.fy, scene.cx, scene.cy).astype(np.float64)
     normals = np.cross(np.gradient(points, axis=1), np.gradient(points, axis=0))
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True) + 1e-12

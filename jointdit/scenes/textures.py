@@ -1,4 +1,4 @@
-"""Patterns that darken a surface here and there, in place of images on it. They never change its colour's name."""
+"""Textures as patterns of brightness; they do not change the name of a surface's colour."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FloatArray = NDArray[np.float32]
 
 
 def surface_texture(texture: str, period: float, position: FloatArray) -> FloatArray:
-    """(N,) brightness factors at (N, 2) metres along a floor (x, z), a wall or a sky (along, up)."""
+    """Return brightness factors (N,) at positions (N, 2) in metres: (x, z) on a floor, (along, up) on a wall or sky."""
     a, b = (position / np.float32(period)).T
     if texture == "checkered":
         dark = (np.floor(a) + np.floor(b)) % 2 == 1
@@ -32,7 +32,7 @@ def surface_texture(texture: str, period: float, position: FloatArray) -> FloatA
         tone = 1 - (1 - DARK) * 0.6 * np.mod(plank * 0.618, 1)  # planks of several tones
         return np.where(joint | (np.mod(a * 3, 1) < 0.1), DARK, tone).astype(np.float32)
     elif texture == "cloudy":
-        u, v = 0.35 * a, 0.9 * b  # clouds lie flat
+        u, v = 0.35 * a, 0.9 * b  # clouds are wide and low
         waves = np.sin(u + 0.7 * np.sin(v)) + np.sin(1.7 * v + np.sin(0.6 * u + 1)) + np.sin(0.53 * u - 0.4 * v)
         return (1 - (1 - DARK) * (0.5 + waves / 6)).astype(np.float32)
     else:
@@ -41,7 +41,7 @@ def surface_texture(texture: str, period: float, position: FloatArray) -> FloatA
 
 
 def object_texture(texture: str, points: FloatArray) -> FloatArray:
-    """(N,) brightness factors at points (N, 3) of a unit shape."""
+    """Return brightness factors (N,) at points (N, 3) of a unit shape."""
     x, y, z = points.T
     if texture == "striped":
         dark = np.floor(y * 2.5) % 2 == 0

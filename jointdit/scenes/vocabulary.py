@@ -1,4 +1,4 @@
-"""The words a scene is described with, and what they stand for."""
+"""The words of captions, and their values in a scene."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (238, 238, 238),
     "gray": (104, 104, 104),
 }
-"""Name -> sRGB 0..255 of the fully lit surface; shading by a factor of 0.5 to 1 does not turn one into another."""
+"""Name -> sRGB 0..255 of the fully lit surface. Shading by a factor of 0.5 to 1 does not change the name."""
 
 SHAPES: tuple[str, ...] = ("sphere", "cube", "cylinder", "cone", "pyramid", "ring", "capsule", "bar")
 """Primitives; the plural adds an s."""
 
 FLAT_SHAPES: frozenset[str] = frozenset({"cube", "pyramid", "bar"})
-"""Those with plane faces alone."""
+"""Shapes whose faces are all plane."""
 
 SIZES: dict[str, tuple[float, float]] = {"small": (0.24, 0.31), "medium": (0.34, 0.40), "large": (0.44, 0.58)}
 """Name -> range of the half extent in metres."""
 
 COLUMNS: dict[str, tuple[float, float]] = {"left": (0.18, 0.34), "middle": (0.43, 0.57), "right": (0.66, 0.82)}
-"""Where an object stands -> range of its centre's horizontal position as a share of the image's width."""
+"""Column of an object -> range of its centre's horizontal position as a share of the image's width."""
 
 RELATIONS: tuple[str, ...] = ("on top of", "behind", "in front of", "to the left of", "to the right of", "next to")
-"""How one thing stands to the thing that is told after it."""
+"""Position of an object relative to the next mention."""
 
 COUNTS: dict[int, str] = {2: "two", 3: "three"}
 
-MATERIALS: tuple[str, ...] = ("matte", "shiny")  # matte is not told
-OBJECT_TEXTURES: tuple[str, ...] = ("plain", "striped", "spotted", "checkered")  # plain is not told
+MATERIALS: tuple[str, ...] = ("matte", "shiny")  # matte is not mentioned
+OBJECT_TEXTURES: tuple[str, ...] = ("plain", "striped", "spotted", "checkered")  # plain is not mentioned
 FLOOR_TEXTURES: tuple[str, ...] = ("plain", "checkered", "striped", "tiled", "wooden", "dotted")
 WALL_TEXTURES: tuple[str, ...] = ("plain", "striped", "brick", "panelled", "checkered")
 SKY_TEXTURES: tuple[str, ...] = ("plain", "cloudy")
-LIGHTS: tuple[str, ...] = ("hard", "soft")  # soft: shadows keep more light
+LIGHTS: tuple[str, ...] = ("hard", "soft")  # shadows are brighter in soft light

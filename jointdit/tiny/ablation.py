@@ -1,15 +1,15 @@
-"""The paper's ablation at the tiny checkpoint's size: {adaptive weights} x {unbalanced sampling}, all else equal.
+"""The paper's ablation at the tiny checkpoint's size.
 
-Each of the four trains an adapter from nothing on the same frozen base, with the same pairs, noise and number of steps
-for each seed; then all do the three tasks on the same held-out scenes. A finished run is a JSON file of its scores, so
-the command goes on where it was stopped.
+The variants are {adaptive weights} x {unbalanced sampling}. Each of the four variants trains a new adapter on the
+same frozen base, with the same pairs, noise and number of steps for each seed. All are evaluated in the three tasks
+on the same held-out scenes. The scores of a finished run are stored as JSON, so an interrupted command resumes with
+the next run.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,12 +28,12 @@ from jointdit.tiny.recipe import prepare_scenes
 from jointdit.tiny.spec import AblationSpec
 from jointdit.tiny.text import CaptionEncoder
 from jointdit.training.checkpoint import replacing
+from jointdit.training.record import Report
 
 if TYPE_CHECKING:
     from jointdit.model.transformer import JointDiTTransformer2DModel
     from jointdit.pipeline import JointDiTPipeline
 
-Report = Callable[[str], None]
 Cell = tuple[bool, bool]  # adaptive weights, unbalanced sampling
 CELLS: tuple[Cell, ...] = ((True, True), (True, False), (False, True), (False, False))
 BATCH = 9
@@ -41,7 +41,7 @@ BATCH = 9
 
 @dataclass(frozen=True)
 class Scores:
-    """What one trained adapter can do. AbsRel after alignment in disparity; the last loss is over 50 steps."""
+    """Scores of a trained adapter: AbsRel after alignment in disparity, FID, and the mean loss of the last 50 steps."""
 
     loss: float
     depth: float
@@ -51,7 +51,7 @@ class Scores:
 
 
 def run_ablation(spec: AblationSpec, report: Report = print) -> Path:
-    """Train and measure what is not measured yet; returns the Markdown table."""
+    """Train and evaluate the missing runs; returns the path of the Markdown table."""
     import transformers
 
     from jointdit.pipeline import JointDiTPipeline
@@ -104,10 +104,10 @@ def run_ablation(spec: AblationSpec, report: Report = print) -> Path:
             losses.append(value.item())
             return value
 
-        def tell(line: str, name: str = folder.name) -> None:
+        def report_run(line: str, name: str = folder.name) -> None:
             report(f"{name} {line}")
 
-        fit("joint", spec.joint, list(model.adapter_named_parameters()), loss, folder, seed, tell)
+        fit("joint", spec.joint, list(model.adapter_named_parameters()), loss, folder, seed, report_run)
         pipe.transformer = model.eval()
         scores = measure(pipe, spec, mean(losses[-50:]))
         with replacing(scores_file) as unfinished:
@@ -119,7 +119,7 @@ def run_ablation(spec: AblationSpec, report: Report = print) -> Path:
 
 
 def fresh_adapter(base: JointDiTTransformer2DModel, adaptive: bool, seed: int) -> JointDiTTransformer2DModel:
-    """The base with a new adapter, frozen but for it: joint Linears and LoRA B are zero, A is drawn from the seed."""
+    """Return the frozen base with a new adapter: joint Linears and LoRA B are zero, A is drawn from the seed."""
     from jointdit.model.transformer import JointDiTTransformer2DModel
 
     settings = {name: value for name, value in base.config.items() if not name.startswith("_")}
@@ -141,7 +141,7 @@ def fresh_adapter(base: JointDiTTransformer2DModel, adaptive: bool, seed: int) -
 
 @torch.no_grad()
 def measure(pipe: JointDiTPipeline, spec: AblationSpec, loss: float) -> Scores:
-    """The three tasks on held-out scenes, with the same seeds for every adapter."""
+    """Evaluate the three tasks on held-out scenes, with the same seeds for all adapters."""
     from jointdit.evaluation.agreement import assumed_depth, depth_agreement, typical_range
     from jointdit.evaluation.features import VaeFeatures
     from jointdit.evaluation.generation import frechet_distance
@@ -177,7 +177,7 @@ def measure(pipe: JointDiTPipeline, spec: AblationSpec, loss: float) -> Scores:
 
 
 def ablation_table(spec: AblationSpec) -> str:
-    """Markdown: a row a way of training, mean and standard deviation over the seeds that are measured."""
+    """Return a Markdown table with one row per variant: mean and standard deviation over the finished seeds."""
     lines = [
         "| adaptive weights | unbalanced sampling | runs | loss | depth | depth-to-image | self-consistency | FID |",
         "|---|---|---|---|---|---|---|---|",

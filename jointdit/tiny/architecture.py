@@ -1,8 +1,7 @@
-"""The real classes at small size: what the tiny checkpoint is made of.
+"""The networks and tokenizers of the tiny checkpoint: the real classes at small size.
 
-Autoencoder 8x down, 16 channels, as FLUX's, so that 128 x 128 pixels are 64 tokens of 64 channels. The 1x1
-`quant_conv` and `post_quant_conv` (FLUX's has none) hold the per-channel standardisation of the latents, so scale and
-shift stay 1 and 0.
+The autoencoder downsamples by 8 and has 16 channels, as FLUX's, so 128 x 128 pixels are 64 tokens of 64 channels. Its
+1x1 `quant_conv` and `post_quant_conv` (FLUX's has none) standardise the latents per channel, so scale is 1 and shift 0.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from jointdit.scenes.vocabulary import (
 )
 
 IMAGE_SIZE = 128
-MAX_SEQUENCE_LENGTH = 40  # T5 tokens; the longest caption takes 37, its full stop and the end token two more
+MAX_SEQUENCE_LENGTH = 40  # T5 tokens; the longest caption has 37, plus the full stop and the end token
 CLIP_LENGTH = 48
 CAPTION_WORDS: tuple[str, ...] = (
     *("a", "an", "and", "with", "on", "in", "front", "of", "the", "floor", "wall"),
@@ -40,7 +39,7 @@ CAPTION_WORDS: tuple[str, ...] = (
 
 
 def vocabulary() -> list[str]:
-    """Every word of the scenes' captions, once, in a fixed order."""
+    """Return each word of the scenes' captions once, in a fixed order."""
     groups: tuple[Iterable[str], ...] = (
         CAPTION_WORDS,
         COLOURS,
@@ -60,10 +59,10 @@ def vocabulary() -> list[str]:
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """Byte-level BPE that keeps each vocabulary word whole and spells any other word in bytes.
+    """Build a byte-level BPE with one token per vocabulary word; other words are split into bytes.
 
-    As in CLIP every byte is there twice, within a word and as its end ("x</w>"): else the last letter of an unknown
-    word becomes the unknown token, which is the end token, and the pooled output is read there.
+    As in CLIP each byte has two tokens, inside a word and at its end ("x</w>"). Otherwise the last letter of an unknown
+    word would become the unknown token, which is the end token, and the pooled output would be read there.
     """
     letters = sorted(ByteLevel.alphabet())
     merges = bpe_merges(vocabulary())
@@ -74,9 +73,9 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def bpe_merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """The merges that make each word one token: the most frequent pair first, of equals the first in the alphabet.
+    """Return the merges that make each word one token: the most frequent pair first, ties in alphabetical order.
 
-    The trainer of `tokenizers` breaks such ties by hash order, so its token ids differ from process to process.
+    The trainer of `tokenizers` breaks ties by hash order, so its token ids differ between processes.
     """
     spelt = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
     merges: list[tuple[str, str]] = []
@@ -98,16 +97,16 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """Unigram that keeps each vocabulary word whole and spells any other word in letters."""
+    """Build a unigram tokenizer with one token per vocabulary word; other words are split into letters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
     pieces += [(f"▁{word}", -2.0) for word in vocabulary()]
-    pieces += [(f"▁{word.capitalize()}", -2.0) for word in vocabulary()]  # captions are written as sentences too
+    pieces += [(f"▁{word.capitalize()}", -2.0) for word in vocabulary()]  # some captions are written as sentences
     pieces += [(chr(code), -10.0) for code in range(33, 127)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MAX_SEQUENCE_LENGTH)
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A CLIP text encoder of width 64; its pooled output conditions the modulation."""
+    """Build a CLIP text encoder of width 64; its pooled output conditions the modulation."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -124,7 +123,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    """A T5 encoder of width 128; its hidden states are the transformer's text tokens."""
+    """Build a T5 encoder of width 128; its hidden states are the transformer's text tokens."""
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=128,
@@ -143,7 +142,7 @@ def build_t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 
 def build_vae() -> AutoencoderKL:
-    """A FLUX-shaped autoencoder (16 latent channels, 8x down) of widths 16 to 64."""
+    """Build an autoencoder like FLUX's (16 latent channels, downsampling 8) with widths 16 to 64."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -164,7 +163,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_flux() -> FluxTransformer2DModel:
-    """A FLUX of width 192: 2 double and 4 single blocks, 6 heads of 32; guidance is added in its own stage."""
+    """Build a FLUX of width 192: 2 double and 4 single blocks, 6 heads of 32. Stage 3 adds guidance."""
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=64,
@@ -180,10 +179,10 @@ def build_flux() -> FluxTransformer2DModel:
 
 
 DEPTH_GUIDANCE = 1.0
-"""What depth is estimated with: what the adapter learns at was best on scenes it had not seen (the card has it)."""
+"""Guidance of depth estimation: the value of training was best on held-out scenes (see the card)."""
 
 LORA_RANKS = {"vector_in.in_layer": 64, "vector_in.out_layer": 128, "txt_in": 128, "blocks": 64}
-"""Ranks of the tiny adapter: the paper's 64 in the blocks, less than its 512 and 1024 at the inputs."""
+"""Ranks of the tiny adapter: 64 in the blocks as in the paper, less than its 512 and 1024 at the inputs."""
 
 
 def parameter_count(*modules: torch.nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder, on images and on their disparity maps alike, and then its decoder alone."""
+"""Stage 1: the autoencoder on images and disparity maps, then its decoder alone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ EDGE_WEIGHT = 0.5
 
 
 def vae_loss(vae: AutoencoderKL, scenes: ScenePixels, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-    """L1 + L2 on pixels, on opponent colours and on edges, and a small KL term.
+    """Return L1 + L2 on pixels and opponent colours, L1 on edges, and a small KL term.
 
-    Without the opponent colours a small autoencoder drops red and purple: the mean error of a colour axis that few
-    objects use is too small to be noticed.
+    Without the opponent colours a small autoencoder loses red and purple, because few objects use that colour axis and
+    its mean error is small.
     """
     pixels = draw_pixels(scenes, batch_size, generator)
     posterior = vae.encode(pixels).latent_dist
@@ -32,9 +32,9 @@ def vae_loss(vae: AutoencoderKL, scenes: ScenePixels, batch_size: int, generator
 
 
 def decoder_loss(vae: AutoencoderKL, scenes: ScenePixels, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-    """L2 on pixels and opponent colours, from the posterior's mode: what the peak signal-to-noise ratio measures.
+    """Return L2 on pixels and opponent colours, decoded from the posterior's mode, which improves PSNR.
 
-    The encoder is not trained, so the latents that the transformer learns from stay what they are.
+    The encoder is not trained, so the latents of the transformer's stages do not change.
     """
     pixels = draw_pixels(scenes, batch_size, generator)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def decoder_loss(vae: AutoencoderKL, scenes: ScenePixels, batch_size: int, gener
 
 
 def draw_pixels(scenes: ScenePixels, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-    """(B, 3, H, W) in [-1, 1]: two thirds images, one third disparity maps, half of them mirrored."""
+    """Draw a batch (B, 3, H, W) in [-1, 1]: two thirds images, one third disparity maps, half of them mirrored."""
     device = scenes.device
     index = torch.randint(len(scenes), (batch_size,), generator=generator, device=device)
     maps = max(1, batch_size // 3)
@@ -54,7 +54,7 @@ def draw_pixels(scenes: ScenePixels, batch_size: int, generator: torch.Generator
 
 
 def opponent(colour: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) RGB -> red - green and (red + green) / 2 - blue, (B, 2, H, W)."""
+    """Return red - green and (red + green) / 2 - blue of RGB (B, 3, H, W), as (B, 2, H, W)."""
     red, green, blue = colour.unbind(1)
     return torch.stack([red - green, (red + green) / 2 - blue], dim=1)
 
@@ -69,8 +69,8 @@ def _edges(pixels: torch.Tensor) -> torch.Tensor:
 def standardise_latents(vae: AutoencoderKL, scenes: ScenePixels, count: int = 256) -> None:
     """Fold the latents' per-channel mean and standard deviation into quant_conv and post_quant_conv, in place.
 
-    Afterwards the latents of images and disparity maps together have mean 0 and deviation 1 in each channel, and
-    decode as before.
+    Afterwards the latents of images and disparity maps together have mean 0 and deviation 1 in each channel. Decoded
+    images do not change.
     """
     pixels = torch.cat([scenes.images(slice(count)), scenes.disparities(slice(count))])
     moments = [vae.encode(batch).latent_dist for batch in pixels.split(32)]
@@ -89,11 +89,6 @@ def standardise_latents(vae: AutoencoderKL, scenes: ScenePixels, count: int = 25
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
-    """Decode the mode of the posterior, (B, 3, H, W) in [-1, 1]."""
+    """Encode and decode pixels (B, 3, H, W) in [-1, 1], with the mode of the posterior."""
     decoded = [vae.decode(vae.encode(batch).latent_dist.mode()).sample for batch in pixels.split(32)]
     return torch.cat(decoded).clamp(-1, 1)
-
-
-def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of values in [-1, 1]."""
-    return float(10 * torch.log10(4 / (decoded - pixels).square().mean()))

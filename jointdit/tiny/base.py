@@ -1,4 +1,4 @@
-"""Stage 2: the base, a text-to-image FLUX on the scenes' images, its text encoders trained with it."""
+"""Stage 2: a text-to-image FLUX on the scenes' images, trained with its text encoders."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jointdit.flow_matching import NORMAL_SHIFT, add_noise, joint_flow_matching_
 from jointdit.model.latents import image_position_ids, text_position_ids
 from jointdit.tiny.text import CaptionEncoder
 
-UNIFORM_SHARE = 0.2  # of noise levels drawn evenly, so that nearly clean images are seen as well
-EARLY_SHARE, EARLY = 0.25, (0.85, 1.0)  # of the base's noise levels: where layout and colours of surfaces are decided
-MIDDLE_SHARE, MIDDLE = 0.4, (0.5, 0.9)  # and those of objects
+UNIFORM_SHARE = 0.2  # share of uniform noise levels, which include nearly clean images
+EARLY_SHARE, EARLY = 0.25, (0.85, 1.0)  # share and range of noise levels that decide layout and colours of surfaces
+MIDDLE_SHARE, MIDDLE = 0.4, (0.5, 0.9)  # share and range of noise levels that decide objects
 
 
 def base_loss(
@@ -24,7 +24,7 @@ def base_loss(
     drop: float,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Flow matching loss of a batch drawn from packed latents (N, tokens, 64)."""
+    """Return the flow matching loss of a batch drawn from packed latents (N, tokens, 64)."""
     drawn = draw_images(latents, batch_size, generator, where_text_decides=True)
     states, pooled = text.encode(drawn.places, drop, generator)
     prediction = flux(
@@ -41,7 +41,7 @@ def base_loss(
 class DrawnImages(NamedTuple):
     """A batch of one modality."""
 
-    places: torch.Tensor  # (B,) which of the latents they are
+    places: torch.Tensor  # (B,) indices into the latents
     clean: torch.Tensor  # (B, N, C) packed latents, float32
     noise: torch.Tensor  # (B, N, C)
     t: torch.Tensor  # (B,) noise levels
@@ -50,9 +50,9 @@ class DrawnImages(NamedTuple):
 def draw_images(
     latents: torch.Tensor, batch_size: int, generator: torch.Generator, where_text_decides: bool = False
 ) -> DrawnImages:
-    """Images of packed latents (M, N, C), each with its noise and noise level, by `base_timesteps`.
+    """Draw images from packed latents (M, N, C), with noise and with noise levels of `base_timesteps`.
 
-    Everything is on the device of the latents, which is the generator's.
+    All tensors are on the generator's device, which must be that of the latents.
     """
     device = generator.device
     places = torch.randint(len(latents), (batch_size,), generator=generator, device=device)
@@ -62,10 +62,10 @@ def draw_images(
 
 
 def base_timesteps(n: int, generator: torch.Generator, where_text_decides: bool) -> torch.Tensor:
-    """Noise levels (n,) of text-to-image training: shifted logit-normal, a fifth uniform.
+    """Draw noise levels (n,) of text-to-image training: shifted logit-normal, a fifth of them uniform.
 
-    `where_text_decides`: most of them from EARLY and MIDDLE instead. Floors and walls get their colours in the first
-    steps from pure noise, where text is all there is to go by, and objects soon after.
+    where_text_decides: draw most of them from EARLY and MIDDLE instead. Floors and walls get their colours in the first
+    steps from pure noise, where only the text gives information, and objects soon after.
     """
 
     def drawn() -> torch.Tensor:
@@ -83,7 +83,7 @@ def base_timesteps(n: int, generator: torch.Generator, where_text_decides: bool)
 
 
 def square_position_ids(tokens: int, device: torch.device | None = None) -> torch.Tensor:
-    """Position ids of a square image's tokens."""
+    """Return position ids (tokens, 3) of a square image."""
     side = int(tokens**0.5)
     assert side * side == tokens
     return image_position_ids(side, side, device)

@@ -1,8 +1,7 @@
-"""Rendered scenes on disk: the training data of the tiny checkpoint.
+"""Rendered scenes on disk, the training data of the tiny checkpoint.
 
-A cache is a folder of `scenes-<first seed>.npz`, each with `rgb` uint8 (N, H, W, 3), `disparity` uint16 (N, H, W;
-65535 nearest) and `caption` (N,) unicode. A file is written under a temporary name and renamed, so that a killed
-renderer leaves nothing half done.
+A cache is a folder of `scenes-<first seed>.npz`, each with `rgb` uint8 (N, H, W, 3), `disparity` uint16 (N, H, W) with
+65535 nearest, and `caption` (N,) unicode. Files are written under a temporary name and renamed, so they are complete.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jointdit.geometry.depth import disparity_from_depth
 from jointdit.scenes import render_scene
 
-HELD_OUT_SEED = 1_000_000_000  # training draws seeds below, evaluation and the demo draw from here on
 SCENES_PER_FILE = 256
 
 
@@ -34,7 +33,7 @@ class RenderedScenes(NamedTuple):
 
 
 class ScenePixels:
-    """Rendered scenes on a device, to draw batches from; on the CPU their arrays are shared, not copied."""
+    """Rendered scenes as tensors on a device. On the CPU they share memory with the arrays."""
 
     def __init__(self, scenes: RenderedScenes, device: torch.device | str = "cpu") -> None:
         self._rgb = torch.from_numpy(scenes.rgb).to(device)
@@ -45,34 +44,27 @@ class ScenePixels:
 
     @property
     def device(self) -> torch.device:
-        """Where the pixels are."""
+        """The device of the pixels."""
         return self._rgb.device
 
     def images(self, index: torch.Tensor | slice) -> torch.Tensor:
-        """float32 (B, 3, H, W) in [-1, 1]."""
+        """Return images (B, 3, H, W) float32 in [-1, 1]."""
         return self._rgb[index].permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def disparities(self, index: torch.Tensor | slice) -> torch.Tensor:
-        """float32 (B, 3, H, W) in [-1, 1], 1 nearest."""
+        """Return disparities (B, 3, H, W) float32 in [-1, 1], 1 nearest."""
         level = self._disparity[index].to(torch.int32).bitwise_and(0xFFFF).float()
         return (level / 32767.5 - 1)[:, None].repeat(1, 3, 1, 1)
 
 
-def relative_disparity(depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(H, W) metres -> float32 (H, W) in [0, 1], 1 nearest: min-max of 1 / depth."""
-    inverse = 1.0 / depth.astype(np.float64)
-    low, high = inverse.min(), inverse.max()
-    return ((inverse - low) / max(high - low, 1e-12)).astype(np.float32)
-
-
 def render_cache(folder: Path, count: int, size: int, processes: int) -> Iterator[int]:
-    """Render scenes 0 .. count - 1 into a cache, skipping the files that are there; yields how many scenes are ready.
+    """Render scenes 0 .. count - 1 into a cache, except for existing files; yields the number of finished scenes.
 
     Args:
-        folder: of the cache; made where missing.
-        count: scenes, a multiple of 256.
+        folder: of the cache; created if missing.
+        count: number of scenes, a multiple of 256.
         size: width and height in pixels.
-        processes: renderers at work.
+        processes: number of worker processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     firsts = range(0, count, SCENES_PER_FILE)
@@ -86,10 +78,10 @@ def render_cache(folder: Path, count: int, size: int, processes: int) -> Iterato
 
 
 def load_cache(folder: Path, limit: int | None = None) -> RenderedScenes:
-    """All scenes of a cache in seed order, at most `limit`.
+    """Load the scenes of a cache in seed order, at most `limit`.
 
     Raises:
-        FileNotFoundError: the folder holds no rendered scenes.
+        FileNotFoundError: the folder has no rendered scenes.
     """
     files = sorted(folder.glob("scenes-*.npz"))[: None if limit is None else -(-limit // SCENES_PER_FILE)]
     if not files:
@@ -114,7 +106,7 @@ def _render_file(folder: Path, size: int, first: int) -> None:
         np.savez(
             stream,
             rgb=np.stack([scene.rgb for scene in scenes]),
-            disparity=np.stack([np.round(relative_disparity(s.depth) * 65535).astype(np.uint16) for s in scenes]),
+            disparity=np.stack([np.round(disparity_from_depth(s.depth) * 65535).astype(np.uint16) for s in scenes]),
             caption=np.array([scene.caption for scene in scenes]),
         )
     partial_file.replace(target)

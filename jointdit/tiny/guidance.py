@@ -1,7 +1,7 @@
-"""Stage 3: guidance, learnt by the base itself: one forward does what classifier-free guidance does with two.
+"""Stage 3: guidance distillation, which replaces classifier-free guidance.
 
-FLUX.1-dev is such a model: guidance is a number it is told, like the noise level. Distilled as in Meng et al., "On
-Distillation of Guided Diffusion Models" (arXiv 2210.03142), stage one.
+As in FLUX.1-dev, guidance is an input of the network, like the noise level. Method: Meng et al., "On Distillation of
+Guided Diffusion Models" (arXiv 2210.03142), stage one.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from jointdit.model.latents import text_position_ids
 from jointdit.tiny.base import draw_images, square_position_ids
 from jointdit.tiny.text import CaptionEncoder
 
-LOWEST, HIGHEST = 1.0, 5.0  # guidance of half of a batch, drawn evenly; the other half has 1, the teacher without any
+LOWEST, HIGHEST = 1.0, 5.0  # range of uniform guidance in half of a batch; it is 1 (no guidance) in the other half
 
 
 def with_guidance_embedding(flux: FluxTransformer2DModel) -> FluxTransformer2DModel:
-    """A copy of a network without guidance that takes guidance and, until it is trained, does not care for it."""
+    """Copy a network without guidance and add a guidance embedding that has no effect before training."""
     student: FluxTransformer2DModel = FluxTransformer2DModel.from_config({**flux.config, "guidance_embeds": True})
     student.load_state_dict(flux.state_dict(), strict=False)
     embedding = student.time_text_embed.guidance_embedder.linear_2
@@ -36,17 +36,20 @@ def guidance_loss(
     drop: float,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Mean squared distance to the teacher's guided velocity, empty + guidance (prompt - empty); a batch drawn from
-    packed latents (N, tokens, 64). With a dropped caption the two are one, and guidance must not change anything.
+    """Return the mean squared distance to the teacher's guided velocity, empty + guidance (prompt - empty).
 
-    The adapter learns on top of this network at guidance 1. A network that is poor there has its joint connections mend
-    that, and they spoil the images sampled at 3.5: so half of each batch has 1, where the target is `prompt` itself.
+    The batch is drawn from packed latents (N, tokens, 64). With a dropped caption both velocities are equal, and
+    guidance must have no effect.
+
+    The adapter is trained on this network at guidance 1. If the network is poor there, the joint connections learn to
+    correct it, which degrades images sampled at 3.5. So half of each batch has guidance 1, where the target is the
+    prompted velocity.
     """
     index, clean, noise, t = draw_images(latents, batch_size, generator)
     plain = batch_size // 2  # images at guidance 1 come first
     guidance = torch.ones(batch_size, device=t.device)
-    told = torch.rand(batch_size - plain, generator=generator, device=t.device)
-    guidance[plain:] = LOWEST + (HIGHEST - LOWEST) * told
+    uniform = torch.rand(batch_size - plain, generator=generator, device=t.device)
+    guidance[plain:] = LOWEST + (HIGHEST - LOWEST) * uniform
     noisy = add_noise(clean, noise, t)
     ids = {"img_ids": square_position_ids(clean.shape[1], t.device)}
     with torch.no_grad():

@@ -1,19 +1,14 @@
-"""Stage 4: JointDiT. Base and text encoders are frozen; LoRA on the depth half and the joint connections learn."""
+"""Stage 4: the JointDiT adapter; base and text encoders are frozen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import torch
 
-from jointdit.flow_matching import add_noise, joint_flow_matching_loss, sample_timesteps, velocity_target
-from jointdit.model.latents import text_position_ids
+from jointdit.flow_matching import sample_timesteps
 from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.tiny.base import square_position_ids
 from jointdit.tiny.text import CaptionEncoder
-
-TRAINING_GUIDANCE = 1.0
+from jointdit.training.loss import NoisyPairs, dropped_share, velocity_loss
 
 
 def joint_loss(
@@ -27,9 +22,9 @@ def joint_loss(
     generator: torch.Generator,
     unbalanced: bool = True,
 ) -> torch.Tensor:
-    """Joint flow matching loss of `batch_size` pairs drawn from packed latents (N, tokens, 64) of both modalities.
+    """Return the joint flow matching loss of pairs drawn from packed latents (N, tokens, 64) of both modalities.
 
-    drop, drop_depth: shares of dropped captions, as in `dropped_share`.
+    drop, drop_depth: shares of dropped captions, see `dropped_share`.
     """
     device = generator.device
     index = torch.randint(len(rgb), (batch_size,), generator=generator, device=device)
@@ -40,42 +35,3 @@ def joint_loss(
         states, pooled = text.encode(index, dropped_share(*levels, drop, drop_depth), generator)
     pairs = NoisyPairs(clean, noise, torch.cat(levels), states, pooled)
     return velocity_loss(model, model, pairs, square_position_ids(clean.shape[1], device))
-
-
-def dropped_share(
-    t_rgb: torch.Tensor, t_disparity: torch.Tensor, drop: float, drop_depth: float | None
-) -> torch.Tensor:
-    """Share (B,) of dropped captions: drop_depth where the image is cleaner than its depth, drop elsewhere.
-
-    Depth is estimated with the empty prompt and from a clean image; joint samples and depth-to-image have a caption.
-    None: drop everywhere, as in the paper.
-    """
-    return torch.where(t_rgb < t_disparity, drop if drop_depth is None else drop_depth, drop)
-
-
-class NoisyPairs(NamedTuple):
-    """Pairs, noised and described. All RGB rows come first, then all depth rows."""
-
-    clean: torch.Tensor  # (2B, N, C) packed latents
-    noise: torch.Tensor  # (2B, N, C)
-    t: torch.Tensor  # (2B,) noise levels
-    states: torch.Tensor  # (B, T, D) of T5, for both halves
-    pooled: torch.Tensor  # (B, P) of CLIP, for both halves
-
-
-def velocity_loss(
-    model: JointDiTTransformer2DModel, forward: Callable[..., Any], pairs: NoisyPairs, img_ids: torch.Tensor
-) -> torch.Tensor:
-    """Joint flow matching loss of a batch. forward: the model, or what wraps it. img_ids (N, 3). Guidance is 1."""
-    clean, noise, t, states, pooled = pairs
-    guidance = torch.full_like(t, TRAINING_GUIDANCE) if model.config.guidance_embeds else None
-    prediction = forward(
-        hidden_states=add_noise(clean, noise, t),
-        timestep=t,
-        guidance=guidance,
-        encoder_hidden_states=torch.cat([states, states]),
-        pooled_projections=torch.cat([pooled, pooled]),
-        img_ids=img_ids,
-        txt_ids=text_position_ids(states.shape[1], states.device),
-    ).sample
-    return joint_flow_matching_loss(prediction, velocity_target(clean, noise))

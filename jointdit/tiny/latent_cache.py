@@ -1,4 +1,4 @@
-"""Latents of the rendered scenes, encoded once: what the transformer stages train on."""
+"""Latents of the rendered scenes, encoded once for the transformer's stages."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def cached_latents(
     report: Callable[[str], None],
     mirrored: bool = False,
 ) -> torch.Tensor:
-    """Packed latents (N, tokens, 64) float16 of one modality, the posterior's mode; read from `file` if it has them.
+    """Return packed latents (N, tokens, 64) float16 of one modality, the posterior's mode, cached in `file`.
 
-    They are encoded, and returned, where the scenes and the VAE are. `mirrored`: those of all scenes, then those of
-    their mirror images, (2N, tokens, 64).
+    They are on the device of the scenes and the VAE. mirrored: append the latents of the mirrored scenes, (2N, tokens,
+    64).
     """
     count = len(scenes)
     sides = (False, True) if mirrored else (False,)

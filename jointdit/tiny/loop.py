@@ -1,12 +1,11 @@
-"""One optimisation loop for every stage: deterministic batches, EMA, atomic checkpoints, exact resume.
+"""The training loop of all stages, with atomic checkpoints and exact resume.
 
-A stage's batch is drawn from (seed, stage, step) alone, so a resumed run sees the same batches as one that was never
-stopped. It is drawn on the device of the parameters: a GPU draws other batches than a CPU.
+A batch depends only on (seed, stage, step), so a resumed run uses the same batches as an uninterrupted one. It is drawn
+on the device of the parameters, and a GPU draws other batches than a CPU.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import time
 import warnings
@@ -18,19 +17,19 @@ import torch
 
 from jointdit.loading.cpu_dtype import autocast_to_bfloat16, fast_dtype, slow_note
 from jointdit.tiny.spec import StageSpec
-from jointdit.training.adapter_spec import OptimiserSpec
+from jointdit.training.adapter_spec import OptimizerSpec
 from jointdit.training.checkpoint import NamedParameters, load_training, save_training
-from jointdit.training.optimizers import build_optimiser
+from jointdit.training.optimizers import build_optimizer, learning_rate_factor
+from jointdit.training.record import Report
 
 LossFunction = Callable[[torch.Generator], torch.Tensor]  # draws its batch where the generator is, returns a scalar
-Report = Callable[[str], None]
 
 STAGE_SEEDS = {"vae": 1, "base": 2, "joint": 3, "decoder": 4, "guidance": 5}
 EMBEDDING = re.compile(r"(token_embedding|position_embedding|shared|relative_attention_bias)\.weight$")
 
 
 class Progress(NamedTuple):
-    """What one report line tells."""
+    """The values of a progress line."""
 
     step: int
     steps: int
@@ -56,64 +55,60 @@ def fit(
     report: Report,
     every: int = 50,
 ) -> None:
-    """Optimise in place, and leave the parameters at their moving average.
+    """Train the parameters in place, and set them to their moving average at the end.
 
     Args:
-        stage: a key of STAGE_SEEDS; names the checkpoint and picks the stream of batches.
-        named_parameters: what is trained, all on one device; names must be stable between runs.
-        folder: where `<stage>.safetensors` is kept; a run that finds one there goes on from it.
-        report: gets one line every `every` steps.
+        stage: a key of STAGE_SEEDS; it names the checkpoint and selects the random stream of batches.
+        named_parameters: the trained parameters, all on one device; names must be stable between runs.
+        folder: of the checkpoint `<stage>.safetensors`; training resumes from an existing one.
+        report: receives one line every `every` steps.
     """
     parameters = [parameter for _, parameter in named_parameters]
     device = parameters[0].device
-    settings = OptimiserSpec(
-        kind=spec.optimiser, learning_rate=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99)
+    settings = OptimizerSpec(
+        kind=spec.optimizer,
+        learning_rate=spec.learning_rate,
+        weight_decay=spec.weight_decay,
+        warmup=spec.warmup,
+        decay="cosine",
     )
     tables = [parameter for name, parameter in named_parameters if EMBEDDING.search(name)]
-    optimiser = build_optimiser(settings, parameters, tables)
+    optimizer = build_optimizer(settings, parameters, tables)
     average = [parameter.detach().clone() for parameter in parameters]
     checkpoint = folder / f"{stage}.safetensors"
-    step = load_training(checkpoint, named_parameters, average, optimiser) if checkpoint.exists() else 0
+    step = load_training(checkpoint, named_parameters, average, optimizer) if checkpoint.exists() else 0
     if step:
-        report(f"{stage}: goes on from step {step}")
+        report(f"{stage}: resumes at step {step}")
     if spec.autocast == "bfloat16" and fast_dtype(device) != torch.bfloat16 and step < spec.steps:
         report(f"{stage}: {slow_note(torch.bfloat16)}")
     started, first, losses = time.monotonic(), step, []
     while step < spec.steps:
-        for group in optimiser.param_groups:
-            group["lr"] = spec.learning_rate * schedule(step, spec)
+        for group in optimizer.param_groups:
+            group["lr"] = spec.learning_rate * learning_rate_factor(step, spec.steps, settings)
         generator = torch.Generator(device).manual_seed(((seed * 8 + STAGE_SEEDS[stage]) << 32) + step)
         with (
             autocast_to_bfloat16(device, enabled=spec.autocast == "bfloat16"),
             warnings.catch_warnings(),
         ):
-            # RMSNorm of a bfloat16 input with a float32 weight takes the unfused path; autocast is faster all the same.
+            # RMSNorm of a bfloat16 input with a float32 weight is not fused; autocast is faster nevertheless.
             warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
             loss = loss_function(generator)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, spec.gradient_clip)
-        optimiser.step()
+        optimizer.step()
         step += 1
         decay = min(spec.ema, step / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
-        losses.append(loss.detach())  # read when it is reported, so that no step waits for a GPU
+        losses.append(loss.detach())  # read only when it is reported, to avoid synchronising a GPU in each step
         if step % every == 0 or step == spec.steps:
             mean = torch.stack(losses).double().mean().item()
             rate = (step - first) / (time.monotonic() - started)
             report(f"{stage}: {Progress(step, spec.steps, mean, rate * spec.batch_size, (spec.steps - step) / rate)}")
             losses.clear()
         if step % spec.checkpoint_every == 0 or step == spec.steps:
-            save_training(checkpoint, named_parameters, average, optimiser, step)
+            save_training(checkpoint, named_parameters, average, optimizer, step)
     with torch.no_grad():
         for parameter, mean_value in zip(parameters, average, strict=True):
             parameter.copy_(mean_value)
-
-
-def schedule(step: int, spec: StageSpec) -> float:
-    """Factor of the learning rate: linear warm-up, then cosine to 0.05 at the last step."""
-    if step < spec.warmup:
-        return (step + 1) / spec.warmup
-    progress = (step - spec.warmup) / max(spec.steps - spec.warmup, 1)
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

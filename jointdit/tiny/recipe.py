@@ -1,8 +1,8 @@
-"""The recipe of the tiny checkpoint, from nothing to a folder that JointDiTPipeline.from_pretrained reads.
+"""The training recipe of the tiny checkpoint, from rendered scenes to a pipeline folder.
 
     scenes -> autoencoder -> decoder alone -> latents -> text-to-image base -> guidance -> JointDiT adapter -> pipeline
 
-Each stage resumes from its checkpoint, and a finished stage is only read.
+Each stage resumes from its checkpoint. A finished stage is loaded.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from jointdit.tiny.device import attention_on, compile_blocks, device_of
 from jointdit.tiny.guidance import guidance_loss, with_guidance_embedding
 from jointdit.tiny.joint import joint_loss
 from jointdit.tiny.latent_cache import cached_latents
-from jointdit.tiny.loop import LossFunction, Report, fit
+from jointdit.tiny.loop import LossFunction, fit
 from jointdit.tiny.spec import ScenesSpec, TrainSpec
 from jointdit.tiny.text import CaptionEncoder, mirrored
 from jointdit.training.checkpoint import NamedParameters, replacing
+from jointdit.training.record import Report
 
-Stage = Literal["vae", "decoder", "base", "guidance", "joint"]  # the spec has settings of each by its name
+Stage = Literal["vae", "decoder", "base", "guidance", "joint"]  # fields of the spec
 
 
 def train(spec: TrainSpec, report: Report = print, every: int = 50) -> Path:
-    """Run every stage that is not done yet, reporting each `every` steps; returns the finished pipeline's folder."""
+    """Run all unfinished stages, with a report every `every` steps; returns the pipeline's folder."""
     if spec.threads:
         torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.seed)
@@ -47,7 +48,7 @@ def train(spec: TrainSpec, report: Report = print, every: int = 50) -> Path:
 
 
 def run_stages(spec: TrainSpec, device: torch.device, report: Report, every: int) -> Path:
-    """All stages on one device, in their order."""
+    """Run all stages in order on one device; returns the pipeline's folder."""
     clip_tokenizer, t5_tokenizer = architecture.clip_tokenizer(), architecture.t5_tokenizer()
     clip, t5 = architecture.build_clip(clip_tokenizer).to(device), architecture.build_t5(t5_tokenizer).to(device)
     vae, flux = architecture.build_vae().to(device), architecture.build_flux().to(device)
@@ -79,7 +80,7 @@ def save_pipeline(
     t5_tokenizer: T5Tokenizer,
     report: Report,
 ) -> Path:
-    """Write `<output>/pipeline`; the networks in bfloat16, the VAE in float16, whose finer steps far depth needs."""
+    """Write `<output>/pipeline`: networks in bfloat16, the VAE in float16 for its precision in far depth."""
     pipeline = JointDiTPipeline(
         transformer=transformer.eval().to("cpu", torch.bfloat16),
         vae=vae.to("cpu", torch.float16),
@@ -99,7 +100,7 @@ def save_pipeline(
 
 
 def prepare_scenes(folder: Path, spec: ScenesSpec, report: Report) -> RenderedScenes:
-    """Render what is missing of the training set in the folder and read it."""
+    """Render the missing scenes of the training set, and load it."""
     started, first = time.monotonic(), None
     for ready in render_cache(folder, spec.count, spec.size, spec.processes):
         first = ready if first is None else first
@@ -112,7 +113,7 @@ def prepare_scenes(folder: Path, spec: ScenesSpec, report: Report) -> RenderedSc
 def train_autoencoder(
     spec: TrainSpec, vae: AutoencoderKL, scenes: ScenePixels, report: Report, every: int = 50
 ) -> None:
-    """Stage 1, ending with standardised latents; the VAE is frozen afterwards."""
+    """Run stage 1 and standardise the latents; the VAE is frozen afterwards."""
     loss = partial(vae_loss, vae, scenes, spec.vae.batch_size)
     standardise = partial(standardise_latents, vae, scenes)
     train_stage("vae", spec, list(vae.named_parameters()), loss, report, every, standardise)
@@ -120,7 +121,7 @@ def train_autoencoder(
 
 
 def train_decoder(spec: TrainSpec, vae: AutoencoderKL, scenes: ScenePixels, report: Report, every: int = 50) -> None:
-    """Stage 1b: the decoder alone; the latents stay as they are."""
+    """Run stage 1b, the decoder alone; the latents do not change."""
     named = [(name, p) for name, p in vae.named_parameters() if name.startswith(("decoder.", "post_quant_conv."))]
     train_stage("decoder", spec, named, partial(decoder_loss, vae, scenes, spec.decoder.batch_size), report, every)
     vae.requires_grad_(False)
@@ -134,7 +135,7 @@ def train_base(
     report: Report,
     every: int = 50,
 ) -> None:
-    """Stage 2; network and text encoders are frozen afterwards."""
+    """Run stage 2; network and text encoders are frozen afterwards."""
     modules = {"transformer": flux, "text_encoder": text.clip, "text_encoder_2": text.t5}
     named = [(f"{key}.{name}", p) for key, module in modules.items() for name, p in module.named_parameters()]
     loss = partial(base_loss, flux, rgb, text, spec.base.batch_size, spec.base.text_drop)
@@ -151,7 +152,7 @@ def train_guidance(
     report: Report,
     every: int = 50,
 ) -> FluxTransformer2DModel:
-    """Stage 3: a copy of the base that takes guidance as a number, as FLUX.1-dev; frozen afterwards."""
+    """Run stage 3: a copy of the base with guidance as an input, as FLUX.1-dev; frozen afterwards."""
     guided = with_guidance_embedding(flux).to(rgb.device)
     compile_blocks(spec, guided)
     loss = partial(guidance_loss, guided, flux, rgb, text, spec.guidance.batch_size, spec.guidance.text_drop)
@@ -168,7 +169,7 @@ def train_joint(
     report: Report,
     every: int = 50,
 ) -> None:
-    """Stage 4: the adapter's parameters only."""
+    """Run stage 4, which trains only the adapter."""
     shares = spec.joint.text_drop, spec.joint.text_drop_depth
     loss = partial(joint_loss, transformer, rgb, disparity, text, spec.joint.batch_size, *shares)
     train_stage("joint", spec, list(transformer.adapter_named_parameters()), loss, report, every)
@@ -183,9 +184,9 @@ def train_stage(
     every: int,
     afterwards: Callable[[], None] = lambda: None,
 ) -> None:
-    """Optimise the named parameters in place, or read them where the stage is finished.
+    """Train the named parameters in place, or load them if the stage is finished.
 
-    afterwards: what belongs to the stage when the optimisation has ended.
+    afterwards: called at the end of the training, before the stage is saved.
     """
     finished = spec.output / f"{stage}-finished.safetensors"
     if read_finished(finished, named):
@@ -198,14 +199,14 @@ def train_stage(
 
 
 def write_finished(file: Path, named: NamedParameters) -> None:
-    """Keep a finished stage's weights; the file is there whole or not at all."""
+    """Save a finished stage's weights atomically."""
     with replacing(file) as unfinished:
         save_file({name: parameter.detach().contiguous() for name, parameter in named}, unfinished)
 
 
 @torch.no_grad()
 def read_finished(file: Path, named: NamedParameters) -> bool:
-    """Copy a finished stage's weights in place; False where the stage is not finished."""
+    """Load a finished stage's weights in place; returns False if the stage is not finished."""
     if not file.exists():
         return False
     state = load_file(file)

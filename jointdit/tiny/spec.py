@@ -1,34 +1,30 @@
-"""The training spec: what `jointdit train` reads."""
+"""The specs of `jointdit train` for the tiny checkpoint and the ablation."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Frozen(BaseModel):
-    """Immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from jointdit.training.adapter_spec import Frozen
 
 
 class ScenesSpec(Frozen):
-    """The rendered training set. Scenes 0 .. count - 1; evaluation draws from seed 1e9 on."""
+    """The rendered training set, scenes 0 .. count - 1. Evaluation uses seeds from 1e9 on."""
 
     count: int = Field(30_720, gt=0, multiple_of=256)
     size: int = Field(128, ge=32, multiple_of=16, description="width and height in pixels")
     processes: int = Field(2, gt=0)
-    mirrored: bool = Field(False, description="the transformers also see each scene mirrored, left and right told so")
+    mirrored: bool = Field(False, description="add each scene mirrored, with left and right swapped in its caption")
 
 
 class StageSpec(Frozen):
-    """One optimisation: linear warm-up, cosine decay to a twentieth, a moving average of the weights."""
+    """A training stage: linear warm-up, cosine decay to a twentieth, a moving average of the weights."""
 
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
-    optimiser: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(gt=0)
     warmup: int = Field(100, ge=0, description="steps")
     weight_decay: float = Field(0.01, ge=0)
@@ -39,28 +35,28 @@ class StageSpec(Frozen):
 
 
 class TextStageSpec(StageSpec):
-    """A stage that reads captions."""
+    """A training stage with captions."""
 
     text_drop: float = Field(0.1, ge=0, le=1, description="share of captions replaced by the empty prompt")
 
 
 class JointStageSpec(TextStageSpec):
-    """The adapter's stage. Depth is estimated with the empty prompt, everything else with a caption."""
+    """The adapter's stage. Depth is estimated with the empty prompt, the other tasks use a caption."""
 
     text_drop_depth: float | None = Field(
-        None, ge=0, le=1, description="that share where the image has less noise than its depth; default: text_drop"
+        None, ge=0, le=1, description="that share if the image has less noise than its depth; default: text_drop"
     )
 
 
 class TrainSpec(Frozen):
-    """Scenes -> autoencoder -> decoder alone -> text-to-image base -> guidance -> JointDiT adapter -> one folder."""
+    """The tiny checkpoint: scenes -> autoencoder -> decoder -> text-to-image base -> guidance -> adapter -> folder."""
 
     recipe: Literal["tiny"] = "tiny"
     seed: int = Field(0, ge=0)
     output: Path = Field(description="folder for checkpoints, logs and the finished pipeline")
-    threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
-    compile: bool | None = Field(None, description="the transformers' blocks, by torch.compile; None: on a GPU")
+    threads: int = Field(0, ge=0, description="torch threads; 0 is torch's default")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
+    compile: bool | None = Field(None, description="compile the blocks with torch.compile; None: on a GPU")
     scenes: ScenesSpec = ScenesSpec.model_validate({})
     vae: StageSpec
     decoder: StageSpec
@@ -70,16 +66,16 @@ class TrainSpec(Frozen):
 
 
 class AblationSpec(Frozen):
-    """Four ways to train an adapter on the frozen base of a tiny checkpoint, a few times each."""
+    """Four variants of adapter training on the frozen base of a tiny checkpoint, with several seeds each."""
 
     recipe: Literal["ablation"]
     seeds: tuple[int, ...] = (0, 1, 2)
     output: Path = Field(description="folder for scenes, latents, scores and the table")
-    threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
-    model: str = Field("tiny", description="the checkpoint whose base, VAE and text encoders are used")
+    threads: int = Field(0, ge=0, description="torch threads; 0 is torch's default")
+    model: str = Field("tiny", description="checkpoint that provides base, VAE and text encoders")
     scenes: ScenesSpec = ScenesSpec.model_validate({})
     joint: JointStageSpec
-    held_out: int = Field(100, ge=2, description="scenes that depth and depth-to-image are measured on")
+    held_out: int = Field(100, ge=2, description="scenes for the scores of depth and depth-to-image")
     prompts: int = Field(36, ge=2, description="joint samples")
     depth_steps: int = Field(4, ge=1)
     steps: int = Field(8, ge=1, description="of joint samples and depth-to-image")

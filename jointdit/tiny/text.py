@@ -1,4 +1,4 @@
-"""Captions to the two text encodings FLUX takes, while the encoders are trained or after."""
+"""Encode captions with CLIP and T5, for stages with trained or frozen text encoders."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-EMPTY_PROMPT = " "
+from jointdit.pipeline import EMPTY_PROMPT
+
 LEFT_OR_RIGHT = re.compile(r"\b(left|right)\b")
 
 
 class CaptionEncoder:
-    """Tokenises all captions once; encodes the rows asked for.
+    """Tokenises all captions once, and encodes rows by index.
 
-    As in sampling: CLIP's pooled output, T5's hidden states padded to the full length without a mask. All of it is on
-    the encoders' device.
+    The encodings are those of sampling: CLIP's pooled output, and T5's hidden states padded to the full length without
+    a mask. All tensors are on the encoders' device.
     """
 
     def __init__(
@@ -36,10 +37,10 @@ class CaptionEncoder:
     def encode(
         self, index: torch.Tensor, drop: float | torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """T5 states (B, T, D) and CLIP pooled (B, P) of captions[index], a share of them as the empty prompt.
+        """Return T5 states (B, T, D) and CLIP pooled output (B, P) of captions[index] (B,).
 
-        drop: that share; a tensor (B,) gives each caption its own. A quarter is written as a sentence, with a capital
-        and a full stop, since people write so.
+        drop: share of captions that are replaced by the empty prompt; a tensor (B,) sets it per caption. A quarter of
+        the captions is written as sentences, with a capital and a full stop, as users write them.
         """
         as_sentence = torch.rand(len(index), generator=generator, device=index.device) < 0.25
         rows = 1 + index + as_sentence * self.count
@@ -50,12 +51,12 @@ class CaptionEncoder:
 
 
 def mirrored(caption: str) -> str:
-    """What the caption says of the image's mirror image: left for right, and right for left."""
+    """Return the caption of the mirrored image: left and right are swapped."""
     return LEFT_OR_RIGHT.sub(lambda word: "right" if word[0] == "left" else "left", caption)
 
 
 def sentence(caption: str) -> str:
-    """The caption with a capital and a full stop."""
+    """Return the caption with a capital and a full stop."""
     return caption[0].upper() + caption[1:] + "."
 
 

@@ -1,10 +1,11 @@
-"""Training of an adapter: base frozen, LoRA on the depth half and the joint connections learn.
+"""Train an adapter: the LoRA of the depth half and the joint connections.
 
-    checkpoint -> for each step: pairs -> latents -> noise -> loss -> gradient -> optimiser -> average -> adapter
+    checkpoint -> for each step: pairs -> latents -> noise -> loss -> gradient -> optimizer -> average -> adapter
 
-What a step sees depends on (seed, step) alone: the pairs by batches.py, noise levels and dropped captions from the
-step's generator, the noise of a pair from a generator of its own. So neither the cut into batches and workers nor an
-interruption changes it. Paper: joint conditional flow matching with unbalanced noise levels (arXiv 2505.00482).
+The inputs of a step depend only on (seed, step): batches.py selects the pairs, the step's generator draws noise levels
+and dropped captions, and each pair has its own generator for its noise. So they do not depend on the division into
+batches and workers, or on interruptions. Paper: joint conditional flow matching with unbalanced noise levels (arXiv
+2505.00482).
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from jointdit.loading import official
 from jointdit.loading.cpu_dtype import autocast_to_bfloat16, fast_dtype, slow_note
 from jointdit.model.latents import image_position_ids, seeded_noise
 from jointdit.model.transformer import JointDiTTransformer2DModel
-from jointdit.tiny.joint import NoisyPairs, dropped_share, velocity_loss
 from jointdit.training.adapter_spec import AdapterTraining
 from jointdit.training.batches import BatchPlan, random_seed
 from jointdit.training.checkpoint import NamedParameters, load_training, read_facts, replacing, save_training
 from jointdit.training.encoding import encode_pairs
-from jointdit.training.optimizers import build_optimiser, learning_rate_factor
+from jointdit.training.loss import NoisyPairs, dropped_share, velocity_loss
+from jointdit.training.optimizers import build_optimizer, learning_rate_factor
 from jointdit.training.pairs import Bucket, EncodedPair, Pair, PairSource
 from jointdit.training.parallel import World, gather_whole, mean_over_workers, skip_synchronisation, wrap
 from jointdit.training.record import Report, TrainingRecord
@@ -45,7 +46,7 @@ Batch = Sequence[Pair | EncodedPair]
 
 
 class Noise(NamedTuple):
-    """What is random about a step, for all its pairs: noise levels (G,), which captions are dropped (G,)."""
+    """Random draws of a step for all its G pairs: noise levels (G,), and which captions are dropped (G,)."""
 
     t_rgb: torch.Tensor
     t_disparity: torch.Tensor
@@ -62,15 +63,16 @@ def train_adapter(
     world: World | None = None,
     report: Report = print,
 ) -> Path:
-    """Train the adapter of a pipeline's transformer in place, from where a run in `folder` stopped.
+    """Train the adapter of a pipeline's transformer in place; resume a run from the checkpoint in `folder`.
 
-    Leaves `adapter.safetensors` in the published layout in `folder` and returns its path; the transformer ends at the
-    same weights, the moving average where there is one. facts: what else the numbers depend on, by field.
+    Writes `adapter.safetensors` in the published layout to `folder` and returns its path. The transformer ends with the
+    same weights, which are the moving average if there is one. facts: further fields that determine the result.
 
     Raises:
-        SpecError: the folder's run was started with other facts; they are named.
-        InputError: a pair that cannot be used. ModelError: a checkpoint of another network, or a loss that is no
-        number. StoreError: something cannot be written.
+        SpecError: the run in the folder was started with other facts; the message names them.
+        InputError: a pair cannot be used.
+        ModelError: the checkpoint belongs to another network, or the loss is not finite.
+        StoreError: a file cannot be written.
     """
     world = world or World()
     network = pipe.transformer
@@ -83,11 +85,11 @@ def train_adapter(
     forward = wrap(network, world)
     named = list(network.adapter_named_parameters())
     parameters = [parameter for _, parameter in named]
-    optimiser = build_optimiser(training.optimiser, parameters)
+    optimizer = build_optimizer(training.optimizer, parameters)
     average = [p.detach().clone() if training.ema else p.detach() for p in parameters]
-    start = load_training(checkpoint, named, average, optimiser) if checkpoint.exists() else 0
+    start = load_training(checkpoint, named, average, optimizer) if checkpoint.exists() else 0
     if start and world.is_main:
-        report(f"goes on from step {start}")
+        report(f"resumes at step {start}")
     if world.is_main and training.precision == "bfloat16" and fast_dtype(world.device) != torch.bfloat16:
         report(slow_note(torch.bfloat16))
     record = None
@@ -96,7 +98,7 @@ def train_adapter(
     empty = encode_empty(pipe)
     try:
         for step, bucket, micro_batches in read_ahead(plan, source, training, world, start):
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             img_ids, noise = token_ids(pipe, bucket, world), draw(training, world, seed, step)
             loss = 0.0
             for number, batch in enumerate(micro_batches):
@@ -110,16 +112,16 @@ def train_adapter(
             loss = mean_over_workers(loss, world)
             if not math.isfinite(loss):
                 raise ModelError(
-                    f"the loss is {loss} at step {step + 1}: lower training.optimiser.learning_rate; what was saved "
-                    "before stays."
+                    f"the loss is {loss} at step {step + 1}: lower training.optimizer.learning_rate; the last "
+                    "checkpoint is kept."
                 )
-            norm = torch.nn.utils.clip_grad_norm_(parameters, training.optimiser.gradient_clip)
-            factor = learning_rate_factor(step, training.steps, training.optimiser)
-            for group in optimiser.param_groups:
-                group["lr"] = training.optimiser.learning_rate * factor
-            optimiser.step()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, training.optimizer.gradient_clip)
+            factor = learning_rate_factor(step, training.steps, training.optimizer)
+            for group in optimizer.param_groups:
+                group["lr"] = training.optimizer.learning_rate * factor
+            optimizer.step()
             update_average(average, parameters, training.ema, step + 1)
-            _after_step(training, pipe, named, average, optimiser, folder, facts, world, record, step + 1, loss, norm)
+            _after_step(training, pipe, named, average, optimizer, folder, facts, world, record, step + 1, loss, norm)
     finally:
         if record is not None:
             record.close()
@@ -130,10 +132,10 @@ def train_adapter(
 
 
 def prepare_network(network: JointDiTTransformer2DModel, training: AdapterTraining) -> None:
-    """Freeze the base, in a type that its device computes fast; keep the adapter in float32."""
+    """Freeze the base and convert it to a dtype that its device computes fast; keep the adapter in float32."""
     if training.precision == "float32" and network.x_embedder.weight.dtype != torch.float32:
         raise SpecError(
-            f"training.precision is float32 and the base's weights are {network.x_embedder.weight.dtype}: "
+            f"training.precision is float32, and the base's weights are {network.x_embedder.weight.dtype}: "
             "set model.dtype to float32, or precision to bfloat16."
         )
     network.requires_grad_(False)
@@ -148,26 +150,26 @@ def prepare_network(network: JointDiTTransformer2DModel, training: AdapterTraini
 
 
 def check_same_run(checkpoint: Path, facts: Mapping[str, Any]) -> None:
-    """Raise SpecError naming each fact in which a checkpoint and this run differ."""
-    step, found = read_facts(checkpoint)
-    names = [name for name in {**found, **facts} if found.get(name) != facts.get(name)]
+    """Raise SpecError if the facts of a checkpoint and this run differ; the message names them."""
+    step, recorded = read_facts(checkpoint)
+    names = [name for name in {**recorded, **facts} if recorded.get(name) != facts.get(name)]
     if names:
-        pairs = [f"{name} ({found.get(name)} there, {facts.get(name)} here)" for name in names]
+        pairs = [f"{name} ({recorded.get(name)} there, {facts.get(name)} here)" for name in names]
         raise SpecError(
-            f"{checkpoint.parent} holds a run, at step {step}, that differs in {', '.join(pairs)}: "
-            "choose another output, or go back to its values."
+            f"{checkpoint.parent} contains a run, at step {step}, that differs in {', '.join(pairs)}: "
+            "choose another output, or use its values."
         )
 
 
 @torch.no_grad()
 def encode_empty(pipe: JointDiTPipeline) -> tuple[torch.Tensor, torch.Tensor]:
-    """T5 states (T, D) and CLIP pooled (P) of the empty prompt."""
+    """Return T5 states (T, D) and CLIP pooled output (P,) of the empty prompt."""
     states, pooled = pipe.encode_prompt([None])
     return states[0], pooled[0]
 
 
 def draw(training: AdapterTraining, world: World, seed: int, step: int) -> Noise:
-    """Noise levels and dropped captions of all pairs of a step; every worker draws the same."""
+    """Draw noise levels and dropped captions of all pairs of a step; all workers draw the same."""
     pairs = training.pairs_a_step(world.size)
     generator = torch.Generator().manual_seed(random_seed(seed, "levels", step))
     t_rgb, t_disparity = sample_timesteps(pairs, generator)
@@ -176,7 +178,7 @@ def draw(training: AdapterTraining, world: World, seed: int, step: int) -> Noise
 
 
 def positions_of(training: AdapterTraining, world: World, number: int) -> range:
-    """Places, among a step's pairs, of this worker's batch of that number."""
+    """Return the positions of this worker's batch `number` among the pairs of a step."""
     first = (number * world.size + world.rank) * training.batch_size
     return range(first, first + training.batch_size)
 
@@ -184,7 +186,7 @@ def positions_of(training: AdapterTraining, world: World, number: int) -> range:
 def read_ahead(
     plan: BatchPlan, source: PairSource, training: AdapterTraining, world: World, start: int
 ) -> Iterator[tuple[int, Bucket, list[Batch]]]:
-    """(step, bucket, this worker's batches) for each step left; the next one is read while one is computed."""
+    """Yield (step, bucket, this worker's batches) for the remaining steps; the next step is read ahead."""
 
     def read(step: int) -> tuple[int, Bucket, list[Batch]]:
         bucket, numbers = plan.pairs_of(step)
@@ -209,9 +211,9 @@ def assemble(
     step: int,
     world: World,
 ) -> NoisyPairs:
-    """What the network is given and what it is to find, on the worker's device."""
+    """Build the batch on the worker's device: clean latents, noise, noise levels, text embeddings."""
     encoded = [pair for pair in batch if isinstance(pair, EncodedPair)]
-    pixels = [pair for pair in batch if isinstance(pair, Pair)]  # a source gives one kind
+    pixels = [pair for pair in batch if isinstance(pair, Pair)]  # all pairs of a source are of one kind
     if pixels:
         encoded = encode_pairs(pipe, pixels)
     rgb, disparity = torch.stack([p.rgb for p in encoded]), torch.stack([p.disparity for p in encoded])
@@ -233,19 +235,19 @@ def assemble(
 
 
 def token_ids(pipe: JointDiTPipeline, bucket: Bucket, world: World) -> torch.Tensor:
-    """Position ids of a bucket's tokens."""
+    """Return position ids (N, 3) of a bucket's tokens."""
     height, width = (side // pipe.size_multiple for side in bucket)
     return image_position_ids(height, width, world.device)
 
 
 @contextlib.contextmanager
 def computing(training: AdapterTraining, world: World) -> Iterator[None]:
-    """Mixed precision, where it is asked for and the device is fast at it."""
+    """Return a context with mixed precision, if the spec asks for it and the device computes it fast."""
     enabled = training.precision == "bfloat16"
     with autocast_to_bfloat16(world.device, enabled), warnings.catch_warnings():
-        # RMSNorm of a bfloat16 input with a float32 weight takes the unfused path; autocast is faster all the same.
+        # RMSNorm of a bfloat16 input with a float32 weight is not fused; autocast is faster nevertheless.
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
-        # FSDP warns of in-place changes to what a block returns; the blocks of FLUX make none.
+        # FSDP warns of in-place changes to outputs of a block; the blocks of FLUX make none.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         yield
 
@@ -254,7 +256,7 @@ def computing(training: AdapterTraining, world: World) -> Iterator[None]:
 def update_average(
     average: Sequence[torch.Tensor], parameters: Sequence[torch.nn.Parameter], ema: float, step: int
 ) -> None:
-    """Move the average towards the parameters; early on it follows them closely."""
+    """Update the moving average; in early steps it follows the parameters closely."""
     if ema:
         weight = 1 - min(ema, step / (step + 10))
         for mean_value, parameter in zip(average, parameters, strict=True):
@@ -263,7 +265,7 @@ def update_average(
 
 @contextlib.contextmanager
 def averaged(parameters: Sequence[torch.nn.Parameter], average: Sequence[torch.Tensor]) -> Iterator[None]:
-    """The parameters at their average inside."""
+    """Set the parameters to their average inside this context."""
     kept = [parameter.detach().clone() for parameter in parameters]
     try:
         with torch.no_grad():
@@ -277,7 +279,7 @@ def averaged(parameters: Sequence[torch.nn.Parameter], average: Sequence[torch.T
 
 
 def save_adapter(network: JointDiTTransformer2DModel, path: Path, world: World) -> Path:
-    """Write the adapter in the published layout, float32. Raises StoreError where it cannot be written."""
+    """Write the adapter in the published layout, float32. Raises StoreError if it cannot be written."""
     state = {name: gather_whole(parameter) for name, parameter in network.adapter_named_parameters()}
     if world.is_main:
         tensors = official.adapter_tensors(network.config.num_layers, network.config.num_single_layers)
@@ -291,7 +293,7 @@ def _after_step(
     pipe: JointDiTPipeline,
     named: NamedParameters,
     average: Sequence[torch.Tensor],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     folder: Path,
     facts: Mapping[str, Any],
     world: World,
@@ -300,18 +302,18 @@ def _after_step(
     loss: float,
     norm: torch.Tensor,
 ) -> None:
-    """Record, save and validate, each when it is due."""
+    """Record the step; report, save and validate at their intervals."""
     is_last = step == training.steps
     gradient_norm = float(gather_whole(norm))
     if record is not None:
-        record.step(step, loss, gradient_norm, optimiser.param_groups[0]["lr"])
+        record.step(step, loss, gradient_norm, optimizer.param_groups[0]["lr"])
         if step % training.report_every == 0 or is_last:
             record.progress(step)
     if step % training.checkpoint_every == 0 or is_last:
-        save_training(folder / CHECKPOINT, named, average, optimiser, step, facts, write=world.is_main)
+        save_training(folder / CHECKPOINT, named, average, optimizer, step, facts, write=world.is_main)
     every = training.validation.every
     if every and (step % every == 0 or is_last):
-        # A sharded network computes on all workers together; otherwise one is enough.
+        # A sharded network needs all workers; otherwise the main worker validates.
         with averaged([parameter for _, parameter in named], average):
             if world.is_main or world.strategy == "fsdp":
                 scores, sheet = validate(pipe, training.validation, training.buckets[0])

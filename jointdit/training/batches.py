@@ -1,8 +1,8 @@
-"""Which pairs a step sees: a function of seed, step and source, and of nothing else.
+"""Select the pairs of each step as a function of seed, step and source.
 
-An epoch goes through all pairs once. Blocks of the source are taken in random order and mixed within windows, so that a
-table is read group by group; pairs of one bucket come together in a batch. What is left of a bucket at the end of an
-epoch is filled up with pairs of its own from the epoch's beginning.
+An epoch contains each pair once. Blocks of the source are shuffled, and pairs are shuffled within windows of blocks, so
+that a table is read row group by row group. All pairs of a step are of one bucket. The last step of a bucket in an
+epoch, if incomplete, is filled with pairs from the bucket's beginning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jointdit.errors import InputError
 from jointdit.training.pairs import Bucket, PairSource
 
-WINDOW_PAIRS = 512  # blocks of about so many pairs are mixed with one another
+WINDOW_PAIRS = 512  # approximate number of pairs that are shuffled together
 
 
 class StepPairs(NamedTuple):
@@ -28,7 +28,7 @@ class StepPairs(NamedTuple):
 
 
 class BatchPlan:
-    """The pairs of every step."""
+    """The pairs of all steps."""
 
     def __init__(self, source: PairSource, buckets: Sequence[Bucket], pairs_a_step: int, seed: int) -> None:
         self.blocks = np.asarray(source.blocks(), dtype=np.int64)
@@ -40,14 +40,14 @@ class BatchPlan:
         sizes = source.sizes() if len(self.buckets) > 1 else None
         if sizes is not None:
             self.bucket_of = np.array([nearest_bucket(size, self.buckets) for size in sizes], dtype=np.int64)
-        else:  # where every pair can have any size, buckets take turns
+        else:  # pairs of any size are assigned to the buckets in turn
             self.bucket_of = np.arange(self.count, dtype=np.int64) % len(self.buckets)
         lengths = np.bincount(self.bucket_of, minlength=len(self.buckets))
         self.steps_an_epoch = int(sum(-(-length // pairs_a_step) for length in lengths))
         self._epoch: tuple[int, list[StepPairs]] | None = None
 
     def pairs_of(self, step: int) -> StepPairs:
-        """The pairs of a step, counted from 0."""
+        """Return the pairs of a step, counted from 0."""
         epoch, position = divmod(step, self.steps_an_epoch)
         known = self._epoch
         if known is None or known[0] != epoch:
@@ -86,7 +86,7 @@ class BatchPlan:
 
 
 def nearest_bucket(size: Bucket, buckets: Sequence[Bucket]) -> int:
-    """The bucket whose aspect is nearest, by its logarithm; of equal ones the nearest in area."""
+    """Return the index of the bucket with the nearest log aspect, of equal ones the nearest in area."""
     height, width = size
 
     def distance(bucket: Bucket) -> tuple[float, float]:
@@ -97,6 +97,6 @@ def nearest_bucket(size: Bucket, buckets: Sequence[Bucket]) -> int:
 
 
 def random_seed(*parts: object) -> int:
-    """63 bits that depend on the parts alone."""
+    """Return a 63-bit seed that depends only on the parts."""
     digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

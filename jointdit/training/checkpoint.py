@@ -1,7 +1,7 @@
-"""Training checkpoints: one safetensors file with weights, their moving average and the optimiser, whole or not there.
+"""Training checkpoints: weights, moving average and optimizer in one safetensors file.
 
-Tensors are named `<what>.<parameter>`: `now` and `ema`, and each entry of the optimiser's state for that parameter.
-The header holds the step and `facts`, which is what a resumed run is compared with.
+Files are written atomically. Tensors are named `<kind>.<parameter>`, where the kind is `now`, `ema`, or an entry of the
+optimizer's state. The header stores the step and `facts`, which a resumed run must agree on.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from jointdit.errors import ModelError, StoreError
 
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
-ADVICE = "it is of another network, give another output folder"
+ADVICE = "it belongs to another network, give another output folder"
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; at the end it becomes `path`, on the disk for good, or it is removed.
+    """Replace `path` atomically: write to the temporary path of this context, which is synced and renamed at the end.
 
     Raises:
-        StoreError: the file cannot be written, for want of room or permission; what `path` was, it still is.
+        StoreError: the file cannot be written (no space or permission); `path` is unchanged.
     """
     unfinished = path.with_name(f"{path.name}.tmp")
     try:
@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
             unfinished.unlink()
         reason = " ".join(str(error).split())
         raise StoreError(
-            f"{path} cannot be written ({reason}): make room and run again, what was saved before is untouched."
+            f"{path} cannot be written ({reason}): make room and run again, earlier files are unchanged."
         ) from error
     except BaseException:
         unfinished.unlink(missing_ok=True)
@@ -51,17 +51,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def training_state(
-    named: NamedParameters, average: Sequence[torch.Tensor], optimiser: torch.optim.Optimizer
+    named: NamedParameters, average: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Everything a run goes on from, and which entries of the optimiser are plain numbers.
+    """Return all tensors of a checkpoint, and the names of optimizer entries that are plain numbers.
 
-    Sharded tensors are gathered, so every process of a sharded run must call it.
+    Sharded tensors are gathered, so all processes of a sharded run must call this.
     """
     tensors, numbers = {}, set()
     for (name, parameter), mean_value in zip(named, average, strict=True):
         tensors[f"now.{name}"] = _whole(parameter)
         tensors[f"ema.{name}"] = _whole(mean_value)
-        for key, value in optimiser.state[parameter].items():
+        for key, value in optimizer.state[parameter].items():
             if not isinstance(value, torch.Tensor):
                 numbers.add(key)
             tensors[f"{key}.{name}"] = _whole(torch.as_tensor(value))
@@ -72,17 +72,17 @@ def save_training(
     path: Path,
     named: NamedParameters,
     average: Sequence[torch.Tensor],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     step: int,
     facts: Mapping[str, Any] | None = None,
     write: bool = True,
 ) -> None:
-    """Save a run after `step` steps. Of several processes one has `write`.
+    """Save a run after `step` steps. Only one process of a run sets `write`.
 
     Raises:
-        StoreError: the file cannot be written; the one before stays.
+        StoreError: the file cannot be written; the previous one is unchanged.
     """
-    tensors, numbers = training_state(named, average, optimiser)
+    tensors, numbers = training_state(named, average, optimizer)
     if write:
         header = {"step": json.dumps(step), "facts": json.dumps(facts or {}), "numbers": json.dumps(numbers)}
         with replacing(path) as unfinished:
@@ -90,44 +90,50 @@ def save_training(
 
 
 def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
-    """(step, facts) of a checkpoint, from its header. Raises ModelError for what is none."""
+    """Read (step, facts) from the header of a checkpoint. Raises ModelError for other files."""
     with _opened(path) as file:
         header = file.metadata() or {}
     if "step" not in header:
-        raise ModelError(f"{path}: not a training checkpoint (it names no step), give another output folder.")
-    return int(json.loads(header["step"])), json.loads(header.get("facts", "{}"))
+        raise ModelError(f"{path}: not a training checkpoint (it has no step), give another output folder.")
+    facts = json.loads(header.get("facts", "{}"))
+    return int(json.loads(header["step"])), {_current_name(name): value for name, value in facts.items()}
+
+
+def _current_name(fact: str) -> str:
+    """Return the name of a fact whose key of the spec was renamed since the checkpoint was written."""
+    return fact.replace("training.optimiser.", "training.optimizer.")
 
 
 @torch.no_grad()
 def load_training(
-    path: Path, named: NamedParameters, average: Sequence[torch.Tensor], optimiser: torch.optim.Optimizer
+    path: Path, named: NamedParameters, average: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> int:
-    """Bring parameters, average and optimiser to a checkpoint's state, in place; returns its step.
+    """Load a checkpoint into parameters, average and optimizer, in place; returns its step.
 
     Raises:
-        ModelError: no checkpoint, or one of another network; nothing is changed then.
+        ModelError: the file is not a checkpoint, or belongs to another network; nothing is changed.
     """
     step, _ = read_facts(path)
     with _opened(path) as file:
         entries: dict[str, list[str]] = {}
         for key in file.keys():  # noqa: SIM118
-            what, _, name = key.partition(".")
-            entries.setdefault(name, []).append(what)
+            entry, _, name = key.partition(".")
+            entries.setdefault(name, []).append(entry)
         _check_names(path, named, entries, lambda key: tuple(file.get_slice(key).get_shape()))
         numbers = set(json.loads(file.metadata().get("numbers", "[]")))
         for (name, parameter), mean_value in zip(named, average, strict=True):
             parameter.copy_(_like(file.get_tensor(f"now.{name}"), parameter))
             mean_value.copy_(_like(file.get_tensor(f"ema.{name}"), mean_value))
             state: dict[str, Any] = {}
-            for what in entries[name]:
-                if what in ("now", "ema"):
+            for entry in entries[name]:
+                if entry in ("now", "ema"):
                     continue
-                value = file.get_tensor(f"{what}.{name}")
-                if what in numbers:
-                    state[what] = value.item()
-                else:  # the count of steps stays on the CPU, as torch's optimisers keep it
-                    state[what] = value if what == "step" else _like(value, parameter)
-            optimiser.state[parameter] = state
+                value = file.get_tensor(f"{entry}.{name}")
+                if entry in numbers:
+                    state[entry] = value.item()
+                else:  # the step count stays on the CPU, as in torch's optimizers
+                    state[entry] = value if entry == "step" else _like(value, parameter)
+            optimizer.state[parameter] = state
     return step
 
 
@@ -155,18 +161,18 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"{path}: not a readable checkpoint ({reason}), remove it to start anew.") from error
+        raise ModelError(f"{path}: not a readable checkpoint ({reason}), delete it to start again.") from error
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on the CPU, gathered where it is sharded, with storage of its own."""
+    """Copy the tensor to the CPU, gathered if it is sharded."""
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _like(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The value where the target is: on its device, and sharded as it is where both have one shape."""
+    """Move the value to the target's device, and shard it like the target if both have the same shape."""
     value = value.to(target.device)
     if isinstance(target, DTensor) and value.shape == target.shape:
         return distribute_tensor(value, target.device_mesh, target.placements)

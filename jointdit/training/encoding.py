@@ -1,8 +1,7 @@
-"""Pairs of pixels and captions -> latents and text embeddings, by a pipeline's frozen VAE and text encoders."""
+"""Encode pairs of pixels and captions with a pipeline's frozen VAE and text encoders."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def encode_pairs(pipe: JointDiTPipeline, pairs: Sequence[Pair]) -> list[EncodedPair]:
-    """Encode pairs of one size: the mode of the VAE's posterior, T5's states and CLIP's pooled output."""
+    """Encode pairs of one size to the mode of the VAE's posterior, T5's states and CLIP's pooled output."""
     height, width = pairs[0].rgb.shape[:2]
     rgb = pipe.encode_pixels(image_to_vae(np.stack([pair.rgb for pair in pairs])))
     disparity = pipe.encode_pixels(disparity_to_vae(np.stack([pair.disparity for pair in pairs])))
@@ -28,18 +27,17 @@ def encode_pairs(pipe: JointDiTPipeline, pairs: Sequence[Pair]) -> list[EncodedP
 
 
 def load_encoding_pipeline(name: str, dtype: torch.dtype) -> JointDiTPipeline:
-    """A pipeline that only encodes: the real VAE and text encoders of a FLUX or JointDiT checkpoint.
+    """Load the VAE and text encoders of a FLUX or JointDiT checkpoint as a pipeline that only encodes.
 
-    Its network has one block of each kind with random weights and is never called: the real one takes tens of GB.
-    Raises ModelError for a checkpoint that does not fit.
+    Its transformer is a placeholder, one random block of each kind, because the real one takes tens of GB. Raises
+    ModelError if the checkpoint does not fit.
     """
-    from jointdit.model.transformer import JointDiTTransformer2DModel
+    from jointdit.model.transformer import JointDiTTransformer2DModel, config_names
     from jointdit.pipeline import JointDiTPipeline, local_checkpoint
 
     folder = local_checkpoint(name)
     given = FluxTransformer2DModel.load_config(folder / "transformer")
-    names = set(inspect.signature(FluxTransformer2DModel.__init__).parameters) - {"self"}
-    config = {key: value for key, value in given.items() if key in names}
+    config = {key: value for key, value in given.items() if key in config_names()}
     network = JointDiTTransformer2DModel(**{**config, "num_layers": 1, "num_single_layers": 1}, lora_ranks=1)
     pipe = JointDiTPipeline.from_pretrained(folder, transformer=network.to(dtype), torch_dtype=dtype)
     pipe.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""Training pairs: what a source of them gives, by number, and scenes rendered on the fly as the first source.
+"""Training pairs, the interface of their sources, and rendered scenes as a source.
 
 A source has a fixed number of pairs in a fixed order, so that which pairs a step sees depends on its number alone.
 """
@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jointdit.geometry.depth import fit_to_model
+from jointdit.geometry.depth import disparity_from_depth, fit_to_model
 from jointdit.scenes import render_scene
-from jointdit.tiny.data import relative_disparity
 
 Bucket = tuple[int, int]  # height, width in pixels
 
@@ -31,9 +30,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """A pair as the network sees it: packed latents (N, C) of both, the caption's T5 states (T, D) and CLIP pooled (P).
+    """An encoded pair: packed latents (N, C) of RGB and disparity, T5 states (T, D) and CLIP pooled output (P,).
 
-    height and width are those of the pixels that were encoded.
+    height and width: of the encoded pixels.
     """
 
     rgb: torch.Tensor
@@ -48,44 +47,44 @@ class PairSource(Protocol):
     """Pairs by number."""
 
     def blocks(self) -> Sequence[int]:
-        """Pairs that lie together and are read best together, in order; their sum is the number of pairs."""
+        """Return the number of pairs in each block, in order; pairs of a block are read together efficiently."""
 
     def sizes(self) -> Sequence[Bucket] | None:
-        """(height, width) in pixels of each pair; None where each pair can be made at any size."""
+        """Return (height, width) in pixels of each pair; None if pairs can have any size."""
 
     def read(self, numbers: Sequence[int], bucket: Bucket) -> Sequence[Pair | EncodedPair]:
-        """The pairs of these numbers at a bucket's size, in this order. Raises InputError for one that is bad."""
+        """Read pairs by number at a bucket's size, in this order. Raises InputError for a pair that is invalid."""
 
 
 class ScenePairs:
-    """Scenes 0 .. count - 1, rendered at the bucket's size when they are read. Evaluation draws from seed 1e9 on."""
+    """Scenes 0 .. count - 1, rendered at the bucket's size when they are read. Evaluation uses seeds from 1e9 on."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
     def blocks(self) -> Sequence[int]:
-        """Each scene alone."""
+        """Return one block per scene."""
         return [1] * self.count
 
     def sizes(self) -> None:
-        """A scene has any size."""
+        """Return None, because scenes can have any size."""
 
     def read(self, numbers: Sequence[int], bucket: Bucket) -> Sequence[Pair]:
-        """Render."""
+        """Render the scenes."""
         height, width = bucket
         scenes = [render_scene(int(number), width, height) for number in numbers]
-        return [Pair(scene.rgb, relative_disparity(scene.depth), scene.caption) for scene in scenes]
+        return [Pair(scene.rgb, disparity_from_depth(scene.depth), scene.caption) for scene in scenes]
 
 
 def fit_to_bucket(pair: Pair, bucket: Bucket) -> Pair:
-    """The largest centred window of the bucket's aspect, at its size; disparity spans [0, 1] again afterwards.
+    """Crop a pair to the bucket's aspect, resize it to the bucket, and rescale the disparity to [0, 1].
 
     Raises:
-        ValueError: the window's disparity is constant.
+        ValueError: the disparity is constant in the crop.
     """
     rgb, _ = fit_to_model(pair.rgb, *bucket, "crop")
     disparity, _ = fit_to_model(pair.disparity, *bucket, "crop")
     low, high = disparity.min(), disparity.max()
     if high <= low:
-        raise ValueError("depth is constant within the window that is trained on")
+        raise ValueError("depth is constant in the window that is used for training")
     return Pair(rgb, ((disparity - low) / (high - low)).astype(np.float32), pair.caption)

@@ -1,7 +1,7 @@
-"""One network on several workers: DDP (a whole copy each) or FSDP2 (weights, gradients and optimiser cut up).
+"""Training on several workers with DDP or FSDP2.
 
-The tied LoRA A is one Parameter of the layer that owns it, and all layers that use it are in that layer's block. So DDP
-reduces it once, and FSDP gathers it with the block that uses it.
+A shared LoRA A is a Parameter of the layer that registers it, and all layers that use it are in the same block. So DDP
+reduces it once, and FSDP gathers it together with the block.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Strategy = Literal["ddp", "fsdp"]
 
 @dataclass(frozen=True)
 class World:
-    """This worker's place among all. With more than one, torch.distributed is initialised already."""
+    """The rank and device of this worker. With several workers torch.distributed must be initialised."""
 
     rank: int = 0
     size: int = 1
@@ -33,17 +33,17 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this worker writes."""
+        """Whether this worker writes files."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Return when all workers are here."""
+        """Wait for all workers."""
         if self.size > 1:
             distributed.barrier()
 
 
 def wrap(network: JointDiTTransformer2DModel, world: World) -> Callable[..., Any]:
-    """What to call instead of the network. FSDP changes the network in place, and also cuts up for one worker."""
+    """Return the callable to use instead of the network. FSDP shards the network in place, also for one worker."""
     if world.strategy == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -60,14 +60,14 @@ def wrap(network: JointDiTTransformer2DModel, world: World) -> Callable[..., Any
 
 
 def skip_synchronisation(forward: Callable[..., Any], skip: bool) -> contextlib.AbstractContextManager[Any]:
-    """Inside, gradients are only added up on this worker, where `skip`: all but the last batch of a step."""
+    """Return a context without gradient synchronisation if `skip`, for all but the last batch of a step."""
     if isinstance(forward, DistributedDataParallel) and skip:
         return forward.no_sync()
     return contextlib.nullcontext()
 
 
 def mean_over_workers(value: float, world: World) -> float:
-    """The mean of a number over all workers, on each of them."""
+    """Return the mean of a number over all workers."""
     if world.size == 1:
         return value
     total = torch.tensor(value, dtype=torch.float64, device=world.device)
@@ -76,14 +76,14 @@ def mean_over_workers(value: float, world: World) -> float:
 
 
 def gather_whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that may be cut up, whole and on the CPU; every worker must call it."""
+    """Gather a tensor that may be sharded on the CPU; all workers must call this."""
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
     return tensor.detach().cpu()
 
 
 def unshard(network: JointDiTTransformer2DModel) -> None:
-    """Make the weights of a network that FSDP cut up whole again, in place; every worker must call it."""
+    """Replace the sharded weights of a network by gathered ones, in place; all workers must call this."""
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if isinstance(parameter, DTensor):

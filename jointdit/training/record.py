@@ -1,7 +1,7 @@
-"""What a run tells while it trains: `loss.jsonl` (every step, exact), TensorBoard events, and lines for people.
+"""Records of a training run: `loss.jsonl`, TensorBoard events, progress lines.
 
-`loss.jsonl` holds what can be compared between runs: step, loss, gradient norm and learning rate, no times. A run that
-goes on from step n first drops the lines after it, which an interrupted run wrote without a checkpoint.
+`loss.jsonl` stores step, loss, gradient norm and learning rate without times, so that runs can be compared. A run that
+resumes at step n first removes later lines, which the interrupted run wrote after its last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Report = Callable[[str], None]
 
 
 class TrainingRecord:
-    """Keeps the record of one run; of several processes one has it."""
+    """Writes the record of a run, in one of its processes."""
 
     def __init__(self, folder: Path, start: int, steps: int, pairs_a_step: int, report: Report) -> None:
         self.folder, self.steps, self.pairs_a_step, self.report = folder, steps, pairs_a_step, report
@@ -31,14 +31,14 @@ class TrainingRecord:
             unfinished.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
         self.file = (folder / "loss.jsonl").open("a", encoding="utf-8")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # tensorboardX, as it is imported
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the import of tensorboardX
             from tensorboardX import SummaryWriter
 
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, flush_secs=30)
         self.started, self.first, self.losses = time.monotonic(), start, list[float]()
 
     def step(self, step: int, loss: float, gradient_norm: float, learning_rate: float) -> None:
-        """One step, counted from 1."""
+        """Record a step, counted from 1."""
         line = {"step": step, "loss": loss, "gradient_norm": gradient_norm, "learning_rate": learning_rate}
         self.file.write(f"{json.dumps(line)}\n")
         self.file.flush()
@@ -48,7 +48,7 @@ class TrainingRecord:
         self.losses.append(loss)
 
     def progress(self, step: int) -> None:
-        """One line for people: mean loss since the last one, speed, time left."""
+        """Report a progress line: mean loss since the last one, speed, time left."""
         rate = (step - self.first) / max(time.monotonic() - self.started, 1e-9)
         hours, seconds = divmod(int((self.steps - step) / rate), 3600)
         mean = sum(self.losses) / len(self.losses)
@@ -59,7 +59,7 @@ class TrainingRecord:
         self.losses.clear()
 
     def validation(self, step: int, scores: dict[str, float], sheet: NDArray[np.uint8]) -> None:
-        """Scores by name, and the sheet (H, W, 3)."""
+        """Record scores by name, and a sheet (H, W, 3)."""
         from PIL import Image
 
         for name, value in scores.items():
@@ -72,13 +72,13 @@ class TrainingRecord:
         self.report(f"step {step}/{self.steps}  " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Flush and close the files."""
         self.file.close()
         self.board.close()
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a record; a killed run can leave half of the last one."""
+    """Read the complete lines of a record; a killed run can leave an incomplete last line."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

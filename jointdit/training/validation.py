@@ -1,4 +1,4 @@
-"""How a run is doing: depth of held-out scenes against their exact depth, and a sheet of unselected samples."""
+"""Validation during training: depth of held-out scenes, and a sheet of unselected samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from jointdit.tiny.data import relative_disparity
+from jointdit.geometry.depth import disparity_from_depth, grey_image
 from jointdit.training.adapter_spec import ValidationSpec
 
 if TYPE_CHECKING:
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 def validate(
     pipe: JointDiTPipeline, spec: ValidationSpec, size: tuple[int, int]
 ) -> tuple[dict[str, float], NDArray[np.uint8]]:
-    """Scores of the first held-out scenes at `size` (height, width), and a sheet (H, W, 3) with a column a sample.
+    """Score the first held-out scenes at `size` (height, width); return scores and a sheet (H, W, 3).
 
-    From top to bottom: the scene's image, its exact disparity, the estimated one; then image and disparity that the
-    model makes from the scene's caption. Seeds are fixed, so that sheets of different steps show the same samples.
+    The sheet has one column per sample. From top to bottom: the scene's image, its exact disparity, the estimated one,
+    and the image and disparity that the model generates from the caption. Seeds are fixed, so that sheets of different
+    steps can be compared.
     """
     from jointdit.evaluation.scenes import depth_estimator, held_out_scenes, score_depth
 
     height, width = spec.height or size[0], spec.width or size[1]
     scenes = held_out_scenes(spec.scenes, width, height)
-    found = depth_estimator(pipe, spec.steps)([scene.rgb for scene in scenes])
-    score = score_depth(found, scenes)
+    estimates = depth_estimator(pipe, spec.steps)([scene.rgb for scene in scenes])
+    score = score_depth(estimates, scenes)
     shown = scenes[: spec.samples]
-    made = pipe(
+    generated = pipe(
         prompt=[scene.caption for scene in shown],
         seeds=list(range(len(shown))),
         height=height,
@@ -37,13 +38,10 @@ def validate(
         num_inference_steps=spec.steps,
     )
     columns = [
-        np.concatenate([scene.rgb, _grey(relative_disparity(scene.depth)), _grey(estimate), rgb, _grey(disparity)])
-        for scene, estimate, rgb, disparity in zip(shown, found, made.rgb, made.disparity, strict=False)
+        np.concatenate(
+            [scene.rgb, grey_image(disparity_from_depth(scene.depth)), grey_image(estimate), rgb, grey_image(disparity)]
+        )
+        for scene, estimate, rgb, disparity in zip(shown, estimates, generated.rgb, generated.disparity, strict=False)
     ]
     names = ("abs_rel", "object_abs_rel", "within_5_percent")
     return {name: getattr(score, name) for name in names}, np.concatenate(columns, axis=1)
-
-
-def _grey(disparity: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Disparity (H, W) as an image (H, W, 3), near is bright."""
-    return np.repeat(np.rint(np.nan_to_num(disparity) * 255).astype(np.uint8)[..., None], 3, axis=2)

@@ -25,7 +25,7 @@ from pipelines.ledger.entries import Commit, Outcome
 from pipelines.ledger.versions import Key, Verdict, is_over_the_set
 from pipelines.quality import Filter, KeepBest, NearDuplicate, decide, load_filters
 from pipelines.quality.near_duplicate import HashIndex
-from pipelines.spec.job import QualitySpec, as_tuples
+from pipelines.spec.job import QualitySpec
 from pipelines.store.storage import Storage
 
 READERS = 16
@@ -47,8 +47,7 @@ class Criteria:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Those that `to_json` gave."""
-        best = fields.get("keep_best")
-        return cls(load_filters(as_tuples(fields.get("filters", ()))), KeepBest.model_validate(best) if best else None)
+        return cls.of(QualitySpec.model_validate(fields))
 
     def to_json(self) -> dict[str, Any]:
         """Every threshold, also those left to defaults: another version's code may have others."""

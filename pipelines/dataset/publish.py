@@ -47,7 +47,7 @@ from pipelines.ledger.versions import (
     verdicts_at,
 )
 from pipelines.model.fingerprint import code_version
-from pipelines.spec.job import JobSpec, QualitySpec, as_tuples, load_spec
+from pipelines.spec.job import JobSpec, QualitySpec, load_spec
 from pipelines.store.parquet import parquet_bytes
 from pipelines.store.storage import AlreadyExists, Storage
 
@@ -142,7 +142,7 @@ def spec_in_force(spec: JobSpec, latest: Version | None) -> JobSpec:
     """A run's spec with the criteria that hold for its output: those that `jointdit refilter` set, if it did."""
     if latest is None or not latest.refilter:
         return spec
-    quality = {**spec.quality.model_dump(exclude_unset=True, exclude={"calibrated"}), **as_tuples(latest.criteria)}
+    quality = {**spec.quality.model_dump(exclude_unset=True, exclude={"calibrated"}), **latest.criteria}
     return spec.model_copy(update={"quality": QualitySpec.model_validate(quality)})
 
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from jointdit.errors import SpecError
 from pipelines.engine.usage import Usage
 from pipelines.ledger.entries import PlannedShard
-from pipelines.spec.sections import BudgetSpec, PriceSpec
+from pipelines.spec.running import BudgetSpec, PriceSpec
 
 
 class Limits:

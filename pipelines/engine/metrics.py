@@ -27,7 +27,7 @@ from pipelines.ledger.entries import OUTCOMES
 if TYPE_CHECKING:
     from pipelines.engine.progress import Progress
     from pipelines.engine.usage import Usage
-    from pipelines.spec.sections import PriceSpec
+    from pipelines.spec.running import PriceSpec
 
 STAGES = ("read", "generate", "finish")
 RETRY_KINDS = (*get_args(Kind), "straggler")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines.spec.sections import PriceSpec
+from pipelines.spec.running import PriceSpec
 
 HOUR = 3600.0  # seconds
 CALL = ("text", "encode", "denoise", "decode", "score")  # steps of a call to the model

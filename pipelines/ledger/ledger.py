@@ -35,6 +35,7 @@ from pipelines.ledger.entries import (
 from pipelines.ledger.plan_tables import PLAN_SCHEMA, is_first, rows_of, table_of
 from pipelines.model.fingerprint import Fingerprint, check_same, code_version
 from pipelines.records import Shard
+from pipelines.spec.file import translate_recorded
 from pipelines.spec.job import JobSpec
 from pipelines.store.explain import explained
 from pipelines.store.parquet import parquet_bytes, read_parquet
@@ -104,8 +105,7 @@ class Ledger:
         if missing := Job.__dataclass_fields__.keys() - fields:
             what = f"{self.storage.uri_of('_job.json')} has no {min(missing)}"
             raise StoreError(f"{what}, so it is damaged: restore it from a backup.")
-        for record in (fields["spec"], fields["resolved"]):
-            record.pop("notify", None)  # earlier code wrote it, and the address may be a secret
+        fields |= {name: translate_recorded(fields[name]) for name in ("spec", "resolved")}
         return Job(**{name: fields[name] for name in Job.__dataclass_fields__})
 
     def is_single_writer(self) -> bool:

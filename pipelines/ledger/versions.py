@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipelines.ledger.entries import Outcome, StoredObject, parse
 from pipelines.ledger.names import versions_in
+from pipelines.spec.file import translate_recorded
 from pipelines.store.parquet import read_parquet
 from pipelines.store.storage import Storage
 
@@ -107,7 +108,7 @@ def read_version(storage: Storage, number: int) -> Version:
         fields["outcomes"] = _outcomes_in_format_1(number)
         fields["held_outcomes"] = _outcomes_in_format_1(fields["held"]) if fields.get("held") else ""
     del fields["token"], fields["format"]
-    fields["spec"].pop("notify", None)  # earlier code wrote it, and the address may be a secret
+    fields["spec"] = translate_recorded(fields["spec"])
     return Version(files=files, plans=plans, **fields)
 
 

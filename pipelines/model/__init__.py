@@ -1,4 +1,4 @@
-"""Which weights a job uses: their identity and pins, the fingerprint, memory, and how a worker loads them.
+"""The weights of a job: identity and pins, fingerprint, memory, loading.
 
-Start with identity.py; loading.py is the worker's side.
+Start with identity.py, which the driver uses; workers use loading.py.
 """

@@ -1,4 +1,4 @@
-"""Task `encode`: pairs -> latents and text embeddings, once, so that training need not encode a pair each time."""
+"""Task `encode`: encode pairs to latents and text embeddings once, for training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def load_encoders(name: str, dtype: Any, device: str) -> JointDiTPipeline:
-    """A pipeline's VAE and text encoders on a device, its network left out. Raises ModelError."""
+    """Load a pipeline's VAE and text encoders on a device, without its transformer. Raises ModelError."""
     from jointdit.training.encoding import load_encoding_pipeline
 
     return load_encoding_pipeline(name, dtype).to(device)
 
 
 def encode_samples(pipe: JointDiTPipeline, batch: Sequence[Sample], encoders: str) -> list[EncodedArrays | None]:
-    """One result a sample, all of one size; None where a number is not finite in 16 bits."""
+    """Encode samples of one size; None for a sample with values that are not finite in 16 bits."""
     from jointdit.training.encoding import encode_pairs
     from jointdit.training.pairs import Pair
 
@@ -30,7 +30,7 @@ def encode_samples(pipe: JointDiTPipeline, batch: Sequence[Sample], encoders: st
         assert sample.rgb is not None
         assert sample.disparity is not None
         pairs.append(Pair(sample.rgb, sample.disparity, sample.row.prompt or ""))
-    found: list[EncodedArrays | None] = []
+    arrays: list[EncodedArrays | None] = []
     for pair in encode_pairs(pipe, pairs):
         with np.errstate(over="ignore"):
             rgb, disparity, states, pooled = (
@@ -39,5 +39,5 @@ def encode_samples(pipe: JointDiTPipeline, batch: Sequence[Sample], encoders: st
             )
         encoded = EncodedArrays(rgb, disparity, states, pooled, pair.height, pair.width, encoders)
         whole = all(np.isfinite(array).all() for array in (rgb, disparity, states, pooled))
-        found.append(encoded if whole else None)
-    return found
+        arrays.append(encoded if whole else None)
+    return arrays

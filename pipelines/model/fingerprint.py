@@ -1,4 +1,7 @@
-"""What decides pixels. Two runs on one output must agree on it; everything else in the spec may change between them."""
+"""The fingerprint of a job: all settings that its pixels depend on.
+
+All runs on one output must agree on it. Other settings may change between runs.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,15 @@ from pipelines.model.identity import ModelIdentity, with_guidance
 from pipelines.spec.job import EncodeSpec, JobSpec, PrepareSpec
 
 Fingerprint = dict[str, Any]
+# Fingerprints keep the first name of a renamed key, so that a shard keeps its id.
+SPEC_KEYS = {"model.rgb_refresh": "model.condition_refresh"}
 
 
 def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
-    """Field name -> value, for every field that a sample's pixels, ids or seeds depend on."""
-    extra: Fingerprint = {}  # of tasks that have fields of their own, and what outputs may not have heard of
-    if spec.model.rgb_refresh != 1:
-        extra["model.rgb_refresh"] = spec.model.rgb_refresh
+    """Return the name and value of each field that a sample's pixels, ids or seeds depend on."""
+    extra: Fingerprint = {}  # fields of some tasks, and newer fields, which are left out at their default
+    if spec.model.condition_refresh != 1:
+        extra["model.rgb_refresh"] = spec.model.condition_refresh
     if isinstance(spec, EncodeSpec):
         extra["buckets"] = [list(bucket) for bucket in spec.buckets]
     if isinstance(spec, PrepareSpec):
@@ -46,23 +51,26 @@ def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
 
 
 def digest(fingerprint: Fingerprint) -> str:
-    """A short hash of a fingerprint, part of each shard's id."""
+    """Return a short hash of a fingerprint, a part of each shard's id."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_same(found: Fingerprint, wanted: Fingerprint, output: str) -> None:
-    """Raise SpecError naming each field in which the output's job and this spec differ."""
-    fields = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+def check_same(recorded: Fingerprint, current: Fingerprint, output: str) -> None:
+    """Raise SpecError if the output's job and this spec differ; the message names the fields."""
+    fields = [name for name in {**recorded, **current} if recorded.get(name) != current.get(name)]
     if fields:
-        pairs = [f"{name} ({_short(found.get(name))} there, {_short(wanted.get(name))} here)" for name in fields]
+        pairs = [
+            f"{SPEC_KEYS.get(name, name)} ({_short(recorded.get(name))} there, {_short(current.get(name))} here)"
+            for name in fields
+        ]
         raise SpecError(
             f"output.uri {output} already holds a job that differs in {', '.join(pairs)}: "
-            "choose another output, or go back to its values."
+            "choose another output, or use its values."
         )
 
 
 def code_version() -> str:
-    """The installed version of this package, recorded with every job and commit."""
+    """Return the installed version of this package, which is recorded with each job and commit."""
     try:
         return version("jointdit")
     except PackageNotFoundError:

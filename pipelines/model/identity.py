@@ -1,6 +1,7 @@
 """The identity of a job's weights, read by the driver without torch.
 
-The driver pins the weights (weights/pins.py). The pins go to every worker, which loads those files alone (loading.py).
+The driver pins the weights (weights/pins.py) and sends the pins to all workers, which load exactly those files
+(loading.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from jointdit.errors import ModelError, SpecError
 from pipelines.model.metric_depth import check_calibrator
-from pipelines.model.weights.headers import header_folders, read_file
+from pipelines.model.weights.headers import local_headers, read_file
 from pipelines.model.weights.pins import Pin, identity_of, pin
 from pipelines.model.weights.selection import ENCODERS, Role
 from pipelines.quality import load_scores
@@ -24,33 +25,33 @@ from pipelines.spec.job import EncodeSpec, JobSpec, ModelSpec, PrepareSpec
 from pipelines.spec.weights_address import parse_address
 
 logger = logging.getLogger(__name__)
-FLUX_GUIDANCE = 3.5  # what the authors sample with
-FLUX_SIZE = 512  # pixels: what the published adapter was trained at (DESIGN: 512 x 512)
+FLUX_GUIDANCE = 3.5  # the authors' guidance scale
+FLUX_SIZE = 512  # pixels, the training size of the published adapter
 SOURCE_FIELDS = ("name", "base", "adapter", "components")
-Recorded = Mapping[str, Mapping[str, Any]]  # field of the spec -> what an earlier pin kept with the job
+Recorded = Mapping[str, Mapping[str, Any]]  # field of the spec -> record of an earlier pin in the job
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What the driver must know about a model without loading it."""
+    """Properties of a model that the driver needs."""
 
     weights: str  # SHA-256 over all its files, or the hub's commit
     bytes: int  # of the files
-    height: int  # pixels, from the spec or the checkpoint's own
+    height: int  # pixels, from the spec or the checkpoint
     width: int
-    pins: tuple[Pin, ...] = ()  # what a worker loads
-    depth_guidance: float = FLUX_GUIDANCE  # the checkpoint's own for task depth
+    pins: tuple[Pin, ...] = ()  # the files that workers load
+    depth_guidance: float = FLUX_GUIDANCE  # of the checkpoint, for task depth
 
     def recorded(self) -> dict[str, dict[str, Any]]:
-        """What of the pins is kept with the job, by field."""
+        """Return the records of the pins for the job, by field."""
         return {each.field: each.recorded() for each in self.pins}
 
 
 def identify(model: ModelSpec, recorded: Recorded | None = None) -> ModelIdentity:
-    """Pin the weights and read the checkpoint's own size.
+    """Pin the weights and read the checkpoint's default size.
 
     Raises:
-        ModelError: a path that does not exist or holds no checkpoint, a hub name that cannot be read.
+        ModelError: a path does not exist or is not a checkpoint, or a hub name cannot be read.
     """
     pins = pin_model(model, recorded or {})
     index = _index(next((each for each in pins if each.field == "model.name"), None))
@@ -65,7 +66,7 @@ def identify(model: ModelSpec, recorded: Recorded | None = None) -> ModelIdentit
 
 
 def with_guidance(spec: JobSpec, model: ModelIdentity) -> JobSpec:
-    """The spec with its guidance said: where it is left out, the checkpoint's own for the task."""
+    """Return the spec with a guidance scale; the default is the checkpoint's for the task."""
     if spec.model.guidance is not None:
         return spec
     guidance = model.depth_guidance if spec.task == "depth" else FLUX_GUIDANCE
@@ -73,9 +74,9 @@ def with_guidance(spec: JobSpec, model: ModelIdentity) -> JobSpec:
 
 
 def identify_job(spec: JobSpec, recorded: Recorded | None = None) -> ModelIdentity:
-    """As `identify`, of the models that the spec's task runs.
+    """Identify the models of the spec's task, as `identify`.
 
-    recorded: of the output's job, so that a hub name without a revision stays at the commit that the job began with.
+    recorded: the records in the output's job; a hub name without a revision keeps the commit of the job's start.
     Raises ModelError.
     """
     recorded = recorded or {}
@@ -99,14 +100,14 @@ def identify_job(spec: JobSpec, recorded: Recorded | None = None) -> ModelIdenti
         for name in names.values():
             check_teacher(name)
         pins = tuple(pin(field, name, "model", recorded=recorded.get(field)) for field, name in names.items())
-        size = FLUX_SIZE, FLUX_SIZE  # for the plan's estimates: images keep their own size
+        size = FLUX_SIZE, FLUX_SIZE  # only for the plan's estimates, because images keep their size
         digest = hashlib.sha256("\n".join(each.weights for each in pins).encode()).hexdigest()
         return ModelIdentity(digest, sum(each.bytes for each in pins), *size, pins=pins)
     return identify(spec.model, recorded)
 
 
 def pin_model(model: ModelSpec, recorded: Recorded, *, remote_only: bool = False) -> tuple[Pin, ...]:
-    """A pin for each source of the model; remote_only: only for those that are to be downloaded. Raises ModelError."""
+    """Pin each source of the model; remote_only: only those that must be downloaded. Raises ModelError."""
     roles: dict[str, Role] = {"name": "pipeline", "base": "pipeline", "adapter": "adapter", "components": "components"}
     if model.components is not None:
         roles["base"] = "transformer"
@@ -117,52 +118,52 @@ def pin_model(model: ModelSpec, recorded: Recorded, *, remote_only: bool = False
             continue
         revision = model.revision if field in ("name", "base") else None
         known = recorded.get(f"model.{field}")
-        found = pin(f"model.{field}", value, roles[field], revision=revision, recorded=known)
+        pinned = pin(f"model.{field}", value, roles[field], revision=revision, recorded=known)
         if model.license is not None and field in ("name", "base"):
-            found = replace(found, terms=replace(found.terms, license=model.license, told_by="model.license"))
-        pins.append(found)
+            pinned = replace(pinned, terms=replace(pinned.terms, license=model.license, told_by="model.license"))
+        pins.append(pinned)
     return tuple(pins)
 
 
 def encoders_hash(name: str) -> str:
-    """SHA-256 over the files of VAE, text encoders and tokenizers; of a hub name, the hub's commit."""
+    """Return the SHA-256 over the files of VAE, text encoders and tokenizers, or the commit of a hub name."""
     return _encoders_weights(pin("model.name", name, "components"))
 
 
 def check_job_weights(spec: JobSpec, pins: Sequence[Pin]) -> None:
-    """As `check_weights`, of the models that the spec's task runs. Raises ModelError."""
+    """Check the models of the spec's task, as `check_weights`. Raises ModelError."""
     if isinstance(spec, EncodeSpec):
         from jointdit.loading.checkpoint_files import folder_tensor_shapes
 
-        with header_folders(pins) as (folder,):
+        with local_headers(pins) as (folder,):
             for part in ("vae", "text_encoder", "text_encoder_2"):
                 folder_tensor_shapes(folder / part)
-    elif not isinstance(spec, PrepareSpec):  # teachers were checked as they were identified
+    elif not isinstance(spec, PrepareSpec):  # `identify_job` has checked teachers
         check_weights(spec.model, pins)
 
 
 def check_weights(model: ModelSpec, pins: Sequence[Pin] | None = None) -> None:
-    """Check a checkpoint by the headers of its files, wherever it is, without loading or downloading it.
+    """Check a checkpoint from the headers of its files, without loading or downloading it.
 
     Raises:
-        ModelError: what is missing, misshapen, or not safetensors, with its file.
+        ModelError: a file or tensor is missing, has the wrong shape, or is not safetensors; the message names it.
     """
     from jointdit.loading.checkpoint_check import check_checkpoint
 
     pins = pin_model(model, {}) if pins is None else pins
-    with header_folders(pins) as places:
-        found = {each.field.removeprefix("model."): place for each, place in zip(pins, places, strict=True)}
-        whole = found.get("base") or found["name"]
-        check_checkpoint(whole, found.get("adapter"), found.get("components"))
+    with local_headers(pins) as places:
+        paths = {each.field.removeprefix("model."): place for each, place in zip(pins, places, strict=True)}
+        whole = paths.get("base") or paths["name"]
+        check_checkpoint(whole, paths.get("adapter"), paths.get("components"))
 
 
 def check_scorers(spec: JobSpec) -> int:
-    """Check by their files the models that scores need beside the job's own; returns the bytes of their weights.
+    """Check the files of the models of scores and of calibration; returns the bytes of their weights.
 
-    The one that puts depth in metres is among them. A hub name is left to the workers, and counts 0 bytes.
+    Hub names are checked by the workers, and count 0 bytes.
 
     Raises:
-        SpecError, ModelError: settings or files that no worker could measure with.
+        SpecError, ModelError: settings or files are invalid.
     """
     calibrate = spec.output.points.calibrate
     if calibrate is None and any(each.get("kind") == "metric_fit" for each in spec.quality.filters):
@@ -179,7 +180,7 @@ def check_scorers(spec: JobSpec) -> int:
 
 
 def computed_on(device: str, model: ModelSpec) -> ModelSpec:
-    """The section with the type that the device computes fast; a log line says where that is another one."""
+    """Return the section with a dtype that the device computes fast; log a warning if it changes."""
     import torch
 
     from jointdit.loading.cpu_dtype import fast_dtype, slow_note
@@ -203,19 +204,19 @@ def _encoders_weights(one: Pin) -> str:
 
 
 def weight_names(spec: PrepareSpec) -> dict[str, str]:
-    """Field of the spec -> the model that it names."""
+    """Map fields of the spec to the models that they name."""
     names = {f"teachers.{number}": name for number, name in enumerate(spec.teachers)}
     return names if spec.captioner is None else {**names, "captioner": spec.captioner}
 
 
 def _index(one: Pin | None) -> dict[str, Any]:
-    """model_index.json of a pin of model.name; empty where there is none."""
+    """Read model_index.json of a pin of model.name; empty if there is none. Raises ModelError."""
     data = read_file(one, "model_index.json") if one is not None else None
     if one is None or data is None:
         return {}
     try:
         index: Any = json.loads(data)
-    except ValueError:  # no JSON, or no text
+    except ValueError:  # not JSON, or not text
         index = None
     if not isinstance(index, dict):
         raise ModelError(f"{one.field} {one.value}: model_index.json is not a JSON object: save the pipeline again.")

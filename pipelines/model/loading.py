@@ -1,4 +1,4 @@
-"""Load the weights of a job on this node. The driver pins them (identity.py); a worker loads those files alone."""
+"""Load the weights of a job on this node: exactly the files that the driver has pinned."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
 from pipelines.model.identity import computed_on, pin_model, weight_names
 
-TEXTS_KEPT = 16  # of a worker: a row's samples lie together; 64 MB of T5-XXL's states
+TEXTS_KEPT = 16  # per worker, because samples of a row are consecutive; 64 MB of T5-XXL's states
 
 
 def local_spec(spec: JobSpec, pins: Sequence[Pin]) -> JobSpec:
-    """The spec with its weights' places on this node, where what is missing is downloaded and checked.
+    """Return the spec with local paths of its weights; missing files are downloaded and checked.
 
     Raises:
-        ModelError: what is here is not what was pinned. TransientError, StoreError: it cannot be had now.
+        ModelError: local files differ from the pin.
+        TransientError, StoreError: files cannot be downloaded now.
     """
     if isinstance(spec, PrepareSpec):
         places = {each.field: str(local_path(each)) for each in pins}
@@ -32,7 +33,7 @@ def local_spec(spec: JobSpec, pins: Sequence[Pin]) -> JobSpec:
 
 
 def local_model(model: ModelSpec, pins: Sequence[Pin]) -> ModelSpec:
-    """As `local_spec`, of the section `model` alone."""
+    """Return the section `model` with local paths, as `local_spec`."""
     places: dict[str, Any] = {}
     for each in pins:
         path = local_path(each)
@@ -42,10 +43,10 @@ def local_model(model: ModelSpec, pins: Sequence[Pin]) -> ModelSpec:
 
 
 def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
-    """Load the model on a device ("cpu", "cuda"), or beside it where the spec offloads it; downloaded if need be.
+    """Load the model on a device ("cpu", "cuda"), with offload if the spec asks for it; download it if needed.
 
     Raises:
-        ModelError: a checkpoint that does not fit, or a machine that can not compile its blocks.
+        ModelError: the checkpoint does not fit, or torch.compile does not work on this machine.
     """
     import torch
 
@@ -55,9 +56,9 @@ def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
     model = computed_on(device, local_model(model, pin_model(model, {}, remote_only=True)))
     options: dict[str, Any] = {"torch_dtype": getattr(torch, model.dtype)}
     if model.quantization is not None:
-        options["quantization"] = model.quantization.wanted()
+        options["quantization"] = model.quantization.settings()
     if model.offload is None and device != "cpu":
-        options["device"] = device  # a CPU's stay mapped from their files
+        options["device"] = device  # on a CPU tensors stay memory-mapped
     pipe = JointDiTPipeline.from_pretrained(
         model.name, base=model.base, adapter=model.adapter, components=model.components, **options
     )
@@ -70,15 +71,15 @@ def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
     pipe.keep_texts(TEXTS_KEPT)
     if model.compile:
         _check_compiler(device)
-        # Blocks alone: two kinds, each compiled once, in place of a program for the whole network; and that would
-        # not round the noise levels to a lower precision as the network does, which moves its output by a sixth of
-        # its deviation (measured under autocast to bfloat16).
+        # Only the blocks, of which there are two kinds, each compiled once. Compiled as a whole, the network would not
+        # round the noise levels to a lower precision, which changes its output by a sixth of its deviation (measured
+        # under autocast to bfloat16).
         pipe.transformer.compile_repeated_blocks()
     return pipe
 
 
 def _check_compiler(device: str) -> None:
-    """Compile one addition: a missing compiler would otherwise come up with the first batch, as the rows' fault."""
+    """Compile one addition, because a missing compiler would otherwise fail the rows of the first batch."""
     import torch
 
     try:
@@ -86,6 +87,6 @@ def _check_compiler(device: str) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"model.compile is true, and torch.compile does not work on {device} here ({reason}): install a C++ "
+            f"model.compile is true, and torch.compile does not work on {device} ({reason}): install a C++ "
             "compiler (and Triton for a GPU), or set it to false."
         ) from error

@@ -1,7 +1,7 @@
-"""The GPU memory that a job's workers need, compared with what is known of the GPUs: from the spec, and on a worker.
+"""Check the GPU memory that a job's workers need.
 
-`jointdit.profiling.memory` makes the estimate. It imports torch, which takes seconds, so it is imported only where a
-GPU could be too small.
+`jointdit.profiling.memory` makes the estimate. It imports torch, which takes seconds, so it is imported only if a GPU
+could be too small.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jointdit.errors import ModelError, SpecError
+from jointdit.profiling import RESERVED_BYTES
 from pipelines.model.identity import ModelIdentity
 from pipelines.model.weights.local import checkpoint_folder
 from pipelines.spec.job import EncodeSpec, JobSpec, PrepareSpec
@@ -19,43 +20,42 @@ from pipelines.spec.job import EncodeSpec, JobSpec, PrepareSpec
 if TYPE_CHECKING:
     from jointdit.profiling.memory import MemoryEstimate, Model
 
-# Of any GPU, 1e9 bytes: what certainly takes less is not estimated, unless the spec names the GPU's memory.
+# Memory of any GPU in GB. A smaller bound needs no estimate, unless the spec gives the GPU's memory.
 SMALL_GB = 8.0
-# Bytes of activations of FLUX.1-dev's architecture in float32, by `jointdit.profiling.memory`: at most 4,980 a pixel in
-# decode, and 237 MB a sample for the text's tokens in denoise. No checkpoint that is far smaller is wider.
+# Activations of FLUX.1-dev in float32, by `jointdit.profiling.memory`: at most 4,980 bytes per pixel in decode, and 237
+# MB per sample for the text tokens in denoise. Much smaller checkpoints are not wider.
 BYTES_A_PIXEL, BYTES_A_SAMPLE = 6144, 256 << 20
-RESERVED_BYTES = 1 << 30  # as in jointdit.profiling.memory, for what is no tensor
 ADVICE = "model.vae_slicing, model.offload or model.quantization"
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What a worker takes of its GPU. height, width: pixels."""
+    """GPU memory of a worker. height, width: pixels."""
 
     estimate: MemoryEstimate
-    scorers: int  # bytes of the models that scores need beside it
+    scorers: int  # bytes of the models of scores
     batch_size: int
     height: int
     width: int
-    is_assumed: bool  # the checkpoint is not on this machine: FLUX.1-dev's architecture
+    is_assumed: bool  # the checkpoint is not on this machine, so FLUX.1-dev's architecture is assumed
 
     @property
     def bytes(self) -> int:
-        """All of it, with the allowance for what is no tensor."""
+        """Total bytes, with the reserve for non-tensor memory."""
         return self.estimate.needed + self.scorers
 
 
 @dataclass(frozen=True)
 class MemoryBound:
-    """What a worker of a small model takes of its GPU at most, without an estimate."""
+    """Upper bound of the GPU memory of a worker with a small model."""
 
     bytes: int
 
 
 def memory_shown(spec: JobSpec, model: ModelIdentity, scorers: int = 0) -> MemoryNeed | MemoryBound | None:
-    """As `check_memory`; but where no GPU is named, and the model is small beside any, only a bound of the need.
+    """Check memory as `check_memory`, but return only a bound for a small model if the spec gives no GPU memory.
 
-    Raises SpecError, as `check_memory` does: a spec that names its GPU's memory is always held against the estimate.
+    Raises SpecError as `check_memory`.
     """
     if spec.resources.gpu_memory_gb is None and not isinstance(spec, EncodeSpec | PrepareSpec):
         weights = 2 * model.bytes + scorers  # 16 bits in the files, 32 at most in memory
@@ -67,10 +67,10 @@ def memory_shown(spec: JobSpec, model: ModelIdentity, scorers: int = 0) -> Memor
 
 
 def memory_need(spec: JobSpec, height: int, width: int, batch_size: int, scorers: int = 0) -> MemoryNeed | None:
-    """The need of one worker at a size and batch; None for tasks that do not run the whole model.
+    """Estimate the GPU memory of one worker; None for tasks that do not run the whole model.
 
     Raises:
-        ModelError: a local checkpoint whose configurations or headers cannot be read.
+        ModelError: configs or headers of a local checkpoint cannot be read.
     """
     if isinstance(spec, EncodeSpec | PrepareSpec):
         return None
@@ -86,17 +86,17 @@ def memory_need(spec: JobSpec, height: int, width: int, batch_size: int, scorers
         height,
         width,
         getattr(torch, spec.model.dtype),
-        rgb_refresh=spec.model.rgb_refresh,
+        condition_refresh=spec.model.condition_refresh,
         vae_tiling=spec.model.vae_tiling,
         vae_slicing=spec.model.vae_slicing,
     )
-    quantization = spec.model.quantization.wanted() if spec.model.quantization is not None else None
+    quantization = spec.model.quantization.settings() if spec.model.quantization is not None else None
     estimate = estimate_memory(model, call, quantization, spec.model.offload)
     return MemoryNeed(estimate, scorers, batch_size, height, width, is_assumed)
 
 
 def check_memory(spec: JobSpec, model: ModelIdentity, scorers: int = 0) -> MemoryNeed | None:
-    """The need of one worker. Raises SpecError with the numbers where `resources.gpu_memory_gb` is less."""
+    """Estimate the GPU memory of one worker. Raises SpecError if `resources.gpu_memory_gb` is smaller."""
     need = memory_need(spec, model.height, model.width, spec.model.batch_size, scorers)
     if need is None or spec.resources.gpu_memory_gb is None:
         return need
@@ -112,10 +112,10 @@ def check_memory(spec: JobSpec, model: ModelIdentity, scorers: int = 0) -> Memor
 
 
 def check_device(spec: JobSpec, height: int, width: int, device: str) -> None:
-    """On a worker: refuse a GPU that cannot hold the model and one sample. More than fits at once is halved later.
+    """On a worker, check that its GPU can hold the model and one sample. A batch that is too large is halved later.
 
     Raises:
-        ModelError: with the numbers.
+        ModelError: the GPU is too small.
     """
     if not device.startswith("cuda"):
         return
@@ -128,18 +128,18 @@ def check_device(spec: JobSpec, height: int, width: int, device: str) -> None:
 
 
 def _numbers(need: MemoryNeed) -> str:
-    found = need.estimate
-    weights = sum(found.weights.values()) + need.scorers
+    estimate = need.estimate
+    weights = sum(estimate.weights.values()) + need.scorers
     return (
         f"a batch of {need.batch_size} at {need.height} x {need.width} needs {need.bytes / 1e9:.1f} GB (weights "
-        f"{weights / 1e9:.1f} GB; {found.peak_stage}, the worst stage, takes "
-        f"{found.activations[found.peak_stage] / 1e9:.1f} GB beside them)"
+        f"{weights / 1e9:.1f} GB; activations of {estimate.peak_stage}, the largest stage, "
+        f"{estimate.activations[estimate.peak_stage] / 1e9:.1f} GB)"
     )
 
 
 @lru_cache(maxsize=4)
 def _known(name: str, adapter: str | None, components: str | None) -> tuple[Model, bool]:
-    """The model of a local checkpoint that is whole in one folder, or FLUX.1-dev's in its place."""
+    """Read the model of a complete local checkpoint; (FLUX.1-dev, True) for others."""
     from jointdit.profiling.memory import flux_model, read_model
 
     folder = checkpoint_folder(name)

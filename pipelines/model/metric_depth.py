@@ -1,8 +1,8 @@
-"""`output.points.calibrate`: a metric depth model looks at each image and gives its disparity a range in metres.
+"""`output.points.calibrate`: the range in metres of each image by a metric depth model.
 
-The worker runs it beside the models of scores, where the device is (quality/model_scored.py). It sees images at the
-model's size without padding; A and B of 1/z = A + B d hold at any size, a focal length is scaled in finish.py. How well
-the fit agrees becomes two scores (quality/metric_fit.py). An image without a fit keeps the range of the spec.
+The worker runs it with the models of scores (quality/model_scored.py), on images at the model's size without padding. A
+and B of 1/z = A + B d are valid at any size; finish.py scales the focal length. The quality of the fit gives two scores
+(quality/metric_fit.py). An image without a fit keeps the range of the spec.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipelines.spec.sections import CalibrateSpec
 
 
 def load_calibrator(settings: CalibrateSpec, device: str) -> Scorer:
-    """What gives the results of a batch their calibration, and its scores, ready on a device. Raises ModelError."""
+    """Load the function that adds calibrations to the results of a batch and returns scores. Raises ModelError."""
     from jointdit.evaluation.transformers_depth import TransformersDepth
 
     model = TransformersDepth(settings.model, device, revision=settings.revision)
@@ -44,7 +44,7 @@ def load_calibrator(settings: CalibrateSpec, device: str) -> Scorer:
 
 
 def check_calibrator(settings: CalibrateSpec) -> int:
-    """Check a model's folder by its files; returns the bytes of its weights, 0 for a hub name. Raises ModelError."""
+    """Check the files of a model's folder; returns the bytes of its weights, 0 for a hub name. Raises ModelError."""
     from jointdit.evaluation.transformers_depth import check_metric_model
 
     folder = Path(settings.model)

@@ -1,12 +1,12 @@
-"""Task `prepare`: teachers that look at an image and give its relative disparity, and a captioner that describes it.
+"""Task `prepare`: relative disparity by teachers, and captions by a captioner.
 
     Teacher           an image (H, W, 3) -> disparity (H, W), near is high, of any scale and shift
-    DepthTeacher      any depth model of transformers (AutoModelForDepthEstimation), Depth-Anything-V2 above all
-    mean_disparity    several teachers' maps, each brought to the first one's scale and shift, averaged
-    Captioner         any image-to-text model of transformers (AutoModelForImageTextToText), BLIP for one
+    DepthTeacher      any depth model of transformers (AutoModelForDepthEstimation), such as Depth-Anything-V2
+    mean_disparity    the mean of several teachers' maps, each aligned to the first
+    Captioner         any image-to-text model of transformers (AutoModelForImageTextToText), such as BLIP
 
-A teacher's bias becomes the student's: the paper names it as its limit. So several can be averaged. Weights load from
-safetensors only, and no code that comes with a checkpoint is run.
+A student learns the bias of its teacher, which the paper names as a limit, so several teachers can be averaged. Weights
+load from safetensors only, and code of a checkpoint is never run.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 class Teacher(Protocol):
-    """Gives depth to an image."""
+    """Estimates disparity."""
 
-    def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """Disparity (H, W) of each image (H, W, 3), at its size, near is high."""
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        """Estimate the disparity (H, W) of each image (H, W, 3) at its size; near is high."""
 
 
 class DepthTeacher:
-    """A transformers model for relative depth: what it predicts is disparity, as MiDaS, DPT and Depth-Anything do."""
+    """A transformers model of relative depth that predicts disparity, as MiDaS, DPT and Depth-Anything do."""
 
     def __init__(self, name: str, device: str, dtype: Any) -> None:
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
@@ -43,16 +43,16 @@ class DepthTeacher:
         self.processor = _load(AutoImageProcessor, name)
         self.model = _load(AutoModelForDepthEstimation, name, dtype=dtype, use_safetensors=True).eval().to(device)
         if getattr(self.model.config, "depth_estimation_type", "relative") == "metric":
-            raise ModelError(f"teachers: {name} gives metric depth: give one of relative depth.")
+            raise ModelError(f"teachers: {name} predicts metric depth: give a model of relative depth.")
 
-    def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """See Teacher. Images of a call have one size."""
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        """Estimate disparities of images of one size. See `Teacher`."""
         import torch
 
-        inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device, self.model.dtype)
+        inputs = self.processor(images=list(images), return_tensors="pt").to(self.device, self.model.dtype)
         with torch.inference_mode():
             predicted = self.model(**inputs).predicted_depth.float()
-        size = pictures[0].shape[:2]
+        size = images[0].shape[:2]
         maps = torch.nn.functional.interpolate(predicted[:, None], size, mode="bicubic", align_corners=False)
         return list(maps[:, 0].cpu().numpy())
 
@@ -67,11 +67,11 @@ class Captioner:
         self.processor = _load(AutoProcessor, name)
         self.model = _load(AutoModelForImageTextToText, name, dtype=dtype, use_safetensors=True).eval().to(device)
 
-    def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> list[str]:
-        """A caption each, by greedy search, so that it is the same each time."""
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[str]:
+        """Return one caption per image, by greedy search, which is deterministic."""
         import torch
 
-        inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device, self.model.dtype)
+        inputs = self.processor(images=list(images), return_tensors="pt").to(self.device, self.model.dtype)
         with torch.inference_mode():
             tokens = self.model.generate(**inputs, max_new_tokens=self.max_tokens, do_sample=False, num_beams=1)
         return [" ".join(text.split()) for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
@@ -88,17 +88,17 @@ class Preparer:
         self.captioner = Captioner(spec.captioner, device, dtype, spec.caption_length) if spec.captioner else None
 
     def __call__(self, batch: Sequence[Sample]) -> list[tuple[NDArray[np.float32], str | None]]:
-        """(relative disparity (H, W) in [0, 1], the caption where one was asked for) of each sample."""
-        pictures = [sample.rgb for sample in batch if sample.rgb is not None]
-        captions = self.captioner(pictures) if self.captioner else [None] * len(pictures)
-        opinions = [teacher(pictures) for teacher in self.teachers]
+        """Return (relative disparity (H, W) in [0, 1], caption or None) of each sample."""
+        images = [sample.rgb for sample in batch if sample.rgb is not None]
+        captions = self.captioner(images) if self.captioner else [None] * len(images)
+        opinions = [teacher(images) for teacher in self.teachers]
         return [
             (relative(mean_disparity(list(maps))), caption) for *maps, caption in zip(*opinions, captions, strict=True)
         ]
 
 
 def mean_disparity(maps: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The mean of maps (H, W) of unlike scale and shift: each is fitted to the first by least squares before."""
+    """Return the mean of maps (H, W), after aligning each to the first by least squares in scale and shift."""
     reference = maps[0].astype(np.float64)
     total = reference.copy()
     for other in maps[1:]:
@@ -111,14 +111,14 @@ def mean_disparity(maps: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 
 def relative(disparity: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Spread to [0, 1]; a constant map becomes 0."""
+    """Scale a map (H, W) to [0, 1]; a constant map becomes 0."""
     low, high = disparity.min(), disparity.max()
     spread: NDArray[np.float32] = (disparity - low) / (high - low) if high > low else np.zeros_like(disparity)
     return spread
 
 
 def check_teacher(name: str) -> None:
-    """Refuse a local folder that lacks a config or safetensors. Raises ModelError."""
+    """Raise ModelError if a local folder has no config or no safetensors."""
     from jointdit.loading.checkpoint_files import folder_tensor_shapes
 
     folder = Path(name)

@@ -1,1 +1,4 @@
-"""What a job is asked for. Start with job.py; sections.py holds the sections, file.py reads the YAML."""
+"""The job spec, its sections, and how it is read.
+
+Start with job.py. sections.py and running.py define the sections, file.py reads the YAML.
+"""

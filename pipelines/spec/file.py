@@ -1,11 +1,11 @@
-"""From a YAML file and `--set` overrides to a dict, and from a validation error to one sentence."""
+"""Read a YAML file and `--set` overrides, and describe validation errors in one sentence."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,16 +28,16 @@ CREDENTIAL_VALUE = re.compile(
 ADVICE = "credentials come from the environment or the usual AWS files, never from the spec"
 AMBIGUOUS = re.compile(r"[-+]?(?:0[0-9_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+)(?:\.[0-9_]*)?")
 UNUSABLE = re.compile("[\0\ud800-\udfff]")
-LONGEST_VALUE = 100_000  # characters, as of a row's prompt
-LONGEST_SHOWN = 100  # characters of a value in a sentence
-SHORTEST_SECRET = 16  # characters of the environment's secrets that are looked for: shorter ones could be names
+LONGEST_VALUE = 100_000  # characters, the limit of a row's prompt
+LONGEST_SHOWN = 100  # characters of a value in a message
+SHORTEST_SECRET = 16  # characters; shorter secrets of the environment could be ordinary words
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping.
 
     Raises:
-        SpecError: no such file, not readable, not YAML (with the line), or not a mapping.
+        SpecError: the file does not exist, is not readable, is not YAML (with the line), or is not a mapping.
     """
     try:
         data = parse_yaml(_read_text(path))
@@ -50,13 +50,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
-    """The text of a file, of a pipe that the shell gave (`<(...)`), or of standard input, as far as a spec may be long.
+    """Read the text of a file, of a pipe of the shell (`<(...)`), or of standard input, up to the limit of a spec.
 
-    Other special files are not opened: to read a fifo or a device can take for ever.
+    Other special files are refused, because reading a FIFO or a device may never end.
     """
     try:
         if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode) and not str(path).startswith("/dev/"):
-            raise SpecError(f"{path} is no regular file: give the path of a job spec in YAML.")
+            raise SpecError(f"{path} is not a regular file: give the path of a job spec in YAML.")
         with path.open("rb") as file:
             data = file.read(LONGEST_TEXT + 1)
         return data.decode("utf-8-sig")
@@ -71,15 +71,15 @@ def _read_text(path: Path) -> str:
             raise SpecError(f"{path} is longer than {LONGEST_TEXT // 1024} KiB: give a job spec in YAML.") from None
         raise SpecError(f"{path} cannot be read as text: byte {error.start} is not UTF-8; save it in UTF-8.") from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "no file can have this name"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the name is not valid"
         raise SpecError(f"{path} cannot be read as text ({reason.lower()}): give a job spec in YAML.") from None
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return `data` with each "a.b=value" set; values are YAML, sections that are missing are made.
+    """Return `data` with overrides such as "a.b=value" applied. Values are YAML; missing sections are created.
 
     Raises:
-        SpecError: an override without "=", with a value that is not YAML, or through something that is not a section.
+        SpecError: an override has no "=", its value is not YAML, or its path goes through a value.
     """
     for override in overrides:
         path, equals, text = override.partition("=")
@@ -119,12 +119,12 @@ def _set(section: Any, keys: list[str], value: Any, path: str) -> Any:
 
 
 def refuse_credentials(value: Any) -> None:
-    """Refuse keys and values that look like credentials, without repeating the value.
+    """Refuse keys and values that look like credentials, because the spec is copied to the output.
 
-    `notify.webhook` may hold one: chat services give such addresses, and `notify` is written nowhere.
+    `notify.webhook` may contain one, as addresses of chat services do, and is not copied.
 
     Raises:
-        SpecError: names the field; the spec is copied into the output, where everybody reads it.
+        SpecError: names the field, without the value.
     """
     secrets = _long_secrets()
     for path, item in _walk(value):
@@ -139,31 +139,31 @@ def refuse_credentials(value: Any) -> None:
 
 
 def refuse_unusable(value: Any) -> None:
-    """Refuse what no field can hold, whatever it is for: also specs that come as a dict are checked.
+    """Refuse keys and values that are invalid in all fields, also in a spec that is given as a dict.
 
     Raises:
-        SpecError: keys that are no text, text with NULs or halves of characters, numbers that 64 bits cannot hold.
+        SpecError: a key is not text, text has NULs, surrogates or too many characters, or a number exceeds 64 bits.
     """
     for path, item in _walk(value):
         where = shown_path(path)
         for text in (path[-1] if path else "", item):
             if isinstance(text, str) and UNUSABLE.search(text):
-                raise SpecError(f"{where} holds a NUL or half of a character: write it as text in UTF-8.")
+                raise SpecError(f"{where} contains a NUL or a surrogate: write it as text in UTF-8.")
         if isinstance(item, str) and len(item) > LONGEST_VALUE:
             raise SpecError(f"{where} has {len(item):,} characters: give at most {LONGEST_VALUE:,}.")
         if isinstance(item, int) and abs(item) > LARGEST_INT:
-            raise SpecError(f"{where} is a number that 64 bits cannot hold: give a smaller one.")
+            raise SpecError(f"{where} is a number that does not fit in 64 bits: give a smaller one.")
 
 
 def _walk(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each value with the keys that lead to it. Raises SpecError for keys that are no text, and for endless nesting."""
+    """Yield each value with its path of keys. Raises SpecError for keys that are not text, and for deep nesting."""
     yield path, value
     if len(path) > DEEPEST:
         raise SpecError(f"{shown_path(path[:3])} is nested more than {DEEPEST} levels deep, which no field is.")
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise SpecError(f"{shown_path(path)} has the key {shown_value(key)}, which is no text.")
+                raise SpecError(f"{shown_path(path)} has the key {shown_value(key)}, which is not text: quote it.")
             yield from _walk(item, (*path, key))
     elif isinstance(value, list | tuple):
         for position, item in enumerate(value):
@@ -180,6 +180,7 @@ def _holds_credential(text: str, secrets: Sequence[str]) -> bool:
     return any(secret in text for secret in secrets)
 
 
+RENAMED_KEYS = {"rgb_refresh": "condition_refresh", "optimiser": "optimizer"}
 KINDS = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -207,13 +208,13 @@ BOUNDS = {
 
 
 def shown_path(path: Sequence[object]) -> str:
-    """Keys that lead to a value, on one line, cut where they are long."""
+    """Format the path of keys to a value on one line, shortened if it is long."""
     text = printable(".".join(str(key) for key in path[:10]))
     return (text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}...") or "the spec"
 
 
 def shown_value(value: Any) -> str:
-    """A value in a sentence, cut where it is long."""
+    """Format a value for a message, shortened if it is long."""
     text = repr(value[:LONGEST_SHOWN]) if isinstance(value, str) else repr(value)
     if len(text) > LONGEST_SHOWN + 2:
         text = text[:LONGEST_SHOWN] + "..."
@@ -221,11 +222,11 @@ def shown_value(value: Any) -> str:
 
 
 def first_sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem of a validation error as one sentence: field, what was found, what to do."""
+    """Describe the first problem of a validation error in one sentence: field, what was found, what to do."""
     problems = error.errors()
     problem = next(
         (p for p in problems if p["type"] == "extra_forbidden"), problems[0]
-    )  # a misspelt key explains the rest
+    )  # other problems may follow from a misspelt key
     location = list(problem["loc"])
     field = shown_path(location) if location else ""
     kind, context = problem["type"], problem.get("ctx", {})
@@ -254,17 +255,29 @@ def first_sentence(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _hint(kind: str, found: Any) -> str:
-    """What to do about a value that YAML may read in another way than its writer."""
+    """Return advice for a value that YAML reads in another way than its author expects."""
     if kind == "string_type" and isinstance(found, bool):
-        return ": quote it, for YAML reads yes, no, on and off as true and false"
+        return ": quote it, because YAML reads yes, no, on and off as true and false"
     if kind in ("int_type", "float_type") and isinstance(found, str) and AMBIGUOUS.fullmatch(found):
-        return (
-            ": YAML readers do not agree on this number, so write it in decimal digits, without a leading 0 or a colon"
-        )
+        return ": YAML readers do not agree on this number; write it in decimal digits, without a leading 0 or a colon"
     return ""
 
 
+def translate_recorded(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored spec with its keys' current names and without `notify`, which earlier code wrote.
+
+    The address in `notify` may be a secret.
+    """
+    return {
+        name: {RENAMED_KEYS.get(key, key): value for key, value in section.items()} if name == "model" else section
+        for name, section in spec.items()
+        if name != "notify"
+    }
+
+
 def _unknown_key(location: list[int | str], field: str, model: type[BaseModel]) -> str:
+    if location[-1] in RENAMED_KEYS:
+        return f"{field} was renamed: write {RENAMED_KEYS[str(location[-1])]} instead of {location[-1]}."
     section: Any = model
     for part in location[:-1]:
         if part not in section.model_fields:

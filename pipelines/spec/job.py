@@ -1,8 +1,9 @@
-"""The job spec: one YAML file says what to make, from what, and where to put it.
+"""The job spec: one YAML file with the task, the input, the output and all settings.
 
-`load_spec` gives a frozen `JobSpec` or one `SpecError` sentence. Everything but `task`, `input.uri`, `output.uri` (and
-`input.depth` where depth maps are the input) has a default. `JobSpec` is one of `JointSpec`, `DepthSpec`,
-`DepthToImageSpec`, `EncodeSpec`, `PrepareSpec`, chosen by `task`; their sections are in spec_sections.py.
+`load_spec` returns a frozen `JobSpec` or raises SpecError with one sentence. All fields except `task`, `input.uri` and
+`output.uri` (and `input.depth`, if depth maps are the input) have a default. `JobSpec` is one of `JointSpec`,
+`DepthSpec`, `DepthToImageSpec`, `EncodeSpec` and `PrepareSpec`, selected by `task`. Their sections are in sections.py
+and running.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from jointdit.errors import SpecError
 from pipelines.quality import load_filters, load_scores
-from pipelines.spec.base import Name, Pixels
+from pipelines.spec.base import Name, Pixels, Section
 from pipelines.spec.file import (
     apply_overrides,
     first_sentence,
@@ -26,22 +27,8 @@ from pipelines.spec.file import (
     shown_value,
 )
 from pipelines.spec.quantiles import resolve_quantiles
-from pipelines.spec.sections import (
-    BudgetSpec,
-    Columns,
-    DepthMaps,
-    InputSpec,
-    ModelSpec,
-    NotifySpec,
-    OutputSpec,
-    PointsSpec,
-    PriceSpec,
-    QualitySpec,
-    ResourcesSpec,
-    RetriesSpec,
-    Section,
-    absolute_folder,
-)
+from pipelines.spec.running import BudgetSpec, NotifySpec, PriceSpec, ResourcesSpec, RetriesSpec
+from pipelines.spec.sections import Columns, DepthMaps, InputSpec, ModelSpec, OutputSpec, PointsSpec, QualitySpec
 from pipelines.spec.weights_address import spelled
 from pipelines.store.addresses import is_inside, overlaps
 
@@ -64,14 +51,12 @@ __all__ = [
     "RetriesSpec",
     "Section",
     "Spec",
-    "absolute_folder",
-    "as_tuples",
     "load_spec",
 ]
 
 
 class Spec(Section):
-    """What all tasks share."""
+    """The fields of all tasks."""
 
     task: str
     name: Name = ""
@@ -97,7 +82,7 @@ class Spec(Section):
     @model_validator(mode="after")
     def _cost_has_a_price(self) -> Self:
         if self.budget.max_cost is not None and not (self.price.gpu_hour or self.price.cpu_hour):
-            raise ValueError("budget.max_cost needs a price: give price.gpu_hour, or price.cpu_hour where no GPU is")
+            raise ValueError("budget.max_cost needs a price: give price.gpu_hour, or price.cpu_hour without GPUs")
         return self
 
     @model_validator(mode="after")
@@ -105,36 +90,36 @@ class Spec(Section):
         for uri in self.input.uri:
             if overlaps(uri, self.output.uri):
                 raise ValueError(
-                    f"output.uri {self.output.uri} lies inside input.uri {uri}: put the dataset beside its input"
+                    f"output.uri {self.output.uri} is inside input.uri {uri}: choose a folder outside the input"
                 )
             if is_inside(uri, self.output.uri):
                 raise ValueError(
-                    f"input.uri {uri} lies inside output.uri {self.output.uri}: put the dataset beside its input"
+                    f"input.uri {uri} is inside output.uri {self.output.uri}: choose a folder outside the input"
                 )
         return self
 
     @property
     def reading(self) -> str:
-        """Which fields of a row are read, a key of readers' NEEDED."""
+        """The fields of a row that are read, a key of the readers' NEEDED."""
         return self.task
 
     def as_given(self) -> dict[str, Any]:
-        """The spec ready for JSON, without what was left to defaults: given and assumed values stay told apart.
+        """Return the given fields of the spec, ready for JSON, without defaults and without `notify`.
 
-        It is what is written beside the dataset, so it has no `notify`.
+        This is the form that is written to the output.
         """
         return self.model_dump(mode="json", exclude_unset=True)
 
     def as_sent(self) -> dict[str, Any]:
-        """The spec for a run elsewhere: as given, with the name of the variable that has the webhook's address there.
+        """Return the given fields of the spec for a run on another machine, with `notify.webhook_variable`.
 
         Raises:
-            SpecError: the spec has the address itself, which others could read on its way.
+            SpecError: the spec has the webhook's address itself, which others could read.
         """
         if self.notify.webhook is not None:
             raise SpecError(
-                "notify.webhook would be readable by all who may look at the job: give its address to the cluster's "
-                "environment, and the name of the variable to notify.webhook_variable."
+                "notify.webhook would be readable by all users of the cluster: put its address into a variable of the "
+                "cluster's environment, and give the variable's name as notify.webhook_variable."
             )
         given = self.as_given()
         return (
@@ -143,7 +128,7 @@ class Spec(Section):
 
 
 class JointSpec(Spec):
-    """Prompts -> images and their depth."""
+    """Task joint: prompts -> images and their depth."""
 
     task: Literal["joint"]
 
@@ -151,13 +136,13 @@ class JointSpec(Spec):
     def _no_maps(self) -> Self:
         _refuse_depth_maps(self)
         _refuse_reference(self)
-        if self.model.rgb_refresh != 1:
-            raise ValueError("model.rgb_refresh is for tasks with an image or a map as input, not joint: remove it")
+        if self.model.condition_refresh != 1:
+            raise ValueError("model.condition_refresh needs an image or a depth map as input: remove it for task joint")
         return self
 
 
 class DepthSpec(Spec):
-    """Images -> their depth, at the images' own size."""
+    """Task depth: images -> their depth, at the images' size."""
 
     task: Literal["depth"]
 
@@ -168,25 +153,25 @@ class DepthSpec(Spec):
 
 
 class DepthToImageSpec(Spec):
-    """Depth maps and prompts -> images of that geometry."""
+    """Task depth-to-image: depth maps and prompts -> images of that geometry."""
 
     task: Literal["depth-to-image"]
 
     @model_validator(mode="after")
     def _has_maps(self) -> Self:
         if self.input.depth is None:
-            raise ValueError("input.depth is missing: say what the depth maps hold, kind: metric or kind: disparity")
+            raise ValueError("input.depth is missing: give the content of the maps, kind: metric or kind: disparity")
         if self.input.depth.kind == "metric" and self.output.points.calibrate is not None:
-            raise ValueError("output.points.calibrate is for depth without a unit, and the maps are metric: remove it")
+            raise ValueError("output.points.calibrate is for relative depth, and the maps are metric: remove it")
         _refuse_reference(self)
         return self
 
 
 class EncodeSpec(Spec):
-    """Images, their depth and captions -> latents and text embeddings, for training.
+    """Task encode: images, their depth and captions -> latents and text embeddings, for training.
 
-    `model.name`: whose VAE and text encoders: a FLUX pipeline or a JointDiT checkpoint. `buckets`: (height, width) in
-    pixels; a pair goes to the one of the nearest aspect.
+    `model.name`: the FLUX pipeline or JointDiT checkpoint that provides VAE and text encoders. `buckets`: (height,
+    width) in pixels; a pair uses the bucket of the nearest aspect.
     """
 
     task: Literal["encode"]
@@ -195,28 +180,28 @@ class EncodeSpec(Spec):
     @model_validator(mode="after")
     def _has_pairs(self) -> Self:
         if self.input.depth is None:
-            raise ValueError("input.depth is missing: say what the depth maps hold, kind: metric or kind: disparity")
+            raise ValueError("input.depth is missing: give the content of the maps, kind: metric or kind: disparity")
         if self.model.name is None:
-            raise ValueError("model takes only name for task encode: a pipeline whose VAE and text encoders are used")
+            raise ValueError("model takes only name for task encode: give a pipeline with VAE and text encoders")
         _refuse_sampling(self)
         _refuse_reference(self)
         return self
 
 
 class PrepareSpec(Spec):
-    """Images -> relative disparity by a teacher (the mean of several), and captions, given or by a captioner.
+    """Task prepare: images -> relative disparity by a teacher (or the mean of several), and captions.
 
     `teachers` and `captioner` are folders or hub names of transformers models.
     """
 
     task: Literal["prepare"]
     teachers: tuple[str, ...] = Field(min_length=1)
-    captioner: str | None = None  # without one the input brings captions
+    captioner: str | None = None  # None: the input has captions
     caption_length: int = Field(48, ge=1, le=1000)
 
     @property
     def reading(self) -> str:
-        """Captions are read where nobody writes them."""
+        """The fields of a row that are read; captions only without a captioner."""
         return "depth" if self.captioner is not None else "prepare"
 
     @field_validator("teachers", mode="before")
@@ -242,13 +227,13 @@ class PrepareSpec(Spec):
 def _refuse_sampling(spec: Spec) -> None:
     if spec.input.samples_per_row != 1 or spec.quality.regenerate:
         raise ValueError(
-            f"input.samples_per_row must be 1 and quality.regenerate 0 for task {spec.task}: it draws nothing"
+            f"input.samples_per_row must be 1 and quality.regenerate 0 for task {spec.task}, which does not sample"
         )
     points, quality = spec.output.points, spec.quality
     asked = quality.filters or quality.scores or quality.keep_best
     if spec.task == "encode" and (asked or points.format != "none" or points.calibrate):
         raise ValueError(
-            "output.points, quality.filters and quality.scores need pixels, and task encode writes latents: remove them"
+            "output.points, quality.filters and quality.scores need images, and task encode writes latents: remove them"
         )
 
 
@@ -259,7 +244,7 @@ def _refuse_depth_maps(spec: Spec) -> None:
 
 def _refuse_reference(spec: Spec) -> None:
     if spec.output.rgb == "reference":
-        raise ValueError(f"output.rgb: reference is for task depth, and task {spec.task} makes new images: remove it")
+        raise ValueError(f"output.rgb: reference is only for task depth, not for task {spec.task}: remove it")
 
 
 JobSpec = JointSpec | DepthSpec | DepthToImageSpec | EncodeSpec | PrepareSpec
@@ -273,12 +258,12 @@ TASKS: dict[str, type[Spec]] = {
 
 
 def load_spec(source: str | os.PathLike[str] | dict[str, Any], overrides: Sequence[str] = ()) -> JobSpec:
-    """Read a job spec from a YAML file or a dict, with overrides like "model.steps=4" applied on top.
+    """Read a job spec from a YAML file or a dict, and apply overrides such as "model.steps=4".
 
-    Relative paths in it are relative to the working directory.
+    Relative paths are relative to the working directory.
 
     Raises:
-        SpecError: one sentence: the file or field, what was found, what to do.
+        SpecError: the spec is invalid; one sentence with the file or field, what was found, what to do.
     """
     label = "the spec" if isinstance(source, dict) else str(source)
     data = dict(source) if isinstance(source, dict) else read_yaml(Path(source))
@@ -293,17 +278,10 @@ def load_spec(source: str | os.PathLike[str] | dict[str, Any], overrides: Sequen
     if not isinstance(task, str) or task not in TASKS:
         raise SpecError(f"task {shown_value(task)} in {label} is unknown: choose one of {', '.join(TASKS)}.")
     try:
-        spec = TASKS[task].model_validate(as_tuples(data))
+        spec = TASKS[task].model_validate(data)
         assert isinstance(spec, JobSpec)
     except ValidationError as error:
         raise SpecError(first_sentence(error, TASKS[task])) from None
     load_filters(spec.quality.filters)
     load_scores(spec.quality.filters, spec.quality.scores, spec.task)
     return spec
-
-
-def as_tuples(value: Any) -> Any:
-    """Lists as tuples: YAML has only lists, frozen models hold tuples, and strict validation keeps the two apart."""
-    if isinstance(value, dict):
-        return {key: as_tuples(item) for key, item in value.items()}
-    return tuple(as_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,9 +1,9 @@
-"""Thresholds as quantiles: `min_span: {quantile: 0.05}` is the number below which 5 % of a calibration sample lie.
+"""Thresholds as quantiles of the scores of a calibration sample.
 
-`jointdit calibrate` (score_sample.py) makes a sample and writes its scores to <calibration>/calibration.json;
-`quality.calibration` names that folder. The quantile becomes a number when the spec is loaded, before anything is
-decided: filters, commits and versions know numbers alone, and `quality.calibrated` records where each came from. So a
-calibration that is made anew changes what is decided from then on, and nothing that was decided.
+`min_span: {quantile: 0.05}` is the 5 % quantile. `jointdit calibrate` (pipelines/run/calibrate.py) generates a sample
+and writes its scores to <calibration>/calibration.json; `quality.calibration` is that folder. Quantiles are replaced
+by numbers when the spec is loaded, and `quality.calibrated` records their source. Filters, commits and versions only
+have numbers, so a new calibration affects later decisions, never earlier ones.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ FORMAT = 1
 
 
 class Limit(NamedTuple):
-    """A threshold of a filter, and the score that it bounds."""
+    """A threshold field of a filter, and the score that it limits."""
 
     field: str
     score: str
 
     @property
     def is_lower(self) -> bool:
-        """Whether scores below it are rejected; else those above."""
+        """Whether scores below the threshold are rejected, not those above."""
         return self.field.startswith("min_")
 
 
@@ -43,19 +43,19 @@ class Limit(NamedTuple):
 class Calibration:
     """The scores of a sample of a job's input."""
 
-    samples: int  # with pixels
+    samples: int  # without quarantined ones
     quarantined: int
     scores: dict[str, list[FiniteFloat]]  # finite ones, sorted
-    fingerprint: dict[str, Any]  # of the job whose samples they are
+    fingerprint: dict[str, Any]  # of the calibrated job
     created: str
     format: int = FORMAT
 
     def quantile(self, score: str, fraction: float) -> float:
-        """The value that a fraction of the scores lie below, between two of them by linear interpolation."""
+        """Return the quantile of a score, with linear interpolation."""
         return float(np.quantile(self.scores[score], fraction))
 
     def write(self, storage: Storage) -> None:
-        """Write it into a folder."""
+        """Write the calibration to a folder."""
         storage.write_bytes(FILE, (json.dumps(asdict(self)) + "\n").encode())
 
 
@@ -63,7 +63,7 @@ CALIBRATION = TypeAdapter(Calibration)
 
 
 def read_calibration(uri: str) -> Calibration:
-    """The calibration of a folder. Raises SpecError where there is none, or what is there is damaged."""
+    """Read the calibration of a folder. Raises SpecError if it is missing or damaged."""
     try:
         fields = json.loads(Storage(uri).read_bytes(FILE))
         if fields["format"] != FORMAT:
@@ -71,21 +71,21 @@ def read_calibration(uri: str) -> Calibration:
         return CALIBRATION.validate_python(fields)
     except FileNotFoundError:
         raise SpecError(
-            f"quality.calibration {shown_message(uri)} holds no {FILE}: make it with `jointdit calibrate`, or "
-            "correct the address."
+            f"quality.calibration {shown_message(uri)} has no {FILE}: create it with `jointdit calibrate`, or correct "
+            "the address."
         ) from None
     except TransientError as error:
         raise TransientError(shown_message(f"quality.calibration: {error}")) from None
     except (ValueError, TypeError, KeyError, RecursionError, StoreError, OSError) as error:
         raise SpecError(
-            f"quality.calibration {shown_message(uri)}: {FILE} cannot be read ({type(error).__name__}): make it again."
+            f"quality.calibration {shown_message(uri)}: {FILE} is unreadable ({type(error).__name__}): create it again."
         ) from None
 
 
 def limits_of(kind: type[Filter]) -> tuple[Limit, ...]:
-    """The thresholds of a filter that bound one score each: fields min_... and max_..., as `bounds` says.
+    """Return the thresholds of a filter that limit one score each: fields min_... and max_..., by its `bounds`.
 
-    Without `bounds` they stand in the order of the scores.
+    Without `bounds` they are in the order of the scores.
     """
     fields = [name for name in kind.model_fields if name.startswith(("min_", "max_"))]
     if kind.bounds is None:
@@ -96,19 +96,19 @@ def limits_of(kind: type[Filter]) -> tuple[Limit, ...]:
 
 
 def value_of(kind: type[Filter], limit: Limit, quantile: float) -> float | int:
-    """A quantile as the threshold's own type: whole numbers are rounded to the side that rejects less."""
+    """Convert a quantile to the threshold's type; integers are rounded to reject fewer samples."""
     if kind.model_fields[limit.field].annotation is int:
         return math.floor(quantile) if limit.is_lower else math.ceil(quantile)
     return quantile
 
 
 def resolve_quantiles(quality: Any) -> Any:
-    """The section `quality` of a spec with numbers in place of quantiles, and `calibrated` about them.
+    """Return the section `quality` with numbers instead of quantiles, and their records in `calibrated`.
 
-    What is not a section or a list of filters is left to the validation of the spec.
+    Invalid sections and filters are returned unchanged; the validation of the spec reports them.
 
     Raises:
-        SpecError: a quantile that is none, of a threshold that has none, or without a calibration that has its score.
+        SpecError: a quantile is invalid, its threshold does not accept quantiles, or the calibration lacks its score.
     """
     if not isinstance(quality, Mapping) or not isinstance(quality.get("filters"), list | tuple):
         return quality
@@ -130,7 +130,7 @@ def resolve_quantiles(quality: Any) -> Any:
 
 
 def without_quantiles(quality: Any) -> Any:
-    """The section `quality` with defaults in place of quantiles: what a calibration itself is made with."""
+    """Return the section `quality` with defaults instead of quantiles, as a calibration uses it."""
     if not isinstance(quality, Mapping) or not isinstance(quality.get("filters"), list | tuple):
         return quality
     filters = [
@@ -143,7 +143,7 @@ def without_quantiles(quality: Any) -> Any:
 
 
 def _resolve(where: str, setting: Mapping[str, Any], field: str, quality: Mapping[str, Any]) -> dict[str, Any]:
-    """The number of a threshold that is given as a quantile, with where it comes from."""
+    """Resolve a threshold that is given as a quantile; returns its record for `calibrated`."""
     kind, value, uri = FILTERS[str(setting["kind"])], setting[field], quality.get("calibration")
     fraction = value.get("quantile")
     if set(value) != {"quantile"} or type(fraction) not in (int, float) or not 0 <= fraction <= 1:
@@ -168,7 +168,7 @@ def _resolve(where: str, setting: Mapping[str, Any], field: str, quality: Mappin
 
 
 def _is_about(filters: list[Any], record: Any) -> bool:
-    """Whether the threshold that a record is about still has the value that came from the quantile."""
+    """Whether the threshold of a record still has the value of the quantile."""
     position = record.get("filter") if isinstance(record, Mapping) else None
     if type(position) is not int or not 0 <= position < len(filters) or not isinstance(filters[position], dict):
         return False

@@ -1,4 +1,4 @@
-"""The sections of a job spec on how it is run: retries, resources, budget, price, notify. None decides a pixel."""
+"""The sections of a job spec on the run: retries, resources, budget, price, notify."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ def _auto_or_count(value: Any) -> Any:
 
 
 class RetriesSpec(Section):
-    """Budgets a shard: attempts after infrastructure faults, and workers it may take down."""
+    """Limits per shard: attempts after infrastructure faults, and workers that it may crash."""
 
     infrastructure: int = Field(20, ge=0, le=MOST_RETRIES)
     crash: int = Field(3, ge=0, le=MOST_RETRIES)
 
 
 class ResourcesSpec(Section):
-    """How much of the cluster: `auto` takes all its GPUs as they come and go, or its CPUs where it has none.
+    """Resources of the cluster. `workers: auto` uses all GPUs, also when their number changes, or else all CPUs.
 
-    With GPUs there are never more workers than shards to make.
+    With GPUs there are never more workers than remaining shards.
     """
 
     workers: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)] = "auto"
-    # cuda: wait for GPUs, also where the cluster has none yet because it grows when they are asked for: `workers` then
-    # is the number that it may grow to.
+    # cuda: wait for GPUs, also if the cluster has none yet because it scales up on demand; `workers` is then the number
+    # that it may scale up to.
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    gpus_per_worker: float = Field(1.0, ge=0.01)  # below 1 several small models share a GPU
+    gpus_per_worker: float = Field(1.0, ge=0.01)  # below 1 several workers share a GPU
     gpu_memory_gb: float | None = Field(
         None, gt=0, le=1e6
-    )  # of one GPU, 1e9 bytes: what cannot fit is refused before it starts
-    # Read and finish tasks run only on nodes with these labels of Ray's, which keeps them off nodes with GPUs.
+    )  # of one GPU, 1e9 bytes; a model that is too large is refused
+    # Read and finish tasks run only on nodes with these Ray labels, to keep them off nodes with GPUs.
     task_labels: dict[str, str] = Field(default_factory=dict)
-    shards_in_flight: int = Field(3, ge=1, le=16)  # a worker; more hides slower storage and costs memory
-    start_seconds: Seconds = 1800.0  # to load the model: tens of gigabytes from a cold disk take minutes
-    stall_seconds: Seconds = 900.0  # a worker with work that finishes no batch for so long is taken for dead
-    # A shard that takes so many times the median of its run is started again on an idle worker, and the first commit
-    # wins; never before straggler_seconds. null: never.
+    shards_in_flight: int = Field(3, ge=1, le=16)  # per worker; more hides storage latency and costs memory
+    start_seconds: Seconds = 1800.0  # timeout for loading the model; tens of gigabytes from a cold disk take minutes
+    stall_seconds: Seconds = 900.0  # a busy worker that finishes no batch for this time is considered dead
+    # Speculative execution: a shard that takes this multiple of the run's median is started again on an idle worker,
+    # and the first commit wins; never before straggler_seconds. null: never.
     straggler_factor: float | None = Field(3.0, gt=1, le=1e9)
     straggler_seconds: float = Field(30.0, ge=0, le=1e9)
 
@@ -58,24 +58,24 @@ class ResourcesSpec(Section):
     def _one_gpu(cls, value: float) -> float:
         if value > 1:
             raise ValueError(
-                f"must be at most 1, found {value:g}: a worker runs one model on one GPU, so ask for more workers"
+                f"must be at most 1, found {value:g}: a worker runs one model on one GPU, so use more workers"
             )
         return value
 
 
 class BudgetSpec(Section):
-    """What one run may take: it stops at the border of a shard, and running again goes on from there.
+    """Limits of one run. It stops after the current shards, and a new run resumes there.
 
-    A row that is made again in a later round counts again. GPU-hours are those that workers hold GPUs, busy or not.
+    A row that is regenerated in a later round counts again. GPU-hours count while workers hold GPUs, busy or idle.
     """
 
-    max_rows: int | None = Field(None, ge=1, le=10**15)  # in whole shards: the one that reaches it is finished
+    max_rows: int | None = Field(None, ge=1, le=10**15)  # the shard that reaches the limit is finished
     max_gpu_hours: float | None = Field(None, gt=0, le=1e12)
     max_cost: float | None = Field(None, gt=0, le=1e12)  # by `price`
 
 
 class PriceSpec(Section):
-    """What an hour costs, for `budget.max_cost` and for what is told of a run: of a GPU, and of a CPU where none is."""
+    """Price per hour of a GPU, or of a CPU without GPUs, for `budget.max_cost` and the report of a run."""
 
     gpu_hour: Amount = 0.0
     cpu_hour: Amount = 0.0
@@ -83,10 +83,11 @@ class PriceSpec(Section):
 
 
 class NotifySpec(Section):
-    """Who is told of a new version: an http address that gets a signed JSON text (pipelines/run/notify.py).
+    """Notification of a new version: signed JSON to an http address (pipelines/run/notify.py).
 
-    `webhook` is the address; `webhook_variable` names a variable of the environment that holds it. An address may be a
-    secret, as those of chat services are: so this section is written nowhere (`Spec.notify` is left out of each dump).
+    `webhook` is the address; `webhook_variable` is the name of an environment variable with the address. The address
+    may be a secret, as those of chat services are, so this section is never written (`Spec.notify` is excluded from
+    dumps).
     """
 
     webhook: str | None = Field(None, repr=False, max_length=10_000)
@@ -107,11 +108,11 @@ class NotifySpec(Section):
 
 
 def check_webhook(address: str) -> None:
-    """Refuse what is no http address, without repeating it. Raises ValueError."""
+    """Raise ValueError if the text is not an http address, without repeating it."""
     try:
         is_one = re.fullmatch(r"https?://[!-~]+", address) is not None and bool(urlsplit(address).hostname)
         is_one = is_one and urlsplit(address).port != 0
-    except ValueError:  # of a port that is none
+    except ValueError:  # an invalid port
         is_one = False
     if not is_one:
         raise ValueError("must be an http:// or https:// address of ASCII characters without spaces")

@@ -1,54 +1,24 @@
-"""The sections of a job spec: model, input, output, quality, retries, resources, budget, ... spec.py joins them."""
+"""The sections of a job spec that affect the samples: model, input, output, quality."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from jointdit.loading.quantization import Backend, Component, Quantization
 from pipelines.quality import MODEL_FILTERS, SCORES, KeepBest
-from pipelines.spec.base import FLOAT32_MAX, Fraction, Metres, Name, Pixels, Ratio, Section, Text
-from pipelines.spec.running import BudgetSpec, NotifySpec, PriceSpec, ResourcesSpec, RetriesSpec
-from pipelines.spec.weights_address import parse_address, spelled
+from pipelines.quality.filter import Fraction
+from pipelines.spec.base import FLOAT32_MAX, Metres, Name, Pixels, Ratio, Section, Text
+from pipelines.spec.weights_address import absolute_folder, parse_address, spelled
 from pipelines.store.addresses import normalise
-
-__all__ = [
-    "BudgetSpec",
-    "CalibrateSpec",
-    "Columns",
-    "DepthMaps",
-    "InputSpec",
-    "ModelSpec",
-    "NotifySpec",
-    "OutliersSpec",
-    "OutputSpec",
-    "PointsSpec",
-    "PriceSpec",
-    "QualitySpec",
-    "QuantizationSpec",
-    "ResourcesSpec",
-    "RetriesSpec",
-    "Section",
-    "absolute_folder",
-]
-
-
-def absolute_folder(value: str | None) -> str | None:
-    """Make a path that exists absolute, because Ray workers run in other folders; a hub name stays as it is."""
-    if value is None or value == "tiny":
-        return value
-    path = os.path.expanduser(value)
-    looks_like_a_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.endswith(".safetensors")
-    return str(Path(path).absolute()) if looks_like_a_path or os.path.exists(path) else value
 
 
 class QuantizationSpec(Section):
-    """Quantised weights, by the names of diffusers' PipelineQuantizationConfig (jointdit/loading/quantization.py).
+    """Quantisation, by the names of diffusers' PipelineQuantizationConfig (jointdit/loading/quantization.py).
 
-    `quant_kwargs` of torchao: {quant_type: Int8WeightOnlyConfig}; of bitsandbytes_4bit: {bnb_4bit_quant_type: nf4}.
+    Examples of `quant_kwargs`: {quant_type: Int8WeightOnlyConfig} for torchao, {bnb_4bit_quant_type: nf4} for
+    bitsandbytes_4bit.
     """
 
     quant_backend: Backend
@@ -57,23 +27,23 @@ class QuantizationSpec(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        self.wanted()
+        self.settings()
         return self
 
-    def wanted(self) -> Quantization:
-        """As the model takes it. Raises ModelError for settings that the backend does not have."""
+    def settings(self) -> Quantization:
+        """Return the model's settings. Raises ModelError for settings that the backend does not have."""
         return Quantization(self.quant_backend, self.quant_kwargs, self.components_to_quantize)
 
 
 class ModelSpec(Section):
-    """Which weights, and how they are sampled.
+    """The weights, and the settings of sampling.
 
-    `name` is "tiny" or a checkpoint; `base` and `adapter` instead of it load FLUX and a published adapter, and
-    `components` says whose VAE, text encoders and tokenizers, where the base brings none. Each is a folder, a file, a
-    hub name, or lies in an object store (pipelines/spec/weights_address.py). Height and width are the generated size in
-    pixels (tasks depth and depth-to-image: the size images are brought to); left out, the checkpoint's own.
-    `rgb_refresh`: the half that is the task's input (the image of depth, the map of depth-to-image) is computed in
-    every so many steps; 1 is exact. `compile`: blocks by torch.compile.
+    `name` is "tiny" or a JointDiT checkpoint. Instead of it, `base` and `adapter` load FLUX and a published adapter;
+    `components` then provides VAE, text encoders and tokenizers if the base has none. Each is a folder, a file, a hub
+    name, or an address in an object store (pipelines/spec/weights_address.py). `height` and `width` are the generated
+    size in pixels, default the checkpoint's; tasks depth and depth-to-image resize their input to it.
+    `condition_refresh` computes the input's half of the network (the image of depth, the map of depth-to-image) in
+    every n-th step; 1 is exact. `compile` compiles the blocks with torch.compile.
     """
 
     name: str | None = None
@@ -81,11 +51,11 @@ class ModelSpec(Section):
     adapter: str | None = None
     components: str | None = None
     revision: str | None = Field(None, min_length=1)  # of name or base on the hub; the same as name@revision
-    license: str | None = Field(None, min_length=1, max_length=200)  # of the weights, where nothing else tells it
+    license: str | None = Field(None, min_length=1, max_length=200)  # of the weights, if their source does not state it
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     steps: int = Field(20, ge=1, le=1000)
-    guidance: float | None = Field(None, ge=0, le=1000)  # left out: 3.5, for task depth the checkpoint's own
-    rgb_refresh: int = Field(1, ge=1, le=1000)
+    guidance: float | None = Field(None, ge=0, le=1000)  # default 3.5, for task depth the checkpoint's
+    condition_refresh: int = Field(1, ge=1, le=1000)
     compile: bool = False
     height: Pixels | None = None
     width: Pixels | None = None
@@ -93,8 +63,8 @@ class ModelSpec(Section):
     batch_size: int = Field(8, ge=1, le=1024)
     quantization: QuantizationSpec | None = None
     offload: Literal["model", "group", "sequential"] | None = None  # to the host's memory (jointdit/loading/offload.py)
-    vae_tiling: bool = False  # images larger than the VAE's own size in overlapping tiles
-    vae_slicing: bool = False  # the VAE takes a batch one by one
+    vae_tiling: bool = False  # process images larger than the VAE's size in overlapping tiles
+    vae_slicing: bool = False  # process a batch one image at a time in the VAE
 
     @model_validator(mode="before")
     @classmethod
@@ -107,7 +77,7 @@ class ModelSpec(Section):
         if data.get("name") == "tiny":
             data.setdefault(
                 "dtype", "float32"
-            )  # it is small, and CPUs without bf16 units are several times slower in bf16
+            )  # it is small, and CPUs without hardware bfloat16 are several times slower in bfloat16
         return data
 
     @model_validator(mode="after")
@@ -125,7 +95,7 @@ class ModelSpec(Section):
     @model_validator(mode="after")
     def _quantised_stay_whole(self) -> Self:
         if self.compile and self.offload is not None:
-            raise ValueError("compile: true is for weights that stay on the device: leave out offload, or compile")
+            raise ValueError("compile: true needs weights that stay on the device: remove offload, or compile")
         if self.quantization is not None and self.offload == "sequential":
             raise ValueError(
                 "offload: sequential cannot move quantised weights: use model or group, or no quantization"
@@ -141,21 +111,21 @@ class ModelSpec(Section):
         source = "name" if self.name is not None else "base"
         address = parse_address(self.name or self.base or "")
         if self.components is not None and self.base is None:
-            raise ValueError("components belong to base, and name is a whole checkpoint: remove one of them")
+            raise ValueError("components needs base, and name is a complete checkpoint: remove one of them")
         if address.is_file and (self.base is None or self.components is None):
             raise ValueError(
-                f"{source} is a single file, which holds the transformer alone: give base, adapter and components, "
-                "a FLUX pipeline whose VAE, text encoders and tokenizers are used"
+                f"{source} is a single file, which holds only the transformer: give base, adapter and components, a "
+                "FLUX pipeline with VAE, text encoders and tokenizers"
             )
         if self.revision is not None and (address.kind != "hub" or address.revision not in (None, self.revision)):
-            raise ValueError(f"revision pins a {source} on the hub, once, and {source} is {self.name or self.base}")
+            raise ValueError(f"revision is for a {source} on the hub without one, found {self.name or self.base}")
         return self
 
     _paths = field_validator("name", "base", "adapter", "components")(spelled)
 
 
 class Columns(Section):
-    """What the columns are called in the input. Without an `id` column rows are named by file and row number."""
+    """Names of the columns in the input. Without an `id` column, ids are file and row number."""
 
     id: Name = "id"
     prompt: Name = "prompt"
@@ -164,22 +134,22 @@ class Columns(Section):
 
 
 class DepthMaps(Section):
-    """What the numbers in the depth maps are. It has no default: a wrong guess inverts the world in silence."""
+    """The content of the depth maps. It has no default, because a wrong kind would invert the depth unnoticed."""
 
     kind: Literal["metric", "disparity"]
     scale: float = Field(1.0, ge=1e-12, le=1e12)  # stored value x scale = metres (metric) or disparity
     invalid: float | None = Field(
         0.0, ge=-FLOAT32_MAX, le=FLOAT32_MAX
-    )  # this stored value marks a hole; null: every value is a measurement
+    )  # this stored value marks a hole; null: there are no holes
 
 
 class InputSpec(Section):
-    """Where the rows come from: a file, a folder, a glob, or a list of them, local or s3://."""
+    """The input: a file, a folder, a glob, or a list of them, local or s3://."""
 
     uri: tuple[str, ...]
     columns: Columns = Columns()
     samples_per_row: int = Field(1, ge=1, le=1000)
-    prompt: Text | None = None  # for rows that bring none
+    prompt: Text | None = None  # for rows without a prompt
     depth: DepthMaps | None = None
 
     @field_validator("uri", mode="before")
@@ -194,16 +164,16 @@ class InputSpec(Section):
 
 
 class OutliersSpec(Section):
-    """Points whose mean distance to their nearest `neighbours` lies `ratio` standard deviations above the mean go."""
+    """Remove points whose mean distance to their nearest `neighbours` is `ratio` standard deviations above the mean."""
 
     neighbours: int = Field(20, ge=2, le=1000)
     ratio: Ratio = 3.0
 
 
 class CalibrateSpec(Section):
-    """A metric depth model of transformers, folder or hub name, that gives each sample its range in metres.
+    """A metric depth model of transformers, folder or hub name, that determines the range in metres of each sample.
 
-    `revision` pins the commit, tag or branch of a hub name.
+    `revision` is the commit, tag or branch of a hub name.
     """
 
     model: str = Field(min_length=1)
@@ -213,10 +183,10 @@ class CalibrateSpec(Section):
 
 
 class PointsSpec(Section):
-    """Point clouds: z = 1 / (A + B d) from z_near to z_far (metres), a pinhole camera with this vertical field of view.
+    """Point clouds: z = 1 / (A + B d) from z_near to z_far (metres), with a pinhole camera.
 
-    Range and field of view (degrees) that are not given are assumptions and are recorded as such; `calibrate` fits the
-    range to a metric depth model's map of each image instead.
+    `fov_degrees` is the vertical field of view. A range or field of view that is not given is recorded as assumed.
+    `calibrate` fits the range of each image to the map of a metric depth model instead.
     """
 
     format: Literal["ply", "parquet", "both", "none"] = "none"
@@ -224,10 +194,10 @@ class PointsSpec(Section):
     z_far: Metres = 10.0
     fov_degrees: float = Field(55.0, gt=1, lt=179)
     calibrate: CalibrateSpec | None = None
-    edge_threshold: Ratio = 0.05  # relative jump of depth in a 3x3 window; points beyond it are dropped
+    edge_threshold: Ratio = 0.05  # relative jump of depth in a 3x3 window; points with a larger one are dropped
     normals: bool = False
     confidence: bool = False
-    voxel: Metres | None = None  # metres: one point a cube of this side
+    voxel: Metres | None = None  # metres; keep one point per cube of this side
     outliers: OutliersSpec | None = None
 
     @model_validator(mode="after")
@@ -235,12 +205,12 @@ class PointsSpec(Section):
         if self.z_near >= self.z_far:
             raise ValueError(f"z_near must be smaller than z_far, found {self.z_near:g} and {self.z_far:g}")
         if self.calibrate is not None and self.model_fields_set & {"z_near", "z_far"}:
-            raise ValueError("calibrate finds the depth range: remove z_near and z_far, or calibrate")
+            raise ValueError("calibrate determines the depth range: remove z_near and z_far, or calibrate")
         return self
 
     @property
     def as_files(self) -> bool:
-        """Whether there is a PLY file a sample."""
+        """Whether each sample has a PLY file."""
         return self.format in ("ply", "both")
 
     @property
@@ -250,17 +220,17 @@ class PointsSpec(Section):
 
 
 class OutputSpec(Section):
-    """Where the dataset goes and how it is cut and encoded."""
+    """The output folder, and the format of the dataset."""
 
     uri: str
     shard_rows: int = Field(256, ge=1, le=100_000)
     image_format: Literal["png", "jpeg", "webp"] = "png"
-    # So many published versions stay, the latest ones; null: all. A publisher may be at the last but one: two at least.
+    # Number of published versions to keep; null: all. At least two, because a publisher may read the previous one.
     retain_versions: int | None = Field(None, ge=2, le=1_000_000)
-    rgb: Literal["copy", "reference"] = "copy"  # task depth: whether the corpus is copied beside its labels
+    rgb: Literal["copy", "reference"] = "copy"  # task depth: copy the input images into the dataset, or refer to them
     points: PointsSpec = PointsSpec()
-    license: str = Field("other", pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$")  # of the dataset card, as the hub names it
-    gallery_rows: int = Field(2000, ge=1, le=20_000)  # of a larger dataset it shows so many, spread over all files
+    license: str = Field("other", pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$")  # of the dataset, by the hub's names
+    gallery_rows: int = Field(2000, ge=1, le=20_000)  # samples in the gallery, spread over all files
 
     @field_validator("uri")
     @classmethod
@@ -274,17 +244,17 @@ class OutputSpec(Section):
 
 
 class QualitySpec(Section):
-    """Filters of pipelines/quality by `kind`, rounds of new seeds for what they reject, and when to stop.
+    """Filters of pipelines/quality by `kind`, rounds of regeneration for rejected samples, and the quarantine limit.
 
-    `scores`: kinds whose scores cost a model and are to be measured without rejecting anything, as names or settings;
-    the one that `keep_best` goes by is among them.
+    `scores`: filters whose scores need a model and are measured without rejecting samples, as names or settings. The
+    score of `keep_best` is added to them.
     """
 
     filters: tuple[dict[str, Any], ...] = ()
     scores: tuple[dict[str, Any], ...] = ()
     keep_best: KeepBest | None = None
-    calibration: str | None = None  # of `jointdit calibrate`, for thresholds that are quantiles (quantiles.py)
-    calibrated: tuple[dict[str, Any], ...] = ()  # what they came to; written when the spec is read
+    calibration: str | None = None  # folder of `jointdit calibrate`, for thresholds as quantiles (quantiles.py)
+    calibrated: tuple[dict[str, Any], ...] = ()  # the resolved quantiles; set when the spec is read
     regenerate: int = Field(0, ge=0, le=100)
     max_quarantined_fraction: Fraction = 0.05
 

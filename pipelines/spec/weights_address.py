@@ -1,11 +1,11 @@
-"""What a name of weights in a spec means.
+"""Parse names of weights in a spec.
 
 tiny                                     the checkpoint in this package
 /weights/FLUX.1-dev                      a folder
 /weights/flux1-dev.safetensors           a single file
 black-forest-labs/FLUX.1-dev@0ef5fff     a repository of the hub, at a commit, tag or branch
 hf://owner/name@revision/file.safetensors    a single file in one, as the hub's own file system spells it
-s3://bucket/weights/FLUX.1-dev           a folder, or a single file, in an object store (also gs://, abfs://)
+s3://bucket/weights/FLUX.1-dev           a folder or a single file in an object store (also gs://, abfs://)
 """
 
 from __future__ import annotations
@@ -25,45 +25,54 @@ Kind = Literal["local", "hub", "store"]
 
 @dataclass(frozen=True)
 class WeightsAddress:
-    """An address taken apart."""
+    """The parts of a name of weights."""
 
     kind: Kind
     location: str  # an absolute path, owner/name, or scheme://bucket/key
-    revision: str | None = None  # of the hub
-    file: str | None = None  # in a repository of the hub
+    revision: str | None = None  # of a repository on the hub
+    file: str | None = None  # in a repository on the hub
 
     @property
     def is_file(self) -> bool:
-        """Whether it names one file, and no folder."""
+        """Whether it is a single file, not a folder."""
         return (self.file or self.location).endswith(SINGLE_FILE)
 
 
 def parse_address(value: str) -> WeightsAddress:
-    """Take a name of weights apart.
+    """Parse a name of weights.
 
     Raises:
-        ValueError: a kind of address that is not known, or a hub name that is none.
+        ValueError: the kind of address is unknown, or the hub name is invalid.
     """
     scheme, separator, rest = value.partition("://")
     if separator and scheme == "hf":
         return _hub_address(value, rest)
     if separator and SCHEMES.get(scheme) != "file":
         if scheme not in SCHEMES:
-            raise ValueError(f"{scheme}:// is no place for weights: give a path, a hub name, s3://, gs:// or abfs://")
+            raise ValueError(f"{scheme}:// is not supported: give a path, a hub name, s3://, gs:// or abfs://")
         return WeightsAddress("store", normalise(value))
     if separator:
         return WeightsAddress("local", normalise(value))
+    path = absolute_folder(value)
+    return (
+        WeightsAddress("local", path)
+        if value == "tiny" or path != value or os.path.isabs(value)
+        else _hub_address(value, value)
+    )
+
+
+def absolute_folder(value: str) -> str:
+    """Return a path as an absolute one, because Ray workers run in other folders; return "tiny" and hub names as given.
+
+    A value is a path if it starts with "/", "." or "~", has more than one "/", ends with .safetensors, or exists.
+    """
     path = os.path.expanduser(value)
-    looks_like_a_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.endswith(SINGLE_FILE)
-    if value == "tiny":
-        return WeightsAddress("local", value)
-    if looks_like_a_path or os.path.exists(path):
-        return WeightsAddress("local", str(Path(path).absolute()))  # Ray's workers run in other folders
-    return _hub_address(value, value)
+    is_path = value.startswith(("/", ".", "~")) or value.count("/") > 1 or path.endswith(SINGLE_FILE)
+    return str(Path(path).absolute()) if value != "tiny" and (is_path or os.path.exists(path)) else value
 
 
 def spelled(value: str | None) -> str | None:
-    """The one spelling of a name of weights, for the spec. Raises ValueError as `parse_address` does."""
+    """Return the canonical form of a name of weights. Raises ValueError as `parse_address`."""
     if value is None:
         return None
     address = parse_address(value)
@@ -81,8 +90,8 @@ def _hub_address(value: str, name: str) -> WeightsAddress:
         raise ValueError(f"{value!r} has no revision after the @: give a commit, tag or branch, or remove the @")
     if not HUB_NAME.fullmatch(repository):
         raise ValueError(
-            f"{value!r} is no path and no name of the hub, which is like owner/name or owner/name@revision"
+            f"{value!r} is neither a path nor a hub name such as owner/name or owner/name@revision: correct it"
         )
     if file and not file.endswith(SINGLE_FILE):
-        raise ValueError(f"{value!r} names a file that is no {SINGLE_FILE}: weights load from safetensors only")
+        raise ValueError(f"{value!r} is not a {SINGLE_FILE} file: weights load from safetensors only")
     return WeightsAddress("hub", repository, revision or None, file or None)

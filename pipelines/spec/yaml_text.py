@@ -1,11 +1,11 @@
-"""YAML 1.1 for specs, read with PyYAML's parser, within limits, and without surprises.
+"""YAML 1.1 for specs: PyYAML's parser with limits and strict rules.
 
-limits        size of the text, nesting, number of values after aliases are followed: no text takes more than a second
-aliases, <<   work; an alias inside of the value that it names is an error
-numbers       also 1e10, 1E10, 1e-3, 1e+10, which PyYAML takes for text; a whole number with an exponent is an int
-as text       010 and 1:30, which are 8 and 90 in YAML 1.1 and 10 and text in YAML 1.2; dates
+limits        size of the text, nesting, number of values with aliases resolved; parsing takes at most about a second
+aliases, <<   supported; an alias inside the value that it names is an error
+numbers       also 1e10, 1E10, 1e-3, 1e+10, which PyYAML reads as text; a whole number with an exponent is an int
+as text       010 and 1:30, which are 8 and 90 in YAML 1.1, and 10 and text in YAML 1.2; dates
 tags          only those of plain values: !!str, !!int, !!float, !!bool, !!null, !!seq, !!map
-keys          text; a key given twice is an error
+keys          text; a duplicate key is an error
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from yaml.scanner import Scanner
 
 LONGEST_TEXT = 512 * 1024  # characters, or bytes of a file
 DEEPEST = 40  # levels of lists and mappings
-MOST_VALUES = 20_000  # a spec that names so many files names a folder or a glob instead
+MOST_VALUES = 20_000  # a spec with more input files should use a folder or a glob
 MOST_DIRECTIVES = 10  # %YAML, %TAG
 LONGEST_PROBLEM = 200  # characters
 LARGEST_INT = 2**63 - 1
-EXACT = 2**53  # up to here every whole number is a float
+EXACT = 2**53  # up to here a float represents all integers
 
 TAG = "tag:yaml.org,2002:"
 MERGE = f"{TAG}merge"
@@ -41,9 +41,9 @@ NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 
 
 class YamlProblem(Exception):
-    """A text that is not YAML, or not of the kind that a spec is written in.
+    """The text is not YAML, or not in the subset for specs.
 
-    `may_quote`: the problem is told in the parser's words, which may repeat a part of the text.
+    `may_quote`: the problem is a message of the parser, which may contain parts of the text.
     """
 
     def __init__(self, problem: str, mark: Mark | None = None, may_quote: bool = False) -> None:
@@ -54,7 +54,7 @@ class YamlProblem(Exception):
 
 
 class _Tree(Reader, Scanner, Parser, Composer, BaseResolver):
-    """PyYAML's parser up to its tree of nodes, with limits on depth and number."""
+    """PyYAML's parser up to the tree of nodes, with limits on depth and number."""
 
     def __init__(self, text: str) -> None:
         Reader.__init__(self, text)
@@ -95,7 +95,7 @@ for _kind, _pattern, _first in (
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of one YAML document; None for an empty one. Raises YamlProblem."""
+    """Parse one YAML document; returns None for an empty one. Raises YamlProblem."""
     if len(text) > LONGEST_TEXT:
         raise YamlProblem(f"it is longer than {LONGEST_TEXT // 1024} KiB")
     try:
@@ -121,7 +121,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def parse_number(text: str) -> int | float | None:
-    """A number as a spec spells it; None where the text is none."""
+    """Parse a number; returns None for other text."""
     if INT.match(text):
         digits = text.replace("_", "").lower()
         return int(digits, 0) if len(digits) < 80 else LARGEST_INT + 1
@@ -133,7 +133,7 @@ def parse_number(text: str) -> int | float | None:
 
 
 class _Values:
-    """Nodes to values. Aliases are followed, so a node that has several names is counted, and made, as often."""
+    """Converts nodes to values. Aliases are resolved, so a node with several references is converted each time."""
 
     def __init__(self) -> None:
         self._made = 0
@@ -180,7 +180,7 @@ class _Values:
         return {**merged, **given}
 
     def _merged(self, node: Node) -> dict[str, Any]:
-        """What `<<` brings: a mapping, or several, of which earlier ones win."""
+        """Return the mapping that `<<` merges; of several mappings earlier ones take precedence."""
         found = self.of(node)
         mappings = found if isinstance(found, list) else [found]
         if not all(isinstance(each, dict) for each in mappings):
@@ -211,7 +211,7 @@ def _scalar(node: ScalarNode) -> Any:
 
 
 def _check_tag(node: Node, expected: str) -> None:
-    """Refuse a tag that the value has not, or that a spec has no use for."""
+    """Raise YamlProblem for a tag that does not fit the value or is not supported in a spec."""
     if node.tag == f"{TAG}{expected}":
         return
     kind = node.tag.removeprefix(TAG)

@@ -179,7 +179,7 @@ class GenerationWorker:
             "seeds": [sample.seed for sample in batch],
             "num_inference_steps": spec.model.steps,
             "guidance_scale": spec.model.guidance,
-            "rgb_refresh": spec.model.rgb_refresh,
+            "condition_refresh": spec.model.condition_refresh,
         }
         if spec.task != "depth":
             arguments["prompt"] = [sample.row.prompt for sample in batch]

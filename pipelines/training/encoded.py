@@ -1,8 +1,7 @@
-"""Pairs that task `encode` has made: latents and text embeddings, read and not computed."""
+"""Pairs from outputs of task `encode`: stored latents and text embeddings."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -20,16 +19,20 @@ from pipelines.spec.job import InputSpec
 from pipelines.stages.readers import list_files
 from pipelines.stages.readers.opening import open_input
 from pipelines.stages.sinks.latents import ARRAYS
+from pipelines.training.tables import CachedBlocks
 
-CACHED_ROWS = 1024
 COLUMNS = ["id", "height", "width", "tokens", "text_tokens", *ARRAYS]
 
 
 class LatentPairs:
-    """Encoded pairs by row number over all files of `data.uri`."""
+    """Encoded pairs, numbered over the rows of all files of `data.uri`."""
 
     def __init__(self, spec_input: InputSpec, model: str) -> None:
-        """model: whose adapter is trained. Raises InputError for other tables, and for those of other encoders."""
+        """Read the layout of the files. model: the trained model.
+
+        Raises:
+            InputError: a file is not an output of task encode, or was encoded by other encoders than the model's.
+        """
         self.groups: list[tuple[SourceFile, int, int]] = []  # file, row group, its rows
         for file in list_files(spec_input, "encode"):
             with open_input(file.uri, random_access=True) as stream:
@@ -40,7 +43,7 @@ class LatentPairs:
                 lacking = [name for name in (*COLUMNS, "encoders") if name not in parquet.schema_arrow.names]
                 if lacking:
                     raise InputError(
-                        f"data: {file.uri} has no column {lacking[0]!r}: give an output of task encode, or choose "
+                        f"data: {file.uri} has no column {lacking[0]!r}: give an output of task encode, or use "
                         "kind: dataset or kind: table."
                     )
                 sizes = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
@@ -49,17 +52,16 @@ class LatentPairs:
             if made_by - {encoders_hash(model)}:
                 raise InputError(
                     f"data: {file.uri} was encoded by another VAE or other text encoders than those of {model}: encode "
-                    "with the model that is trained."
+                    "with the model that you train."
                 )
-        self.first = np.concatenate([[0], np.cumsum(self.blocks())]).astype(np.int64)
-        self._cache: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        self._rows = CachedBlocks(self.blocks(), self._read_block)
 
     def blocks(self) -> Sequence[int]:
-        """Rows of each row group."""
+        """Return the number of rows of each row group."""
         return [rows for _, _, rows in self.groups]
 
     def sizes(self) -> Sequence[Bucket]:
-        """What was encoded, pixels."""
+        """Return (height, width) in pixels of the encoded images."""
         return self._sizes
 
     @cached_property
@@ -72,16 +74,15 @@ class LatentPairs:
         return found
 
     def read(self, numbers: Sequence[int], bucket: Bucket) -> Sequence[EncodedPair]:
-        """Rows as tensors. Raises InputError for a pair of another size than the bucket."""
+        """Read rows as tensors. Raises InputError for a pair of another size than the bucket."""
         return [self._pair(number, bucket) for number in numbers]
 
     def _pair(self, number: int, bucket: Bucket) -> EncodedPair:
-        block = int(np.searchsorted(self.first, number, side="right")) - 1
-        row = self._rows(block)[number - int(self.first[block])]
+        row, _ = self._rows.row(number)
         if (row["height"], row["width"]) != tuple(bucket):
             raise InputError(
-                f"data: pair {row['id']} was encoded at height {row['height']}, width {row['width']}, which is none of "
-                "training.buckets: name the sizes that were encoded."
+                f"data: pair {row['id']} was encoded at height {row['height']}, width {row['width']}, which is not one "
+                "of training.buckets: add it."
             )
         lengths = (row["tokens"], row["tokens"], row["text_tokens"], 1)
         arrays = [
@@ -90,13 +91,8 @@ class LatentPairs:
         ]
         return EncodedPair(arrays[0], arrays[1], arrays[2], arrays[3][0], row["height"], row["width"])
 
-    def _rows(self, block: int) -> list[dict[str, Any]]:
-        if block not in self._cache:
-            file, group, _ = self.groups[block]
-            with open_input(file.uri, random_access=True) as stream:
-                rows = pq.ParquetFile(stream).read_row_group(group, columns=COLUMNS).to_pylist()
-            while self._cache and sum(map(len, self._cache.values())) + len(rows) > CACHED_ROWS:
-                self._cache.popitem(last=False)
-            self._cache[block] = rows
-        self._cache.move_to_end(block)
-        return self._cache[block]
+    def _read_block(self, block: int) -> list[dict[str, Any]]:
+        file, group, _ = self.groups[block]
+        with open_input(file.uri, random_access=True) as stream:
+            rows: list[dict[str, Any]] = pq.ParquetFile(stream).read_row_group(group, columns=COLUMNS).to_pylist()
+        return rows

@@ -1,9 +1,9 @@
-"""Training on Ray Train: the driver checks everything, starts the workers, and starts them again when one is lost.
+"""Training on Ray Train: check the spec, start the workers, restart them after a loss.
 
     run_training(job) -> check -> TorchTrainer(train_worker) -> adapter.safetensors and pipeline/ in job.output
 
-The state of a run is its checkpoint in the output folder, written by jointdit/training. Ray keeps nothing: a worker
-that dies ends the attempt, and the next one goes on from the checkpoint.
+The state of a run is its checkpoint in the output folder, written by jointdit/training. Ray stores no state: the death
+of a worker ends the attempt, and the next attempt resumes from the checkpoint.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ FOLLOW_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Trained:
-    """What a finished training left."""
+    """The files of a finished training."""
 
     adapter: Path  # in the published layout
-    pipeline: Path | None  # a whole checkpoint folder
+    pipeline: Path | None  # a checkpoint folder
 
 
 def run_training(job: AdapterJob, report: Callable[[str], None] = print) -> Trained:
-    """Train to the end, or go on with a training that was interrupted.
+    """Start or resume a training, and run it to the end.
 
     Raises:
-        PermanentError and its kinds: one sentence; the last checkpoint stays. TransientError: workers kept dying.
+        PermanentError: a retry would fail too; the last checkpoint is kept.
+        TransientError: workers were lost too often.
     """
     facts = check(job)
     folder = Path(job.output)
@@ -63,18 +64,18 @@ def run_training(job: AdapterJob, report: Callable[[str], None] = print) -> Trai
             sentence = " ".join(str(error).split())
             if attempt == job.resources.max_failures:
                 raise TransientError(
-                    f"training stopped {attempt + 1} times, at last by {type(error).__name__}: {sentence[-300:]}; "
-                    "the last checkpoint stays, and running again goes on from it."
+                    f"training stopped {attempt + 1} times, the last time with {type(error).__name__}: "
+                    f"{sentence[-300:]}; run again to resume from the last checkpoint."
                 ) from error
-            report(f"a worker was lost ({type(error).__name__}); going on from the last checkpoint")
+            report(f"a worker was lost ({type(error).__name__}); resuming from the last checkpoint")
     return Trained(folder / "adapter.safetensors", folder / "pipeline" if job.save_pipeline else None)
 
 
 def check(job: AdapterJob) -> dict[str, Any]:
-    """Find what is wrong before Ray starts and before anything is written; returns what the numbers depend on.
+    """Check the job before Ray starts and before anything is written; returns the facts of the run.
 
     Raises:
-        SpecError, ModelError, InputError: one sentence.
+        SpecError, ModelError, InputError: the job cannot be run.
     """
     from jointdit.training.adapter import CHECKPOINT, check_same_run
 
@@ -84,12 +85,12 @@ def check(job: AdapterJob) -> dict[str, Any]:
         check_same_run(checkpoint, {**job.training.decides(job.resources.workers), "seed": job.seed, **facts})
     check_model(job.model)
     source = open_source(job)
-    source.read([0], job.training.buckets[0])  # what is wrong with every pair is wrong with the first
+    source.read([0], job.training.buckets[0])  # finds errors that all pairs have
     return facts
 
 
 def facts_of(job: AdapterJob) -> dict[str, Any]:
-    """What a run's numbers depend on beside the training section, by field; ready for JSON."""
+    """Return the fields outside the training section that determine the result, ready for JSON."""
     weights = ",".join(
         f"{field}:{identify_source(field, value)}"
         for field in ("name", "base", "adapter")
@@ -104,14 +105,14 @@ def facts_of(job: AdapterJob) -> dict[str, Any]:
 
 
 def identify_source(field: str, value: str) -> str:
-    """SHA-256 of a checkpoint's files, or the hub's commit."""
+    """Return the SHA-256 of a checkpoint's files, or the hub's commit."""
     if field == "adapter":
         return identify(ModelSpec(base="tiny", adapter=value)).weights
     return identify(ModelSpec(name=value)).weights
 
 
 def check_model(model: TrainedModel) -> None:
-    """Check a local checkpoint by its files' headers. Raises ModelError for what does not fit."""
+    """Check a checkpoint from the headers of its files. Raises ModelError if it does not fit."""
     if model.name is not None:
         check_weights(ModelSpec(name=model.name))
     elif model.adapter is not None:
@@ -119,7 +120,7 @@ def check_model(model: TrainedModel) -> None:
 
 
 def open_source(job: AdapterJob) -> PairSource:
-    """The pairs. Raises InputError where there are none, or a column is missing."""
+    """Open the source of pairs. Raises InputError if it is empty, or a column is missing."""
     if job.data.kind == "scenes":
         return ScenePairs(job.data.count)
     if job.data.kind == "encoded":
@@ -132,7 +133,7 @@ def open_source(job: AdapterJob) -> PairSource:
 
 
 def check_room(job: AdapterJob) -> None:
-    """Ray waits in silence for resources that a cluster does not have. Raises PermanentError."""
+    """Raise PermanentError if the cluster has too few resources, for which Ray would wait without a message."""
     import ray
 
     have, wanted = ray.cluster_resources(), job.resources
@@ -145,9 +146,9 @@ def check_room(job: AdapterJob) -> None:
 
 
 def _attempt(job: AdapterJob, facts: dict[str, Any]) -> Exception | None:
-    """Run the workers to the end; the error that ended them, ours where it was one of ours."""
+    """Run the workers to the end; returns the error that stopped them, unwrapped if it is a JointDiTError."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Ray warns of settings of its own
+        warnings.simplefilter("ignore", DeprecationWarning)  # Ray warns of its own settings
         from ray.train import RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -174,19 +175,19 @@ def _attempt(job: AdapterJob, facts: dict[str, Any]) -> Exception | None:
 
 
 def error_of_ours(error: BaseException | None) -> JointDiTError | None:
-    """The error of ours that Ray has wrapped."""
+    """Return the JointDiTError that Ray has wrapped, or None."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, JointDiTError):
             return error
-        # Ray Train keeps what a worker raised in `_base_exc`, tasks and actors in `cause`.
+        # Ray Train stores a worker's error in `_base_exc`, tasks and actors in `cause`.
         error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
     return None
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """One worker, from loading the model to saving the adapter; runs in a process of Ray Train."""
+    """Run one worker in a process of Ray Train: load the model, train, save the adapter."""
     import torch
     from ray import train
     from ray.train.torch import get_device
@@ -219,9 +220,9 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def load_for_training(model: TrainedModel, device: Any) -> JointDiTPipeline:
-    """The pipeline whose adapter is trained, on a device and in a type that it computes fast.
+    """Load the pipeline whose adapter is trained, in a dtype that the device computes fast.
 
-    Raises ModelError for what does not fit.
+    Raises ModelError if it does not fit.
     """
     import torch
     from diffusers import FluxTransformer2DModel
@@ -237,7 +238,7 @@ def load_for_training(model: TrainedModel, device: Any) -> JointDiTPipeline:
     elif model.name is not None and model.lora_ranks is None:
         pipe = JointDiTPipeline.from_pretrained(model.name, torch_dtype=dtype)
     else:
-        torch.manual_seed(0)  # a new adapter's A is random; every worker draws the same
+        torch.manual_seed(0)  # a new adapter's A is random and must be equal on all workers
         folder = local_checkpoint(model.base or model.name or "")
         if model.base is not None:
             flux = load_component(FluxTransformer2DModel, folder / "transformer", dtype)
@@ -252,24 +253,24 @@ def load_for_training(model: TrainedModel, device: Any) -> JointDiTPipeline:
 
 
 def base_of(network: Any) -> Any:
-    """A JointDiT network's base as diffusers' FLUX, in memory of its own."""
+    """Copy the base of a JointDiT network to diffusers' FLUX."""
     from diffusers import FluxTransformer2DModel
 
-    from jointdit.model.transformer import ADAPTER_SETTINGS
+    from jointdit.model.transformer import ADAPTER_SETTINGS, is_adapter
 
     config = {name: value for name, value in network.config.items() if name not in ADAPTER_SETTINGS and name[0] != "_"}
     flux = FluxTransformer2DModel(**config).to(network.dtype)
     state = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in network.state_dict().items()
-        if ".lora_" not in name and ".joint_proj." not in name
+        if not is_adapter(name)
     }
     flux.load_state_dict(state)
     return flux.eval()
 
 
 def save_pipeline(pipe: JointDiTPipeline, job: AdapterJob, folder: Path) -> None:
-    """Write a whole checkpoint folder, in the type that the spec says; complete or not there."""
+    """Write a checkpoint folder atomically, in the spec's dtype."""
     import torch
 
     height, width = job.training.buckets[0]
@@ -290,7 +291,7 @@ def save_pipeline(pipe: JointDiTPipeline, job: AdapterJob, folder: Path) -> None
 
 @contextlib.contextmanager
 def following(log: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Report each line that the workers add to their log meanwhile."""
+    """Report the lines that the workers add to their log inside this context."""
     log.touch()
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The spec of `jointdit train` with `recipe: adapter`: model, data, training, resources, one output folder."""
+"""The spec of `jointdit train` with `recipe: adapter`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from jointdit.training.adapter_spec import AdapterTraining
-from pipelines.spec.job import Columns, DepthMaps, InputSpec, Section, absolute_folder
+from pipelines.spec.job import Columns, DepthMaps, InputSpec, Section
+from pipelines.spec.weights_address import absolute_folder
 from pipelines.store.addresses import normalise
 
 
 class TrainedModel(Section):
-    """Whose adapter is trained.
+    """The model whose adapter is trained.
 
-    `name`: a JointDiT checkpoint (tiny, a folder, a hub name), whose adapter goes on learning, or starts anew where
-    lora_ranks are given. `base`: a FLUX pipeline, with a published `adapter` to go on from, or none and a new one.
+    `name`: a JointDiT checkpoint (tiny, a folder, a hub name). Its adapter is trained further, or replaced by a new one
+    if lora_ranks are given. `base`: a FLUX pipeline, with a published `adapter` to train further, or with a new one.
     """
 
     name: str | None = None
@@ -37,24 +38,24 @@ class TrainedModel(Section):
         if self.name is not None and self.adapter is not None:
             raise ValueError("name and adapter do not go together: give base instead of name")
         if self.adapter is not None and self.lora_ranks is not None:
-            raise ValueError("adapter and lora_ranks do not go together: the file of the adapter says its ranks")
+            raise ValueError("adapter and lora_ranks do not go together: the adapter's file determines its ranks")
         return self
 
-    _paths = field_validator("name", "base", "adapter")(absolute_folder)
+    _paths = field_validator("name", "base", "adapter")(lambda value: value and absolute_folder(value))
 
 
 class DataSpec(Section):
-    """Where the pairs come from.
+    """The source of the pairs.
 
-    dataset: an output of this system, its latest version's kept samples. table: image, depth and caption columns.
-    encoded: an output of task `encode`. scenes: rendered on the fly.
+    dataset: the kept samples of the latest version of an output. table: image, depth and caption columns. encoded: an
+    output of task `encode`. scenes: rendered scenes.
     """
 
     kind: Literal["dataset", "table", "encoded", "scenes"]
     uri: tuple[str, ...] = ()
     columns: Columns = Columns()
     depth: DepthMaps | None = None
-    prompt: str | None = None  # for rows that bring none
+    prompt: str | None = None  # for rows without a prompt
     count: int = Field(30_720, ge=1)  # scenes
 
     @field_validator("uri", mode="before")
@@ -71,14 +72,14 @@ class DataSpec(Section):
             raise ValueError(f"kind {self.kind} {'takes no uri' if self.uri else 'needs uri'}")
         if self.kind == "table" and self.depth is None:
             raise ValueError(
-                "kind table needs depth: say what the maps hold, kind: metric or kind: disparity, and their scale"
+                "kind table needs depth: give the content of the maps, kind: metric or kind: disparity, and their scale"
             )
         if self.kind != "table" and self.depth is not None:
-            raise ValueError(f"kind {self.kind} takes no depth: what its maps hold is known")
+            raise ValueError(f"kind {self.kind} takes no depth, because the content of its maps is known: remove it")
         return self
 
     def as_input(self) -> InputSpec:
-        """How the readers are told of it."""
+        """Return the input section for the readers."""
         if self.kind == "dataset":
             columns = Columns(image="rgb")
             return InputSpec(
@@ -88,39 +89,39 @@ class DataSpec(Section):
 
 
 class TrainingResources(Section):
-    """Workers of Ray Train. On a cluster with GPUs each worker has one; else CPUs."""
+    """The workers of Ray Train."""
 
     workers: int = Field(1, ge=1)
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(0.0, ge=0, le=1)  # 0: train on CPU
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    threads: int = Field(0, ge=0)  # torch's on CPU; 0: one for each of its CPUs
-    max_failures: int = Field(3, ge=0)  # workers that may be lost; each time training goes on from the last checkpoint
+    threads: int = Field(0, ge=0)  # torch threads on CPU; 0: one per CPU of the worker
+    max_failures: int = Field(3, ge=0)  # lost workers; each time training resumes from the last checkpoint
 
 
 class AdapterJob(Section):
-    """One training of an adapter."""
+    """The spec of one adapter training."""
 
     recipe: Literal["adapter"]
     seed: int = Field(0, ge=0)
-    output: str  # a folder that all workers see
+    output: str  # a folder that all workers can access
     model: TrainedModel
     data: DataSpec
     training: AdapterTraining
     resources: TrainingResources = TrainingResources()
-    save_pipeline: bool = True  # a whole checkpoint folder at the end, beside the adapter in the published layout
+    save_pipeline: bool = True  # also save a whole checkpoint folder at the end
 
     @field_validator("output")
     @classmethod
     def _local(cls, value: str) -> str:
         if "://" in value:
-            raise ValueError(f"must be a folder that all workers see, found {value}: copy the result there afterwards")
+            raise ValueError(f"must be a folder that all workers can access, found {value}: copy the result afterwards")
         return str(Path(value).expanduser().absolute())
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.resources.strategy == "fsdp" and self.training.optimiser.kind != "adamw":
+        if self.resources.strategy == "fsdp" and self.training.optimizer.kind != "adamw":
             raise ValueError(
-                "resources.strategy fsdp needs training.optimiser.kind adamw: the others need matrices that it cuts up"
+                "resources.strategy fsdp needs training.optimizer.kind adamw: the others need unsharded matrices"
             )
         return self

@@ -1,15 +1,16 @@
-"""Pairs from tables: a dataset that this system published, or any table with image, depth and caption columns.
+"""Pairs from tables: a published dataset, or a table with images, depth and captions.
 
-They are read by the readers of task `encode`. Nothing is skipped: a row that cannot be trained on ends the training
-with its name and what is wrong. (Task `encode` sets such rows aside, and its output trains faster.)
+The readers of task `encode` read them. No row is skipped: a row that cannot be used ends the training with an error
+that names it. (Task `encode` quarantines such rows, and its output trains faster.)
 """
 
 from __future__ import annotations
 
 import io
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,16 +26,38 @@ from pipelines.stages.readers.opening import open_input
 from pipelines.stages.readers.row_addresses import stored_value
 from pipelines.stages.readers.rows import RawRow, build_row, default_id, wanted_columns
 
-BLOCK_ROWS = 64  # of files without row groups
-CACHED_ROWS = 1024  # undecoded, in memory
+BLOCK_ROWS = 64  # in files without row groups
+CACHED_ROWS = 1024  # encoded rows in memory
 TASK = "encode"
+RowT = TypeVar("RowT")
+
+
+class CachedBlocks(Generic[RowT]):
+    """Rows, numbered over blocks that are read whole; the most recently used blocks are cached."""
+
+    def __init__(self, lengths: Sequence[int], read: Callable[[int], list[RowT]]) -> None:
+        """lengths: rows of each block. read: reads a block by its number."""
+        self._first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self._read = read
+        self._cache: OrderedDict[int, list[RowT]] = OrderedDict()
+
+    def row(self, number: int) -> tuple[RowT, int]:
+        """Return a row, and the number of its block."""
+        block = int(np.searchsorted(self._first, number, side="right")) - 1
+        if block not in self._cache:
+            rows = self._read(block)
+            while self._cache and sum(map(len, self._cache.values())) + len(rows) > CACHED_ROWS:
+                self._cache.popitem(last=False)
+            self._cache[block] = rows
+        self._cache.move_to_end(block)
+        return self._cache[block][number - int(self._first[block])], block
 
 
 class TablePairs:
-    """Pairs by row number over all files of `data.uri`."""
+    """Pairs, numbered over the rows of all files of `data.uri`."""
 
     def __init__(self, spec_input: InputSpec) -> None:
-        """Raises InputError where a file or a column is missing."""
+        """Read the layout of the files. Raises InputError if a file or a column is missing."""
         self.input = spec_input
         self.files = list_files(spec_input, TASK)
         check_columns(self.files, spec_input, TASK)
@@ -44,15 +67,14 @@ class TablePairs:
             for rows in _groups(file, count_rows(file, spec_input)):
                 self.layout.append((file, start, start + rows))
                 start += rows
-        self.first = np.concatenate([[0], np.cumsum(self.blocks())]).astype(np.int64)
-        self._cache: OrderedDict[int, list[RawRow]] = OrderedDict()
+        self._rows = CachedBlocks(self.blocks(), self._read_block)
 
     def blocks(self) -> Sequence[int]:
-        """Rows of each row group, or of each 64 lines."""
+        """Return the number of rows of each row group, or of blocks of 64 lines."""
         return [stop - start for _, start, stop in self.layout]
 
     def sizes(self) -> Sequence[Bucket]:
-        """Sizes of all images, from the tables' columns or else the images' headers; read once."""
+        """Return (height, width) in pixels of all images, from their headers; read once."""
         return self._sizes
 
     @cached_property
@@ -72,17 +94,12 @@ class TablePairs:
         return found
 
     def read(self, numbers: Sequence[int], bucket: Bucket) -> Sequence[Pair]:
-        """Decode rows and fit them to the bucket. Raises InputError naming the first one that is bad."""
+        """Decode rows and fit them to the bucket. Raises InputError for the first row that cannot be used."""
         return [self._pair(number, bucket) for number in numbers]
 
-    def check_first(self, bucket: Bucket) -> None:
-        """Read one pair, so that what is wrong with all of them is found before any worker starts."""
-        self.read([0], bucket)
-
     def _pair(self, number: int, bucket: Bucket) -> Pair:
-        block = int(np.searchsorted(self.first, number, side="right")) - 1
-        file = self.layout[block][0]
-        row = build_row(self._rows(block)[number - int(self.first[block])], file, self.input, TASK)
+        raw, block = self._rows.row(number)
+        row = build_row(raw, self.layout[block][0], self.input, TASK)
         if isinstance(row, BadRow):
             raise _cannot_train(row.id, row.error)
         try:
@@ -97,21 +114,16 @@ class TablePairs:
         assert self.input.depth is not None
         return Pair(row.rgb, disparity_from_depth(row.depth, row.depth_valid, self.input.depth.kind), row.prompt)
 
-    def _rows(self, block: int) -> list[RawRow]:
-        if block not in self._cache:
-            file, start, stop = self.layout[block]
-            rows = list(format_of(file).rows(file, start, stop, wanted_columns(self.input, TASK)))
-            if len(rows) != stop - start:
-                raise InputError(f"{file.uri} has fewer rows than when training began: it must stay as it is.")
-            while self._cache and sum(map(len, self._cache.values())) + len(rows) > CACHED_ROWS:
-                self._cache.popitem(last=False)
-            self._cache[block] = rows
-        self._cache.move_to_end(block)
-        return self._cache[block]
+    def _read_block(self, block: int) -> list[RawRow]:
+        file, start, stop = self.layout[block]
+        rows = list(format_of(file).rows(file, start, stop, wanted_columns(self.input, TASK)))
+        if len(rows) != stop - start:
+            raise InputError(f"{file.uri} has fewer rows than at the start of training: restore the file.")
+        return rows
 
 
 def _groups(file: SourceFile, rows: int) -> list[int]:
-    """How the rows of a file are cut into blocks."""
+    """Return the number of rows of each block of a file."""
     if not file.uri.lower().endswith(".parquet"):
         return [min(BLOCK_ROWS, rows - start) for start in range(0, rows, BLOCK_ROWS)]
     with open_input(file.uri, random_access=True) as stream:

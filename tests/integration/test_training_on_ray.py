@@ -34,7 +34,7 @@ training:
   batch_size: 2
   buckets: [[32, 32]]
   precision: float32
-  optimiser: {kind: adamw, learning_rate: 1.0e-3}
+  optimizer: {kind: adamw, learning_rate: 1.0e-3}
   validation: {every: 0}
   checkpoint_every: 3
 save_pipeline: false
@@ -117,7 +117,7 @@ def test_a_worker_killed_with_sigkill_changes_no_digit_of_the_curve(ray_cluster:
         killer.join()
     assert len(victims) == 1
     assert any("a worker was lost" in line for line in lines)
-    assert any("goes on from step 3" in line for line in lines)
+    assert any("resumes at step 3" in line for line in lines)
     assert record.read_bytes() == (tmp_path / "whole" / "loss.jsonl").read_bytes()
     adapters = [load_file(tmp_path / name / "adapter.safetensors") for name in ("whole", "killed")]
     assert all(torch.equal(value, adapters[1][name]) for name, value in adapters[0].items())

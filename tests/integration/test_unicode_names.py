@@ -80,6 +80,6 @@ def test_a_label_is_ascii_and_tells_names_apart() -> None:
 
 @pytest.mark.parametrize("override", ['name="\\udcff"', 'output={uri: "a\\ud800b"}', 'price={"\\udcff": 1}'])
 def test_text_that_is_no_unicode_is_refused_in_one_sentence(override: str, make_spec) -> None:
-    with pytest.raises(SpecError, match="holds a NUL or half of a character: write it as text in UTF-8") as caught:
+    with pytest.raises(SpecError, match="contains a NUL or a surrogate: write it as text in UTF-8") as caught:
         load_spec(make_spec(["a"]).as_given(), [override])
     assert str(caught.value).isascii()

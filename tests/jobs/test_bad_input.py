@@ -156,7 +156,9 @@ BAD: dict[str, Refused | SetAside] = {
     "depth maps where none are read": refused(
         PLAN, "input.depth", "task joint does not read: remove it", input__depth={"kind": "metric"}
     ),
-    "a reference to made images": refused(PLAN, "output.rgb: reference is for task depth", output__rgb="reference"),
+    "a reference to made images": refused(
+        PLAN, "output.rgb: reference is only for task depth", output__rgb="reference"
+    ),
     "output inside input": refused(RUN, "output.uri", "inside input.uri", output__uri="in/out", input__uri="in"),
     "input inside output": refused(PLAN, "input.uri", "inside output.uri", output__uri="in"),
     "no such kind of store": refused(PLAN, "ftp:// is not a store this can use", input__uri="ftp://host/x"),

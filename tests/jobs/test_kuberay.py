@@ -257,7 +257,7 @@ def test_the_dashboard_is_closed_and_the_store_is_the_only_egress() -> None:
         (["--gpus", "0", "--spot-gpus", "0"], "a job needs a GPU to run on"),
         (["--set", "name=7 nights"], "is no name for a RayJob"),
         (["--operator-namespace", "a b"], "--operator-namespace 'a b' is no name of a namespace"),
-        (["--set", "notify.webhook=https://h/x"], "notify.webhook would be readable by all who may look at the job"),
+        (["--set", "notify.webhook=https://h/x"], "notify.webhook would be readable by all users of the cluster"),
     ],
 )
 def test_a_job_that_cannot_run_on_kubernetes_gets_one_sentence(

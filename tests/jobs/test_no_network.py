@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from jobs.cli import main
 
 NAME = "somebody/model"
-REASON = "cannot be asked for it (connection refused)"
+REASON = "cannot be reached (connection refused)"
 COMMANDS = {
     "plan": (["plan", "joint.yaml"], "model.name"),
     "run": (["run", "joint.yaml"], "model.name"),
@@ -80,7 +80,7 @@ def test_one_sentence_names_the_field_and_the_reason(command: str, folder: Path,
     words, field = COMMANDS[command]
     assert main(words) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"Error: {field} {NAME} is no folder here")
+    assert error.startswith(f"Error: {field} {NAME} is not a local folder")
     assert REASON in error
     assert error.count("\n") == 1
     assert not (folder / "out").exists()

@@ -16,7 +16,7 @@ from jointdit.errors import InputError, ModelError
 STEPS = 2
 
 
-def picture(seed: int, height: int = 64, width: int = 48) -> np.ndarray:
+def rgb_image(seed: int, height: int = 64, width: int = 48) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -48,7 +48,7 @@ def test_joint(small_pipeline):
 
 
 def test_depth_returns_the_image_itself(small_pipeline):
-    images = [picture(0), picture(1)]
+    images = [rgb_image(0), rgb_image(1)]
     out = small_pipeline(image=images, task="depth", seeds=[3, 3], num_inference_steps=STEPS)
     assert np.array_equal(out.rgb, np.stack(images))
     assert not np.allclose(out.disparity[0], out.disparity[1], atol=1e-3)
@@ -84,7 +84,7 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(small_pipeline):
 def test_any_size_of_multiples(small_pipeline, height, width):
     out = small_pipeline(None, seeds=[1], height=height, width=width, num_inference_steps=1)
     assert out.rgb.shape == (1, height, width, 3)
-    out = small_pipeline(image=picture(0, height, width), task="depth", seeds=[1], num_inference_steps=1)
+    out = small_pipeline(image=rgb_image(0, height, width), task="depth", seeds=[1], num_inference_steps=1)
     assert out.disparity.shape == (1, height, width)
 
 
@@ -121,13 +121,15 @@ def test_overflow_in_the_network_is_flagged(small_pipeline):
 
 def test_refresh_is_for_given_halves_and_one_is_exact(small_pipeline):
     def run(**options: object) -> np.ndarray:
-        return small_pipeline(image=picture(0), task="depth", seeds=[1], num_inference_steps=3, **options).disparity
+        return small_pipeline(image=rgb_image(0), task="depth", seeds=[1], num_inference_steps=3, **options).disparity
 
-    exact, kept = run(rgb_refresh=1), run(rgb_refresh=3)
+    exact, kept = run(condition_refresh=1), run(condition_refresh=3)
     assert np.array_equal(exact, run())
     assert np.abs(kept - exact).max() > 1e-3
     with pytest.raises(InputError, match="task 'joint' has no clean half"):
-        small_pipeline("a box", seeds=[1], rgb_refresh=2)
+        small_pipeline("a box", seeds=[1], condition_refresh=2)
+    with pytest.raises(InputError, match="rgb_refresh was renamed: give condition_refresh instead"):
+        run(rgb_refresh=2)
 
 
 def test_kept_texts_are_encoded_once(small_pipeline):
@@ -154,8 +156,8 @@ def test_kept_texts_are_encoded_once(small_pipeline):
 
 def test_under_inference_mode(small_pipeline):
     with torch.inference_mode():
-        inside = small_pipeline(image=picture(0), task="depth", seeds=[1], num_inference_steps=1)
-    assert_same(inside, small_pipeline(image=picture(0), task="depth", seeds=[1], num_inference_steps=1))
+        inside = small_pipeline(image=rgb_image(0), task="depth", seeds=[1], num_inference_steps=1)
+    assert_same(inside, small_pipeline(image=rgb_image(0), task="depth", seeds=[1], num_inference_steps=1))
 
 
 def wrong(message: str, **arguments: object) -> object:
@@ -173,14 +175,14 @@ def wrong(message: str, **arguments: object) -> object:
         wrong("num_inference_steps is 0", num_inference_steps=0),
         wrong("task 'depth' needs image, image is missing", task="depth"),
         wrong("task 'depth-to-image' needs disparity, disparity is missing", task="depth-to-image"),
-        wrong("task 'joint' does not take image, image is given", image=picture(0)),
-        wrong("task 'depth' does not take disparity", task="depth", image=picture(0), disparity=ramp()),
-        wrong("image has shape", task="depth", image=[picture(0), picture(0, 32, 32)], seeds=[1, 2]),
-        wrong("image has 2 entries but there are 3 seeds", task="depth", image=[picture(0)] * 2, seeds=[1, 2, 3]),
-        wrong("image is float32 of shape", task="depth", image=picture(0).astype(np.float32)),
+        wrong("task 'joint' does not take image, image is given", image=rgb_image(0)),
+        wrong("task 'depth' does not take disparity", task="depth", image=rgb_image(0), disparity=ramp()),
+        wrong("image has shape", task="depth", image=[rgb_image(0), rgb_image(0, 32, 32)], seeds=[1, 2]),
+        wrong("image has 2 entries but there are 3 seeds", task="depth", image=[rgb_image(0)] * 2, seeds=[1, 2, 3]),
+        wrong("image is float32 of shape", task="depth", image=rgb_image(0).astype(np.float32)),
         wrong("image has shape", task="depth", image=[ramp()]),
-        wrong("height is 60 pixels", task="depth", image=picture(0, 60, 48)),
-        wrong("height x width is 32 x 48 but the input is 64 x 48", task="depth", image=picture(0), height=32),
+        wrong("height is 60 pixels", task="depth", image=rgb_image(0, 60, 48)),
+        wrong("height x width is 32 x 48 but the input is 64 x 48", task="depth", image=rgb_image(0), height=32),
         wrong("disparity ranges from 0 to 10", task="depth-to-image", disparity=ramp() * 10),
     ],
 )
@@ -212,7 +214,7 @@ def test_bfloat16(small_pipeline, tmp_path):
     half = JointDiTPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert half.transformer.dtype == half.text_encoder.dtype == half.text_encoder_2.dtype == torch.bfloat16
     assert half.vae.dtype == torch.float32
-    arguments = {"image": picture(0), "task": "depth", "seeds": [1], "num_inference_steps": 2, "guidance_scale": 1.0}
+    arguments = {"image": rgb_image(0), "task": "depth", "seeds": [1], "num_inference_steps": 2, "guidance_scale": 1.0}
     ours, full = half(**arguments), small_pipeline(**arguments)
     assert ours.finite.all()
     assert np.abs(ours.disparity - full.disparity).mean() < 0.05
@@ -221,7 +223,7 @@ def test_bfloat16(small_pipeline, tmp_path):
 
 def test_depth_is_estimated_with_the_checkpoints_own_guidance(small_pipeline, tmp_path):
     def depth(pipe: JointDiTPipeline, **options: float) -> np.ndarray:
-        return pipe(image=picture(0), task="depth", seeds=[1], num_inference_steps=2, **options).disparity
+        return pipe(image=rgb_image(0), task="depth", seeds=[1], num_inference_steps=2, **options).disparity
 
     def joint(pipe: JointDiTPipeline, **options: float) -> np.ndarray:
         return pipe("a box", seeds=[1], num_inference_steps=2, **options).disparity

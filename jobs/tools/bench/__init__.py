@@ -56,7 +56,10 @@ BENCHES = {
         80,
     ),
     "steps": Bench(
-        "steps", "error and time of depth by steps and rgb_refresh, tiny checkpoint, held-out scenes", "20 steps", 180
+        "steps",
+        "error and time of depth by steps and condition_refresh, tiny checkpoint, held-out scenes",
+        "20 steps",
+        180,
     ),
     "text": Bench("text", "depth with the empty prompt encoded once", "encoding it for every batch", 20),
     "compile": Bench("compiled", "blocks by torch.compile, `model.compile: true`", "the same network without", 60),

@@ -17,7 +17,7 @@ from jobs.tools.bench.frame import Line, Reach, Settings, Side, Spread, Turn, re
 from jobs.tools.bench.local_runs import context_of
 from jointdit.geometry.depth import disparity_from_depth
 from jointdit.scenes import render_scene
-from jointdit.tiny.data import HELD_OUT_SEED
+from jointdit.scenes.sampling import HELD_OUT_SEED
 from pipelines.ledger.entries import PlannedShard
 from pipelines.plan.shards import make_shard
 from pipelines.records import Row, Sample, SampleResult, Span

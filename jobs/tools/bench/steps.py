@@ -1,4 +1,4 @@
-"""Depth by few sampling steps and with a kept image half (`rgb_refresh`), beside 20 steps: error and time.
+"""Depth by few sampling steps and with a kept image half (`condition_refresh`), beside 20 steps: error and time.
 
 The tiny checkpoint on held-out scenes. Batches go through all settings by turns, so each batch gives one ratio of times
 a setting; errors are over all scenes.
@@ -30,10 +30,10 @@ class Sampling(NamedTuple):
     """How depth is sampled."""
 
     steps: int
-    rgb_refresh: int = 1
+    condition_refresh: int = 1
 
     def __str__(self) -> str:
-        refresh = f", rgb_refresh {self.rgb_refresh}" if self.rgb_refresh > 1 else ""
+        refresh = f", condition_refresh {self.condition_refresh}" if self.condition_refresh > 1 else ""
         return f"{self.steps} step{'s' if self.steps > 1 else ''}{refresh}"
 
 
@@ -88,7 +88,7 @@ def _run(
                 task="depth",
                 seeds=seeds,
                 num_inference_steps=each.steps,
-                rgb_refresh=each.rgb_refresh,
+                condition_refresh=each.condition_refresh,
             )
             took = time.perf_counter() - started
             seconds[each].append(took / len(images))
@@ -106,5 +106,5 @@ def _line(sampling: Sampling, seconds: dict[Sampling, list[float]], errors: dict
         Spread.of(seconds[sampling]),
         Spread.of(faster),
         Spread.of(seconds[REFERENCE]),
-        work={"scenes": scenes, "steps": sampling.steps, "rgb_refresh": sampling.rgb_refresh},
+        work={"scenes": scenes, "steps": sampling.steps, "condition_refresh": sampling.condition_refresh},
     )

@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance
 
 from jobs.report import say
 from jointdit.scenes import render_scene
-from jointdit.tiny.data import HELD_OUT_SEED
+from jointdit.scenes.sampling import HELD_OUT_SEED
 from pipelines.quality.near_duplicate import HashIndex, NearDuplicate, perceptual_hash
 
 FIRST_SEED = HELD_OUT_SEED + 2_000_000  # scenes of neither training nor evaluation

@@ -137,14 +137,14 @@ def fit_text_critic(folder: Path, scenes: Sequence[Scene], steps: int, seed: int
 
 def _fit(model: nn.Module, loss: Any, count: int, steps: int, batch: int, rate: float) -> None:
     """AdamW with a warm-up of a tenth and a cosine, over shuffled batches."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     model.train()
     for chosen in _batches(count, steps, batch):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss(chosen).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     model.eval()
 

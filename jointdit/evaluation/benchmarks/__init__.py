@@ -1,11 +1,11 @@
-"""Zero-shot depth benchmarks in their own file layouts, one file each, with the protocol of Marigold's evaluation code.
+"""Zero-shot depth benchmarks in their own file layouts, with Marigold's protocol.
 
-    files.py      a data set's folder or tar archive, its list of files, and how images and maps are decoded
-    benchmark.py  what a benchmark is, and an estimator's scores on one
+    files.py      a data set's folder or tar archive, its list of images, decoding of images and maps
+    benchmark.py  the definition of a benchmark, and an estimator's scores on it
     nyu.py kitti.py eth3d.py scannet.py diode.py rendered.py
 
-Lists are those of Marigold's `data_split` folder: a line an image, "image depth [third column]", paths relative to
-the root. What lies outside mask and range is not compared; a prediction is clipped to the range.
+Lists are those of Marigold's `data_split` folder: one line per image, "image depth [third column]", with paths relative
+to the root. Pixels outside mask and range are not compared; predictions are clipped to the range.
 
 | name | depth file | metres | known where | compared in |
 |---|---|---|---|---|

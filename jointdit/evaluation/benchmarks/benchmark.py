@@ -1,4 +1,4 @@
-"""What a benchmark is, and the scores of an estimator on one: the plain mean over images of the metrics an image."""
+"""The definition of a benchmark, and an estimator's scores on it: means over images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jointdit.evaluation.metrics import depth_metrics
 
 
 class BenchmarkSample(NamedTuple):
-    """name: of the image's file. rgb: uint8 (H, W, 3). depth: metres (H, W). mask: where depth counts (H, W)."""
+    """One image. name: of its file. rgb: uint8 (H, W, 3). depth: metres (H, W). mask: where depth counts (H, W)."""
 
     name: str
     rgb: NDArray[np.uint8]
@@ -30,24 +30,24 @@ class BenchmarkSample(NamedTuple):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set and its protocol. `read` takes the files and one line of the list."""
+    """A data set and its protocol. `read` reads the sample of one line of the list."""
 
     name: str
     title: str
-    images: int | None  # in the full set with depth; None: as many as there are
-    list_file: str  # what Marigold calls the list; looked for in the root where none is given
+    images: int | None  # number of images with depth in the full set; None: not fixed
+    list_file: str  # Marigold's name of the list; read from the root if no list is given
     columns: int
     read: Callable[[DatasetFiles, list[str]], BenchmarkSample]
     min_depth: float  # metres; predictions are clipped to this range
     max_depth: float
-    long_side: int | None = None  # pixels the estimator works at; None: the image's own size
-    alignment_resolution: int | None = None  # pixels a side for the fit; None: all
+    long_side: int | None = None  # working size of the estimator in pixels; None: the image's own size
+    alignment_resolution: int | None = None  # pixels per side for the fit; None: all
     parse_list: Callable[[str, str, int], list[list[str]]] = read_list
 
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """Mean metrics over `images` of `listed` images, seconds an image, and each image's metrics by name."""
+    """Mean metrics over `images` of `listed` images, seconds per image, and the metrics of each image by name."""
 
     benchmark: str
     estimator: str
@@ -60,24 +60,24 @@ class BenchmarkResult:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every listed image was compared."""
+        """Whether all listed images were compared."""
         return self.images == self.listed
 
 
 def read_samples(
     benchmark: Benchmark, root: Path, list_file: Path | None = None, limit: int | None = None
 ) -> tuple[int, Iterator[BenchmarkSample]]:
-    """How many images the list names, and the first `limit` of them, read one at a time.
+    """Return the number of listed images, and an iterator that reads the first `limit` of them.
 
     Args:
         benchmark: one of BENCHMARKS.
         root: folder or tar archive of the data set.
-        list_file: list of images; default the benchmark's own name for it, in the root.
-        limit: images at most; None for all.
+        list_file: list of images; default the benchmark's `list_file` in the root.
+        limit: maximum number of images; None for all.
 
     Raises:
-        InputError: no such root or list, a list that does not fit; later, a file that is missing, of the wrong shape or
-            without any valid pixel.
+        InputError: the root or the list is missing, or the list is invalid; from the iterator, a file is missing, has
+            the wrong shape, or has no valid pixel.
     """
     with open_dataset(root) as files:
         entries = _entries(benchmark, files, list_file)
@@ -98,7 +98,7 @@ def evaluate_benchmark(
     limit: int | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> BenchmarkResult:
-    """Score an estimator; `on_image` is told after each image how many of how many are done. See `read_samples`."""
+    """Score an estimator. on_image: called after each image with (done, total). See `read_samples`."""
     listed, samples = read_samples(benchmark, root, list_file, limit)
     total = listed if limit is None else min(limit, listed)
     by_image: dict[str, dict[str, float]] = {}
@@ -133,7 +133,7 @@ def evaluate_benchmark(
 
 
 def in_range(depth: FloatArray, low: float, high: float) -> NDArray[np.bool_]:
-    """Pixels (H, W) strictly between two distances in metres."""
+    """Return a mask (H, W) of pixels strictly between two distances in metres."""
     return np.asarray((depth > low) & (depth < high) & (depth < math.inf))
 
 
@@ -144,7 +144,7 @@ def _entries(benchmark: Benchmark, files: DatasetFiles, list_file: Path | None) 
             text = files.read(benchmark.list_file).decode("utf-8")
         except InputError:
             raise InputError(
-                f"{files.source} holds no {benchmark.list_file}, the list of images of {benchmark.title}: "
+                f"{files.source} has no {benchmark.list_file}, the list of images of {benchmark.title}: "
                 f"put it there or give it with --list {benchmark.name}=FILE."
             ) from None
     else:
@@ -161,11 +161,11 @@ def _checked(sample: BenchmarkSample, entry: list[str], source: Path) -> Benchma
         image, depth = (f"{shape[1]} x {shape[0]}" for shape in (sample.rgb.shape, sample.depth.shape))
         mask = f"{sample.mask.shape[1]} x {sample.mask.shape[0]}"
         raise InputError(
-            f"{source}: {entry[0]} is {image} pixels, its depth {depth}, its mask {mask}: they must have one size."
+            f"{source}: {entry[0]} is {image} pixels, its depth {depth}, its mask {mask}: give files of one size."
         )
     if not sample.mask.any():
         raise InputError(
-            f"{source}: {entry[1]} has no valid pixel inside mask, crop and range: check its unit, or leave it out."
+            f"{source}: {entry[1]} has no valid pixel inside mask, crop and range: check its unit, or remove it."
         )
     if not (np.isfinite(sample.depth[sample.mask]).all() and (sample.depth[sample.mask] > 0).all()):
         raise InputError(

@@ -1,6 +1,6 @@
-"""DIODE, the validation set, indoors and outdoors: depth and mask as npy; the mask alone says what counts.
+"""DIODE, the validation set, indoors and outdoors: depth and mask as npy.
 
-List: image, depth, mask.
+List: image, depth, mask. Only the mask selects the compared pixels.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from jointdit.evaluation.benchmarks.benchmark import Benchmark, BenchmarkSample
 from jointdit.evaluation.benchmarks.files import DatasetFiles, decode_npy, decode_rgb
 
 MIN_DEPTH, MAX_DEPTH = 0.6, 350.0  # metres
-LONG_SIDE = 640  # pixels the estimator works at
+LONG_SIDE = 640  # working size of the estimator in pixels
 
 
 def read(files: DatasetFiles, entry: list[str]) -> BenchmarkSample:
-    """One line of the list."""
+    """Read the sample of one line of the list."""
     rgb = decode_rgb(files.read(entry[0]), entry[0])
     depth = decode_npy(files.read(entry[1]), entry[1]).astype(np.float32)
     mask = decode_npy(files.read(entry[2]), entry[2]).astype(bool)

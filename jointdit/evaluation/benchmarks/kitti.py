@@ -1,6 +1,7 @@
-"""KITTI, Eigen's test split with the improved ground truth: the benchmark's crop of image and map, then Eigen's mask.
+"""KITTI, Eigen's test split with the improved ground truth, compared inside Eigen's mask.
 
-List: image, depth or None (45 of 697 images have no depth and are left out), focal length (not used).
+Image and map are cropped as the benchmark does. List: image, depth or None (45 of 697 images have no depth and are
+skipped), focal length (not used).
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ EIGEN_ROWS, EIGEN_COLUMNS = (0.3324324, 0.91351351), (0.0359477, 0.96405229)  # 
 
 
 def benchmark_crop(array: NDArray[Any]) -> NDArray[Any]:
-    """The bottom centre 352 x 1216 of an array (H, W, ...)."""
+    """Return the bottom centre 352 x 1216 of an array (H, W, ...)."""
     top, left = array.shape[0] - CROP_HEIGHT, int((array.shape[1] - CROP_WIDTH) / 2)
     return array[top : top + CROP_HEIGHT, left : left + CROP_WIDTH]
 
 
 def read(files: DatasetFiles, entry: list[str]) -> BenchmarkSample:
-    """One line of the list."""
+    """Read the sample of one line of the list."""
     rgb = decode_rgb(files.read(entry[0]), entry[0])
     depth = decode_depth_png(files.read(entry[1]), entry[1], UNITS_PER_METRE)
     for path, shape in ((entry[0], rgb.shape), (entry[1], depth.shape)):
         if shape[0] < CROP_HEIGHT or shape[1] < CROP_WIDTH:
             found = f"{shape[1]} x {shape[0]}"
-            raise InputError(f"{files.source}: {path} is {found} pixels: KITTI's crop needs at least 1216 x 352.")
-    if rgb.shape[:2] == depth.shape:  # else the check of sizes names both
+            raise InputError(f"{files.source}: {path} is {found} pixels: give at least 1216 x 352 for KITTI's crop.")
+    if rgb.shape[:2] == depth.shape:  # otherwise the check of sizes raises
         rgb, depth = benchmark_crop(rgb), benchmark_crop(depth)
     eigen = np.zeros(depth.shape, bool)
     rows, columns = (

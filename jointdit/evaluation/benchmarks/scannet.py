@@ -1,6 +1,6 @@
-"""ScanNet, 800 frames of the validation scenes; colour must have been brought to the depth camera's size.
+"""ScanNet, 800 frames of the validation scenes.
 
-List: image, depth.
+Colour must be resized to the depth camera's size. List: image, depth.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ UNITS_PER_METRE = 1000.0
 
 
 def read(files: DatasetFiles, entry: list[str]) -> BenchmarkSample:
-    """One line of the list."""
+    """Read the sample of one line of the list."""
     rgb = decode_rgb(files.read(entry[0]), entry[0])
     depth = decode_depth_png(files.read(entry[1]), entry[1], UNITS_PER_METRE)
     return BenchmarkSample(entry[0], rgb, depth, in_range(depth, MIN_DEPTH, MAX_DEPTH))

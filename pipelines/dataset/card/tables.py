@@ -96,12 +96,14 @@ def read_tables(storage: Storage, version: Version) -> Seen:
         if spec.task == "encode":
             return Seen(schemas, scores, scored, looked_into)
         kept = version.files_of("kept")
-        shown, looked_at = spread(kept, SHOWN_TABLES), spread(kept, DEPTH_TABLES)
-        count, depth_count = (math.ceil(n / max(1, len(t))) for n, t in ((SHOWN_ROWS, shown), (DEPTH_ROWS, looked_at)))
+        shown, local_headers = spread(kept, SHOWN_TABLES), spread(kept, DEPTH_TABLES)
+        count, depth_count = (
+            math.ceil(n / max(1, len(t))) for n, t in ((SHOWN_ROWS, shown), (DEPTH_ROWS, local_headers))
+        )
         tables_of_rows = pool.map(lambda path: list(_rows(storage, path, count, SHOWN_COLUMNS)), shown)
         rows = [row for found in tables_of_rows for row in found][:SHOWN_ROWS]
         tables_of_pixels = pool.map(
-            lambda path: [_pixels(row) for row in _rows(storage, path, depth_count, SHOWN_COLUMNS[3:])], looked_at
+            lambda path: [_pixels(row) for row in _rows(storage, path, depth_count, SHOWN_COLUMNS[3:])], local_headers
         )
         pixels = [pair for found in tables_of_pixels for pair in found][:DEPTH_ROWS]
     disparity, metres = (np.concatenate([pair[i] for pair in pixels] or [np.empty(0, np.float32)]) for i in (0, 1))

@@ -73,7 +73,7 @@ def _settings(version: Version, spec: JobSpec, folder: str, written: Written, be
 def _making(spec: JobSpec) -> dict[str, str]:
     if isinstance(spec, PrepareSpec):
         return {"teachers": " + ".join(spec.teachers)}
-    refresh = f", rgb_refresh {spec.model.rgb_refresh}" if spec.model.rgb_refresh != 1 else ""
+    refresh = f", condition_refresh {spec.model.condition_refresh}" if spec.model.condition_refresh != 1 else ""
     return {
         "model": spec.model.name or f"{spec.model.base} + {spec.model.adapter}",
         "sampling": f"{spec.model.steps} steps, guidance {spec.model.guidance}{refresh}",

@@ -1,8 +1,7 @@
-"""A checkpoint checked where it lies: configurations whole, and of each safetensors file only its header.
+"""Provide the configs and safetensors headers of remote checkpoints as local files.
 
-A file's header is put at the head of a file of the same length without content (a sparse one), which every reader of
-headers takes for the real one. So one check serves all places, and a driver needs no room for weights that it never
-loads.
+The header of a remote safetensors file is written to a sparse file of the same length, which readers of headers accept
+as the real file. So the same check works for all sources, and the driver needs no disk space for weights.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ ReadRange = Callable[[str, int, int], bytes]
 
 
 @contextlib.contextmanager
-def header_folders(pins: Sequence[Pin]) -> Iterator[list[Path]]:
-    """Yield the folder or file of each pin with the headers of its files; of a remote pin, a temporary copy of them.
+def local_headers(pins: Sequence[Pin]) -> Iterator[list[Path]]:
+    """Yield a local folder or file for each pin, whose headers can be read; those of remote pins are temporary.
 
-    A ModelError raised inside names the place that the spec names.
+    A ModelError inside this context names the address in the spec instead of the temporary path.
     """
     with tempfile.TemporaryDirectory(prefix="jointdit-headers-") as name:
         places = {}
@@ -46,7 +45,7 @@ def header_folders(pins: Sequence[Pin]) -> Iterator[list[Path]]:
 
 
 def read_file(pin: Pin, name: str) -> bytes | None:
-    """A small file of a pin, wherever it is; None where the pin has none of this name."""
+    """Read a small file of a pin, local or remote; None if the pin has no such file."""
     file = next((each for each in pin.files if each.name == name), None)
     if file is None:
         return None
@@ -60,12 +59,12 @@ def _place(pin: Pin, folder: Path) -> Path:
         return here
     read = _reader(pin)
     for file in pin.files:
-        _copy_what_counts(read, file, folder / file.name)
+        _copy_header(read, file, folder / file.name)
     return folder
 
 
 def _folder_here(pin: Pin, files: Sequence[PinnedFile]) -> Path | None:
-    """The folder of the pin on this machine, where these files of it are."""
+    """Return the pin's folder on this machine, if it has these files; else None."""
     if pin.address.kind == "local":
         path = checkpoint_folder(pin.address.location)
         return path.parent if path.is_file() else path
@@ -81,7 +80,7 @@ def _reader(pin: Pin) -> ReadRange:
     return lambda file, start, stop: store.read_range(storage, file, start, stop)
 
 
-def _copy_what_counts(read: ReadRange, file: PinnedFile, target: Path) -> None:
+def _copy_header(read: ReadRange, file: PinnedFile, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix != ".safetensors":
         target.write_bytes(read(file.name, 0, file.size) if file.size else b"")
@@ -89,7 +88,7 @@ def _copy_what_counts(read: ReadRange, file: PinnedFile, target: Path) -> None:
     length = read(file.name, 0, min(8, file.size)) if file.size else b""
     header = int.from_bytes(length, "little")
     if len(length) < 8 or header > min(file.size - 8, LARGEST_HEADER):
-        target.write_bytes(length)  # no safetensors file, which its reader will say
+        target.write_bytes(length)  # not a safetensors file; its reader raises
         return
     with target.open("wb") as output:
         output.write(length + read(file.name, 8, 8 + header))

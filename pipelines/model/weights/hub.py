@@ -1,7 +1,7 @@
-"""The Hugging Face hub: which files a repository has at a commit, under what terms, and their download.
+"""The Hugging Face hub: files and terms of a repository at a commit, and their download.
 
-The token comes from the environment alone (HF_TOKEN), and never from the spec. Where the hub does not answer (or with
-HF_HUB_OFFLINE=1) the hub's own cache on this machine is asked: what it has of the commit is used.
+The token comes only from the environment (HF_TOKEN), never from the spec. If the hub does not answer, or with
+HF_HUB_OFFLINE=1, the hub's cache on this machine is used.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pipelines.model.weights.verify import PinnedFile, digest_of
 from pipelines.store.errors import TransientError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SECONDS = 30.0  # for an answer of the hub
+SECONDS = 30.0  # timeout of requests to the hub
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Repository:
-    """What the hub has under a name."""
+    """The files and terms of a hub repository at a commit."""
 
     commit: str
     files: dict[str, PinnedFile]
@@ -39,18 +39,18 @@ class Repository:
 
 
 def token() -> str | bool:
-    """HF_TOKEN of the environment; False, which sends none, where it is not set."""
+    """Return HF_TOKEN of the environment; False, for no token, if it is not set."""
     return os.environ.get("HF_TOKEN") or False
 
 
-def find(what: str, name: str, revision: str | None) -> Repository:
-    """Ask the hub, or its cache where it does not answer.
+def find(label: str, name: str, revision: str | None) -> Repository:
+    """Find a repository on the hub, or in the hub's cache if the hub does not answer.
 
-    what: the field and its value, for the messages. revision: a commit, tag or branch; None for the main branch.
+    label: the field and its value, for messages. revision: a commit, tag or branch; None for the main branch.
 
     Raises:
-        ModelError: neither has it, or it is gated and the token does not open it.
-        TransientError: the hub does not answer, and the cache does not have it.
+        ModelError: the repository does not exist, or it is gated and the token has no access.
+        TransientError: the hub does not answer, and the cache does not have the repository.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -65,39 +65,39 @@ def find(what: str, name: str, revision: str | None) -> Repository:
     try:
         info = HfApi(token=token()).model_info(name, revision=revision, files_metadata=True, timeout=SECONDS)
     except GatedRepoError:
-        raise _gated(what, name) from None
+        raise _gated(label, name) from None
     except RevisionNotFoundError:
-        raise ModelError(f"{what}: the hub has no revision {revision} of it: give a commit, tag or branch.") from None
+        raise ModelError(f"{label}: the hub has no revision {revision} of it: give a commit, tag or branch.") from None
     except network_errors(HFValidationError, OSError) as error:
         if (cached := _cached(name, revision)) is not None:
             reason = network_reason(error)
-            logger.warning("%s: the hub's cache has commit %s, which is used: %s", what, cached.commit[:12], reason)
+            logger.warning("%s: commit %s of the hub's cache is used: %s", label, cached.commit[:12], reason)
             return cached
-        subject = f"{what}{f' at {revision}' if revision else ''} is no folder here"
+        subject = f"{label}{f' at {revision}' if revision else ''} is not a local folder"
         advice = f"{_did_you_mean(name)}correct the name"
         if isinstance(error, OfflineModeIsEnabled):
             advice += ", or download it on a machine with a network"
         elif isinstance(error, RepositoryNotFoundError) and token():
-            advice += ", or give HF_TOKEN of an account that may see it"
+            advice += ", or give HF_TOKEN of an account with access"
         if isinstance(error, RepositoryNotFoundError | HFValidationError | OfflineModeIsEnabled):
-            raise ModelError(f"{subject}, and no model of the hub that can be reached: {advice}.") from None
+            raise ModelError(f"{subject} and not an accessible model of the hub: {advice}.") from None
         raise TransientError(
-            f"{subject} nor in the hub's cache, and {_endpoint()} cannot be asked for it ({network_reason(error)}): "
+            f"{subject} and not in the hub's cache, and {_endpoint()} cannot be reached ({network_reason(error)}): "
             f"{advice}, check the network, or download it on a machine with one."
         ) from error
     assert info.sha is not None, "the hub names a commit for every model"
     _remember(name, revision, info.sha)
-    found = {}
+    files = {}
     for each in info.siblings or []:
         digest = f"sha256:{each.lfs['sha256']}" if each.lfs else f"git:{each.blob_id}"
-        found[each.rfilename] = PinnedFile(each.rfilename, int(each.size or 0), digest)
+        files[each.rfilename] = PinnedFile(each.rfilename, int(each.size or 0), digest)
     card = info.card_data.to_dict() if info.card_data is not None else None
-    return Repository(info.sha, found, terms_of_card(card, "the hub", bool(info.gated)))
+    return Repository(info.sha, files, terms_of_card(card, "the hub", bool(info.gated)))
 
 
-def check_access(what: str, name: str, found: Repository, names: list[str]) -> None:
-    """Refuse a gated repository that this token does not open, unless its files are here. Raises ModelError."""
-    if not found.terms.gated or is_complete(name, found.commit, [found.files[each] for each in names]):
+def check_access(label: str, name: str, repository: Repository, names: list[str]) -> None:
+    """Raise ModelError for a gated repository without access, unless its files are in the cache."""
+    if not repository.terms.gated or is_complete(name, repository.commit, [repository.files[each] for each in names]):
         return
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -105,18 +105,19 @@ def check_access(what: str, name: str, found: Repository, names: list[str]) -> N
     try:
         HfApi(token=token()).auth_check(name)
     except (GatedRepoError, RepositoryNotFoundError):
-        raise _gated(what, name, found.terms) from None
+        raise _gated(label, name, repository.terms) from None
     except network_errors(OSError) as error:
         raise TransientError(
-            f"{what}: the hub does not say whether it may be read ({network_reason(error)})."
+            f"{label}: access to the repository cannot be checked now ({network_reason(error)})."
         ) from error
 
 
-def download(what: str, name: str, commit: str, files: tuple[PinnedFile, ...]) -> Path:
-    """Bring files of a commit into the hub's cache; returns their folder. Whole files are not downloaded again.
+def download(label: str, name: str, commit: str, files: tuple[PinnedFile, ...]) -> Path:
+    """Download files of a commit into the hub's cache, except for complete ones; returns their folder.
 
     Raises:
-        ModelError: they may not be read, or are not there. TransientError: the hub cannot be reached.
+        ModelError: there is no access, or a file does not exist.
+        TransientError: the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -129,16 +130,16 @@ def download(what: str, name: str, commit: str, files: tuple[PinnedFile, ...]) -
     try:
         folder = Path(snapshot_download(name, revision=commit, allow_patterns=patterns, token=token()))
     except (GatedRepoError, RepositoryNotFoundError):
-        raise _gated(what, name) from None
+        raise _gated(label, name) from None
     except network_errors(OSError) as error:
-        raise TransientError(f"{what}: cannot be downloaded from the hub now ({network_reason(error)}).") from error
+        raise TransientError(f"{label}: cannot be downloaded from the hub now ({network_reason(error)}).") from error
     if missing := [file.name for file in files if not (folder / file.name).is_file()]:
-        raise ModelError(f"{what}: the hub has no {missing[0]} at {commit}: correct the revision.")
+        raise ModelError(f"{label}: the hub has no {missing[0]} at {commit}: correct the revision.")
     return folder
 
 
-def range_reader(what: str, name: str, commit: str) -> Callable[[str, int, int], bytes]:
-    """What reads bytes [start, stop) of a repository's file at a commit. It raises TransientError."""
+def range_reader(label: str, name: str, commit: str) -> Callable[[str, int, int], bytes]:
+    """Return a function that reads bytes [start, stop) of a file at a commit. It raises TransientError."""
     from huggingface_hub import HfFileSystem
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -151,13 +152,13 @@ def range_reader(what: str, name: str, commit: str) -> Callable[[str, int, int],
             return data
         except network_errors(EntryNotFoundError, OSError) as error:
             reason = network_reason(error)
-            raise TransientError(f"{what}: {file} cannot be read from the hub now ({reason}).") from error
+            raise TransientError(f"{label}: {file} cannot be read from the hub now ({reason}).") from error
 
     return read
 
 
 def _bound_waiting() -> None:
-    """Give the library's client a timeout: its listings ask for none, and a silent server would hang them for ever."""
+    """Set a timeout for the library's client, whose listings would otherwise wait for ever for a silent server."""
     from huggingface_hub import get_session, set_client_factory
 
     session = get_session()
@@ -168,7 +169,7 @@ def _bound_waiting() -> None:
 
 
 def _limit_waiting(request: Any) -> None:
-    """The client's hook for each request that is sent."""
+    """Set missing timeouts of a request; a hook of the client."""
     given = request.extensions.get("timeout", {})
     request.extensions["timeout"] = {
         step: SECONDS if given.get(step) is None else given[step] for step in ("connect", "read", "write", "pool")
@@ -176,12 +177,12 @@ def _limit_waiting(request: Any) -> None:
 
 
 def snapshot_folder(name: str, commit: str) -> Path:
-    """Where the hub's cache keeps a commit."""
+    """Return the folder of a commit in the hub's cache."""
     return _repository_folder(name) / "snapshots" / commit
 
 
 def is_complete(name: str, commit: str, files: list[PinnedFile]) -> bool:
-    """Whether the hub's cache has all these files at their size."""
+    """Whether the hub's cache has all these files with their size."""
     folder = snapshot_folder(name, commit)
     return all(
         (folder / file.name).is_file() and (folder / file.name).stat().st_size == file.size
@@ -197,7 +198,7 @@ def _repository_folder(name: str) -> Path:
 
 
 def _cached(name: str, revision: str | None) -> Repository | None:
-    """What the cache knows of a repository, or None."""
+    """Find a repository in the hub's cache, or return None."""
     root = _repository_folder(name)
     for commit in _cached_commits(root, revision):
         folder = root / "snapshots" / commit
@@ -211,42 +212,42 @@ def _cached(name: str, revision: str | None) -> Repository | None:
 
 
 def _cached_commits(root: Path, revision: str | None) -> list[str]:
-    """The commits that the cache may have for a revision, the likeliest first; without one also the newest download."""
+    """Return candidate commits for a revision, the best first; without a revision also the newest download."""
     if revision is not None and COMMIT.fullmatch(revision):
         return [revision]
     reference = root / "refs" / (revision or "main")
-    found = [reference.read_text().strip()] if reference.is_file() else []
+    commits = [reference.read_text().strip()] if reference.is_file() else []
     if revision is None and (root / "snapshots").is_dir():
         folders = sorted((root / "snapshots").iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
-        found += [folder.name for folder in folders]
-    return [commit for commit in found if re.fullmatch(r"[0-9a-f]+", commit)]
+        commits += [folder.name for folder in folders]
+    return [commit for commit in commits if re.fullmatch(r"[0-9a-f]+", commit)]
 
 
 def _remember(name: str, revision: str | None, commit: str) -> None:
-    """Note in the hub's cache which commit a branch or tag is, as its library does where it downloads by these."""
+    """Store the commit of a branch or tag in the hub's cache, as the library does when it downloads a branch or tag."""
     if revision is not None and (COMMIT.fullmatch(revision) or ".." in revision or revision.startswith("/")):
         return
     reference = _repository_folder(name) / "refs" / (revision or "main")
-    with contextlib.suppress(OSError):  # a cache that cannot be written is a matter of the download
+    with contextlib.suppress(OSError):  # the download reports a cache that cannot be written
         reference.parent.mkdir(parents=True, exist_ok=True)
         reference.write_text(commit)
 
 
 def _listed(path: Path) -> dict[str, PinnedFile] | None:
-    """The hub's own listing of a commit, as its library keeps it."""
+    """Read the listing of a commit that the library has stored; None if there is none."""
     try:
         entries: dict[str, Any] = json.loads(path.read_text())["files"]
-        found = {}
+        files = {}
         for name, each in entries.items():
             digest = f"sha256:{each['lfs_sha256']}" if each.get("lfs_sha256") else f"git:{each['blob_id']}"
-            found[name] = PinnedFile(name, int(each["size"]), digest)
-        return found
+            files[name] = PinnedFile(name, int(each["size"]), digest)
+        return files
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _pinned(folder: Path, path: Path) -> PinnedFile:
-    """A cached file: the cache names the blob that it points to by its hash, SHA-256 or git's."""
+    """Return a cached file with its digest, which is the name of its blob in the cache (SHA-256 or git's)."""
     blob = path.resolve().name
     if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", blob):
         digest = f"sha256:{blob}" if len(blob) == 64 else f"git:{blob}"
@@ -255,17 +256,17 @@ def _pinned(folder: Path, path: Path) -> PinnedFile:
     return PinnedFile(path.relative_to(folder).as_posix(), path.stat().st_size, digest)
 
 
-def _gated(what: str, name: str, terms: Terms | None = None) -> ModelError:
+def _gated(label: str, name: str, terms: Terms | None = None) -> ModelError:
     license = f" ({terms.license})" if terms is not None and terms.license else ""
     page = f"{_endpoint()}/{name}"
     if token():
         return ModelError(
-            f"{what} is gated{license} or private, and the account of HF_TOKEN may not read it: accept its terms at "
+            f"{label} is gated{license} or private, and the account of HF_TOKEN has no access: accept its terms at "
             f"{page} with that account."
         )
     return ModelError(
-        f"{what} is gated{license} or private, and HF_TOKEN is not set: accept its terms at {page}, make a read token "
-        "there, and set HF_TOKEN on the driver and on every node."
+        f"{label} is gated{license} or private, and HF_TOKEN is not set: accept its terms at {page}, create a read "
+        "token, and set HF_TOKEN on the driver and on every node."
     )
 
 
@@ -276,5 +277,5 @@ def _endpoint() -> str:
 
 
 def _did_you_mean(name: str) -> str:
-    """`tiny` is the one name that is no folder and no name of the hub."""
-    return "give tiny if that was meant, " if difflib.get_close_matches(name, ["tiny"]) else ""
+    """Suggest `tiny`, the name of the packaged checkpoint, for a similar name."""
+    return "give tiny if you meant that, " if difflib.get_close_matches(name, ["tiny"]) else ""

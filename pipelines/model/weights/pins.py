@@ -1,7 +1,7 @@
-"""A pin: exactly which files weights are, so that every worker loads those and no others.
+"""A pin: the exact files of weights, so that all workers load the same files.
 
-The driver makes it once. A pin of the hub holds a commit, one of a store its objects' ETags, one of a local path the
-hashes of its files; all of them sizes. What a pin's `weights` says goes into the job's fingerprint.
+The driver makes it once. The pin of a hub name has a commit, that of an object store the ETags of its objects, and that
+of a local path the hashes of its files; all have sizes. Its field `weights` is a part of the job's fingerprint.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from jointdit.errors import ModelError
 from pipelines.model.weights import hub, store
 from pipelines.model.weights.local import checkpoint_folder, hashed, local_files
-from pipelines.model.weights.selection import Role, wanted_files
+from pipelines.model.weights.selection import Role, select_files
 from pipelines.model.weights.terms import Terms, terms_of_readme
 from pipelines.model.weights.verify import PinnedFile
 from pipelines.spec.weights_address import WeightsAddress, parse_address
@@ -25,11 +25,11 @@ class Pin:
     """The weights of one field of the spec."""
 
     field: str  # model.base
-    value: str  # as the spec names it
+    value: str  # as in the spec
     address: WeightsAddress
     commit: str  # of the hub
-    files: tuple[PinnedFile, ...]  # names relative to the folder, or to the one that a single file lies in
-    weights: str  # what identifies them: the hub's commit, or a SHA-256 over names and hashes
+    files: tuple[PinnedFile, ...]  # names relative to the folder, or to the folder of a single file
+    weights: str  # the hub's commit, or a SHA-256 over names and hashes
     terms: Terms
 
     def __str__(self) -> str:
@@ -38,17 +38,17 @@ class Pin:
 
     @property
     def bytes(self) -> int:
-        """Of all files."""
+        """Total size of all files."""
         return sum(file.size for file in self.files)
 
     @property
     def single(self) -> str | None:
-        """The one weight file where the address or its role means a file."""
+        """The weight file, if the address or the role is a single file."""
         weights = [file.name for file in self.files if file.name.endswith(".safetensors")]
         return weights[0] if self.address.is_file or self.field == "model.adapter" else None
 
     def recorded(self) -> dict[str, Any]:
-        """What of it is kept with the job, ready for JSON."""
+        """Return the record for the job, ready for JSON."""
         terms = {key: value for key, value in asdict(self.terms).items() if value not in (None, "")}
         return {"value": self.value, "commit": self.commit, "weights": self.weights, "terms": terms}
 
@@ -61,15 +61,15 @@ def pin(
     revision: str | None = None,
     recorded: Mapping[str, Any] | None = None,
 ) -> Pin:
-    """Find out exactly which files `value` names.
+    """Pin the files that `value` names.
 
-    recorded: what an earlier pin of this field kept with the job; a hub name without a revision stays at its commit.
+    recorded: the record of an earlier pin of this field; a hub name without a revision keeps its commit.
 
     Raises:
-        ModelError: what is not there, holds no safetensors, or may not be downloaded.
-        StoreError, TransientError: an object store that cannot be read.
+        ModelError: the files do not exist, are not safetensors, or may not be downloaded.
+        StoreError, TransientError: an object store or the hub cannot be read.
     """
-    what = f"{field} {value}"
+    label = f"{field} {value}"
     try:
         address = parse_address(value)
     except ValueError as error:
@@ -77,15 +77,15 @@ def pin(
     if address.kind == "hub":
         return _pin_hub(field, value, address, role, revision, recorded or {})
     if address.kind == "store":
-        found = store.list_objects(what, address)
-        names = list(found) if address.is_file else wanted_files(found, role, what)
-        chosen = store.pinned(address, [found[name] for name in names])
+        objects = store.list_objects(label, address)
+        names = list(objects) if address.is_file else select_files(objects, role, label)
+        chosen = store.pinned(address, [objects[name] for name in names])
         return Pin(field, value, address, "", chosen, identity_of(chosen), store.read_terms(address))
     return _pin_local(field, value, address)
 
 
 def identity_of(chosen: tuple[PinnedFile, ...]) -> str:
-    """SHA-256 over names and hashes; the model card does not count."""
+    """Return the SHA-256 over names and hashes, without the model card."""
     lines = [f"{file.name} {file.digest.removeprefix('sha256:')}" for file in chosen if file.decides_pixels]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -103,14 +103,14 @@ def _pin_local(field: str, value: str, address: WeightsAddress) -> Pin:
         is_adapter = field == "model.adapter"
         advice = "the adapter's safetensors file" if is_adapter else "a checkpoint folder, a hub name, or tiny"
         raise ModelError(f"{field} {value} does not exist: give {advice}.")
-    found = local_files(path)
-    if not any(file.suffix == ".safetensors" for file in found):
+    paths = local_files(path)
+    if not any(file.suffix == ".safetensors" for file in paths):
         raise ModelError(
             f"{field} {value} is a folder without weights: give one with model_index.json and .safetensors."
         )
     if field == "model.adapter":
-        found = [path / name for name in wanted_files([str(f.relative_to(path)) for f in found], "adapter", field)]
-    chosen = hashed(path, found)
+        paths = [path / name for name in select_files([str(f.relative_to(path)) for f in paths], "adapter", field)]
+    chosen = hashed(path, paths)
     terms = terms_of_readme(path / "README.md")
     if value == "tiny":
         terms = Terms("apache-2.0", told_by="this package")
@@ -125,17 +125,19 @@ def _pin_hub(
     revision: str | None,
     recorded: Mapping[str, Any],
 ) -> Pin:
-    wanted = address.revision or revision
-    if wanted is None and recorded.get("value") == value:
-        wanted = recorded.get("commit") or None
-    found = hub.find(f"{field} {value}", address.location, wanted)
+    wanted_revision = address.revision or revision
+    if wanted_revision is None and recorded.get("value") == value:
+        wanted_revision = recorded.get("commit") or None
+    repository = hub.find(f"{field} {value}", address.location, wanted_revision)
     if address.file is not None:
-        if address.file not in found.files:
-            raise ModelError(f"{field} {value}: the repository has no such file at {found.commit}: correct the name.")
+        if address.file not in repository.files:
+            raise ModelError(
+                f"{field} {value}: the repository has no such file at {repository.commit}: correct the name."
+            )
         names = [address.file]
     else:
-        names = wanted_files(found.files, role, f"{field} {value}")
-    chosen = tuple(found.files[name] for name in names)
-    hub.check_access(f"{field} {value}", address.location, found, names)
-    weights = found.commit if address.file is None else identity_of(chosen)
-    return Pin(field, value, address, found.commit, chosen, weights, found.terms)
+        names = select_files(repository.files, role, f"{field} {value}")
+    chosen = tuple(repository.files[name] for name in names)
+    hub.check_access(f"{field} {value}", address.location, repository, names)
+    weights = repository.commit if address.file is None else identity_of(chosen)
+    return Pin(field, value, address, repository.commit, chosen, weights, repository.terms)

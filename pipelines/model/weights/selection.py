@@ -1,6 +1,6 @@
-"""Which files of a checkpoint are wanted: safetensors, configurations and tokenizers, never a pickle.
+"""Select the files of a checkpoint: safetensors, configs and tokenizers, never a pickle.
 
-A repository of FLUX holds the same weights several times, in layouts for several programs: only one is taken.
+FLUX's repositories contain the same weights in several layouts; only one is selected.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ Role = Literal["pipeline", "transformer", "components", "adapter", "model"]
 
 ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 TRANSFORMER = "transformer"
-CARD = "README.md"  # tells the licence
+CARD = "README.md"  # states the licence
 SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 LISTED = 5  # names in a message
 
 
-def wanted_files(names: Iterable[str], role: Role, what: str) -> list[str]:
-    """The names, of all those in a repository or folder, that loading it in this role takes; sorted.
+def select_files(names: Iterable[str], role: Role, label: str) -> list[str]:
+    """Select the files of a repository or folder that loading it in this role needs; sorted.
 
-    what: the field and its value, for the messages.
+    label: the field and its value, for messages.
 
     Raises:
-        ModelError: no safetensors among them, several adapters, or a name that leads out of the folder.
+        ModelError: there are no safetensors, there are several adapters, or a name leads out of the folder.
     """
-    found = sorted(name for name in names if not name.endswith("/"))
-    for name in found:
+    names = sorted(name for name in names if not name.endswith("/"))
+    for name in names:
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
-            raise ModelError(f"{what}: the file name {name!r} leads out of its folder: give another source.")
+            raise ModelError(f"{label}: the file name {name!r} leads out of its folder: give another source.")
     if role == "adapter":
-        return [_only_adapter(found, what), *(name for name in found if name == CARD)]
-    chosen = [name for name in found if name == CARD or _is_wanted(name, role, found)]
+        return [_only_adapter(names, label), *(name for name in names if name == CARD)]
+    chosen = [name for name in names if name == CARD or _is_wanted(name, role, names)]
     if not any(name.endswith(".safetensors") for name in chosen):
-        pickled = [name for name in found if any(fnmatch.fnmatch(name, pattern) for pattern in PICKLES)]
+        pickled = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PICKLES)]
         other = f"only {pickled[0]}, and pickled files can run code" if pickled else "no weights at all"
-        raise ModelError(f"{what}: no .safetensors file for its {role} ({other}): give one saved as safetensors.")
+        raise ModelError(f"{label}: no .safetensors file for its {role} ({other}): give one saved as safetensors.")
     return chosen
 
 
-def _is_wanted(name: str, role: Role, found: list[str]) -> bool:
+def _is_wanted(name: str, role: Role, names: list[str]) -> bool:
     path = PurePosixPath(name)
     if path.suffix not in SUFFIXES or any(part.startswith(".") for part in path.parts):
         return False
@@ -52,17 +52,17 @@ def _is_wanted(name: str, role: Role, found: list[str]) -> bool:
     if role == "model":
         return len(path.parts) == 1
     if role == "transformer":
-        has_folder = any(other.startswith(f"{TRANSFORMER}/") for other in found)
+        has_folder = any(other.startswith(f"{TRANSFORMER}/") for other in names)
         return folder == TRANSFORMER if has_folder else len(path.parts) == 1
     parts = ENCODERS if role == "components" else (TRANSFORMER, *ENCODERS)
-    is_config = name == f"{TRANSFORMER}/config.json"  # tells an unusual network's shape
+    is_config = name == f"{TRANSFORMER}/config.json"  # gives the shape of the network
     return name == "model_index.json" or folder in parts or is_config
 
 
-def _only_adapter(found: list[str], what: str) -> str:
-    files = [name for name in found if name.endswith(".safetensors") and "/" not in name]
+def _only_adapter(names: list[str], label: str) -> str:
+    files = [name for name in names if name.endswith(".safetensors") and "/" not in name]
     if len(files) == 1:
         return files[0]
-    others = ", ".join((files or found)[:LISTED]) or "nothing"
+    others = ", ".join((files or names)[:LISTED]) or "nothing"
     number = "no .safetensors file" if not files else f"{len(files)} .safetensors files"
-    raise ModelError(f"{what}: {number} at its top, where one adapter should be ({others}): name the file itself.")
+    raise ModelError(f"{label}: {number} at its top, where one adapter should be ({others}): name the file itself.")

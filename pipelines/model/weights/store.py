@@ -1,4 +1,4 @@
-"""Weights in an object store: what is there, and its bytes in blocks, so that a download that was killed goes on."""
+"""Weights in an object store: listing, and resumable downloads in blocks."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipelines.spec.weights_address import WeightsAddress
 from pipelines.store.explain import explained
 from pipelines.store.storage import ObjectInfo, Storage
 
-BLOCK_BYTES = 1 << 26  # of one request
+BLOCK_BYTES = 1 << 26  # per request
 
 
 def storage_of(address: WeightsAddress) -> Storage:
-    """The folder that the address is, or that its one file lies in."""
+    """Return the storage of the address's folder, or of the folder of its single file."""
     return Storage(address.location.rpartition("/")[0] if address.is_file else address.location)
 
 
-def list_objects(what: str, address: WeightsAddress) -> dict[str, ObjectInfo]:
-    """All objects of the folder, or the one file, by name in the folder. Raises ModelError where there are none."""
+def list_objects(label: str, address: WeightsAddress) -> dict[str, ObjectInfo]:
+    """List the objects of the folder, or the single file, by name. Raises ModelError if there are none."""
     storage = storage_of(address)
     if address.is_file:
         name = address.location.rpartition("/")[2]
@@ -32,26 +32,26 @@ def list_objects(what: str, address: WeightsAddress) -> dict[str, ObjectInfo]:
             with explained(storage.uri, name, at_start=True):
                 return {name: storage.info(name)}
         except FileNotFoundError:
-            raise ModelError(f"{what}: there is no such object: correct the address.") from None
+            raise ModelError(f"{label}: the object does not exist: correct the address.") from None
     with explained(storage.uri, at_start=True):
-        found = {each.path: each for each in storage.list()}
-    if not found:
-        raise ModelError(f"{what}: there is nothing under this address: correct it.")
-    return found
+        objects = {each.path: each for each in storage.list()}
+    if not objects:
+        raise ModelError(f"{label}: no object exists under this address: correct it.")
+    return objects
 
 
 def pinned(address: WeightsAddress, objects: Iterable[ObjectInfo]) -> tuple[PinnedFile, ...]:
-    """Objects with what can be said of their bytes by their ETags."""
+    """Return the objects with the digests that their ETags give."""
     storage = storage_of(address)
-    found = []
+    files = []
     for each in objects:
         part = _first_part(storage, each.path) if "-" in each.etag else None
-        found.append(PinnedFile(each.path, each.size, digest_of_etag(each.etag, part)))
-    return tuple(found)
+        files.append(PinnedFile(each.path, each.size, digest_of_etag(each.etag, part)))
+    return tuple(files)
 
 
 def read_terms(address: WeightsAddress) -> Terms:
-    """From the model card in the folder; empty where there is none."""
+    """Read the terms from the model card in the folder; empty if there is none."""
     try:
         data = storage_of(address).read_bytes(CARD)
     except (FileNotFoundError, StoreError):
@@ -62,52 +62,53 @@ def read_terms(address: WeightsAddress) -> Terms:
         return terms_of_readme(path)
 
 
-def download_file(what: str, storage: Storage, file: PinnedFile, target: Path) -> int:
-    """Bring an object to a file, from where an earlier attempt at the same object was cut; returns the bytes fetched.
+def download_file(label: str, storage: Storage, file: PinnedFile, target: Path) -> int:
+    """Download an object to a file, or resume an earlier attempt; returns the number of downloaded bytes.
 
     Raises:
-        ModelError: the object is not the pinned one any more. TransientError, StoreError: it cannot be read.
+        ModelError: the object has changed since it was pinned.
+        TransientError, StoreError: it cannot be read.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     start = target.stat().st_size if target.exists() else 0
     if start > file.size:
         start = 0
-    _check_unchanged(what, storage, file)
+    _check_unchanged(label, storage, file)
     with target.open("r+b" if start else "wb") as output:
         output.truncate(start)
         output.seek(start)
         for first in range(start, file.size, BLOCK_BYTES):
             block = read_range(storage, file.name, first, min(first + BLOCK_BYTES, file.size))
             if not block:
-                break  # it is shorter now
+                break  # the object is shorter than it was
             output.write(block)
         output.flush()
         os.fsync(output.fileno())
-    _check_unchanged(what, storage, file)  # blocks of two objects never make one file
+    _check_unchanged(label, storage, file)  # so that the file never mixes blocks of two objects
     return file.size - start
 
 
 def read_range(storage: Storage, name: str, start: int, stop: int) -> bytes:
-    """Bytes of an object. Raises FileNotFoundError."""
+    """Read bytes of an object. Raises FileNotFoundError."""
     with explained(storage.uri, name):
         block: bytes = storage.fs.cat_file(storage.path(name), start=start, end=stop)
         return block
 
 
-def _check_unchanged(what: str, storage: Storage, file: PinnedFile) -> None:
+def _check_unchanged(label: str, storage: Storage, file: PinnedFile) -> None:
     try:
-        found = storage.info(file.name)
+        current = storage.info(file.name)
     except FileNotFoundError:
-        raise ModelError(f"{what}: {file.name} is gone since it was planned: put it back.") from None
-    if found.size != file.size or found.etag != file.digest.rpartition(":")[2]:
+        raise ModelError(f"{label}: {file.name} was deleted after it was pinned: restore it.") from None
+    if current.size != file.size or current.etag != file.digest.rpartition(":")[2]:
         raise ModelError(
-            f"{what}: {file.name} has changed since it was planned: put the planned object back, or choose another "
+            f"{label}: {file.name} has changed since it was pinned: restore the pinned object, or choose another "
             "output for the new weights."
         )
 
 
 def _first_part(storage: Storage, name: str) -> int | None:
-    """Bytes of the first part of an object that S3 got in parts; None where the store does not tell."""
+    """Return the size of the first part of a multipart object on S3; None for other stores."""
     if not storage.uri.startswith("s3://"):
         return None
     bucket, _, key = storage.path(name).partition("/")

@@ -1,4 +1,4 @@
-"""The licence of weights, and whether their hub repository is gated: from the hub, a model card, or the spec."""
+"""Licence of weights, and gating of their hub repository."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ UNKNOWN = "not known"
 
 @dataclass(frozen=True)
 class Terms:
-    """Under what terms weights come. Empty where nobody tells."""
+    """The terms of weights; empty fields are not known."""
 
-    license: str = ""  # as the hub names it: apache-2.0, flux-1-dev-non-commercial-license, ...
+    license: str = ""  # the hub's name: apache-2.0, flux-1-dev-non-commercial-license, ...
     link: str = ""
     gated: bool | None = None  # None: not known
     told_by: str = ""
@@ -29,12 +29,12 @@ class Terms:
 
     @property
     def is_non_commercial(self) -> bool:
-        """Whether the licence's name says so."""
+        """Whether the licence's name says that it is non-commercial."""
         return "non-commercial" in self.license.lower() or "noncommercial" in self.license.lower()
 
 
 def terms_of_card(data: Mapping[str, Any] | None, told_by: str, gated: bool | None = None) -> Terms:
-    """From the head of a model card. `other` stands for the name that follows it there."""
+    """Return the terms in the metadata of a model card; for the licence `other`, the field license_name counts."""
     fields = {key: value for key, value in (data or {}).items() if isinstance(value, str | list)}
     license = fields.get("license") or ""
     if isinstance(license, list):
@@ -46,7 +46,7 @@ def terms_of_card(data: Mapping[str, Any] | None, told_by: str, gated: bool | No
 
 
 def terms_of_readme(path: Path) -> Terms:
-    """From a model card on disk; empty where there is none, or none with a head that can be read."""
+    """Read the terms from a model card on disk; empty if there is none, or its metadata cannot be read."""
     from huggingface_hub import metadata_load
     from yaml import YAMLError
 

@@ -1,10 +1,10 @@
-"""A file against the size and hash that its pin gives.
+"""Verify a file against the size and digest of its pin.
 
-sha256:<hex>                     of the bytes: local files, and large files of the hub
-git:<hex>                        git's own hash, as the hub gives it for small files
-md5:<hex>                        an object's ETag, where it was uploaded in one piece
-md5-parts:<bytes>:<hex>-<n>      an ETag of n parts of so many bytes: the MD5 of the parts' MD5s
-etag:<text>                      an ETag that is no hash (encrypted by a key of the owner's, other stores): size only
+sha256:<hex>                     of the content: local files, and large files of the hub
+git:<hex>                        git's blob hash, which the hub gives for small files
+md5:<hex>                        the ETag of an object that was uploaded in one part
+md5-parts:<bytes>:<hex>-<n>      the ETag of an object of n parts of <bytes> each: the MD5 of the parts' MD5s
+etag:<text>                      an ETag that is not a hash (encryption with an own key, other stores): size only
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ class PinnedFile:
 
     @property
     def decides_pixels(self) -> bool:
-        """Everything but the model card."""
+        """Whether the file affects the model's outputs: all files except the model card."""
         return not self.name.endswith(".md")
 
     @property
     def is_hashed(self) -> bool:
-        """Whether its content can be checked, and not only its size."""
+        """Whether its content can be verified, not only its size."""
         return not self.digest.startswith("etag:")
 
 
 def mismatch(path: Path, file: PinnedFile) -> str | None:
-    """What differs between a file and its pin, or None."""
+    """Describe the difference between a file and its pin; None if there is none."""
     size = path.stat().st_size
     if size != file.size:
         return f"{size} bytes instead of {file.size}"
-    found = digest_of(path, file.digest)
-    return None if found == file.digest else f"its hash is {found} instead of {file.digest}"
+    digest = digest_of(path, file.digest)
+    return None if digest == file.digest else f"its hash is {digest} instead of {file.digest}"
 
 
 def digest_of(path: Path, like: str) -> str:
-    """The hash of a file in the form of another one."""
+    """Return the digest of a file, of the same kind as `like`."""
     kind, _, rest = like.partition(":")
     if kind == "sha256":
         return f"sha256:{_hex(hashlib.sha256(), path)}"
@@ -65,7 +65,7 @@ def digest_of(path: Path, like: str) -> str:
 
 
 def digest_of_etag(etag: str, first_part_bytes: int | None) -> str:
-    """What an ETag of S3 says about the bytes. first_part_bytes: of an object uploaded in parts, where it is known."""
+    """Convert an S3 ETag to a digest. first_part_bytes: size of the first part of a multipart object, if known."""
     if re.fullmatch(r"[0-9a-f]{32}", etag):
         return f"md5:{etag}"
     if first_part_bytes and re.fullmatch(r"[0-9a-f]{32}-\d+", etag):

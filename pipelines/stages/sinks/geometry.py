@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointdit.geometry.depth import Intrinsics, depth_range, intrinsics_from_fov, metric_depth
-from jointdit.geometry.points import PointCloud, cloud_of, thinned, without_outliers
+from jointdit.geometry.points import PointCloud, cloud_of, voxel_downsample, without_outliers
 from pipelines.records import SampleResult
 
 if TYPE_CHECKING:
@@ -93,14 +93,14 @@ def cloud_from(
 ) -> PointCloud:
     """The points of an image (H, W, 3) and its relative disparity (H, W), where that is `valid` (H, W).
 
-    Holes and depth edges are left out; then thinned, then cleaned of outliers, where that is asked for.
+    Holes and depth edges are left out; then points are downsampled and outliers removed, where the spec asks for it.
     """
     depth = metric_depth(disparity, geometry.z_near, geometry.z_far)
     if valid is not None:
         depth = np.where(valid, depth, np.float32(np.nan))
     cloud = cloud_of(depth, rgb, geometry.intrinsics, points.edge_threshold, points.normals, points.confidence)
     if points.voxel is not None:
-        cloud = thinned(cloud, points.voxel)
+        cloud = voxel_downsample(cloud, points.voxel)
     if points.outliers is not None:
         cloud = without_outliers(cloud, points.outliers.neighbours, points.outliers.ratio)
     return cloud

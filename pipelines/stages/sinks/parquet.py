@@ -203,7 +203,7 @@ def _data_row(result: SampleResult, spec: JobSpec, pointcloud: str | None) -> di
                 "task": spec.task,
                 "steps": spec.model.steps,
                 "guidance": spec.model.guidance,
-                **({"rgb_refresh": spec.model.rgb_refresh} if spec.model.rgb_refresh != 1 else {}),
+                **({"rgb_refresh": spec.model.condition_refresh} if spec.model.condition_refresh != 1 else {}),
                 "dtype": spec.model.dtype,
                 "resize": spec.model.resize,
                 "range_source": geometry.range_source,

@@ -25,13 +25,13 @@ def relative(tmp_path_factory):
 
 def test_a_transformers_model_gives_what_its_own_class_gives_at_the_images_size(relative):
     folder, model, processor = relative
-    picture = render_scene(3, 96, 64).rgb
+    rgb_image = render_scene(3, 96, 64).rgb
     estimator = TransformersDepth(str(folder))
-    found = estimator.estimate(picture, 756)
+    found = estimator.estimate(rgb_image, 756)
 
     assert (estimator.name, estimator.space) == ("depth-anything-small", "disparity")
     with torch.no_grad():
-        raw = model(**processor(images=picture, return_tensors="pt")).predicted_depth
+        raw = model(**processor(images=rgb_image, return_tensors="pt")).predicted_depth
     assert raw.shape == (1, 56, 84)
     by_hand = torch.nn.functional.interpolate(raw[:, None], (64, 96), mode="bicubic", align_corners=False)[0, 0]
     np.testing.assert_allclose(found, by_hand.numpy(), rtol=1e-4, atol=1e-5)
@@ -63,7 +63,7 @@ def test_an_adapter_and_code_beside_a_depth_model_are_refused(tmp_path, monkeypa
     folder, marker = tmp_path / "model", tmp_path / "it-ran"
     save_depth_anything(folder)
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"adapter_config\.json makes its loader look for a PEFT adapter"):
+    with pytest.raises(ModelError, match=r"adapter_config\.json makes the loader look for a PEFT adapter"):
         TransformersDepth(str(folder))
     (folder / "adapter_config.json").unlink()
     processor = {"image_processor_type": "P", "auto_map": {"AutoImageProcessor": "own.P"}}
@@ -91,11 +91,11 @@ def test_the_working_size_holds_the_image_in_multiples_of_16(shape, long_side, s
 
 def test_an_ensemble_of_jointdit_merges_its_seeds_and_single_estimates_differ(small_pipeline):
     small_pipeline.set_progress_bar_config(disable=True)
-    picture = render_scene(5, 48, 64).rgb
-    single = [JointDiTEstimator(small_pipeline, steps=2, seed=seed).estimate(picture) for seed in (0, 1, 2)]
+    rgb_image = render_scene(5, 48, 64).rgb
+    single = [JointDiTEstimator(small_pipeline, steps=2, seed=seed).estimate(rgb_image) for seed in (0, 1, 2)]
     assert not np.allclose(single[0], single[1], atol=1e-2)
     estimator = JointDiTEstimator(small_pipeline, steps=2, ensemble=3, batch_size=2)
-    merged, uncertainty = estimator.estimate_with_uncertainty(picture)
+    merged, uncertainty = estimator.estimate_with_uncertainty(rgb_image)
     by_hand = ensemble_maps(np.stack(single))
     np.testing.assert_allclose(merged, by_hand.merged, atol=1e-4)
     np.testing.assert_allclose(uncertainty, by_hand.uncertainty, atol=1e-4)
@@ -104,24 +104,24 @@ def test_an_ensemble_of_jointdit_merges_its_seeds_and_single_estimates_differ(sm
 
 def test_a_image_of_any_size_comes_back_at_its_size_from_the_protocols_size(small_pipeline):
     seen = []
-    picture = render_scene(5, 70, 50).rgb
+    rgb_image = render_scene(5, 70, 50).rgb
 
     def pipe(image, **options):
         seen.append(image.shape)
         return small_pipeline(image=image, **options)
 
-    found = JointDiTEstimator(pipe, steps=1).estimate(picture, 64)
+    found = JointDiTEstimator(pipe, steps=1).estimate(rgb_image, 64)
     assert found.shape == (50, 70)
     assert seen == [(48, 64, 3)]
-    JointDiTEstimator(pipe, steps=1, long_side=32).estimate(picture, 64)
+    JointDiTEstimator(pipe, steps=1, long_side=32).estimate(rgb_image, 64)
     assert seen[1] == (32, 32, 3)
 
 
 def test_estimates_of_a_batch_are_merged_image_by_image(small_pipeline):
     scenes = held_out_scenes(3, 48, 64)
-    pictures = [scene.rgb for scene in scenes]
-    found = depth_estimator(small_pipeline, 1, batch_size=2, ensemble=2)(pictures)
-    members = [depth_estimator(small_pipeline, 1, batch_size=2, seed=s)(pictures) for s in (0, ENSEMBLE_STRIDE)]
+    rgb_images = [scene.rgb for scene in scenes]
+    found = depth_estimator(small_pipeline, 1, batch_size=2, ensemble=2)(rgb_images)
+    members = [depth_estimator(small_pipeline, 1, batch_size=2, seed=s)(rgb_images) for s in (0, ENSEMBLE_STRIDE)]
     by_hand = ensemble_maps(np.stack([members[0][2], members[1][2]])).merged
     np.testing.assert_allclose(found[2], by_hand, atol=1e-4)
 

@@ -14,7 +14,7 @@ from tests.small_models import save_clip
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def rgb_images():
     return [render_scene(seed, 48, 48).rgb for seed in range(24)]
 
 
@@ -46,60 +46,60 @@ def frechet_by_eigenvalues(one, other):
     return means @ means + np.trace(first) + np.trace(second) - 2 * shared
 
 
-def features_of(network, pictures):
+def features_of(network, rgb_images):
     with torch.no_grad():
-        return network(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)).double().numpy()
+        return network(torch.from_numpy(np.stack(rgb_images)).permute(0, 3, 1, 2)).double().numpy()
 
 
-def test_fid_equals_an_independent_computation(classifier, pictures):
+def test_fid_equals_an_independent_computation(classifier, rgb_images):
     network = load_features(str(classifier))
     assert isinstance(network, TransformersFeatures)
     assert network.num_features == 12
     # shifted to red, so that means and covariances both differ
     redder = np.array([40, 0, 0])
-    generated = [np.clip(image.astype(int) + redder, 0, 255).astype(np.uint8) for image in pictures[:18]]
-    found = frechet_distance(network, pictures, generated)
-    by_hand = frechet_by_eigenvalues(features_of(network, pictures), features_of(network, generated))
+    generated = [np.clip(image.astype(int) + redder, 0, 255).astype(np.uint8) for image in rgb_images[:18]]
+    found = frechet_distance(network, rgb_images, generated)
+    by_hand = frechet_by_eigenvalues(features_of(network, rgb_images), features_of(network, generated))
     assert found == pytest.approx(by_hand, rel=1e-4)
     assert found > 0
-    assert frechet_distance(network, pictures, pictures) == pytest.approx(0, abs=1e-4 * found)
+    assert frechet_distance(network, rgb_images, rgb_images) == pytest.approx(0, abs=1e-4 * found)
 
 
-def test_fid_through_the_checkpoints_own_vae(small_pipeline, pictures):
+def test_fid_through_the_checkpoints_own_vae(small_pipeline, rgb_images):
     network = VaeFeatures(small_pipeline.vae, "small")
     assert network.num_features == 32
-    found = frechet_distance(network, pictures[:12], pictures[12:])
-    by_hand = frechet_by_eigenvalues(features_of(network, pictures[:12]), features_of(network, pictures[12:]))
+    found = frechet_distance(network, rgb_images[:12], rgb_images[12:])
+    by_hand = frechet_by_eigenvalues(features_of(network, rgb_images[:12]), features_of(network, rgb_images[12:]))
     assert found == pytest.approx(by_hand, rel=1e-3)
-    with pytest.raises(InputError, match="needs an image classifier"):
-        inception_score(network, pictures)
+    with pytest.raises(InputError, match="give an image classifier"):
+        inception_score(network, rgb_images)
 
 
-def test_the_features_of_a_classifier_are_those_before_its_classes(classifier, pictures):
+def test_the_features_of_a_classifier_are_those_before_its_classes(classifier, rgb_images):
     from transformers import ResNetForImageClassification
 
     network = TransformersFeatures(str(classifier))
-    batch = torch.from_numpy(np.stack(pictures[:2])).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(np.stack(rgb_images[:2])).permute(0, 3, 1, 2)
     with torch.no_grad():
         own = ResNetForImageClassification.from_pretrained(classifier).eval()
         logits = own.classifier(network(batch)[:, :, None, None])
         np.testing.assert_allclose(logits.numpy(), network.logits(batch).numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_inception_score_equals_an_independent_computation(classifier, pictures):
+def test_inception_score_equals_an_independent_computation(classifier, rgb_images):
     network = TransformersFeatures(str(classifier))
-    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(np.stack(rgb_images)).permute(0, 3, 1, 2)
     with torch.no_grad():
         shares = network.logits(batch).double().softmax(dim=1).numpy()
     divergence = (shares * (np.log(shares) - np.log(shares.mean(axis=0)))).sum(axis=1).mean()
     state = torch.random.get_rng_state()
-    found = inception_score(network, pictures, splits=1)
+    found = inception_score(network, rgb_images, splits=1)
     assert found == pytest.approx(np.exp(divergence), rel=1e-4)
     assert found > 1.01
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert inception_score(network, pictures, splits=4) == inception_score(network, pictures, splits=4)
-    with pytest.raises(InputError, match="3 images are less than the 10 parts"):
-        inception_score(network, pictures[:3])
+    assert inception_score(network, rgb_images, splits=4) == inception_score(network, rgb_images, splits=4)
+    with pytest.raises(InputError, match="3 images are fewer than the 10 parts"):
+        inception_score(network, rgb_images[:3])
 
 
 @pytest.fixture(scope="module")
@@ -107,27 +107,27 @@ def clip_folder(tmp_path_factory):
     return save_clip(tmp_path_factory.mktemp("models") / "clip-small")
 
 
-def test_clip_score_is_the_mean_cosine_and_long_prompts_are_cut_at_the_end(clip_folder, pictures):
+def test_clip_score_is_the_mean_cosine_and_long_prompts_are_cut_at_the_end(clip_folder, rgb_images):
     clip = load_clip(str(clip_folder))
     prompts = [f"a {word} thing" for word in ("red", "blue", "green")] + ["many words " * 10]
-    found = clip_score(clip, pictures[:4], prompts)
-    inputs = clip.processor(text=prompts, images=pictures[:4], return_tensors="pt", padding=True, truncation=True)
+    found = clip_score(clip, rgb_images[:4], prompts)
+    inputs = clip.processor(text=prompts, images=rgb_images[:4], return_tensors="pt", padding=True, truncation=True)
     assert inputs["input_ids"].shape[1] == 24
     with torch.no_grad():
         out = clip.model(**inputs)
     cosines = torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)
     assert found == pytest.approx(100 * float(cosines.mean()), rel=1e-3)
     with pytest.raises(InputError, match="4 images and 2 prompts"):
-        clip_score(clip, pictures[:4], prompts[:2])
+        clip_score(clip, rgb_images[:4], prompts[:2])
 
 
-def test_bad_sets_and_bad_networks_are_one_sentence(classifier, pictures, tmp_path):
+def test_bad_sets_and_bad_networks_are_one_sentence(classifier, rgb_images, tmp_path):
     check_installed()
     network = load_features(str(classifier))
     with pytest.raises(InputError, match="1 real and 24 generated"):
-        frechet_distance(network, pictures[:1], pictures)
+        frechet_distance(network, rgb_images[:1], rgb_images)
     with pytest.raises(InputError, match="images have sizes"):
-        frechet_distance(network, [pictures[0], pictures[1][:32]], pictures)
+        frechet_distance(network, [rgb_images[0], rgb_images[1][:32]], rgb_images)
     with pytest.raises(ModelError, match=r"inception\.pth is a pickle"):
         load_features(str(tmp_path / "inception.pth"))
     with pytest.raises(ModelError, match="neither an Inception-v3 safetensors file nor a vision model"):
@@ -180,5 +180,5 @@ def test_inception_gives_what_torch_fidelity_gives_and_refuses_other_weights(tmp
     with pytest.raises(ModelError, match=r"(is missing|has shape)"):
         load_inception(path)
     path.write_bytes(b"no tensors")
-    with pytest.raises(ModelError, match=r"inception\.safetensors is no safetensors file"):
+    with pytest.raises(ModelError, match=r"inception\.safetensors is not a safetensors file"):
         load_inception(path)

@@ -6,7 +6,6 @@ import torch
 
 from jointdit.errors import InputError
 from jointdit.evaluation.agreement import assumed_depth, depth_agreement, typical_range
-from jointdit.evaluation.charts import HEIGHT, WIDTH, Line, line_chart, side_by_side
 from jointdit.evaluation.lifting import planes_of, score_lifting
 from jointdit.evaluation.scenes import held_out_scenes
 from jointdit.evaluation.spectra import radial_counts, radial_power, record_spectra
@@ -59,17 +58,6 @@ def test_the_last_clean_estimate_is_the_sample_and_both_branches_are_kept_apart(
     assert spectra.noise_level[0] == pytest.approx(1)
     assert spectra.high_share("rgb").shape == (3,)
     assert 1 <= spectra.settled_at("depth", high=True) <= 3
-
-
-def test_charts_draw_each_curve_in_its_colour_and_refuse_nothing_to_draw():
-    red, blue = (200, 0, 0), (0, 0, 200)
-    lines = [Line([1, 2, 3], [1e-3, 1.0, np.nan], red, "one"), Line([1, 2, 3], [0.0, 10.0, 100.0], blue)]
-    chart = line_chart("title", "x", "y", lines, log_y=True)
-    pixels = np.asarray(chart).reshape(-1, 3)
-    assert all((pixels == colour).all(axis=1).sum() > 50 for colour in (red, blue))
-    assert side_by_side([chart] * 3).size == (2 * WIDTH, 2 * HEIGHT)
-    with pytest.raises(InputError, match="no point that can be drawn"):
-        line_chart("title", "x", "y", [Line([1], [-1.0], red)], log_y=True)
 
 
 # --- points ---------------------------------------------------------------------------------------------------------

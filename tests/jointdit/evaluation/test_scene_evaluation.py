@@ -8,7 +8,8 @@ import pytest
 from jointdit.evaluation.baselines import mean_training_disparity
 from jointdit.evaluation.images import opponent_r2, psnr
 from jointdit.evaluation.scenes import evaluate_depth, evaluate_vae, held_out_scenes
-from jointdit.tiny.data import HELD_OUT_SEED, relative_disparity
+from jointdit.geometry.depth import disparity_from_depth
+from jointdit.scenes.sampling import HELD_OUT_SEED
 
 SIZE = 64
 
@@ -29,8 +30,8 @@ def test_scenes_are_held_out_and_skipping_goes_on_where_the_last_ended(scenes):
 
 
 def test_the_exact_disparity_scores_zero_and_only_with_its_own_image(scenes, mean_disparity):
-    exact = {scene.rgb.tobytes(): relative_disparity(scene.depth) for scene in scenes}
-    report = evaluate_depth(lambda pictures: [exact[p.tobytes()] for p in pictures], scenes, mean_disparity)
+    exact = {scene.rgb.tobytes(): disparity_from_depth(scene.depth) for scene in scenes}
+    report = evaluate_depth(lambda rgb_images: [exact[p.tobytes()] for p in rgb_images], scenes, mean_disparity)
     assert report.model.abs_rel < 1e-4
     assert report.model.delta1 == report.model.within_5_percent == 1.0
     assert report.wrong_image.abs_rel > 0.05
@@ -38,7 +39,7 @@ def test_the_exact_disparity_scores_zero_and_only_with_its_own_image(scenes, mea
 
 
 def test_the_mean_disparity_beats_the_constant_and_objects_are_harder_than_the_rest(scenes, mean_disparity):
-    report = evaluate_depth(lambda pictures: [mean_disparity] * len(pictures), scenes, mean_disparity)
+    report = evaluate_depth(lambda rgb_images: [mean_disparity] * len(rgb_images), scenes, mean_disparity)
     assert report.model == report.wrong_image == report.mean_disparity
     assert report.mean_disparity.abs_rel < 0.7 * report.constant.abs_rel
     assert report.mean_disparity.object_abs_rel > report.mean_disparity.abs_rel
@@ -52,17 +53,17 @@ def test_psnr_of_a_known_error():
 
 
 def test_a_vae_that_loses_one_axis_is_caught_though_its_psnr_is_fair(scenes):
-    pictures = np.stack([scene.rgb for scene in scenes])
+    rgb_images = np.stack([scene.rgb for scene in scenes])
 
     def without_red_green(batch):
         mean = batch[..., :2].mean(axis=-1, keepdims=True)
         return np.concatenate([mean, mean, batch[..., 2:]], axis=-1).astype(np.uint8)
 
-    report = evaluate_vae(without_red_green, pictures)
+    report = evaluate_vae(without_red_green, rgb_images)
     assert report.opponent_r2["yellow_blue"] > 0.99
     assert report.opponent_r2["red_green"] < 0.3
     assert report.colours_kept["red"] == 0.0
-    faithful = evaluate_vae(lambda batch: batch, pictures)
+    faithful = evaluate_vae(lambda batch: batch, rgb_images)
     assert faithful.psnr_db == math.inf
-    assert min(opponent_r2(pictures, pictures).values()) == 1.0
+    assert min(opponent_r2(rgb_images, rgb_images).values()) == 1.0
     assert set(faithful.colours_kept.values()) == {1.0}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jointdit.errors import InputError, RowError
 from jointdit.geometry import depth as d
-from jointdit.scenes.open3d_import import import_open3d
+from jointdit.geometry.open3d_import import import_open3d
 
 
 def ramp(height: int, width: int, a: float = 0.3, b: float = 0.7) -> np.ndarray:
@@ -26,8 +26,8 @@ def ramp(height: int, width: int, a: float = 0.3, b: float = 0.7) -> np.ndarray:
 
 
 def test_fit_keeps_the_aspect_and_pads_a_photo_to_multiples_of_16() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (700, 1000, 3), dtype=np.uint8)
-    fitted, mapping = d.fit_to_model(picture, 128, 128)
+    rgb_image = np.random.default_rng(0).integers(0, 256, (700, 1000, 3), dtype=np.uint8)
+    fitted, mapping = d.fit_to_model(rgb_image, 128, 128)
     assert (mapping.content_width, mapping.content_height) == (128, 90)
     assert fitted.shape == (96, 128, 3)
     assert fitted.dtype == np.uint8

@@ -7,8 +7,8 @@ import pytest
 
 from jointdit.errors import RowError
 from jointdit.geometry.depth import disparity_from_depth, fit_to_model, metric_depth, restore_size, unproject
-from jointdit.geometry.points import PointCloud, cloud_of, surface_normals, thinned, without_outliers
-from jointdit.scenes.open3d_import import import_open3d
+from jointdit.geometry.open3d_import import import_open3d
+from jointdit.geometry.points import PointCloud, cloud_of, surface_normals, voxel_downsample, without_outliers
 from tests.exact_scenes import DISTANCES, RADIUS, SPHERE, exact_scene
 
 EVERYTHING = 1e9  # an edge threshold that drops nothing
@@ -99,7 +99,7 @@ def test_thinning_leaves_the_mean_of_each_cube_in_a_fixed_order() -> None:
     cloud = PointCloud(
         points, random.integers(0, 256, (401, 3), dtype=np.uint8), normals, random.random(401, dtype=np.float32)
     )
-    thin = thinned(cloud, 0.25)
+    thin = voxel_downsample(cloud, 0.25)
     cells = np.floor((points + 0.125) / 0.25).astype(int) @ (1, 10, 100)
     _, first, label = np.unique(cells, return_index=True, return_inverse=True)
     order = np.argsort(first)
@@ -113,11 +113,11 @@ def test_thinning_leaves_the_mean_of_each_cube_in_a_fixed_order() -> None:
         assert thin.confidence[number] == pytest.approx(cloud.confidence[inside].mean(), abs=1e-6)
     assert thin.normals is not None
     np.testing.assert_allclose(np.linalg.norm(thin.normals, axis=1), 1.0, atol=1e-6)
-    again = thinned(cloud, 0.25)
+    again = voxel_downsample(cloud, 0.25)
     np.testing.assert_array_equal(again.points, thin.points)
-    assert len(thinned(cloud.at(np.zeros(0, np.int64)), 0.25)) == 0
+    assert len(voxel_downsample(cloud.at(np.zeros(0, np.int64)), 0.25)) == 0
     with pytest.raises(RowError, match="too small"):
-        thinned(cloud, 1e-12)
+        voxel_downsample(cloud, 1e-12)
 
 
 def test_strays_go_and_the_surface_stays_in_order() -> None:

@@ -30,7 +30,7 @@ from jointdit.training.optimizers import StackedMuon
 from jointdit.training.parallel import World
 from jointdit.tiny.spec import StageSpec
 from jointdit.loading.cpu_dtype import fast_dtype
-from pipelines.model.identity import load_pipeline
+from pipelines.model.loading import load_pipeline
 from pipelines.spec.job import ModelSpec
 from pipelines.training.run import load_for_training
 from pipelines.training.spec import TrainedModel
@@ -93,7 +93,7 @@ def test_an_old_cpu_computes_in_float32(on_an_old_cpu: list[str]) -> None:
 
 def test_an_old_cpu_says_what_it_computes_in(on_an_old_cpu: list[str]) -> None:
     for who, dtype in (("vae: ", "bfloat16"), ("", "bfloat16"), ("", "float16")):
-        sentence = f"{who}this CPU has no units for {dtype}: float32 is computed instead, which takes more memory"
+        sentence = f"{who}this CPU has no hardware support for {dtype}: it computes in float32, which takes more memory"
         assert on_an_old_cpu.count(sentence) == 1, sentence
 
 

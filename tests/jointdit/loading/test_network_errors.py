@@ -66,7 +66,7 @@ def test_each_library_says_why_a_server_cannot_be_used(library: str, silent: int
     request = LIBRARIES[library]
     for address, reason in (
         (f"http://127.0.0.1:{closed}", "connection refused"),
-        ("http://nowhere.invalid", "its host name is not known"),
+        ("http://nowhere.invalid", "its host name cannot be resolved"),
         (f"http://127.0.0.1:{silent}", "no answer in time"),
     ):
         with pytest.raises(network_errors()) as caught:

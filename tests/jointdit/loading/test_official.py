@@ -129,12 +129,12 @@ def test_missing_tensors(golden, tmp_path):
 
 
 def test_tensors_without_a_place(golden, tmp_path):
-    with pytest.raises(ModelError, match=r"tensor double_blocks.1\S+ \(14 in all\) has no place in the network"):
+    with pytest.raises(ModelError, match=r"tensor double_blocks.1\S+ \(14 in all\) is not in the network"):
         JointDiTTransformer2DModel.from_flux(
             FluxTransformer2DModel(**{**golden.network_config("transformer_a"), "num_layers": 1}),
             golden.folder / ADAPTER,
         )
-    with pytest.raises(ModelError, match=r"tensor guidance_in.in_layer.bias \(4 in all\) has no place"):
+    with pytest.raises(ModelError, match=r"tensor guidance_in.in_layer.bias \(4 in all\) is not in the network"):
         load(golden, guidance_embeds=False)
 
 

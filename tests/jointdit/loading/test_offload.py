@@ -15,18 +15,18 @@ HEIGHT, WIDTH = 96, 208  # pixels: neither is the checkpoint's size, and the wid
 
 
 @pytest.fixture(scope="module")
-def picture():
+def rgb_image():
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    picture = np.stack([rows % 256, columns % 256, (rows * columns) % 256], axis=-1)
-    return picture.astype(np.uint8)
+    rgb_image = np.stack([rows % 256, columns % 256, (rows * columns) % 256], axis=-1)
+    return rgb_image.astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
-def plain(picture):
-    return run(JointDiTPipeline.from_pretrained("tiny"), picture)
+def plain(rgb_image):
+    return run(JointDiTPipeline.from_pretrained("tiny"), rgb_image)
 
 
-def run(pipe, picture):
+def run(pipe, rgb_image):
     made = pipe(
         prompt=["a red cube on a blue floor"],
         task="joint",
@@ -35,23 +35,23 @@ def run(pipe, picture):
         width=WIDTH,
         num_inference_steps=2,
     )
-    labelled = pipe(image=picture, task="depth", seeds=[4], num_inference_steps=2)
+    labelled = pipe(image=rgb_image, task="depth", seeds=[4], num_inference_steps=2)
     return made.rgb, made.disparity, labelled.disparity
 
 
 @pytest.mark.parametrize("offload", ["model", "group"])
-def test_offloaded_weights_give_the_plain_models_pixels(offload, picture, plain):
+def test_offloaded_weights_give_the_plain_models_pixels(offload, rgb_image, plain):
     pipe = JointDiTPipeline.from_pretrained("tiny")
     place(pipe, "cpu", offload)
     for again in range(2):  # what came to the device for the first call has gone back before the second
-        for found, expected in zip(run(pipe, picture), plain, strict=True):
+        for found, expected in zip(run(pipe, rgb_image), plain, strict=True):
             np.testing.assert_array_equal(found, expected, err_msg=f"call {again}")
 
 
-def test_a_tiled_vae_is_close_to_a_whole_one_at_an_odd_aspect(picture):
+def test_a_tiled_vae_is_close_to_a_whole_one_at_an_odd_aspect(rgb_image):
     """Tiles are padded at their borders and blended: what differs lies at the seams."""
     pipe = JointDiTPipeline.from_pretrained("tiny")
-    images = torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
+    images = torch.from_numpy(rgb_image).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         latents = encode_image(pipe.vae, images)
         whole = decode_latents(pipe.vae, latents)

@@ -145,9 +145,9 @@ def test_a_quantised_pipeline_estimates_nearly_the_same_depth():
     assert block.proj_mlp.lora_B["depth"].weight.dtype == torch.float32
     attention = quantised.text_encoder_2.encoder.block[0].layer[0].SelfAttention
     assert attention.q.weight.qdata.dtype == torch.int8
-    picture = np.tile(np.linspace(0, 255, 128, dtype=np.uint8)[:, None, None], (1, 128, 3))
+    rgb_image = np.tile(np.linspace(0, 255, 128, dtype=np.uint8)[:, None, None], (1, 128, 3))
     found, expected = (
-        pipe(image=picture, task="depth", seeds=[1], num_inference_steps=2).disparity for pipe in (quantised, plain)
+        pipe(image=rgb_image, task="depth", seeds=[1], num_inference_steps=2).disparity for pipe in (quantised, plain)
     )
     assert 0 < np.abs(found - expected).mean() < 0.02
 

@@ -1,4 +1,4 @@
-"""`rgb_refresh`: the given half kept over sampling steps."""
+"""`condition_refresh`: the given half kept over sampling steps."""
 
 from __future__ import annotations
 
@@ -101,15 +101,15 @@ def test_refreshing_at_every_step_is_exact_and_else_it_counts(golden, task):
     io, model = golden.tensors("sample_a"), golden.network()
     inputs = sampling(io, task)
     exact = torch.cat(denoise(model, **inputs))
-    assert torch.equal(torch.cat(denoise(model, **inputs, rgb_refresh=1)), exact)
-    kept = {k: torch.cat(denoise(model, **inputs, rgb_refresh=k)) for k in (2, 5, 9)}
+    assert torch.equal(torch.cat(denoise(model, **inputs, condition_refresh=1)), exact)
+    kept = {k: torch.cat(denoise(model, **inputs, condition_refresh=k)) for k in (2, 5, 9)}
     assert not torch.allclose(kept[2], exact, atol=1e-4, rtol=0)
     assert not torch.allclose(kept[2], kept[5], atol=1e-4, rtol=0)
     assert torch.equal(kept[5], kept[9]), "both refresh in the first of five steps alone"
-    assert torch.equal(torch.cat(denoise(model, **inputs, rgb_refresh=2)), kept[2])
+    assert torch.equal(torch.cat(denoise(model, **inputs, condition_refresh=2)), kept[2])
     # Where nothing flows between the halves there is nothing to refresh.
     apart = golden.network(adapter=False)
-    whole, once = (torch.cat(denoise(apart, **inputs, rgb_refresh=k)) for k in (1, 5))
+    whole, once = (torch.cat(denoise(apart, **inputs, condition_refresh=k)) for k in (1, 5))
     torch.testing.assert_close(once, whole, atol=1e-5, rtol=0)
 
 
@@ -117,19 +117,19 @@ def test_refreshing_at_every_step_is_exact_and_else_it_counts(golden, task):
 def test_a_sample_is_the_same_alone_and_in_a_batch(golden, task):
     io, model = golden.tensors("sample_a"), golden.network()
     batch = sampling(io, task, pairs=3)
-    together = torch.cat(denoise(model, **batch, rgb_refresh=3)).unflatten(0, (2, 3))
+    together = torch.cat(denoise(model, **batch, condition_refresh=3)).unflatten(0, (2, 3))
     for index in range(3):
         row = slice(index, index + 1)
         alone = {name: batch[name][row] for name in ("condition", "prompt_embeds", "pooled_prompt_embeds")}
         alone["noise"] = tuple(noise[row] for noise in batch["noise"])
-        one = torch.cat(denoise(model, **{**batch, **alone}, rgb_refresh=3))
+        one = torch.cat(denoise(model, **{**batch, **alone}, condition_refresh=3))
         torch.testing.assert_close(one, together[:, index], atol=1e-5, rtol=0)
 
 
 def test_wrong_values_are_named(golden):
     io, model = golden.tensors("sample_a"), golden.network()
-    with pytest.raises(InputError, match="rgb_refresh is 0: use at least 1"):
-        denoise(model, **sampling(io, "depth"), rgb_refresh=0)
+    with pytest.raises(InputError, match="condition_refresh is 0: give at least 1"):
+        denoise(model, **sampling(io, "depth"), condition_refresh=0)
     joint = {**sampling(io, "depth"), "task": "joint", "condition": None}
-    with pytest.raises(InputError, match="rgb_refresh is 2 but task 'joint' has no clean half"):
-        denoise(model, **joint, rgb_refresh=2)
+    with pytest.raises(InputError, match="condition_refresh is 2, and task 'joint' has no clean half"):
+        denoise(model, **joint, condition_refresh=2)

@@ -114,7 +114,7 @@ def test_a_stays_shared(change):
 
 
 def test_merging_is_refused():
-    with pytest.raises(ModelError, match="can not be merged"):
+    with pytest.raises(ModelError, match="cannot be merged"):
         DepthHalfLora(nn.Linear(6, 5), rank=2).merge()
 
 

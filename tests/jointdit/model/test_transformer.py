@@ -204,9 +204,9 @@ def test_a_flux_network_without_guidance(golden):
 def test_wrong_inputs_are_named(golden):
     model, io = golden.network(), golden.tensors("transformer_a.io")
     inputs = model_inputs(io, golden.numbers("transformer_a")["runs"][0])
-    with pytest.raises(ValueError, match="guidance is None but this network takes one value a row"):
+    with pytest.raises(ValueError, match="guidance is None but this network takes one value per row"):
         model(**{**inputs, "guidance": None})
-    with pytest.raises(ValueError, match="one noise level a row"):
+    with pytest.raises(ValueError, match="one noise level per row"):
         model(**{**inputs, "timestep": torch.ones(1)})
     with pytest.raises(ValueError, match="has 1 rows: give pairs"):
         model(**{**inputs, "hidden_states": inputs["hidden_states"][:1]})

@@ -10,8 +10,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from jointdit.pipeline import TINY_CHECKPOINT, JointDiTPipeline
+from jointdit.profiling import RESERVED_BYTES
 from jointdit.profiling.activations import Call, activation_bytes
-from jointdit.profiling.memory import DECODE_WORKSPACE, RESERVED_BYTES, estimate_memory, flux_model, read_model
+from jointdit.profiling.memory import DECODE_WORKSPACE, estimate_memory, flux_model, read_model
 from jointdit.profiling.tensor_memory import TensorMemory
 
 PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
@@ -68,7 +69,7 @@ def test_weights_are_the_sum_of_the_real_tensors(tiny, dtype):
         ("joint", 4, 96, 208, {}, "decode"),
         ("joint", 4, 96, 208, {"vae_slicing": True}, "denoise"),
         ("depth", 2, 128, 128, {}, "decode"),
-        ("depth", 1, 64, 64, {"rgb_refresh": 2}, "denoise"),
+        ("depth", 1, 64, 64, {"condition_refresh": 2}, "denoise"),
         ("depth-to-image", 1, 208, 96, {"vae_tiling": True}, "decode"),
     ],
 )
@@ -82,8 +83,8 @@ def test_activations_are_what_a_real_call_takes(tiny, pipe, task, batch, height,
         "depth": {"image": (ramp * 255).astype(np.uint8)[..., None].repeat(3, -1)},
         "depth-to-image": {"prompt": "a red cube", "disparity": ramp},
     }[task]
-    if "rgb_refresh" in options:
-        given["rgb_refresh"] = options["rgb_refresh"]
+    if "condition_refresh" in options:
+        given["condition_refresh"] = options["condition_refresh"]
     pipe.vae.use_tiling, pipe.vae.use_slicing = "vae_tiling" in options, "vae_slicing" in options
     real = allocated_at_most(lambda: pipe(task=task, seeds=list(range(batch)), num_inference_steps=2, **given))
     assert found.peak_stage == stage

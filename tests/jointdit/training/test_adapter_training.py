@@ -25,11 +25,11 @@ from jointdit.loading.official import adapter_tensors, gather_official
 from jointdit.model.latents import pack_latents
 from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.pipeline import JointDiTPipeline
-from jointdit.tiny.joint import NoisyPairs, velocity_loss
-from jointdit.training.adapter import ADAPTER, CHECKPOINT, draw, train_adapter
-from jointdit.training.adapter_spec import AdapterTraining, OptimiserSpec
+from jointdit.training.adapter import ADAPTER, CHECKPOINT, check_same_run, draw, train_adapter
+from jointdit.training.adapter_spec import AdapterTraining, OptimizerSpec
 from jointdit.training.checkpoint import load_training, save_training
-from jointdit.training.optimizers import build_optimiser, learning_rate_factor
+from jointdit.training.loss import NoisyPairs, velocity_loss
+from jointdit.training.optimizers import build_optimizer, learning_rate_factor
 from jointdit.training.pairs import Bucket, Pair, ScenePairs
 from jointdit.training.parallel import World
 from tests.jointdit.conftest import T5_LENGTH, small_components
@@ -63,7 +63,7 @@ def training(**changes: Any) -> AdapterTraining:
         "batch_size": 2,
         "buckets": [[32, 32]],
         "precision": "float32",
-        "optimiser": {"kind": "adamw", "learning_rate": 1e-3},
+        "optimizer": {"kind": "adamw", "learning_rate": 1e-3},
         "validation": {"every": 0},
     }
     return AdapterTraining.model_validate({**settings, **changes})
@@ -101,7 +101,7 @@ def test_the_step_gives_the_authors_loss_and_gradients(golden: Any) -> None:
 
 def test_the_loss_falls_the_base_stays_and_the_adapter_is_in_the_published_layout(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in small_pipeline().transformer.state_dict().items()}
-    changes = {"steps": 60, "ema": 0.9, "optimiser": {"kind": "adafactor", "learning_rate": 0.02, "warmup": 5}}
+    changes = {"steps": 60, "ema": 0.9, "optimizer": {"kind": "adafactor", "learning_rate": 0.02, "warmup": 5}}
     pipe = run(tmp_path, **changes)
     found = losses(tmp_path)
     assert sum(found[-15:]) < 0.9 * sum(found[:15])
@@ -121,7 +121,7 @@ def test_the_loss_falls_the_base_stays_and_the_adapter_is_in_the_published_layou
 
 @pytest.mark.parametrize("kind", ["adafactor", "adamw", "muon"])
 def test_a_run_in_two_sittings_is_one_run(tmp_path: Path, kind: str) -> None:
-    changes = {"optimiser": {"kind": kind, "learning_rate": 1e-3}, "ema": 0.5}
+    changes = {"optimizer": {"kind": kind, "learning_rate": 1e-3}, "ema": 0.5}
     run(tmp_path / "whole", **changes)
     run(tmp_path / "halves", **changes, steps=2)
     run(tmp_path / "halves", **changes)
@@ -225,8 +225,8 @@ def test_captions_of_their_own_share_are_dropped_where_the_image_is_cleaner() ->
 def test_another_spec_does_not_go_on_with_a_run(tmp_path: Path) -> None:
     run(tmp_path, steps=1)
     before = (tmp_path / CHECKPOINT).read_bytes()
-    with pytest.raises(SpecError, match=r"differs in .*text_drop \(0\.1 there, 0\.3 here\), .*optimiser\.kind \(adamw"):
-        run(tmp_path, text_drop=0.3, optimiser={"kind": "adafactor", "learning_rate": 1e-3})
+    with pytest.raises(SpecError, match=r"differs in .*text_drop \(0\.1 there, 0\.3 here\), .*optimizer\.kind \(adamw"):
+        run(tmp_path, text_drop=0.3, optimizer={"kind": "adafactor", "learning_rate": 1e-3})
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
@@ -281,36 +281,51 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error_of_the_store(tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
-    optimiser = build_optimiser(OptimiserSpec(), [parameter])
+    optimizer = build_optimizer(OptimizerSpec(), [parameter])
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="make room"):
-        save_training(tmp_path / "file" / "x.safetensors", [("p", parameter)], [parameter.detach()], optimiser, 1)
+        save_training(tmp_path / "file" / "x.safetensors", [("p", parameter)], [parameter.detach()], optimizer, 1)
+
+
+def test_facts_of_a_checkpoint_are_read_by_their_present_names(tmp_path: Path) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    facts = AdapterTraining(steps=2).decides(workers=1)
+    before = {name.replace("optimizer", "optimiser"): value for name, value in facts.items()}
+    assert before.keys() - facts.keys()
+    path = tmp_path / "x.safetensors"
+    optimizer = build_optimizer(OptimizerSpec(), [parameter])
+    save_training(path, [("p", parameter)], [parameter.detach()], optimizer, 1, before)
+    check_same_run(path, facts)
+    with pytest.raises(SpecError, match=r"differs in training\.optimizer\.kind \(adafactor there, muon here\)"):
+        check_same_run(path, {**facts, "training.optimizer.kind": "muon"})
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"no")
     parameter = torch.nn.Parameter(torch.ones(3))
-    optimiser = build_optimiser(OptimiserSpec(), [parameter])
+    optimizer = build_optimizer(OptimizerSpec(), [parameter])
     with pytest.raises(ModelError, match="not a readable checkpoint"):
-        load_training(tmp_path / "x.safetensors", [("p", parameter)], [parameter.detach()], optimiser)
+        load_training(tmp_path / "x.safetensors", [("p", parameter)], [parameter.detach()], optimizer)
 
 
 def test_the_learning_rate() -> None:
-    spec = OptimiserSpec(warmup=10, decay="cosine", final=0.1)
+    spec = OptimizerSpec(warmup=10, decay="cosine", final=0.1)
     assert learning_rate_factor(0, 110, spec) == pytest.approx(0.1)
     assert learning_rate_factor(9, 110, spec) == 1
     assert learning_rate_factor(60, 110, spec) == pytest.approx(0.55)
     assert learning_rate_factor(110, 110, spec) == pytest.approx(0.1)
-    assert learning_rate_factor(60, 110, OptimiserSpec(decay="linear", final=0)) == pytest.approx(50 / 110)
-    assert learning_rate_factor(60, 110, OptimiserSpec()) == 1
+    assert learning_rate_factor(60, 110, OptimizerSpec(decay="linear", final=0)) == pytest.approx(50 / 110)
+    assert learning_rate_factor(60, 110, OptimizerSpec()) == 1
+    twentieth = OptimizerSpec(warmup=10, decay="cosine")  # as in the stages of the tiny checkpoint
+    assert [learning_rate_factor(step, 100, twentieth) for step in (0, 9, 100)] == pytest.approx([0.1, 1.0, 0.05])
 
 
 def test_adafactor_moves_a_weight_that_is_zero_by_the_learning_rate() -> None:
     """torch's own adafactor scales by the weight's size and would move it by a thousandth of that."""
     parameter = torch.nn.Parameter(torch.zeros(4, 4))
-    optimiser = build_optimiser(OptimiserSpec(learning_rate=1e-2), [parameter])
+    optimizer = build_optimizer(OptimizerSpec(learning_rate=1e-2), [parameter])
     parameter.grad = torch.ones(4, 4)
-    optimiser.step()
+    optimizer.step()
     torch.testing.assert_close(parameter.detach(), torch.full((4, 4), -1e-2))
 
 

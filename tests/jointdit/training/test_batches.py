@@ -88,5 +88,5 @@ def test_a_pair_is_cut_and_its_disparity_spread_again() -> None:
     assert abs(int(fitted.rgb[0, 0, 0]) - 85) < 3  # the middle third
     step = np.zeros((32, 96), np.float32)
     step[:, :8] = 1
-    with pytest.raises(ValueError, match="constant within the window"):
+    with pytest.raises(ValueError, match="constant in the window"):
         fit_to_bucket(Pair(rgb, step, "a step outside the window"), (32, 32))

@@ -15,7 +15,7 @@ from pipelines.engine.limits import Limits, next_time
 from pipelines.engine.usage import Usage
 from pipelines.run.rounds import shards_to_make
 from pipelines.spec.job import TASKS, load_spec
-from pipelines.spec.sections import BudgetSpec, PriceSpec
+from pipelines.spec.running import BudgetSpec, PriceSpec
 
 EVENING = datetime(2026, 11, 25, 22, 30)
 

@@ -24,7 +24,9 @@ def test_compiled_blocks_give_the_same_depth() -> None:
     torch._dynamo.utils.counters.clear()
     for rows, refresh in ((3, 1), (1, 1), (2, 3), (1, 3)):
         arguments = {"image": list(images[:rows]), "task": "depth", "seeds": list(range(rows))}
-        ours, theirs = (pipe(**arguments, num_inference_steps=4, rgb_refresh=refresh) for pipe in (compiled, plain))
+        ours, theirs = (
+            pipe(**arguments, num_inference_steps=4, condition_refresh=refresh) for pipe in (compiled, plain)
+        )
         np.testing.assert_allclose(ours.disparity, theirs.disparity, atol=2e-3, rtol=0)
     words = {"prompt": "a red cube on a blue floor", "seeds": [5]}
     given = {"task": "depth-to-image", "disparity": np.linspace(0, 1, 128, dtype=np.float32)[:, None].repeat(128, 1)}
@@ -49,5 +51,5 @@ def test_compiled_blocks_in_bfloat16_are_as_near_to_float32_as_plain_ones() -> N
 def test_a_machine_without_a_compiler_is_told_before_any_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     torch._dynamo.reset()
-    with pytest.raises(ModelError, match=r"model\.compile is true, and torch\.compile does not work on cpu here"):
+    with pytest.raises(ModelError, match=r"model\.compile is true, and torch\.compile does not work on cpu"):
         load_pipeline(ModelSpec(compile=True), "cpu")

@@ -132,7 +132,7 @@ def test_encoded_pairs_equal_those_encoded_from_pixels(pairs_table: Path, encode
 
 def test_a_pair_of_another_size_and_other_encoders_are_refused(encoded: Path, tmp_path: Path) -> None:
     source = DataSpec(kind="encoded", uri=(str(encoded),)).as_input()
-    with pytest.raises(InputError, match="was encoded at height 32, width 48, which is none of"):
+    with pytest.raises(InputError, match="was encoded at height 32, width 48, which is not one of"):
         LatentPairs(source, "tiny").read([0], (32, 32))
     pipe = JointDiTPipeline.from_pretrained("tiny")
     next(pipe.vae.parameters()).data.add_(1)

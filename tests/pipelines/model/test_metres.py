@@ -133,7 +133,7 @@ def test_what_cannot_calibrate_is_refused_before_the_run(tmp_path: Path, metric:
     with pytest.raises(ModelError, match="gives relative depth: give a model of metric depth"):
         check_scorers(spec_with(save_dpt(tmp_path / "dpt")))
     assert check_scorers(spec_with(metric)) > 1000
-    with pytest.raises(SpecError, match="calibrate finds the depth range: remove z_near and z_far"):
+    with pytest.raises(SpecError, match="calibrate determines the depth range: remove z_near and z_far"):
         spec_with(metric, z_near=2.0)
     output = {"uri": "o", "points": {"calibrate": {"model": "m"}}}
     maps = {"task": "depth-to-image", "input": {"uri": "in", "depth": {"kind": "metric"}}, "output": output}

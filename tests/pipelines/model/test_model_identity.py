@@ -99,7 +99,7 @@ def test_a_hub_name_is_known_by_the_commit_in_the_local_cache(tmp_path: Path, mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     found = identify(ModelSpec(name="some/model"))
     assert (found.weights, found.bytes) == ("c0ffee", 7)
-    with pytest.raises(ModelError, match=r"model.name other/model is no folder here, and no model of the hub that can"):
+    with pytest.raises(ModelError, match=r"model.name other/model is not a local folder and not an accessible model"):
         identify(ModelSpec(name="other/model"))
 
 

@@ -116,7 +116,7 @@ def test_models_that_do_not_fit_are_named(
     models: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metric = save_teacher(tmp_path / "metric", depth_estimation_type="metric", max_depth=20)
-    with pytest.raises(ModelError, match="gives metric depth: give one of relative depth"):
+    with pytest.raises(ModelError, match="predicts metric depth: give a model of relative depth"):
         DepthTeacher(str(metric), "cpu", torch.float32)
     with pytest.raises(ModelError, match="cannot be loaded by AutoModelForDepthEstimation"):
         DepthTeacher(str(models["captioner"]), "cpu", torch.float32)

@@ -57,8 +57,8 @@ def closed_port() -> Iterator[str]:
 
 FAILURES = {
     "refused": "connection refused",
-    "host": "its host name is not known",
-    "tls": "it does not speak TLS as it should",
+    "host": "its host name cannot be resolved",
+    "tls": "the TLS handshake failed",
     "status": "it answered with status 503",
     "silent": "no answer in time",
     "address": "",  # the library's own words
@@ -111,13 +111,13 @@ def test_what_is_not_cached_is_told_in_one_sentence(failing, server: Hub) -> Non
     reason, break_network = failing
     break_network()
     with pytest.raises(
-        TransientError, match=r"^model.name somebody/model is no folder here nor in the hub's cache"
+        TransientError, match=r"^model.name somebody/model is not a local folder and not in the hub's cache"
     ) as caught:
         pinned()
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(
-        TransientError, match=r"tinyy is no folder .*: give tiny if that was meant, correct the name, check"
+        TransientError, match=r"tinyy is not a local folder .*: give tiny if you meant that, correct the name, check"
     ):
         pinned("tinyy")
 
@@ -137,7 +137,5 @@ def test_a_download_that_fails_is_tried_again_later(failing, server: Hub, monkey
 
 
 def test_a_name_that_the_hub_does_not_have_is_an_error_in_the_spec(server: Hub) -> None:
-    with pytest.raises(
-        ModelError, match="no model of the hub that can be reached: give tiny if that was meant, correct"
-    ):
+    with pytest.raises(ModelError, match="not an accessible model of the hub: give tiny if you meant that, correct"):
         pinned("tinyy")

@@ -66,7 +66,7 @@ def test_a_folder_comes_whole_and_checked(bucket: Storage) -> None:
     bucket.delete(LARGE)
     assert local_path(one) == folder  # nothing is asked of the store for what is here
     (folder / LARGE).write_bytes(b"cut")
-    with pytest.raises(ModelError, match=r"model.safetensors is gone since it was planned: put it back"):
+    with pytest.raises(ModelError, match=r"model.safetensors was deleted after it was pinned: restore it"):
         local_path(one)
 
 
@@ -124,7 +124,7 @@ def test_a_spoilt_start_is_found_by_its_hash(bucket: Storage) -> None:
 def test_an_object_that_changed_after_the_plan_is_refused(bucket: Storage) -> None:
     one = pinned(bucket)
     bucket.write_bytes(LARGE, CONTENT[LARGE][::-1])
-    with pytest.raises(ModelError, match=rf"^model.name {bucket.uri}: {LARGE} has changed since it was planned"):
+    with pytest.raises(ModelError, match=rf"^model.name {bucket.uri}: {LARGE} has changed since it was pinned"):
         local_path(one)
     assert not (cache_folder() / "weights").exists()
     assert pinned(bucket).weights != one.weights

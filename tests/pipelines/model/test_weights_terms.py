@@ -12,7 +12,7 @@ from jobs.report import show_plan
 from jointdit.errors import ModelError, SpecError
 from pipelines.model.identity import identify
 from pipelines.model.weights.local import checkpoint_folder
-from pipelines.model.weights.selection import wanted_files
+from pipelines.model.weights.selection import select_files
 from pipelines.model.weights.terms import terms_of_card
 from pipelines.run.preview import preview
 from pipelines.spec.job import ModelSpec, load_spec
@@ -53,10 +53,10 @@ def test_what_a_name_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert spelled(value) == spelling
         assert spelled(spelling) == spelling
     for value, sentence in (
-        ("https://huggingface.co/owner/name", "https:// is no place for weights"),
+        ("https://huggingface.co/owner/name", "https:// is not supported"),
         ("owner/name@", "has no revision after the @"),
         ("hf://owner/name/flux1.ckpt", "weights load from safetensors only"),
-        ("two words", "is no path and no name of the hub"),
+        ("two words", "is neither a path nor a hub name"),
         ("s3://", "names no folder or bucket"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -64,26 +64,29 @@ def test_what_a_name_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_which_files_of_a_repository_are_taken() -> None:
-    chosen = wanted_files(FLUX_REPOSITORY, "pipeline", "model.base x")
+    chosen = select_files(FLUX_REPOSITORY, "pipeline", "model.base x")
     left = {"LICENSE.md", "flux1-dev.safetensors", "ae.safetensors", "dev_grid.jpg", "scheduler/scheduler_config.json"}
     assert set(FLUX_REPOSITORY) - set(chosen) == left | {"vae/diffusion_pytorch_model.bin"}
-    transformer = wanted_files(FLUX_REPOSITORY, "transformer", "model.base x")
+    transformer = select_files(FLUX_REPOSITORY, "transformer", "model.base x")
     assert {name.split("/")[0] for name in transformer} == {"README.md", "transformer"}
-    components = wanted_files(FLUX_REPOSITORY, "components", "model.components x")
+    components = select_files(FLUX_REPOSITORY, "components", "model.components x")
     assert [name for name in components if name.startswith("transformer/")] == ["transformer/config.json"]
     with pytest.raises(ModelError, match=r"only vae/model.bin, and pickled files can run code"):
-        wanted_files(["vae/model.bin", "model_index.json"], "pipeline", "model.base x")
+        select_files(["vae/model.bin", "model_index.json"], "pipeline", "model.base x")
     with pytest.raises(ModelError, match="leads out of its folder"):
-        wanted_files(["../escape.safetensors"], "pipeline", "model.base x")
+        select_files(["../escape.safetensors"], "pipeline", "model.base x")
 
 
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        ({"base": "s3://b/flux1.safetensors", "adapter": "o/a"}, "base is a single file, which holds the transformer"),
-        ({"name": "tiny", "components": "o/c"}, "components belong to base"),
-        ({"name": "/weights", "revision": "v1"}, "revision pins a name on the hub"),
-        ({"name": "o/n@v1", "revision": "v2"}, "revision pins a name on the hub, once"),
+        (
+            {"base": "s3://b/flux1.safetensors", "adapter": "o/a"},
+            "base is a single file, which holds only the transformer",
+        ),
+        ({"name": "tiny", "components": "o/c"}, "components needs base"),
+        ({"name": "/weights", "revision": "v1"}, "revision is for a name on the hub"),
+        ({"name": "o/n@v1", "revision": "v2"}, "revision is for a name on the hub without one"),
     ],
     ids=["single file alone", "components of a whole", "revision of a folder", "two revisions"],
 )

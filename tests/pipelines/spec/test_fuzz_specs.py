@@ -308,7 +308,7 @@ def odd_training(chance: random.Random) -> dict[Any, Any]:
     recipe = chance.choice(list(RECIPES))
     spec: dict[Any, Any] = {"recipe": recipe, "output": "out"}
     if recipe == "adapter":
-        spec |= {"model": {"name": "tiny"}, "data": {"kind": "scenes"}, "training": {"steps": 1, "optimiser": {}}}
+        spec |= {"model": {"name": "tiny"}, "data": {"kind": "scenes"}, "training": {"steps": 1, "optimizer": {}}}
     paths = list(paths_of(RECIPES[recipe]))
     for _ in range(chance.choice([1, 1, 2])):
         path, annotation = chance.choice(paths)

@@ -102,10 +102,10 @@ def test_a_calibration_that_is_not_there_is_one_sentence(tmp_path: Path) -> None
     filters = [{"kind": "depth_range", "min_span": {"quantile": 0.1}}]
     with pytest.raises(SpecError, match=r"quality.calibration is missing: name a folder that `jointdit"):
         spec_with({"filters": filters})
-    with pytest.raises(SpecError, match=r"holds no calibration.json: make it with `jointdit calibrate`"):
+    with pytest.raises(SpecError, match=r"has no calibration.json: create it with `jointdit calibrate`"):
         spec_with({"filters": filters, "calibration": str(tmp_path)})
     (tmp_path / "calibration.json").write_text("{}")
-    with pytest.raises(SpecError, match=r"calibration.json cannot be read \(KeyError\): make it again"):
+    with pytest.raises(SpecError, match=r"calibration.json is unreadable \(KeyError\): create it again"):
         spec_with({"filters": filters, "calibration": str(tmp_path)})
     sound = {"samples": 1, "quarantined": 0, "fingerprint": {}, "created": "now", "format": 1}
     for scores in (
@@ -117,7 +117,7 @@ def test_a_calibration_that_is_not_there_is_one_sentence(tmp_path: Path) -> None
         "[" * 100_000,
     ):
         (tmp_path / "calibration.json").write_text(f'{json.dumps(sound)[:-1]}, "scores": {scores}}}')
-        with pytest.raises(SpecError, match=r"calibration.json cannot be read \(\w+Error\): make it again"):
+        with pytest.raises(SpecError, match=r"calibration.json is unreadable \(\w+Error\): create it again"):
             spec_with({"filters": filters, "calibration": str(tmp_path)})
     assert without_quantiles({"filters": filters, "calibration": "x"}) == {"filters": [{"kind": "depth_range"}]}
 

@@ -126,7 +126,7 @@ BAD = {
     "too small": (changed(MINIMAL, "model.steps", 0), "model.steps must be at least 1, found 0."),
     "two GPUs for one model": (
         changed(MINIMAL, "resources.gpus_per_worker", 2.0),
-        "resources.gpus_per_worker must be at most 1, found 2: a worker runs one model on one GPU, so ask for more "
+        "resources.gpus_per_worker must be at most 1, found 2: a worker runs one model on one GPU, so use more "
         "workers.",
     ),
     "negative seed": (changed(MINIMAL, "seed", -1), "seed must be at least 0, found -1."),
@@ -169,19 +169,19 @@ BAD = {
     "unknown store": (changed(MINIMAL, "input.uri", "ftp://h/x"), "input.uri: ftp:// is not a store this can use"),
     "output inside input": (
         changed(changed(MINIMAL, "input.uri", "/data"), "output.uri", "/data/out"),
-        "output.uri /data/out lies inside input.uri /data: put the dataset beside its input.",
+        "output.uri /data/out is inside input.uri /data: choose a folder outside the input.",
     ),
     "output is input": (
         changed(changed(MINIMAL, "input.uri", "s3://b/x"), "output.uri", "s3://b/x/"),
-        "output.uri s3://b/x lies inside input.uri s3://b/x: put the dataset beside its input.",
+        "output.uri s3://b/x is inside input.uri s3://b/x: choose a folder outside the input.",
     ),
     "input inside output": (
         changed(changed(MINIMAL, "input.uri", "/out/prompts.txt"), "output.uri", "/out"),
-        "input.uri /out/prompts.txt lies inside output.uri /out: put the dataset beside its input.",
+        "input.uri /out/prompts.txt is inside output.uri /out: choose a folder outside the input.",
     ),
     "depth maps without a kind": (
         changed(MAPS, "input", {"uri": "maps"}),
-        "input.depth is missing: say what the depth maps hold, kind: metric or kind: disparity.",
+        "input.depth is missing: give the content of the maps, kind: metric or kind: disparity.",
     ),
     "depth maps of no kind": (
         changed(MAPS, "input.depth", {"scale": 0.001}),
@@ -197,7 +197,7 @@ BAD = {
     ),
     "reference where images are made": (
         changed(MINIMAL, "output.rgb", "reference"),
-        "output.rgb: reference is for task depth, and task joint makes new images: remove it.",
+        "output.rgb: reference is only for task depth, not for task joint: remove it.",
     ),
     "points the wrong way round": (
         changed(MINIMAL, "output.points", {"z_near": 5.0, "z_far": 2.0}),
@@ -315,7 +315,7 @@ def test_outputs_that_no_listing_of_the_input_would_find(uri: str, output: str) 
 
 @pytest.mark.parametrize(("uri", "output"), INSIDE)
 def test_outputs_that_a_listing_of_the_input_would_find(uri: str, output: str) -> None:
-    with pytest.raises(SpecError, match=r"lies inside input\.uri"):
+    with pytest.raises(SpecError, match=r"is inside input\.uri"):
         load_spec({"task": "joint", "input": {"uri": uri}, "output": {"uri": output}})
 
 
@@ -358,14 +358,14 @@ def test_what_does_not_decide_pixels_may_change(path: str, value: Any) -> None:
 
 
 def test_a_refresh_decides_pixels_and_outputs_of_before_go_on() -> None:
-    depth = {**MINIMAL, "task": "depth", "input": {"uri": "pictures"}}
-    exact, kept = (load_spec(changed(depth, "model.rgb_refresh", every)) for every in (1, 4))
+    depth = {**MINIMAL, "task": "depth", "input": {"uri": "images"}}
+    exact, kept = (load_spec(changed(depth, "model.condition_refresh", every)) for every in (1, 4))
     assert fingerprint_of(exact, IDENTITY) == fingerprint_of(load_spec(depth), IDENTITY)
     assert "model.rgb_refresh" not in fingerprint_of(exact, IDENTITY), "its shards keep their ids"
-    with pytest.raises(SpecError, match=r"differs in model.rgb_refresh \(null there, 4 here\)"):
+    with pytest.raises(SpecError, match=r"differs in model.condition_refresh \(null there, 4 here\)"):
         check_same(fingerprint_of(exact, IDENTITY), fingerprint_of(kept, IDENTITY), "out")
-    with pytest.raises(SpecError, match="rgb_refresh is for tasks with an image or a map as input, not joint"):
-        load_spec(changed(MINIMAL, "model.rgb_refresh", 4))
+    with pytest.raises(SpecError, match="condition_refresh needs an image or a depth map as input"):
+        load_spec(changed(MINIMAL, "model.condition_refresh", 4))
 
 
 def test_other_weights_are_refused() -> None:
@@ -378,7 +378,7 @@ def test_other_weights_are_refused() -> None:
 def test_quantised_and_offloaded_weights_are_checked_with_the_spec():
     quantised = {"quant_backend": "bitsandbytes_4bit", "quant_kwargs": {"bnb_4bit_quant_type": "nf4"}}
     spec = load_spec(changed(MINIMAL, "model.quantization", quantised))
-    wanted = spec.model.quantization.wanted()
+    wanted = spec.model.quantization.settings()
     assert (wanted.backend, wanted.components) == ("bitsandbytes_4bit", ("transformer", "text_encoder_2"))
     assert fingerprint_of(spec, IDENTITY) != fingerprint_of(load_spec(MINIMAL), IDENTITY)
     offloaded = load_spec(changed(MINIMAL, "model.offload", "model"))

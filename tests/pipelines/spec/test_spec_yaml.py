@@ -108,7 +108,7 @@ def test_the_command_line_says_it_without_a_traceback(tmp_path: Path, capsys: py
 
 def test_files_that_are_none_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(SpecError, match="is no regular file"):
+    with pytest.raises(SpecError, match="is not a regular file"):
         load_spec(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(SpecError, match="cannot be read as text"):
@@ -201,11 +201,11 @@ def test_what_readers_of_yaml_do_not_agree_on_is_text_and_no_number() -> None:
     assert load_spec(MINIMAL, ["name=010"]).name == "010"
     assert load_spec(MINIMAL, ["name=2026-02-30"]).name == "2026-02-30"
     for override in ("seed=010", "seed=1:30", "resources.stall_seconds=10:00"):
-        with pytest.raises(
-            SpecError, match=r"found '.*': YAML readers do not agree on this number, so write it in decim"
-        ):
+        with pytest.raises(SpecError, match=r"found '.*': YAML readers do not agree on this number; write it in decim"):
             load_spec(MINIMAL, [override])
-    with pytest.raises(SpecError, match="name must be text, found False: quote it, for YAML reads yes, no, on and off"):
+    with pytest.raises(
+        SpecError, match="name must be text, found False: quote it, because YAML reads yes, no, on and off"
+    ):
         load_spec(MINIMAL, ["name=no"])
     for text in (".inf", "-.inf", ".nan", "1e400"):
         with pytest.raises(SpecError, match=r"resources.stall_seconds must be a finite number"):
@@ -249,13 +249,13 @@ def test_a_problem_says_where() -> None:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ({**MINIMAL, "name": "a\0b"}, "name holds a NUL or half of a character"),
-        ({**MINIMAL, "name": "\ud800"}, "name holds a NUL or half of a character"),
-        ({**MINIMAL, "na\0me": "x"}, "holds a NUL or half of a character"),
-        ({**MINIMAL, "seed": 10**5000}, "seed is a number that 64 bits cannot hold"),
+        ({**MINIMAL, "name": "a\0b"}, "name contains a NUL or a surrogate"),
+        ({**MINIMAL, "name": "\ud800"}, "name contains a NUL or a surrogate"),
+        ({**MINIMAL, "na\0me": "x"}, "contains a NUL or a surrogate"),
+        ({**MINIMAL, "seed": 10**5000}, "seed is a number that does not fit in 64 bits"),
         ({**MINIMAL, "input": {"uri": "in", "prompt": "x" * 200_000}}, "input.prompt has 200,000 characters"),
-        ({**MINIMAL, 3: "x"}, "the spec has the key 3, which is no text"),
-        ({**MINIMAL, "model": {True: 1}}, "model has the key True, which is no text"),
+        ({**MINIMAL, 3: "x"}, "the spec has the key 3, which is not text"),
+        ({**MINIMAL, "model": {True: 1}}, "model has the key True, which is not text"),
         ({**MINIMAL, "name": {"x" * 500: {"y" * 500: 1}}}, "name must be text"),
     ],
 )

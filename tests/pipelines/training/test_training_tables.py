@@ -40,8 +40,8 @@ def ramp(height: int = 40, width: int = 60) -> np.ndarray:
 
 
 def row(number: int = 0, **changes: Any) -> dict[str, Any]:
-    picture = np.full((40, 60, 3), number, np.uint8)
-    found = {"image": {"bytes": png(picture), "path": None}, "depth": png(ramp()), "text": f"caption {number}"}
+    rgb_image = np.full((40, 60, 3), number, np.uint8)
+    found = {"image": {"bytes": png(rgb_image), "path": None}, "depth": png(ramp()), "text": f"caption {number}"}
     return {**found, **changes}
 
 
@@ -143,7 +143,7 @@ GOOD = {
     "training": {"steps": 1},
 }
 WRONG = [
-    ({"data": {"kind": "table", "uri": "a.parquet"}}, "data: kind table needs depth: say what the maps hold"),
+    ({"data": {"kind": "table", "uri": "a.parquet"}}, "data: kind table needs depth: give the content of the maps"),
     ({"data": {"kind": "dataset"}}, "data: kind dataset needs uri"),
     ({"data": {"kind": "scenes", "uri": "a"}}, "data: kind scenes takes no uri"),
     ({"model": {"name": "tiny", "adapter": "a.safetensors"}}, "model: name and adapter do not go together"),
@@ -151,11 +151,11 @@ WRONG = [
     ({"training": {"steps": 0}}, "training.steps must be greater than 0, found 0"),
     ({"training": {"steps": 1, "buckets": [[30, 32]]}}, "training.buckets.0.0.*multiple of 16"),
     (
-        {"training": {"steps": 1, "optimizer": {}}},
-        "training.optimizer is not a key of the spec: did you mean",
+        {"training": {"steps": 1, "optimizr": {}}},
+        "training.optimizr is not a key of the spec: did you mean optimizer",
     ),
-    ({"resources": {"strategy": "fsdp"}}, "resources.strategy fsdp needs training.optimiser.kind adamw"),
-    ({"output": "s3://bucket/run"}, "output must be a folder that all workers see"),
+    ({"resources": {"strategy": "fsdp"}}, "resources.strategy fsdp needs training.optimizer.kind adamw"),
+    ({"output": "s3://bucket/run"}, "output must be a folder that all workers can access"),
     ({"recipe": "huge"}, "recipe 'huge' .* is unknown: choose one of tiny, adapter"),
 ]
 

@@ -13,8 +13,8 @@ import pytest
 import trimesh
 
 from jointdit.geometry.depth import decode_depth_png, disparity_from_depth, metric_depth, unproject
+from jointdit.geometry.open3d_import import import_open3d
 from jointdit.geometry.points import PointCloud
-from jointdit.scenes.open3d_import import import_open3d
 from pipelines.records import Row, Sample, SampleResult
 from pipelines.spec.job import JobSpec, load_spec
 from pipelines.stages.sinks.geometry import Geometry, geometry_of, point_cloud

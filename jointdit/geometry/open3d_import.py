@@ -9,11 +9,11 @@ from jointdit.errors import PermanentError
 
 
 def import_open3d() -> ModuleType:
-    """Import Open3D, bringing libusb along where the system has none.
+    """Import Open3D, and load libusb first if the system has none.
 
-    Open3D's wheel links against libusb-1.0 for depth cameras, so `import open3d` fails on a bare machine. The package
-    `libusb-package` ships the library; loading it with RTLD_GLOBAL first satisfies the link and needs no root. The
-    import takes seconds: call this inside functions only.
+    Open3D's wheel links against libusb-1.0 for depth cameras, so `import open3d` fails on a machine without it. The
+    package `libusb-package` contains the library; loading it with RTLD_GLOBAL satisfies the link without root rights.
+    The import takes seconds, so call this only inside functions.
 
     Raises:
         PermanentError: neither the system nor `libusb-package` has libusb, or Open3D is not installed.
