@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from pipelines.run.job import RunSummary
     from pipelines.run.preview import PlanPreview
-    from pipelines.spec.sections import PriceSpec
+    from pipelines.spec.running import PriceSpec
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts; log lines go to stderr.")]
 

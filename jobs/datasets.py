@@ -16,7 +16,7 @@ from jointdit.errors import SpecError
 if TYPE_CHECKING:
     from pipelines.ledger.entries import Outcome
     from pipelines.run.job import RunSummary
-    from pipelines.spec.sections import PriceSpec
+    from pipelines.spec.running import PriceSpec
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The job spec, a YAML file.")]
 Overrides = Annotated[
