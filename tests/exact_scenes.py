@@ -1,4 +1,4 @@
-"""Scenes whose surface is a formula: depth by exact rays, and the distance of any point to the surface."""
+"""Scenes with an analytic surface: exact depth, and the distance of any point to the surface."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from jointdit.geometry.depth import Intrinsics, intrinsics_from_fov
 
 FOV = 50.0  # degrees, vertical
-WALL = 6.0  # metres: a wall behind the sphere and the box, so that they have edges
+WALL = 6.0  # depth of the wall behind sphere and box in metres
 SPHERE, RADIUS = np.array([0.3, -0.2, 3.5]), 1.0
-BOX_LOW, BOX_HIGH = np.array([0.5, 0.3, 3.0]), np.array([1.6, 1.2, 4.5])  # front, left side and top are seen
+BOX_LOW, BOX_HIGH = np.array([0.5, 0.3, 3.0]), np.array([1.6, 1.2, 4.5])  # front, left side and top are visible
 PLANE, OFFSET = np.array([0.3, -0.8, 0.52]) / np.linalg.norm([0.3, -0.8, 0.52]), 1.6
 
 
@@ -21,24 +21,24 @@ class ExactScene:
     depth: np.ndarray  # (H, W) float32, metres
     rgb: np.ndarray  # (H, W, 3) uint8
     camera: Intrinsics
-    size: float  # metres: the largest extent of what is seen
+    size: float  # largest extent of the visible surface in metres
     distance: Callable[[np.ndarray], np.ndarray]  # points (N, 3) -> metres to the surface
 
 
 def exact_scene(name: str, height: int = 96, width: int = 128) -> ExactScene:
-    """The scene `sphere`, `plane` or `box`."""
+    """Return the scene `sphere`, `plane` or `box`."""
     camera = intrinsics_from_fov(FOV, width, height)
     x = (np.arange(width) + 0.5 - camera.cx) / camera.fx
     y = (np.arange(height) + 0.5 - camera.cy) / camera.fy
-    rays = np.stack([*np.meshgrid(x, y), np.ones((height, width))], axis=-1)  # z = 1: the ray's parameter is depth
+    rays = np.stack([*np.meshgrid(x, y), np.ones((height, width))], axis=-1)  # with z = 1 the ray parameter is depth
     z = HITS[name](rays)
-    seen = rays * z[..., None]
+    visible = rays * z[..., None]
     random = np.random.default_rng(0)
     return ExactScene(
         depth=z.astype(np.float32),
         rgb=random.integers(0, 256, (height, width, 3), dtype=np.uint8),
         camera=camera,
-        size=float(np.ptp(seen.reshape(-1, 3), axis=0).max()),
+        size=float(np.ptp(visible.reshape(-1, 3), axis=0).max()),
         distance=DISTANCES[name],
     )
 
@@ -62,7 +62,7 @@ def _box(rays: np.ndarray) -> np.ndarray:
 def _plane(rays: np.ndarray) -> np.ndarray:
     towards = rays @ PLANE
     z = OFFSET / towards
-    return np.where((towards > 0) & (z < 20), z, 20.0)  # where it runs away there is a wall at 20 m
+    return np.where((towards > 0) & (z < 20), z, 20.0)  # a wall at 20 m behind the plane
 
 
 def _to_sphere(points: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Columns at random: of any Arrow type, with values that Python cannot hold among them."""
+"""Random columns of any Arrow type, also with values that Python cannot represent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Draw = Callable[[], Any]
 
 
 def simple_values(random: random.Random) -> list[tuple[pa.DataType, Draw]]:
-    """Types without parts."""
+    """Return types that are not nested, each with a function that draws a value."""
 
     def whole(bits: int) -> int:
         return random.randint(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -38,7 +38,7 @@ def simple_values(random: random.Random) -> list[tuple[pa.DataType, Draw]]:
 
 
 def value(random: random.Random, depth: int = 0) -> tuple[pa.DataType, Draw]:
-    """A type, and what draws values of it."""
+    """Return a random type, nested or not, and a function that draws a value of it."""
     if depth > 2 or random.random() < 0.6:
         return random.choice(simple_values(random))
     kind, draw = value(random, depth + 1)
@@ -52,7 +52,7 @@ def value(random: random.Random, depth: int = 0) -> tuple[pa.DataType, Draw]:
 
 
 def array(kind: pa.DataType, values: list[Any]) -> pa.Array:
-    """An array of raw values, as pa.array makes it for types whose values Python can hold."""
+    """Return an array of raw values, also for types whose values Python cannot represent."""
     empty = pa.array([each is None for each in values], pa.bool_())
     if pa.types.is_struct(kind):
         parts = [array(kind.field(n).type, [each[n] if each else None for each in values]) for n in range(2)]

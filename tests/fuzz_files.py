@@ -1,7 +1,7 @@
-"""Input files at random: of every format, with the rows that they must give where that is known.
+"""Random input files of every format, with the expected rows if they are known.
 
-A case is decided by its kind and seed alone. `rows[i]` is the prompt of row i that must come out, None where the row
-must be bad; a file may be refused as a whole only if `may_refuse`.
+A case depends only on its kind and seed. `rows[i]` is the expected prompt of row i, or None for a bad row. The reader
+may refuse a whole file only if `may_refuse`.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ ENCODINGS = [
 
 @dataclass(frozen=True)
 class Case:
-    """A file, what is to be read of it, and what must come out."""
+    """A file, the task, and the expected rows."""
 
     name: str
     data: bytes
     task: str = "joint"
-    rows: list[str | None] | None = None  # None: nothing is known
+    rows: list[str | None] | None = None  # None if not known
     may_refuse: bool = True
-    fields: dict[str, Any] = field(default_factory=dict)  # of the spec's input
+    fields: dict[str, Any] = field(default_factory=dict)  # fields of the spec's input
 
 
 def expected(text: str | None) -> str | None:
-    """What a value must come out as: itself, or not at all."""
+    """Return the expected prompt of a text, or None if the row is bad."""
     return text if text is not None and text.strip() and "\0" not in text else None
 
 
@@ -59,7 +59,7 @@ def zipped(random: random.Random, name: str, data: bytes) -> tuple[str, bytes]:
     return (f"{name}.gz", gzip.compress(data, mtime=0)) if random.random() < 0.2 else (name, data)
 
 
-# --- text, with its truth -------------------------------------------------------------------------------------------
+# --- text formats with known rows ------------------------------------------------------------------------------------
 
 
 def text_lines(random: random.Random) -> Case:
@@ -68,7 +68,7 @@ def text_lines(random: random.Random) -> Case:
     name, data = zipped(random, "a.txt", encode("".join(text + end for text in prompts), encoding))
     rows = [expected(text.rstrip("\r")) for text in prompts]
     rows = [None if text and "\r" in text else text for text in rows]
-    is_odd = "\0" in "".join(prompts)  # a short text with NULs may be taken for UTF-16
+    is_odd = "\0" in "".join(prompts)  # a short text with NULs may be read as UTF-16
     return Case(name, data, rows=rows, may_refuse=is_odd or not encoding.startswith("utf-8"))
 
 
@@ -106,13 +106,13 @@ def csv_records(random: random.Random) -> Case:
         rows.append(None if ragged else expected(text))
     text = sink.getvalue()
     name, data = zipped(random, "a.csv", encode(text, encoding))
-    # Lines end at line feeds, so a carriage return that the writer left unquoted is no row's end.
+    # Lines end at line feeds. An unquoted carriage return does not end a row.
     sure = "\r" not in text.replace(end, "") and "\ufeff" not in text and "\0" not in text
     return Case(name, data, rows=rows if sure else None, may_refuse=not encoding.startswith("utf-8") or not sure)
 
 
 def encode(text: str, encoding: str) -> bytes:
-    """UTF-8 where the encoding does not have every letter."""
+    """Encode a text, as UTF-8 if the encoding lacks a character."""
     try:
         return text.encode(encoding)
     except UnicodeEncodeError:
@@ -130,7 +130,7 @@ def archive(random: random.Random) -> Case:
             member = tarfile.TarInfo(f"{random.choice(['', 'a/', 'ü/', 'x' * 90 + '/'])}{number}.{kind}")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    rows = [expected(text) for text in prompts]  # those of .txt come out stripped
+    rows = [expected(text) for text in prompts]  # texts of .txt members are stripped
     return Case("a.tar", sink.getvalue(), rows=rows, may_refuse=False)
 
 
@@ -152,7 +152,7 @@ def parquet(random: random.Random) -> Case:
     sink = io.BytesIO()
     try:
         pq.write_table(pa.Table.from_arrays(columns, names=names), sink, row_group_size=random.randint(1, 4))
-    except pa.ArrowException:  # a value that Parquet does not have
+    except pa.ArrowException:  # Parquet has no such value
         return parquet(random)
     task = random.choice(["joint", "joint", "depth", "depth-to-image"])
     fields = {"depth": {"kind": "metric"}} if task == "depth-to-image" else {}
@@ -161,7 +161,7 @@ def parquet(random: random.Random) -> Case:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds texts, in any layout."""
+    """Return whether a column type holds texts."""
     return str(kind).replace("dictionary<values=", "").startswith(("string", "large_string"))
 
 
@@ -176,7 +176,7 @@ def image(random: random.Random) -> Case:
     sink = io.BytesIO()
     try:
         made.save(sink, "JPEG" if kind == "jpg" else kind.upper())
-    except (OSError, KeyError, ValueError):  # a mode that the format does not have
+    except (OSError, KeyError, ValueError):  # the format has no such mode
         made.convert("RGB").save(sink, "JPEG" if kind == "jpg" else kind.upper())
     return Case(f"a.{kind}", sink.getvalue(), "depth")
 
@@ -209,7 +209,7 @@ INSERTED = [
 
 
 def damaged(random: random.Random) -> Case:
-    """A valid file of any kind after some mutations."""
+    """Return a valid file of any kind with some mutations."""
     case = random.choice(WHOLE)(random)
     data = bytearray(case.data)
     for _ in range(random.choice([1, 1, 2, 8])):
@@ -238,7 +238,7 @@ PARTS = [*NAMES.split(), *ROOTS.split(), "x" * 300, "x/" * 60, "\0", "\n", " ", 
 
 
 def addresses(random: random.Random) -> Case:
-    """A table that names images at any address, and a good one after each."""
+    """Return a table with image addresses of any form, each followed by a valid one."""
     lines = []
     for _ in range(random.randint(1, 8)):
         parts = "".join(random.choice(PARTS) for _ in range(random.choice([1, 2, 3, 60])))
@@ -253,5 +253,5 @@ KINDS: tuple[Callable[[random.Random], Case], ...] = (*WHOLE, damaged, addresses
 
 
 def make(kind: str, seed: int) -> Case:
-    """The case of a kind and seed."""
-    return next(each for each in KINDS if each.__name__ == kind)(random.Random(f"{kind} {seed}"))
+    """Return the case of a kind and seed."""
+    return next(make_case for make_case in KINDS if make_case.__name__ == kind)(random.Random(f"{kind} {seed}"))

@@ -1,4 +1,4 @@
-"""Texts at random, of what readers are known to stumble over."""
+"""Random texts with characters that break readers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A server on loopback that answers huggingface_hub's own client as the hub's HTTP API does, for models of a test.
+"""A server on loopback with the part of the hub's HTTP API that huggingface_hub uses for models.
 
-What it speaks: model information with file hashes, the tree of a commit, whether a token may read, and files by commit
-with ranges. Repositories are gated by token; every request for a file's content is counted.
+It serves model information with file hashes, the tree of a commit, the check of a token, and files by commit, also in
+ranges. A repository can require a token. The server counts the requests for each file's content.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-LARGE_BYTES = 1000  # from here on a file is known by its SHA-256, as the hub does with what lies in LFS
+LARGE_BYTES = 1000  # larger files have a SHA-256, as files in LFS on the hub
 
 
 @dataclass
 class HubModel:
-    """A repository: its commits, each with files, and the one that `main` is."""
+    """A repository: the files of each commit, and the commit of `main`."""
 
     commits: dict[str, dict[str, bytes]]
     main: str
     card: dict[str, Any] = field(default_factory=dict)
-    gated_for: str | None = None  # only this token may read its files
+    gated_for: str | None = None  # the only token that may read the files
 
 
 @dataclass
 class Hub:
-    """The running server."""
+    """A running server."""
 
     endpoint: str
     models: dict[str, HubModel] = field(default_factory=dict)
-    downloads: Counter[str] = field(default_factory=Counter)  # requests for content, by file
-    spoil: set[str] = field(default_factory=set)  # files whose content arrives with a wrong byte
-    status: int | None = None  # what every request is answered with, where it is set
+    downloads: Counter[str] = field(default_factory=Counter)  # requests for a file's content
+    spoil: set[str] = field(default_factory=set)  # files that are sent with a wrong byte
+    status: int | None = None  # status of every answer, if set
 
 
 def _git_hash(data: bytes) -> str:
@@ -51,7 +51,7 @@ def _sha256(data: bytes) -> str:
 
 @contextlib.contextmanager
 def running_hub() -> Iterator[Hub]:
-    """Serve until the end of the block; `models` may be changed meanwhile."""
+    """Serve within the block; `models` may change meanwhile."""
     hub = Hub("")
 
     class Handler(BaseHTTPRequestHandler):
@@ -99,8 +99,8 @@ def running_hub() -> Iterator[Hub]:
             etag = _sha256(data) if len(data) >= LARGE_BYTES else _git_hash(data)
             headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
             status, first = 200, 0
-            if (wanted := self.headers.get("Range")) is not None:
-                first, last = wanted.removeprefix("bytes=").split("-")
+            if (byte_range := self.headers.get("Range")) is not None:
+                first, last = byte_range.removeprefix("bytes=").split("-")
                 first, stop = int(first), int(last) + 1 if last else len(data)
                 headers["Content-Range"] = f"bytes {first}-{min(stop, len(data)) - 1}/{len(data)}"
                 data, status = data[first:stop], 206

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What tests drive beside Python: Debian's Chromium (tests/pipelines/dataset/test_gallery_browser.py) and Prometheus with its
-# promtool (tests/jobs/test_monitoring.py, tests/integration/test_alerts.py). They are installed where that needs
-# nobody's consent, in continuous integration and in containers run as root. Elsewhere it is left to the user, and those
-# tests are skipped and say so.
+# Install the programs that tests use: Chromium (tests/pipelines/dataset/test_gallery_browser.py) and Prometheus with
+# promtool (tests/jobs/test_monitoring.py, tests/integration/test_alerts.py). The script installs them in continuous
+# integration and in containers that run as root. Elsewhere it prints how to install them; the tests that need a missing
+# program are skipped.
 set -euo pipefail
 
 has_any() {
@@ -24,4 +24,4 @@ if [[ $(id -u) == 0 && (-n ${CI:-} || -e /.dockerenv || -n ${container:-}) ]] &&
         exit 0
     fi
 fi
-echo "Not here: ${missing[*]}. Tests that need them will be skipped. To run them: apt-get install ${missing[*]}." >&2
+echo "Not installed: ${missing[*]}. Tests that need them are skipped: run apt-get install ${missing[*]}." >&2

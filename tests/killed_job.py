@@ -1,4 +1,4 @@
-"""A job without Ray in a process of its own that is killed with SIGKILL at a named step."""
+"""A job without Ray that kills its own process with SIGKILL at a given step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Step = tuple[str, int]
 
 
 class DyingLedger(Ledger):
-    """Kills its process before or after the n-th plan file is appended, or the n-th commit is made."""
+    """Kills the process before or after the n-th plan file or commit is written."""
 
     step: Step = ("", 0)
 
@@ -38,7 +38,7 @@ class DyingLedger(Ledger):
 
 
 def all_rounds(job: LocalJob) -> None:
-    """What a run does between plan and publish."""
+    """Run everything between plan and publish."""
     job.plan()
     while True:
         for entry in pending_shards(job.ledger):
@@ -48,7 +48,7 @@ def all_rounds(job: LocalJob) -> None:
 
 
 def run_until(step: Step, folder: str, sections: dict[str, Any]) -> None:
-    """Run a job until it is killed at a step; commits are made by the finish task, with a ledger of its own."""
+    """Run a job until it kills itself at a step; finish tasks commit with a ledger of their own."""
     from pipelines.stages import finish
 
     DyingLedger.step = step

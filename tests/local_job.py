@@ -1,4 +1,4 @@
-"""Jobs without Ray: the same chain, read -> worker -> finish, called in this process with the stand-in model."""
+"""Jobs without Ray: read, worker and finish run in this process with the stand-in model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ IDENTITY = ModelIdentity(weights="stand-in", bytes=0, height=32, width=32)
 
 @dataclass
 class LocalJob:
-    """A job on a local folder or on S3 whose shards are run in this process."""
+    """A job on a local folder or S3 whose shards run in this process."""
 
     context: RunContext
     ledger: Ledger
@@ -62,7 +62,7 @@ class LocalJob:
 
 
 def job_in(folder: Path, prompts: list[str] | None = None, **sections: Any) -> LocalJob:
-    """A job in a folder, with sections of the spec on top; prompts are written to a text file, one a row."""
+    """Return a job in a folder; `sections` override those of the spec, `prompts` are written to a text file."""
     if prompts is not None:
         (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
     data: dict[str, Any] = {"task": "joint", "quality": {"max_quarantined_fraction": 1.0}}
@@ -79,7 +79,7 @@ def job_in(folder: Path, prompts: list[str] | None = None, **sections: Any) -> L
 
 
 def input_folder(parent: Path, **texts: str) -> Path:
-    """A folder of text files, one a keyword: a="a0\\na1\\n" is two prompts in a.txt."""
+    """Write a folder of text files, one per keyword: a="a0\\na1\\n" writes two prompts to a.txt."""
     folder = parent / "in"
     folder.mkdir()
     for name, text in texts.items():
@@ -89,5 +89,5 @@ def input_folder(parent: Path, **texts: str) -> Path:
 
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., LocalJob]:
-    """make_job(prompts, **sections of the spec) -> LocalJob in the test's folder."""
+    """Return make_job(prompts, **sections of the spec) -> LocalJob in the test's folder."""
     return functools.partial(job_in, tmp_path)

@@ -1,4 +1,4 @@
-"""Published versions made without a model: tables of samples with known pixels, depth, scores and texts."""
+"""Published versions without a model: samples with known pixels, depth, scores and texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.spec.job import JobSpec, load_spec
 from pipelines.stages.sinks.parquet import encode_samples, table_bytes
 from pipelines.store.storage import Storage
 
-FIRST, SECOND = list(SCORES)[:2]  # the scores that are set here; the others are null
+FIRST, SECOND = list(SCORES)[:2]  # the scores that have values; the others are null
 FOLDERS: dict[Outcome, str] = {"kept": "data", "rejected": "rejected", "quarantined": "quarantine"}
 
 
@@ -24,7 +24,7 @@ def job(**output: Any) -> JobSpec:
 
 
 def slope(number: int, height: int = 40, width: int = 60) -> SampleResult:
-    """A surface that rises to (number % 50 + 50) / 100, in colours of its own; FIRST grows with the number."""
+    """Return a sample with a slope up to (number % 50 + 50) / 100; colours and FIRST depend on the number."""
     down, right = np.mgrid[0:height, 0:width].astype(np.float32)
     top = np.float32((number % 50 + 50) / 100)
     disparity = (down / (height - 1) * 0.8 + right / (width - 1) * 0.2) * top
@@ -37,21 +37,21 @@ def slope(number: int, height: int = 40, width: int = 60) -> SampleResult:
 
 
 def rejected(number: int, *reasons: str) -> SampleResult:
-    made = slope(number)
-    made.reasons = list(reasons)
-    return made
+    sample = slope(number)
+    sample.reasons = list(reasons)
+    return sample
 
 
 def quarantined(number: int, error: str, traceback: str = "") -> SampleResult:
-    made = slope(number)
-    made.rgb, made.disparity, made.scores, made.error, made.traceback = None, None, {}, error, traceback
-    return made
+    sample = slope(number)
+    sample.rgb, sample.disparity, sample.scores, sample.error, sample.traceback = None, None, {}, error, traceback
+    return sample
 
 
 def publish_tables(
     storage: Storage, tables: Sequence[tuple[str, Outcome, list[SampleResult]]], number: int = 1, **output: Any
 ) -> Version:
-    """Tables, (shard, outcome, samples) each, written, and the version that names them."""
+    """Write tables, each (shard, outcome, samples); return the version with these tables."""
     spec = job(**output)
     files = []
     for shard, outcome, results in tables:

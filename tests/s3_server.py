@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS) on loopback, for the tests and the storm; it honours create-only writes."""
+"""An S3 server (SeaweedFS) on loopback that supports create-only writes, for tests and the storm."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running S3 server; the test process and its children find endpoint and credentials in the environment."""
+    """A running S3 server; endpoint and credentials are in the environment of the tests and their processes."""
 
     endpoint: str
-    reader_key: str  # may read and list every bucket, and write nothing
+    reader_key: str  # may read and list every bucket, but not write
     reader_secret: str
-    filer: str  # the same objects without S3 before them: PUT /buckets/<bucket>/<key>, unsigned
+    filer: str  # direct access without S3: PUT /buckets/<bucket>/<key>, unsigned
 
     def make_bucket(self, prefix: str = "test") -> str:
-        """Create a bucket of its own for a test; returns its s3:// address."""
+        """Create a new bucket for a test; return its s3:// address."""
         import s3fs
 
         name = f"{prefix}-{secrets.token_hex(4)}"
@@ -37,24 +37,24 @@ class S3Server:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports free on loopback just now."""
+    """Return ports that are free on loopback."""
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for socket_ in sockets:
+            socket_.bind(("127.0.0.1", 0))
+        return [socket_.getsockname()[1] for socket_ in sockets]
     finally:
-        for each in sockets:
-            each.close()
+        for socket_ in sockets:
+            socket_.close()
 
 
 def find_weed() -> str | None:
-    """The server's program, or None where it is not installed."""
+    """Return the path of the server's program, or None if it is not installed."""
     return shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
 
 
 def s3_settings() -> dict[str, str]:
-    """Environment variables for a server to come: an endpoint on a free port, and credentials nobody else has."""
+    """Return environment variables for a new server: an endpoint on a free port, and random credentials."""
     return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_ports(1)[0]}",
         "AWS_ACCESS_KEY_ID": "test-" + secrets.token_hex(8),
@@ -68,7 +68,7 @@ def s3_settings() -> dict[str, str]:
 def running_s3(
     weed: str, endpoint: str, folder: Path, preexec_fn: Callable[[], None] | None = None
 ) -> Iterator[S3Server]:
-    """Serve at `endpoint` for the credentials of the environment; data and log are in `folder`."""
+    """Serve at `endpoint` with the credentials of the environment; data and log are in `folder`."""
     reader_key, reader_secret = "reader-" + secrets.token_hex(8), secrets.token_hex(16)
     owner = {"accessKey": os.environ["AWS_ACCESS_KEY_ID"], "secretKey": os.environ["AWS_SECRET_ACCESS_KEY"]}
     reader = {"accessKey": reader_key, "secretKey": reader_secret}
@@ -104,13 +104,13 @@ def running_s3(
         _wait_for_s3(endpoint, process, folder / "log.txt")
         yield S3Server(endpoint, reader_key, reader_secret, f"127.0.0.1:{numbers['filer.port']}")
     finally:
-        process.kill()  # asked to stop it lingers for 10 seconds, and its data goes with the folder
+        process.kill()  # a graceful stop takes 10 seconds
         process.wait()
         log.close()
 
 
 def _wait_for_s3(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when the server can store an object, not only answer."""
+    """Wait until the server can store an object."""
     import s3fs
 
     deadline = time.monotonic() + 45
@@ -119,7 +119,7 @@ def _wait_for_s3(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> 
         try:
             urllib.request.urlopen(endpoint, timeout=1).close()
         except urllib.error.HTTPError as answer:
-            answer.close()  # it answers: unsigned requests are refused
+            answer.close()  # the server answers and refuses the unsigned request
         except OSError:
             time.sleep(0.05)
             continue

@@ -1,4 +1,4 @@
-"""The README's images of the gallery, from a real one: python -m tests.screenshots demo-output/depth-to-image docs"""
+"""Screenshots for the README: `python -m tests.screenshots demo-output/depth-to-image docs`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from playwright.sync_api import Page, expect
 from tests.browser import find_chromium, open_page, running_chromium
 
 DESKTOP = {"viewport": {"width": 1440, "height": 900}, "color_scheme": "dark"}
-NUMBER = 3  # the sample that is opened: neither the first nor chosen for its looks
+NUMBER = 3  # the sample to open
 
 
 def main(dataset: str, output: str) -> None:
-    """Two images, some 200 kB in all, of the gallery of a dataset in a local folder."""
+    """Save two images, together about 200 kB, of the gallery of a dataset in a local folder."""
     executable = find_chromium()
     if executable is None:
-        sys.exit("There is no Chromium: tests/install_tools.sh, or apt-get install chromium.")
+        sys.exit("Chromium is not installed: run tests/install_tools.sh or apt-get install chromium.")
     address = (Path(dataset).resolve() / "gallery" / "index.html").as_uri()
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Small random checkpoints of the real classes of transformers, with their processors, saved as their authors do."""
+"""Small random checkpoints of the real classes of transformers, saved with their processors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 def save_depth_anything(
     folder: Path, seed: int = 0, size: int = 28, safetensors: bool = True, **changes: Any
 ) -> tuple[Any, Any]:
-    """A Depth-Anything-V2 of a few thousand weights that works at `size` pixels; its model and processor."""
+    """Save a Depth-Anything-V2 of a few thousand weights for `size` pixels; return model and processor."""
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessorPil
 
     torch.manual_seed(seed)
@@ -32,7 +32,7 @@ def save_depth_anything(
         neck_hidden_sizes=[8, 8, 16, 16],
         fusion_hidden_size=8,
         head_hidden_size=8,
-        initializer_range=0.5,  # with the usual 0.02 the map of random weights is constant but for 1e-7
+        initializer_range=0.5,  # with the default 0.02 the depth map varies by 1e-7 only
         **changes,
     )
     model = DepthAnythingForDepthEstimation(config).eval()
@@ -49,7 +49,7 @@ def save_depth_anything(
 
 
 def save_dpt(folder: Path) -> Path:
-    """A DPT (MiDaS) that works at 32 x 32 pixels."""
+    """Save a DPT (MiDaS) for 32 x 32 pixels; return its folder."""
     from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
     torch.manual_seed(1)
@@ -71,7 +71,7 @@ def save_dpt(folder: Path) -> Path:
 
 
 def save_clip(folder: Path) -> Path:
-    """A CLIP of 24 tokens and 32 x 32 pixels; words are spelt in letters."""
+    """Save a CLIP of 24 tokens and 32 x 32 pixels whose tokens are letters; return its folder."""
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
     letters = [chr(code) for code in range(97, 123)]
@@ -87,7 +87,7 @@ def save_clip(folder: Path) -> Path:
     )
     model = CLIPModel(config)
     with torch.no_grad():
-        model.text_projection.weight.neg_()  # with these random weights texts and images are opposites otherwise
+        model.text_projection.weight.neg_()  # these random weights would give opposite embeddings otherwise
     model.save_pretrained(folder)
     images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(images, tokenizer).save_pretrained(folder)
@@ -95,7 +95,7 @@ def save_clip(folder: Path) -> Path:
 
 
 def save_captioner(folder: Path) -> Path:
-    """A BLIP of a few thousand weights that knows some words."""
+    """Save a BLIP of a few thousand weights with a vocabulary of some words; return its folder."""
     from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
     torch.manual_seed(0)

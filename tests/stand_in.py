@@ -1,6 +1,7 @@
-"""A small model behind the real worker: arrays that depend on seed, prompt and input, and prompts that misbehave.
+"""A stand-in for the model behind the real worker; words in a prompt make it fail.
 
-It takes the place of the weights only: reading, the worker's handling of batches, finish, commit and publish are real.
+Its arrays depend on seed, prompt and input. It replaces only the weights: reading, batches, finish, commit and publish
+are those of the engine.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from pipelines.stages.generate import GenerationWorker
 
 
 class StandInPipeline:
-    """Called like JointDiTPipeline; words in a prompt make it fail in the ways models fail."""
+    """Called like JointDiTPipeline; words in a prompt make it fail as models fail."""
 
     def __init__(self, height: int, width: int) -> None:
         self.size = (height, width)
 
     def __call__(self, *, task, seeds, prompt=None, image=None, disparity=None, height=None, width=None, **sampling):
-        given = image if image is not None else disparity
+        condition = image if image is not None else disparity
         prompts = prompt if prompt is not None else [""] * len(seeds)
         rgb, maps, finite = [], [], []
         for number, (seed, text) in enumerate(zip(seeds, prompts, strict=True)):
             misbehave(text)
-            size = given[number].shape[:2] if given is not None else (height, width)
+            size = condition[number].shape[:2] if condition is not None else (height, width)
             noise = np.random.default_rng(seed)
             ramp = np.linspace(0, 1, size[0] * size[1], dtype=np.float32).reshape(size)
             ramp = np.full(size, 0.5, np.float32) if "FLAT" in text else np.roll(ramp, int(noise.integers(1000)))
@@ -50,50 +51,50 @@ def misbehave(text: str) -> None:
 
 
 class StandInWorker(GenerationWorker):
-    """The real worker with the stand-in for its weights."""
+    """The real worker with the stand-in model."""
 
     def load(self):
         return StandInPipeline(self.context.height, self.context.width)
 
 
 class HealedPipeline(StandInPipeline):
-    """The stand-in after its faults were mended: no prompt upsets it."""
+    """The stand-in without faults: no prompt makes it fail."""
 
-    def __call__(self, *, prompt=None, **given):
-        return super().__call__(prompt=prompt and ["fine"] * len(prompt), **given)
+    def __call__(self, *, prompt=None, **arguments):
+        return super().__call__(prompt=prompt and ["fine"] * len(prompt), **arguments)
 
 
 class HealedWorker(StandInWorker):
-    """The worker of the mended stand-in."""
+    """The worker with the stand-in without faults."""
 
     def load(self):
         return HealedPipeline(self.context.height, self.context.width)
 
 
 class RecordingWorker(StandInWorker):
-    """Writes down each sample it is asked for: "<pid> <node> <sample id>", in a file beside the first input."""
+    """Logs each sample to generate as "<pid> <node> <sample id>", to a file beside the first input."""
 
-    seconds = 0.0  # a sample
+    seconds = 0.0  # per sample
 
     def generate(self, part):
         import ray
 
         node = ray.get_runtime_context().get_node_id()
         for sample in part:
-            with open(calls_file(self.context.spec), "a") as file:  # one short line at a time is written whole
+            with open(calls_file(self.context.spec), "a") as file:  # appending a short line is atomic
                 file.write(f"{os.getpid()} {node} {sample.id}\n")
             threading.Event().wait(self.seconds)
         return super().generate(part)
 
 
 class SlowWorker(RecordingWorker):
-    """Slow enough to be caught at work."""
+    """A worker that is slow enough to be killed at work."""
 
     seconds = 0.05
 
 
 class GatedWorker(RecordingWorker):
-    """Begins only as many samples as a file beside the first input allows each process; see `open_gate`."""
+    """Each process begins only as many samples as a file beside the first input allows; see `open_gate`."""
 
     begun = 0
 
@@ -109,7 +110,7 @@ def gate_file(spec) -> str:
 
 
 def open_gate(spec, samples: int) -> None:
-    """Let each GatedWorker begin parts until it has begun so many samples."""
+    """Let each GatedWorker begin parts until it has begun this number of samples."""
     new = pathlib.Path(gate_file(spec) + ".new")
     new.write_text(str(samples))
     new.replace(gate_file(spec))
@@ -120,7 +121,7 @@ def calls_file(spec) -> str:
 
 
 def read_calls(spec) -> list[tuple[str, str, str]]:
-    """(pid, node, sample id) of each sample that a RecordingWorker was asked for."""
+    """Return (pid, node, sample id) of each sample that a RecordingWorker was to generate."""
     try:
         with open(calls_file(spec)) as file:
             return [tuple(line.split()) for line in file if line.endswith("\n")]
@@ -129,7 +130,7 @@ def read_calls(spec) -> list[tuple[str, str, str]]:
 
 
 class DyingAtStart(StandInWorker):
-    """A worker that never comes up."""
+    """A worker that dies while it loads the model."""
 
     def load(self):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Tools for the maintainers: benches, measurements of filters and scores, throughput tables, the GPU check.
+"""Maintainers' tools: benchmarks, filter and score measurements, throughput table, GPU check.
 
-They run from a checkout (`python -m jobs.tools.<name>`, `jointdit bench`) and do not ship in the wheel.
+Run them from a checkout (`python -m jobs.tools.<name>`, `jointdit bench`). They do not ship in the wheel.
 """

@@ -1,7 +1,7 @@
-"""What `python -m jobs.tools.gpu_check` runs: a network of FLUX's size with random weights made on the device, timed.
+"""The cases of `python -m jobs.tools.gpu_check`: timing and memory of a random network of FLUX's size.
 
-A case is a size and a batch. One that does not fit into the memory, or for which no time is left, is written down as
-left out, with the reason.
+A case is a size and a batch. A case that does not fit into memory or into the remaining time is recorded as left out,
+with the reason.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from jointdit.profiling.memory import with_workspace
 from jointdit.profiling.tensor_memory import TensorMemory
 
 REPEATS = 3
-PATCH = 16  # pixels a token's side
+PATCH = 16  # side of a token in pixels
 PARITY_LIMIT = 1e-3  # mean absolute difference of disparities in [0, 1], both in float32
-# Dense bfloat16 peak by NVIDIA's data sheets, in 1e12 operations a second; the first name that the device's contains.
+# Dense bfloat16 peak in TFLOP/s from NVIDIA's data sheets; the first key that is part of the device's name applies.
 PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
 
 
@@ -43,12 +43,12 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds that may still be used."""
+        """Seconds that remain."""
         return self.budget - self.spent
 
 
 def random_network(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> JointDiTTransformer2DModel:
-    """The network with random weights, made where it stays: nothing is downloaded or copied."""
+    """Create the network with random weights on the device, without a download or a copy."""
     with torch.device("meta"):
         network = torch.nn.Module.to(JointDiTTransformer2DModel(**config), dtype)
     network = network.to_empty(device=device).eval()
@@ -63,7 +63,7 @@ def random_network(config: Mapping[str, Any], device: torch.device, dtype: torch
 
 
 def random_vae(config: Mapping[str, Any], device: torch.device) -> AutoencoderKL:
-    """The autoencoder as it is initialised, float32."""
+    """Create the autoencoder with its initial weights, float32."""
     torch.manual_seed(0)
     with device:
         vae = AutoencoderKL.from_config(dict(config))
@@ -79,7 +79,7 @@ def run_case(
     clock: Clock,
     is_compiled: bool = False,
 ) -> dict[str, Any]:
-    """Seconds of a forward and of `steps` steps, operations a second and, by its name, a share of the device's peak."""
+    """Measure a forward and `steps` steps: seconds, TFLOP/s, and the share of the device's peak if it is known."""
     device, tokens = network.device, (size // PATCH) ** 2
     inputs = denoise_inputs(network, architecture, size, batch)
     case: dict[str, Any] = {"size": size, "batch": batch, "steps": steps}
@@ -88,12 +88,12 @@ def run_case(
         denoise(network, "joint", num_inference_steps=1, **inputs)
 
     try:
-        case["first_seconds"] = timed(forward, device)  # compiled: with compilation
+        case["first_seconds"] = timed(forward, device)  # includes compilation
         if is_compiled and clock.left <= 0:
-            return case | {"left_out": f"compiling takes {case['first_seconds']:.1f} s, no time is left"}
-        usual = timed(forward, device) if is_compiled else case["first_seconds"]
-        if usual * (REPEATS + 1) > clock.left:
-            return case | {"left_out": f"a forward takes {usual:.1f} s, {clock.left:.0f} s are left"}
+            return case | {"left_out": f"compilation took {case['first_seconds']:.1f} s, no time is left"}
+        again = timed(forward, device) if is_compiled else case["first_seconds"]
+        if again * (REPEATS + 1) > clock.left:
+            return case | {"left_out": f"a forward takes {again:.1f} s, {clock.left:.0f} s are left"}
         case["forward_seconds"] = min(timed(forward, device) for _ in range(REPEATS))
         flops = forward_flops(network.config, batch, tokens, architecture.text_tokens).total
         case["forward_flops"] = flops
@@ -113,13 +113,13 @@ def run_case(
 def measure_memory(
     network: JointDiTTransformer2DModel, vae: AutoencoderKL, architecture: Architecture, size: int, batch: int
 ) -> dict[str, Any]:
-    """Bytes that denoising and decoding take beside the weights, and what the estimate says of them."""
+    """Measure the peak bytes of denoising and decoding without the weights, beside the estimate."""
     device = network.device
     call = Call("joint", batch, size, size, network.dtype)
     estimated = activation_bytes(architecture, call)
     if device.type == "cuda":
         estimated = with_workspace(estimated, call)
-    found: dict[str, Any] = {"size": size, "batch": batch, "estimated": estimated, "measured": {}}
+    memory: dict[str, Any] = {"size": size, "batch": batch, "estimated": estimated, "measured": {}}
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     try:
         inputs = denoise_inputs(network, architecture, size, batch)
@@ -129,34 +129,34 @@ def measure_memory(
             latents["rgb"], latents["depth"] = denoise(network, "joint", num_inference_steps=2, **inputs)
 
         kept = [*inputs["noise"], inputs["prompt_embeds"], inputs["pooled_prompt_embeds"]]
-        held = sum(tensor.numel() * tensor.element_size() for tensor in kept)  # the estimate has them in each stage
-        found["measured"]["denoise"] = peak_bytes(denoised, network, device) + held
+        held = sum(tensor.numel() * tensor.element_size() for tensor in kept)  # the estimate counts them in each stage
+        memory["measured"]["denoise"] = peak_bytes(denoised, network, device) + held
         held += sum(tensor.numel() * tensor.element_size() for tensor in latents.values())
         unpacked = unpack_latents(latents["rgb"], size // factor, size // factor)
         with torch.no_grad():
-            found["measured"]["decode"] = peak_bytes(lambda: decode_latents(vae, unpacked), vae, device) + held
+            memory["measured"]["decode"] = peak_bytes(lambda: decode_latents(vae, unpacked), vae, device) + held
     except torch.OutOfMemoryError:
-        found["left_out"] = "out of memory"
+        memory["left_out"] = "out of memory"
     finally:
         release(device)
-    return found
+    return memory
 
 
 def parity(device: torch.device, steps: int) -> dict[str, Any]:
-    """The tiny checkpoint in float32, here and on the CPU: the same seeds, the same pixels but for rounding."""
+    """Compare the tiny checkpoint in float32 on the device and on the CPU, with the same seeds."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     ramp = np.linspace(0, 1, 128, dtype=np.float32)[:, None].repeat(128, 1)
     image = (ramp * 255).astype(np.uint8)[..., None].repeat(3, -1)
-    given: dict[Task, dict[str, Any]] = {
+    inputs: dict[Task, dict[str, Any]] = {
         "joint": {"prompt": "a red cube on a blue floor"},
         "depth": {"image": image},
         "depth-to-image": {"prompt": "a red cube on a blue floor", "disparity": ramp},
     }
-    here = JointDiTPipeline.from_pretrained("tiny").to(device)
-    there = JointDiTPipeline.from_pretrained("tiny")
+    on_device = JointDiTPipeline.from_pretrained("tiny").to(device)
+    on_cpu = JointDiTPipeline.from_pretrained("tiny")
     tasks = {}
-    for task, arguments in given.items():
-        a, b = (pipe(task=task, seeds=[1], num_inference_steps=steps, **arguments) for pipe in (here, there))
+    for task, arguments in inputs.items():
+        a, b = (pipe(task=task, seeds=[1], num_inference_steps=steps, **arguments) for pipe in (on_device, on_cpu))
         tasks[task] = {
             "disparity": float(np.abs(a.disparity - b.disparity).mean()),
             "rgb": float(np.abs(a.rgb.astype(float) - b.rgb).mean() / 255),
@@ -168,7 +168,7 @@ def parity(device: torch.device, steps: int) -> dict[str, Any]:
 def denoise_inputs(
     network: JointDiTTransformer2DModel, architecture: Architecture, size: int, batch: int
 ) -> dict[str, Any]:
-    """Random arguments of `denoise` for a square image of `size` pixels."""
+    """Return random arguments of `denoise` for a square image of `size` pixels."""
     device, side = network.device, size // PATCH
     generator = torch.Generator(device).manual_seed(1)
 
@@ -186,23 +186,23 @@ def denoise_inputs(
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a call, until the device is done."""
-    synchronise(device)
+    """Return the seconds of a call, with synchronization of the device."""
+    synchronize(device)
     started = time.perf_counter()
     run()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - started
 
 
 def peak_bytes(run: Callable[[], Any], module: torch.nn.Module, device: torch.device) -> int:
-    """The most that a call takes: of the GPU's allocator, or of the tensors that are alive where there is no GPU."""
+    """Return the peak bytes of a call: of the GPU's allocator, or on a CPU of live tensors."""
     if device.type == "cuda":
-        run()  # cuDNN and cuBLAS make their workspaces once
-        synchronise(device)
+        run()  # cuDNN and cuBLAS allocate their workspaces once
+        synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
-        synchronise(device)
+        synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with TensorMemory() as memory:
         before = memory.hold(module.parameters())
@@ -210,20 +210,20 @@ def peak_bytes(run: Callable[[], Any], module: torch.nn.Module, device: torch.de
     return memory.peak - before
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait for the device."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def release(device: torch.device) -> None:
-    """Give unused memory back, so that the next case begins as the first."""
+    """Release unused memory, so that all cases start alike."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """The device's peak in bfloat16 by its data sheet, where it is known."""
+    """Return the device's bfloat16 peak in TFLOP/s, or None if it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,9 +1,9 @@
-"""Meet a GPU: `python -m jobs.tools.gpu_check -o gpu.json`, in less than 8 minutes and without a download.
+"""Measure a GPU with `python -m jobs.tools.gpu_check -o gpu.json`, in 8 minutes, without a download.
 
-A network of FLUX.1-dev's size with random weights is made on the device: seconds of a forward and of 20 steps at 512
-and 1024 pixels, batches of 1 to 8, plain and compiled; FLOP use; memory against the estimate; and the tiny checkpoint
-on the CPU and on the device. `--device cpu --small` runs the same code at small size. `--estimate` prints the table of
-memory instead.
+A network of FLUX.1-dev's size gets random weights. The report has the seconds of a forward and of 20 steps at 512 and
+1024 pixels, for batches of 1 to 8, plain and compiled; FLOP use; memory beside the estimate; and the difference between
+device and CPU on the tiny checkpoint. `--device cpu --small` runs the same code at small size. `--estimate` prints only
+the table of estimated memory.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from jointdit.pipeline import TINY_CHECKPOINT
 from jointdit.profiling.activations import Architecture, Call, activation_bytes
 from jointdit.profiling.memory import estimate_memory, flux_model, read_model
 
-BUDGET = 450.0  # seconds, of the 480 that it may take
+BUDGET = 450.0  # seconds
 SIZES, BATCHES, STEPS = (512, 1024), (1, 2, 4, 8), 20
 SMALL_SIZES, SMALL_BATCHES, SMALL_STEPS = (32, 64), (1, 2), 2
 NF4 = Quantization("bitsandbytes_4bit")
-COLUMNS: Mapping[str, tuple[Quantization | None, Offload | None, bool]] = {  # and whether the VAE takes them one by one
+COLUMNS: Mapping[str, tuple[Quantization | None, Offload | None, bool]] = {  # with VAE slicing or not
     "bf16": (None, None, False),
     "bf16, vae_slicing": (None, None, True),
     "nf4, vae_slicing": (NF4, None, True),
@@ -39,7 +39,7 @@ COLUMNS: Mapping[str, tuple[Quantization | None, Offload | None, bool]] = {  # a
 
 
 class Plan(NamedTuple):
-    """What is run: all sizes with all batches."""
+    """The cases to run: all sizes with all batches."""
 
     small: bool
     sizes: tuple[int, ...]
@@ -47,31 +47,37 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, small: bool = False, sizes: Sequence[int] | None = None, batches: Sequence[int] | None = None) -> Plan:
-        """What is asked for, or all."""
-        usual = (SMALL_SIZES, SMALL_BATCHES) if small else (SIZES, BATCHES)
-        return cls(small, tuple(sizes or usual[0]), tuple(batches or usual[1]))
+        """Return the plan of these sizes and batches, by default of all."""
+        all_sizes, all_batches = (SMALL_SIZES, SMALL_BATCHES) if small else (SIZES, BATCHES)
+        return cls(small, tuple(sizes or all_sizes), tuple(batches or all_batches))
 
 
 def gpu_check(
-    output: Annotated[Path, typer.Option("-o", "--output", help="The report, JSON.")] = Path("gpu_check.json"),
-    device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu.")] = "cuda",
-    small: Annotated[bool, typer.Option("--small", help="The tiny checkpoint's size: to try the script.")] = False,
-    size: Annotated[list[int] | None, typer.Option(min=32, help="Pixels, again for more: 512 and 1024.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Samples, again for more: 1, 2, 4 and 8.")] = None,
-    compiled: Annotated[bool, typer.Option(help="Also with compiled blocks.")] = True,
-    budget: Annotated[float, typer.Option(min=1, help="Seconds; what does not fit is left out.")] = BUDGET,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Only print the table of memory.")] = False,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The JSON report to write.")] = Path("gpu_check.json"),
+    device: Annotated[str, typer.Option(help="The device, such as cuda, cuda:1 or cpu.")] = "cuda",
+    small: Annotated[
+        bool, typer.Option("--small", help="Use the tiny checkpoint's size, to test this command.")
+    ] = False,
+    size: Annotated[
+        list[int] | None, typer.Option(min=32, help="Side of the image in pixels; repeatable. Default: 512 and 1024.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch size; repeatable. Default: 1, 2, 4 and 8.")
+    ] = None,
+    compiled: Annotated[bool, typer.Option(help="Measure with compiled blocks too.")] = True,
+    budget: Annotated[float, typer.Option(min=1, help="Time limit in seconds; cases beyond it are left out.")] = BUDGET,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Print the table of estimated memory and exit.")] = False,
 ) -> None:
-    """Throughput, FLOP use and memory of a network of FLUX's size with random weights, and parity with the CPU."""
+    """Measure throughput, FLOP use and memory of a random network of FLUX's size, and parity with the CPU."""
     if estimate:
         for line in estimate_table():
             say(line)
         return
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise typer.BadParameter("PyTorch sees no GPU here: use --device cpu --small to try the script.")
+        raise typer.BadParameter("PyTorch finds no GPU: use --device cpu --small to test the command.")
     plan = Plan.of(small, size, batch)
     if unfit := [side for side in plan.sizes if side % PATCH]:
-        raise typer.BadParameter(f"--size is {unfit[0]}: give a multiple of {PATCH}, as the network's tokens are.")
+        raise typer.BadParameter(f"--size is {unfit[0]}: give a multiple of {PATCH}.")
     report = check(torch.device(device), plan, compiled, Clock(budget))
     output.write_text(json.dumps(report, indent=1) + "\n")
     for line in summary(report):
@@ -80,7 +86,7 @@ def gpu_check(
 
 
 def check(device: torch.device, plan: Plan, compiled: bool, clock: Clock) -> dict[str, Any]:
-    """The report. Parity first, then memory, then the cases as they are, then compiled, as far as the time goes."""
+    """Return the report: parity, memory, plain cases, compiled cases, as far as time permits."""
     architecture = (read_model(TINY_CHECKPOINT) if plan.small else flux_model()).architecture
     dtype = torch.float32 if plan.small else torch.bfloat16
     sizes, batches, steps = plan.sizes, plan.batches, SMALL_STEPS if plan.small else STEPS
@@ -117,20 +123,20 @@ def cases(
     clock: Clock,
     is_compiled: bool,
 ) -> list[dict[str, Any]]:
-    """One after the other; when the time is over the rest are left out."""
-    found = []
+    """Run the cases; those after the time limit are left out."""
+    results = []
     for size in sizes:
         for batch in batches:
             if clock.left <= 0:
                 case: dict[str, Any] = {"size": size, "batch": batch, "left_out": "no time is left"}
             else:
                 case = run_case(network, architecture, size, batch, steps, clock, is_compiled)
-            found.append(case | {"compiled": is_compiled})
-    return found
+            results.append(case | {"compiled": is_compiled})
+    return results
 
 
 def device_of(device: torch.device) -> dict[str, Any]:
-    """Name and bytes of a GPU."""
+    """Return the name of a device, for a GPU also bytes and CUDA version."""
     if device.type != "cuda":
         return {"name": str(device)}
     properties = torch.cuda.get_device_properties(device)
@@ -138,7 +144,7 @@ def device_of(device: torch.device) -> dict[str, Any]:
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:
-    """The report in a few lines."""
+    """Return the report as lines of text."""
     lines = [f"{report['device']['name']}, {report['parameters'] / 1e9:.3f} billion parameters in {report['dtype']}"]
     for case in report["cases"]:
         what = f"{case['size']} px, batch {case['batch']}{', compiled' if case['compiled'] else ''}"
@@ -148,25 +154,26 @@ def summary(report: Mapping[str, Any]) -> list[str]:
             lines.append(f"{what}: {speed}, {case['tflops']:.2f} TFLOP/s{use}")
         else:
             lines.append(f"{what}: left out, {case['left_out']}")
-    for found in report["memory"]:
-        for stage, measured in found["measured"].items():
-            said = found["estimated"][stage]
-            shares = f"{measured / 1e9:.3f} GB measured, {said / 1e9:.3f} GB estimated ({said / measured - 1:+.1%})"
-            lines.append(f"{found['size']} px, batch {found['batch']}, {stage}: {shares}")
+    for memory in report["memory"]:
+        for stage, measured in memory["measured"].items():
+            estimated = memory["estimated"][stage]
+            error = f"{estimated / measured - 1:+.1%}"
+            figures = f"{measured / 1e9:.3f} GB measured, {estimated / 1e9:.3f} GB estimated ({error})"
+            lines.append(f"{memory['size']} px, batch {memory['batch']}, {stage}: {figures}")
     lines.append(f"parity with the CPU: {'passed' if report['parity']['passed'] else 'FAILED'}")
     return lines
 
 
 def estimate_table() -> list[str]:
-    """GB of a GPU that a worker needs with FLUX.1-dev, task joint, as a Markdown table."""
+    """Return the Markdown table of GB that a worker with FLUX.1-dev needs for task joint."""
     model = flux_model()
     lines = [f"| pixels | batch | {' | '.join(COLUMNS)} |", f"|---|---|{'---|' * len(COLUMNS)}"]
     for size in SIZES:
         for batch in BATCHES:
             calls = {sliced: Call("joint", batch, size, size, vae_slicing=sliced) for sliced in (False, True)}
-            taken = {sliced: activation_bytes(model.architecture, call) for sliced, call in calls.items()}
+            activations = {sliced: activation_bytes(model.architecture, call) for sliced, call in calls.items()}
             needs = [
-                estimate_memory(model, calls[sliced], quantization, offload, taken[sliced]).needed
+                estimate_memory(model, calls[sliced], quantization, offload, activations[sliced]).needed
                 for quantization, offload, sliced in COLUMNS.values()
             ]
             lines.append(f"| {size} | {batch} | {' | '.join(f'{need / 1e9:.1f}' for need in needs)} |")

@@ -1,8 +1,7 @@
-"""How well each filter finds the faults it is made for: written by `python -m jobs.tools.measure_filters`.
+"""Recall and false alarms of all filters: `python -m jobs.tools.measure_filters`.
 
-Faults are planted in rendered scenes, whose depth is exact; the tables and the image of pipelines/quality/README.md
-are made anew. With --model a checkpoint joins: self-consistency on swapped maps, and what the filters reject of what it
-makes.
+Plants faults in rendered scenes with exact depth, and writes the tables and the image of pipelines/quality/README.md.
+--model adds self-consistency on swapped depth maps, and what the filters reject of a checkpoint's samples.
 """
 
 from __future__ import annotations
@@ -19,74 +18,77 @@ from jobs.report import console, say
 from jobs.tools.filtering.faults import pair_of
 from jobs.tools.filtering.recall import Samples, measure_scenes, result_of, tested
 from jobs.tools.filtering.tables import (
+    README,
     alarm_table,
     recall_table,
     save_sheet,
     threshold_table,
-    write_between_markers,
+    write_section,
 )
 from jointdit.scenes import render_scene
 from jointdit.scenes.sampling import HELD_OUT_SEED
 from pipelines.quality import measure
 
-FIRST_SEED = HELD_OUT_SEED + 1_000_000  # scenes of neither training nor evaluation
-README = Path(__file__).parents[2] / "pipelines" / "quality" / "README.md"
+FIRST_SEED = HELD_OUT_SEED + 1_000_000  # scenes outside training and evaluation
 
 
 def measure_filters(
-    count: Annotated[int, typer.Option("-n", "--count", min=4, help="Scenes, half of them for calibration.")] = 1000,
-    size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 128,
-    model: Annotated[str | None, typer.Option(help="Also: tiny, a checkpoint folder or a hub name.")] = None,
-    made: Annotated[int, typer.Option(min=8, help="Samples of the model.")] = 48,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the model's samples.")] = 20,
-    readme: Annotated[
-        Path, typer.Option(help="The Markdown file with the markers; rejects.png lies beside it.")
-    ] = README,
+    count: Annotated[
+        int, typer.Option("-n", "--count", min=4, help="Number of scenes, half of them for calibration.")
+    ] = 1000,
+    size: Annotated[int, typer.Option(min=32, help="Side of an image in pixels.")] = 128,
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint to measure too: tiny, a folder or a hub name.")
+    ] = None,
+    made: Annotated[int, typer.Option(min=8, help="Number of samples that the model generates.")] = 48,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps of these samples.")] = 20,
+    readme: Annotated[Path, typer.Option(help="The Markdown file to write; rejects.png goes beside it.")] = README,
 ) -> None:
-    """Measure recall and false alarms of all filters and write them into the documentation."""
+    """Measure recall and false alarms of all filters and write them to the README."""
     started = time.monotonic()
     samples: Samples = {}
     scenes = measure_scenes(FIRST_SEED, count, size, samples)
     for _ in track(scenes, total=count, console=console, transient=True, disable=not console.is_terminal):
         pass
     command = f"python -m jobs.tools.measure_filters -n {count} --size {size}"
-    rows, others = [], None
+    rows, generated = [], None
     if model is not None:
-        from jobs.tools.filtering.checkpoint import made_by, swapped_row
+        from jobs.tools.filtering.checkpoint import generated_by, swapped_row
         from pipelines.model.loading import load_pipeline
         from pipelines.spec.job import ModelSpec
 
         pipe = load_pipeline(ModelSpec(name=model), "cpu")
-        rows, others = [swapped_row(pipe, made)], made_by(pipe, made, steps)
+        rows, generated = [swapped_row(pipe, made)], generated_by(pipe, made, steps)
         command += f" --model {model} --made {made} --steps {steps}"
-    text = report(samples, command, rows, others)
-    write_between_markers(readme, text)
+    text = report(samples, command, rows, generated)
+    write_section(readme, "measured", text)
     sheet = save_sheet(readme.with_name("rejects.png"), FIRST_SEED, size)
     for line in text.splitlines():
         say(line)
     say(f"{readme} and {sheet.name}, in {time.monotonic() - started:.0f} s")
 
 
-def report(samples: Samples, command: str, rows: Sequence[Sequence[str]] = (), made: Samples | None = None) -> str:
-    """All tables in Markdown; `rows` and `made` come from a checkpoint."""
-    whole = len(next(iter(samples.values())))
-    half = len(tested(next(iter(samples.values()))))
+def report(samples: Samples, command: str, rows: Sequence[Sequence[str]] = (), generated: Samples | None = None) -> str:
+    """Return all tables in Markdown; `rows` and `generated` come from a checkpoint."""
+    scenes = next(iter(samples.values()))
+    count, half = len(scenes), len(tested(scenes))
     costs = ", ".join(f"{seconds_a_sample(side) * 1e3:.1f} ms at {side} x {side} pixels" for side in (128, 512))
     parts = [
-        f"Measured by `{command}`. Of {whole} scenes, {half} give the rates, at the filters' defaults; the other "
-        f"{whole - half}, by which the defaults were chosen, give the last table. Each scene draws its own faults.",
+        f"Measured by `{command}`. Of {count} scenes, {half} give the rates, at the filters' defaults; the "
+        f"other {count - half}, by which the defaults were chosen, give the last table. Each scene has its own random "
+        "faults.",
         recall_table(samples, rows),
-        "What is rejected of clean samples, the same scenes drawn in several hands, is a false alarm:",
-        alarm_table(samples, made),
-        "Where the scores lie on the calibration half; each default is between the two:",
+        "False alarms, the rejected shares of clean samples, with the same scenes in several styles:",
+        alarm_table(samples, generated),
+        "Scores on the calibration half; each default lies between those of clean and of faulty samples:",
         threshold_table(samples),
-        f"All scores of a sample together cost {costs}, of one core.",
+        f"All scores of a sample together take {costs}, on one core.",
     ]
     return "\n\n".join(part.strip() for part in parts)
 
 
 def seconds_a_sample(size: int, scenes: int = 5) -> float:
-    """Processor time of all scores of one sample: the least of several scenes."""
+    """Return the CPU time of all scores of one sample, the minimum over several scenes."""
     results = [result_of(pair_of(render_scene(FIRST_SEED + number, size, size))) for number in range(scenes)]
     times = []
     for result in results:

@@ -1,4 +1,4 @@
-"""The exact account after a storm: each planned sample once, in its place, with the bytes of a run without faults."""
+"""The account after a storm: each planned sample once, with its outcome and the bytes of the calm run."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from pipelines.ledger.versions import read_latest, read_outcomes
 from pipelines.store.storage import Storage
 from tests.chaos.corpus import Planted
 
-MOST_SHOWN = 10
+MAX_SHOWN = 10
 
 
 @dataclass
 class Account:
-    """What became of one job; `problems` is empty when nothing is lost, doubled, misplaced or different."""
+    """The account of one job; `problems` is empty if no sample is lost, doubled, misplaced or different."""
 
     job: str
     planned: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     doubled: int = 0
-    misplaced: int = 0  # samples that ended elsewhere than was planted
-    compared: int = 0  # rows against the run without faults
+    misplaced: int = 0  # samples with another outcome than planted
+    compared: int = 0  # rows compared with the calm run
     different: int = 0
-    crashes: int = 0  # records in the ledger
+    crashes: int = 0  # crash records in the ledger
     problems: list[str] = field(default_factory=list)
 
 
 def take_account(job: str, planted: Planted, output: str, clean: str, tolerance: float) -> Account:
-    """Recount a job's output from its files. `tolerance`: of pixels, in 255ths; 0 demands equal bytes."""
+    """Recount a job's output from its files. `tolerance` is for pixels, in units of 1/255; 0 requires equal bytes."""
     account = Account(job)
     storage = Storage(output)
     ledger, version = Ledger(storage), read_latest(storage)
@@ -50,40 +50,45 @@ def take_account(job: str, planted: Planted, output: str, clean: str, tolerance:
     account.crashes = sum(len(ledger.crashes(shard)) for shard in ledger.shards_with_crashes())
 
     table = read_outcomes(storage, version)
-    found = list(zip(table["id"].to_pylist(), table["outcome"].to_pylist(), strict=True))
-    times = Counter(sample for sample, _ in found)
-    wanted = planted.outcomes
-    lost = [sample for sample in wanted if sample not in times]
+    outcomes = list(zip(table["id"].to_pylist(), table["outcome"].to_pylist(), strict=True))
+    times = Counter(sample for sample, _ in outcomes)
+    expected = planted.outcomes
+    lost = [sample for sample in expected if sample not in times]
     doubled = [sample for sample, count in times.items() if count > 1]
-    strange = [sample for sample in times if sample not in wanted]
-    misplaced = [f"{i}: {o} and not {wanted[i]}" for i, o in found if i in wanted and o != wanted[i]]
+    unknown = [sample for sample in times if sample not in expected]
+    misplaced = [f"{i}: {o} and not {expected[i]}" for i, o in outcomes if i in expected and o != expected[i]]
     account.lost, account.doubled, account.misplaced = len(lost), len(doubled), len(misplaced)
-    for what, which in (("lost", lost), ("doubled", doubled), ("never planted", strange), ("misplaced", misplaced)):
-        if which:
-            account.problems.append(f"{len(which)} samples {what}: {', '.join(which[:MOST_SHOWN])}")
-    if account.planned != len(wanted):
-        account.problems.append(f"{account.planned} samples are planned and {len(wanted)} were to be.")
+    for problem, samples in (
+        ("lost", lost),
+        ("doubled", doubled),
+        ("never planted", unknown),
+        ("misplaced", misplaced),
+    ):
+        if samples:
+            account.problems.append(f"{len(samples)} samples {problem}: {', '.join(samples[:MAX_SHOWN])}")
+    if account.planned != len(expected):
+        account.problems.append(f"{account.planned} samples are planned, {len(expected)} are expected.")
 
     checked = validate(output)
-    account.problems += [*checked.problems, *checked.notes]  # after gc there is nothing untidy either
+    account.problems += [*checked.problems, *checked.notes]  # after gc there are no notes either
     _compare(account, storage, Storage(clean), tolerance)
     return account
 
 
 def _compare(account: Account, storage: Storage, clean: Storage, tolerance: float) -> None:
-    """Kept and rejected rows of the storm against those of the run without faults."""
+    """Compare kept and rejected rows of the storm with those of the calm run."""
     expected = {row["id"]: row for row in _rows(clean)}
     for row in _rows(storage):
         account.compared += 1
         if row["id"] not in expected:
-            account.problems.append(f"{row['id']} is in no row of the run without faults.")
+            account.problems.append(f"{row['id']} is not in the calm run.")
             continue
         differing = list(_differences(storage, row, clean, expected[row["id"]], tolerance))
         if differing:
             account.different += 1
-            account.problems.append(f"{row['id']} differs from the run without faults in {', '.join(differing)}.")
+            account.problems.append(f"{row['id']} differs from the calm run in {', '.join(differing)}.")
     if account.compared != sum(account.counts.get(outcome, 0) for outcome in ("kept", "rejected")):
-        account.problems.append(f"{account.compared} rows were compared, and the version counts {account.counts}.")
+        account.problems.append(f"{account.compared} rows were compared, the version counts {account.counts}.")
 
 
 def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
@@ -97,7 +102,7 @@ def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
 def _differences(
     storage: Storage, row: dict[str, Any], clean: Storage, expected: dict[str, Any], tolerance: float
 ) -> Iterator[str]:
-    """Names of the columns that differ; a point cloud by its bytes, because its path holds the attempt's token."""
+    """Yield the columns that differ. Point clouds are compared by bytes, because paths contain the attempt's token."""
     for name in row:
         if name == "pointcloud":
             if not tolerance and _cloud(storage, row) != _cloud(clean, expected):
@@ -116,10 +121,10 @@ def _cloud(storage: Storage, row: dict[str, Any]) -> bytes | None:
 
 
 def _distance(stored: dict[str, Any] | None, expected: dict[str, Any] | None) -> float:
-    """The largest difference of two images of any depth, in 255ths of their range."""
+    """Return the largest difference of two images of any bit depth, in units of 1/255 of their range."""
     if stored is None or expected is None or stored["bytes"] is None or expected["bytes"] is None:
         return 0.0 if stored == expected else float("inf")
-    arrays = [np.asarray(Image.open(io.BytesIO(each["bytes"]))) for each in (stored, expected)]
+    arrays = [np.asarray(Image.open(io.BytesIO(image["bytes"]))) for image in (stored, expected)]
     if arrays[0].shape != arrays[1].shape:
         return float("inf")
     scale = 257.0 if arrays[0].dtype != np.uint8 else 1.0

@@ -1,13 +1,13 @@
-"""What the storm reads: prompts and images, with rows planted that must end badly, and oddities that must not.
+"""Input of the storm: prompts and images with planted bad rows, and unusual rows that are good.
 
-The outcome of every sample is known from here alone, without the engine:
+This file alone determines the outcome of every sample, without the engine:
 
-    prompts    RAISE, NAN, KILL, HANG, MEMORY, DEVICE, an empty one   quarantined
-               HALVE (fits into memory only one at a time)            kept
-               FLAT                                                   rejected, and so is its second sample
-               rows of a damaged Parquet row group                    quarantined
-    images   truncated, empty, no image at all, deleted           quarantined
-               16 bits, CMYK, animated, turned by EXIF, a PNG that is called .jpg   kept
+    prompts    RAISE, NAN, KILL, HANG, MEMORY, DEVICE, empty    quarantined
+               HALVE (fits into memory only alone)              kept
+               FLAT                                             rejected, with its second sample
+               rows of a damaged Parquet row group              quarantined
+    images     truncated, empty, not an image, deleted          quarantined
+               16 bits, CMYK, animated, rotated by EXIF, a PNG with the suffix .jpg   kept
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from PIL import Image
 
 from pipelines.store.storage import Storage
 
-GROUP_ROWS = 8  # of the Parquet file's row groups
+GROUP_ROWS = 8  # rows per row group of the Parquet file
 REGENERATE = 1
 MANY_ROWS = 500
 POISON = {"RAISE": 3, "NAN": 3, "KILL": 2, "HANG": 1, "MEMORY": 2, "DEVICE": 2, "": 3}  # prompts that are quarantined
 BAD_IMAGES = ("truncated PNG", "truncated JPEG", "empty file", "text called .png")
-ODD_IMAGES = ("16 bits", "CMYK", "animated GIF", "turned by EXIF", "PNG called .jpg")
+ODD_IMAGES = ("16 bits", "CMYK", "animated GIF", "rotated by EXIF", "PNG called .jpg")
 DELETED = "deleted in flight"
 
 
 @dataclass
 class Planted:
-    """A job's input, and how each of its samples must end."""
+    """A job's input, and the expected outcome of each sample."""
 
-    job: dict[str, Any]  # the spec, without its output
+    job: dict[str, Any]  # the spec without its output
     outcomes: dict[str, str] = field(default_factory=dict)  # sample id -> kept | rejected | quarantined
-    kinds: dict[str, str] = field(default_factory=dict)  # row id -> what was planted there
-    to_delete: list[str] = field(default_factory=list)  # uris, once they are planned
+    kinds: dict[str, str] = field(default_factory=dict)  # row id -> planted kind
+    to_delete: list[str] = field(default_factory=list)  # files to delete once they are planned
 
     def add(self, row: str, outcome: str, kind: str = "") -> None:
-        """A row with one sample, and one more a round where it is rejected."""
+        """Add a row with one sample, and one more sample per round if it is rejected."""
         rounds = 1 + (REGENERATE if outcome == "rejected" else 0)
         self.outcomes.update({f"{row}/{index}": outcome for index in range(rounds)})
         if kind:
@@ -51,12 +51,12 @@ class Planted:
 
     @property
     def quarantined(self) -> set[str]:
-        """The sample ids that must end there, and no other."""
+        """The ids of exactly the samples that must be quarantined."""
         return {sample for sample, outcome in self.outcomes.items() if outcome == "quarantined"}
 
 
 def plant_prompts(storage: Storage, rows: int, seed: int, deadly: bool) -> Planted:
-    """Prompts in a text file and a Parquet file; `deadly`: also such that the stand-in dies of."""
+    """Write prompts to a text file and a Parquet file; `deadly` adds prompts that make the stand-in fail."""
     draw = random.Random(f"{seed}/prompts")
     planted = Planted({"task": "joint", "input": {"uri": storage.uri, "columns": {"prompt": "caption"}}})
     prompts = [f"a {draw.choice(['red', 'green', 'blue'])} thing, number {n}" for n in range(rows)]
@@ -82,7 +82,7 @@ def plant_prompts(storage: Storage, rows: int, seed: int, deadly: bool) -> Plant
 
 
 def trouble(rows: int, deadly: bool) -> list[str]:
-    """First words of prompts, "" for an empty prompt; a short storm has one of each, and none that hangs."""
+    """Return first words of prompts, "" for an empty prompt; a short storm has one of each, without HANG."""
     counts = {**POISON, "FLAT": 6, "HALVE": 4} if deadly else {"": POISON[""]}
     if rows < MANY_ROWS:
         counts = {word: 1 for word in counts if word != "HANG"}
@@ -90,7 +90,7 @@ def trouble(rows: int, deadly: bool) -> list[str]:
 
 
 def plant_few(storage: Storage, rows: int) -> Planted:
-    """Prompts without any trouble, for the job whose disk is full."""
+    """Write prompts without faults, for the job on a full disk."""
     planted = Planted({"task": "joint", "input": {"uri": storage.uri}})
     storage.write_bytes("few.txt", "".join(f"a thing, number {n}\n" for n in range(rows)).encode())
     for number in range(rows):
@@ -99,7 +99,7 @@ def plant_few(storage: Storage, rows: int) -> Planted:
 
 
 def _damaged_table(prompts: list[str], group: int) -> bytes:
-    """A Parquet file in which the prompts of one row group cannot be unpacked."""
+    """Return a Parquet file in which the prompts of one row group cannot be decompressed."""
     table = pa.table({"id": [f"row-{n}" for n in range(len(prompts))], "caption": prompts})
     sink = io.BytesIO()
     pq.write_table(table, sink, row_group_size=GROUP_ROWS, compression="zstd", use_dictionary=False)
@@ -111,11 +111,11 @@ def _damaged_table(prompts: list[str], group: int) -> bytes:
 
 
 def plant_images(storage: Storage, rows: int, seed: int) -> Planted:
-    """A folder of small images of a few sizes."""
+    """Write a folder of small images of several sizes."""
     draw = random.Random(f"{seed}/images")
     planted = Planted({"task": "depth", "input": {"uri": storage.uri}})
-    each = max(1, rows // 100)
-    kinds = [kind for kind in (*BAD_IMAGES, *ODD_IMAGES, DELETED) for _ in range(each)]
+    count = max(1, rows // 100)
+    kinds = [kind for kind in (*BAD_IMAGES, *ODD_IMAGES, DELETED) for _ in range(count)]
     kinds += [""] * (rows - len(kinds))
     draw.shuffle(kinds)
     for number, kind in enumerate(kinds):
@@ -129,7 +129,7 @@ def plant_images(storage: Storage, rows: int, seed: int) -> Planted:
 
 
 def _image(kind: str, noise: np.random.Generator) -> tuple[str, bytes]:
-    """(suffix, bytes) of an image of some kind."""
+    """Return suffix and bytes of an image of a kind."""
     height, width = (int(n) for n in noise.choice([24, 32, 40], 2))
     pixels = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
@@ -147,7 +147,7 @@ def _image(kind: str, noise: np.random.Generator) -> tuple[str, bytes]:
         return ".jpg", _encoded(image.convert("CMYK"), "JPEG")
     if kind == "animated GIF":
         return ".gif", _encoded(image, "GIF", save_all=True, append_images=[image.rotate(90)])
-    if kind == "turned by EXIF":
+    if kind == "rotated by EXIF":
         exif = Image.Exif()
         exif[0x0112] = 6
         return ".jpg", _encoded(image, "JPEG", exif=exif)

@@ -1,4 +1,4 @@
-"""A driver of the storm, to be killed: python -m tests.chaos.driver JOB.json. It joins the Ray of RAY_ADDRESS."""
+"""A driver of the storm, started with `python -m tests.chaos.driver JOB.json`; uses RAY_ADDRESS."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.chaos import models
 
 def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
-    for module in (stand_in, models):  # Ray's workers do not import from tests/
+    for module in (stand_in, models):  # Ray workers cannot import from tests/
         ray.cloudpickle.register_pickle_by_value(sys.modules[module.__name__])
     with open(sys.argv[1]) as file:
         job = json.load(file)

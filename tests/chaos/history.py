@@ -1,7 +1,7 @@
-"""One history: its operations, each in a process of its own, and the account after each.
+"""One history: each operation runs in a new process and is followed by the account.
 
-Operations at once take turns: of all processes exactly one runs at any time, until its next step (steps.py), and the
-seed of the operation says which one goes on (turns.py). So a seed gives the same history again.
+Concurrent operations take turns: exactly one process runs at any time, until its next step (steps.py), and the seed of
+the operation determines which one continues (turns.py). So a seed gives the same history again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.chaos.steps import Steps, take_control
 from tests.chaos.turns import CREATE, STEP, TURNING, take_turns
 from tests.chaos.world import CHANGES, World
 
-PATIENCE_SECONDS = 60.0  # for one step: more is a hang
+STEP_SECONDS = 60.0  # a process that takes longer for a step is hung
 State = Literal["done", "refused", "refused input", "killed", "failed", "hung"]
 END = (
     Operation("run", 1),
@@ -44,16 +44,16 @@ END = (
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one operation's process."""
+    """The result of one operation's process."""
 
     state: State
-    told: str
+    text: str
     steps: int = 0
 
 
 @dataclass
 class Story:
-    """What happened in a history; `problems` is empty where nothing was wrong."""
+    """The events of a history; `problems` is empty if it did not fail."""
 
     lines: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -62,12 +62,12 @@ class Story:
 
     @property
     def kind(self) -> str:
-        """The kind of its first problem; "" where there is none."""
+        """The kind of the first problem; "" without problems."""
         return self.problems[0].kind if self.problems else ""
 
 
 class Actor:
-    """A forked process that does one operation; where it `takes_turns`, it waits before each step."""
+    """A forked process that performs one operation; with `takes_turns` it waits before each step."""
 
     def __init__(self, operation: Operation, plot: Plot, uris: Sequence[str], output: str, takes_turns: bool) -> None:
         self.operation = operation
@@ -79,42 +79,42 @@ class Actor:
         if self.pid == 0:
             os.close(self._read)
             os.close(self._write)
-            _be_actor(operation, plot, uris, output, to_parent, from_parent, takes_turns)
+            _act(operation, plot, uris, output, to_parent, from_parent, takes_turns)
         os.close(to_parent)
         os.close(from_parent)
         if takes_turns:
             self._wait()
 
     def go_on(self) -> None:
-        """Let it take a step, and wait until it stands before the next one, or has ended."""
+        """Let the process take a step, and wait until its next step or its end."""
         os.write(self._write, b".")
         self._wait()
 
     def finish(self) -> Result:
-        """Wait for the end of one that takes no turns."""
+        """Wait for the end of a process that does not take turns."""
         self._wait()
         assert self.result is not None
         return self.result
 
     def _wait(self) -> None:
-        told = b""
+        received = b""
         while True:
-            if not select.select([self._read], [], [], PATIENCE_SECONDS)[0]:
+            if not select.select([self._read], [], [], STEP_SECONDS)[0]:
                 os.kill(self.pid, signal.SIGKILL)
-                self._end(Result("hung", f"nothing happened for {PATIENCE_SECONDS:.0f} s"))
+                self._end(Result("hung", f"no step within {STEP_SECONDS:.0f} s"))
                 return
             piece = os.read(self._read, 65536)
-            if piece in (STEP, TURNING, CREATE) and not told:
+            if piece in (STEP, TURNING, CREATE) and not received:
                 self.next_step = piece
                 return
-            told += piece
+            received += piece
             if not piece:
                 break
-        if told:
-            self._end(Result(**json.loads(told)))
+        if received:
+            self._end(Result(**json.loads(received)))
         else:
             death = self.operation.death is not None
-            self._end(Result("killed" if death else "failed", "" if death else "its process died"))
+            self._end(Result("killed" if death else "failed", "" if death else "the process died"))
 
     def _end(self, result: Result) -> None:
         os.waitpid(self.pid, 0)
@@ -123,19 +123,25 @@ class Actor:
         self.result, self.next_step = result, None
 
 
-def _be_actor(
-    operation: Operation, plot: Plot, uris: Sequence[str], output: str, tell: int, hear: int, takes_turns: bool
+def _act(
+    operation: Operation,
+    plot: Plot,
+    uris: Sequence[str],
+    output: str,
+    to_parent: int,
+    from_parent: int,
+    takes_turns: bool,
 ) -> None:
-    """The life of an actor's process; it never returns."""
+    """Perform the operation in the actor's process, which then ends."""
     result = Result("failed", "")
     try:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
 
         def turn(kind: bytes) -> None:
-            os.write(tell, kind)
-            os.read(hear, 1) or os._exit(1)
+            os.write(to_parent, kind)
+            os.read(from_parent, 1) or os._exit(1)
 
         steps = Steps(turn if takes_turns else None, operation.death, operation.failure)
         take_control(steps, f"{operation.seed}/tokens")
@@ -145,19 +151,19 @@ def _be_actor(
             result = Result("done", perform(operation, plot, uris, output), steps.count)
         except InputError as error:
             result = Result("refused input", str(error), steps.count)
-        except (JointDiTError, OSError) as error:  # the command line tells them in one sentence
+        except (JointDiTError, OSError) as error:  # the command line prints these as one message
             result = Result("refused", f"{type(error).__name__}: {error}", steps.count)
         except BaseException:  # noqa: BLE001 - the boundary of a process
             result = Result("failed", traceback.format_exc()[-3000:], steps.count)
-        os.write(tell, json.dumps(result.__dict__).encode())
+        os.write(to_parent, json.dumps(result.__dict__).encode())
     finally:
         os._exit(0)
 
 
 def play(plot: Plot, folder: Path, output: str | None = None) -> Story:
-    """Play a history in a folder, which is emptied first, until its end or the first problem.
+    """Play a history in an emptied folder until its end or the first problem.
 
-    `output`: where the dataset goes, if not into the folder; it must be empty.
+    `output` is the address of the dataset, by default in the folder; it must be empty.
     """
     with _empty(folder):
         story, world = Story(), World(folder)
@@ -174,12 +180,12 @@ def play(plot: Plot, folder: Path, output: str | None = None) -> Story:
 
 
 def _end(story: Story, plot: Plot, world: World, output: str, account: Account) -> None:
-    """An undisturbed run, what was quarantined made again, and validate."""
+    """Run without faults, retry what is quarantined, and validate."""
     for number, operation in enumerate(END):
         if not _go_on(story, operation, plot, world, output, account):
             return
         if story.lines[-1].endswith("refused input"):
-            return  # such as rows of one id in two files: nothing is to be expected
+            return  # such as rows with the same id in two files: there is no expected end
         if operation.kind == "run":
             story.problems += account.check_end(world.listed(), strict=number > 0)
         if story.problems:
@@ -187,25 +193,25 @@ def _end(story: Story, plot: Plot, world: World, output: str, account: Account) 
 
 
 def _go_on(story: Story, operation: Operation, plot: Plot, world: World, output: str, account: Account) -> bool:
-    """Do one operation and take the account; False where something is wrong."""
+    """Perform one operation and take the account; return False if there are problems."""
     story.lines.append(str(operation))
-    for each, result in _do(operation, plot, world, output):
-        story.states[f"{each.kind} {result.state}"] += 1
-        story.lines.append(f"    {each.kind}: {result.told} ({result.steps} steps) {result.state}")
-        story.problems += _problems_of(each, result, is_end=operation in END, has_job=bool(account.plans))
+    for part, result in _do(operation, plot, world, output):
+        story.states[f"{part.kind} {result.state}"] += 1
+        story.lines.append(f"    {part.kind}: {result.text} ({result.steps} steps) {result.state}")
+        story.problems += _problems_of(part, result, is_end=operation in END, has_job=bool(account.plans))
     story.problems += account.check()
     return not story.problems
 
 
 def _problems_of(operation: Operation, result: Result, is_end: bool, has_job: bool) -> Iterator[Problem]:
     if result.state == "hung":
-        yield Problem("hang", f"{operation}: {result.told}")
+        yield Problem("hang", f"{operation}: {result.text}")
     elif result.state == "failed":
-        is_validate = "VALIDATE" in result.told
-        if not (is_validate and operation.failure):  # it tells what it could not read
-            yield Problem("validate" if is_validate else "traceback", f"{operation}: {result.told}")
+        is_validate = "VALIDATE" in result.text
+        if not (is_validate and operation.failure):  # a failing call is a problem that validate reports
+            yield Problem("validate" if is_validate else "traceback", f"{operation}: {result.text}")
     elif is_end and has_job and result.state == "refused":
-        yield Problem("stuck", f"{operation}: {result.told}")
+        yield Problem("stuck", f"{operation}: {result.text}")
 
 
 def _do(operation: Operation, plot: Plot, world: World, output: str) -> list[tuple[Operation, Result]]:
@@ -232,10 +238,10 @@ def _take_turns(operation: Operation, plot: Plot, world: World, output: str) -> 
 
 @contextlib.contextmanager
 def _empty(folder: Path) -> Iterator[None]:
-    """The folder, empty before and gone after."""
+    """Empty the folder for the block and delete it afterwards."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    gc.freeze()  # what is forked shares it
+    gc.freeze()  # forks share these objects
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""The account of a history, taken after each operation: every planned sample in exactly one place, and nothing changed.
+"""The account of a history: every planned sample in exactly one place, and no immutable file changed.
 
-It shares no code with what plans, counts, decides, publishes or validates: it reads the files of the output
-(ledger_account.py) and knows from the history itself what every input file held (world.py).
+It is taken after each operation and shares no code with the engine: it reads the files of the output
+(ledger_account.py) and knows from the history the content of every input file (world.py).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from tests.chaos.objects import Objects, Stamp
 from tests.chaos.world import InputRow
 
 OUTCOMES = ("kept", "rejected", "quarantined")
-MOVED = "moved:"  # before the ETag of a file that was moved before all its rows were read
+MOVED = "moved:"  # prefix of the ETag of a file that was moved before all its rows were read
 COLUMNS = ("id", "prompt", "pointcloud", "quality", "error")
-NEVER_READ = "does not exist any more"  # what quarantines the rows of a file that is gone
-Key = tuple[str, ...]  # what makes a row the same row, wherever it lies
+NEVER_READ = "does not exist any more"  # error of rows whose file is gone
+Key = tuple[str, ...]  # identifies a row in any file
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that must not be; `kind` tells one fault from another when a history is made smaller."""
+    """A violated rule; `kind` distinguishes faults when a history is minimized."""
 
     kind: str
     text: str
@@ -51,7 +51,7 @@ class Problem:
 
 
 class Account:
-    """Remembers what it has seen of one output, so that it reads only what is new."""
+    """The account of one output; it remembers what it has read and reads only what is new."""
 
     def __init__(self, objects: Objects, contents: Mapping[tuple[str, str], Sequence[InputRow]]) -> None:
         self.objects, self.contents = objects, contents
@@ -59,33 +59,32 @@ class Account:
         self.plans: dict[int, list[Planned]] = {}
         self.commits: dict[str, Committed] = {}
         self.read: set[tuple[str, str]] = set()  # files (uri, etag) of which a row was read by any attempt
-        self.versions: dict[int, Published] = {}  # also those that are pruned by now
-        self._once: dict[str, tuple[Stamp, str]] = {}  # path -> stamp and SHA-256 of what is written once
-        self._intact: dict[str, tuple[Stamp, str]] = {}  # path -> stamp and SHA-256 when it was read last
+        self.versions: dict[int, Published] = {}  # also pruned ones
+        self._once: dict[str, tuple[Stamp, str]] = {}  # path -> stamp and SHA-256 of immutable files
+        self._intact: dict[str, tuple[Stamp, str]] = {}  # path -> stamp and SHA-256 at the last read
 
     def check(self) -> list[Problem]:
-        """Everything that is wrong by now."""
+        """Return all problems."""
         self.files = self.objects.listed()
         problems = [*self._check_written_once(), *self._read_plans(), *self._read_commits()]
         return problems or [*self._check_versions(), *self._check_objects()]
 
     def retained(self) -> list[Published]:
-        """The versions that are there to be read, in order; without those that cannot be."""
+        """Return the readable versions in order, without pruned ones."""
         pruned = {int(name.split("/")[1]) for name in self.files if name.endswith("/pruned.json")}
         return [self.versions[number] for number in self._numbers() if number in self.versions.keys() - pruned]
 
     def check_end(self, listed: Mapping[str, str], strict: bool) -> Iterator[Problem]:
-        """After an undisturbed run: each row of the listed files (uri -> etag) is in the latest version.
+        """Check after a run without faults that each row of the listed files (uri -> etag) is in the latest version.
 
-        `strict`: after what was quarantined has been made again by a model without faults, nothing is quarantined
-        that can be read.
+        `strict`: a model without faults has retried all quarantined samples, so no readable row is quarantined.
         """
         versions = self.retained()
         if not versions:
             yield Problem("end", "no version is published.")
             return
         latest = versions[-1]
-        yield from self._check_samples(latest, sorted(self.plans))  # also of plan files that change nothing
+        yield from self._check_samples(latest, sorted(self.plans))  # also with plan files that plan nothing
         where = defaultdict(set)
         for row in latest.outcomes:
             where[row["uri"], row["etag"], row["position"]].add(row["outcome"])
@@ -110,12 +109,12 @@ class Account:
         return data
 
     def _check_written_once(self) -> Iterator[Problem]:
-        """Plan files, commits and version.json stay, as they were written."""
+        """Check that plan files, commits and version.json do not change."""
         for name, (stamp, digest) in list(self._once.items()):
             if name not in self.files:
-                yield Problem("changed", f"{name} was there and is gone.")
+                yield Problem("changed", f"{name} was deleted.")
             elif self.files[name] != stamp and hashlib.sha256(self._read_once(name)).hexdigest() != digest:
-                yield Problem("changed", f"{name} was written once and has changed.")
+                yield Problem("changed", f"{name} has changed.")
 
     def _read_plans(self) -> Iterator[Problem]:
         names = sorted(name for name in self.files if name.startswith("_plan/") and name.endswith(".parquet"))
@@ -128,7 +127,7 @@ class Account:
                 yield from self._check_plan(number)
 
     def _check_plan(self, number: int) -> Iterator[Problem]:
-        """Each row of an input version is in one shard of the plan file that plans it, and none is left out."""
+        """Check that each row of an input version is in exactly one shard of the plan file that plans it."""
         rows: Counter[tuple[str, str, int]] = Counter()
         for entry in self.plans[number]:
             for span in entry.spans:
@@ -139,22 +138,22 @@ class Account:
                 yield from self._check_move(number, uri, etag.removeprefix(MOVED))
                 continue
             if (uri, etag) not in self.contents:
-                yield Problem("plan", f"{_short(uri)} {etag} is planned and was never there.")
+                yield Problem("plan", f"{_short(uri)} {etag} is planned but never existed.")
                 continue
             planned = sorted(position for file, tag, position in rows.elements() if (file, tag) == (uri, etag))
             if planned != list(range(len(self.contents[uri, etag]))):
-                has = f"has {len(self.contents[uri, etag])} rows, and rows {planned} are planned"
+                has = f"has {len(self.contents[uri, etag])} rows, but rows {planned} are planned"
                 yield Problem("plan", f"_plan/{number:06d}: {_short(uri)} {has}.")
 
     def _check_move(self, number: int, uri: str, etag: str) -> Iterator[Problem]:
-        """A file whose rows count no more because it was moved: one that has, or had, its content stands for it."""
+        """Check that another file has, or had, the content of a file that was moved."""
         planned = [entry for n in sorted(self.plans) if n <= number for entry in self.plans[n]]
         current, content = current_versions(planned), self.contents.get((uri, etag))
         had = {span.uri for entry in planned for span in entry.spans if span.etag == etag} - {uri}
         if not any(
             self.contents.get((file, etag)) == content and not current[file][0].startswith(MOVED) for file in had
         ):
-            yield Problem("plan", f"_plan/{number:06d}: {_short(uri)} ends as moved, and nothing has its rows.")
+            yield Problem("plan", f"_plan/{number:06d}: {_short(uri)} counts as moved, but no file has its rows.")
 
     def _read_commits(self) -> Iterator[Problem]:
         shards = {entry.shard: entry for plan in self.plans.values() for entry in plan}
@@ -163,13 +162,13 @@ class Account:
             if shard in self.commits:
                 continue
             if shard not in shards:
-                yield Problem("commit", f"{name} is of no planned shard.")
+                yield Problem("commit", f"{name} belongs to no planned shard.")
                 continue
             commit = self.commits[shard] = read_commit(self._read_once(name), shards[shard])
             self.read |= {key[:2] for key, (_, outcome) in commit.samples.items() if outcome != "quarantined"}
-            wanted = Counter(shards[shard].identities())
-            if Counter(commit.samples.keys()) != wanted or commit.count != wanted.total():
-                yield Problem("commit", f"{name} has {commit.count} samples for {wanted.total()} planned ones.")
+            planned = Counter(shards[shard].identities())
+            if Counter(commit.samples.keys()) != planned or commit.count != planned.total():
+                yield Problem("commit", f"{name} has {commit.count} samples for {planned.total()} planned ones.")
             ends = Counter(outcome for _, outcome in commit.samples.values())
             if {outcome: ends[outcome] for outcome in OUTCOMES} != commit.counts:
                 yield Problem("commit", f"{name} counts {commit.counts} and has {dict(ends)}.")
@@ -195,7 +194,7 @@ class Account:
                 self.versions[number] = version
 
     def _check_new(self, version: Published) -> Iterator[Problem]:
-        """What a version says, once, when it is seen first."""
+        """Check a new version once."""
         plans = version.fields["plans"]
         if plans != list(range(1, len(plans) + 1)) or not set(plans) <= set(self.plans):
             yield Problem("plan", f"version {version.number} has plans {plans}.")
@@ -209,23 +208,23 @@ class Account:
                 yield Problem("older", f"version {version.number} has fewer plan files than {earlier[-1].number}.")
 
     def _check_samples(self, version: Published, plans: Sequence[int]) -> Iterator[Problem]:
-        """Each sample that these plan files expect is in one place of a version, and no other is."""
+        """Check that a version has each expected sample of these plan files exactly once, and no other."""
         planned = [entry for number in plans for entry in self.plans[number]]
         current, expected = current_versions(planned), expected_samples(planned)
         found: Counter[Identity] = Counter()
-        keys: dict[Key, set[str]] = defaultdict(set)  # a row -> the files that it comes from
+        keys: dict[Key, set[str]] = defaultdict(set)  # a row -> the files that have it
         spans = {(span.uri, span.etag): span for entry in planned for span in entry.spans}
         for row in version.outcomes:
             identity = row["uri"], row["etag"], row["position"], row["index"]
             found[identity] += 1
             name = f"version {version.number}: {row['id']} of {_short(row['uri'])} row {row['position']}"
             if identity not in expected:
-                yield Problem("superseded", f"{name} does not count any more.")
+                yield Problem("superseded", f"{name} is superseded.")
                 continue
             keys[self._key(spans[identity[:2]], row["position"])].add(row["uri"])
             commit = self.commits.get(row["shard"])
             if row["shard"] not in expected[identity]:
-                yield Problem("retry", f"{name} is of shard {row['shard']}, and {expected[identity]} makes it last.")
+                yield Problem("retry", f"{name} is of shard {row['shard']}, but {expected[identity]} is its last one.")
             elif commit is None:
                 yield Problem("commit", f"{name} is of shard {row['shard']}, which has no commit.")
             else:
@@ -244,7 +243,7 @@ class Account:
                 yield Problem("lost", f"version {version.number}: {_shown(identity)} is in no outcome.")
         for name, times in Counter(row["id"] for row in version.outcomes).items():
             if times > 1:
-                yield Problem("doubled", f"version {version.number}: {times} samples are called {name}.")
+                yield Problem("doubled", f"version {version.number}: {times} samples have the id {name}.")
         yield from self._doubled_rows(version)
         best = version.fields["criteria"].get("keep_best") if version.refilter else None
         kept = Counter(row["source"] for row in version.outcomes if row["outcome"] == "kept")
@@ -255,7 +254,7 @@ class Account:
             yield Problem("counts", f"version {version.number} counts {version.fields['counts']}, has {dict(ends)}.")
 
     def _key(self, span: Rows, position: int) -> Key:
-        """A row with an id is the same row in any file; one without is so where its default id and text are."""
+        """Return what identifies a row: its id, or its default id and text if it has no id."""
         row = self.contents[span.uri, span.etag][position]
         return ("id", row.id) if row.id else ("default", f"{span.path}:{position}", row.text)
 
@@ -266,10 +265,10 @@ class Account:
         current: Mapping[str, tuple[str, int]],
         keys: Mapping[Key, set[str]],
     ) -> bool:
-        """Whether the row of a sample is in the version from a file that was planned later: it has moved.
+        """Return whether the row of a sample has moved: the version has it from a file that was planned later.
 
-        A row without an id is also gone where its file has moved and was overwritten there: the default id is that of
-        the file in the new place, which is a changed file.
+        A row without an id may also be gone if its file was moved and then overwritten, because its default id belongs
+        to the file in the new place.
         """
         uri, etag, position, _ = identity
         mine = spans[uri, etag]
@@ -280,8 +279,8 @@ class Account:
         return not self.contents[uri, etag][position].id and any(current[file][0] != etag for file in moved)
 
     def _doubled_rows(self, version: Published) -> Iterator[Problem]:
-        """Rows that are there twice, once under an id that could not be read: a file that was moved, unchanged."""
-        known: set[tuple[str, int]] = set()  # (etag, position) whose id some commit has read
+        """Find rows that are there twice, once with an id that could not be read, because their file was moved."""
+        known: set[tuple[str, int]] = set()  # (etag, position) whose id is in a commit
         for commit in self.commits.values():
             for (uri, etag, position, _), (name, _) in commit.samples.items():
                 row = self.contents[uri, etag][position]
@@ -298,18 +297,18 @@ class Account:
                 yield Problem("doubled row", f"version {version.number}: {identifier}/{index} comes from {named}.")
 
     def _check_tables(self, version: Published) -> Iterator[Problem]:
-        """The tables hold exactly the outcomes' rows, with the text that the input had."""
+        """Check that the tables hold exactly the rows of the outcomes, with the text of the input."""
         rows_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in version.outcomes:
             rows_of[row["file"]].append(row)
         named = {file["path"]: file for file in version.fields["files"]}
         if rows_of.keys() != named.keys():
-            yield Problem("file", f"version {version.number}: outcomes and files name other tables.")
+            yield Problem("file", f"version {version.number}: outcomes and files name different tables.")
         clouds = {cloud["path"] for file in named.values() for cloud in file.get("clouds", ())}
         clouds |= {
-            each["path"] for commit in self.commits.values() for each in commit.objects if each["kind"] == "points"
+            item["path"] for commit in self.commits.values() for item in commit.objects if item["kind"] == "points"
         }
-        places: dict[tuple[str, int, int], set[str]] = defaultdict(set)  # a sample of a content -> files that have it
+        places: dict[tuple[str, int, int], set[str]] = defaultdict(set)  # a sample by content -> files that have it
         for row in version.outcomes:
             places[row["etag"], row["position"], row["index"]].add(row["uri"])
         for path in rows_of.keys() & named.keys() & self.files.keys():
@@ -320,41 +319,46 @@ class Account:
                 continue
             outcome_of = {row["id"]: row for row in rows_of[path]}
             for row in table:
-                told = outcome_of[row["id"]]
-                text = self.contents[told["uri"], told["etag"]][told["position"]].text
-                was_read = (told["uri"], told["etag"]) in self.read or Path(told["uri"]).exists()  # then it is a copy
+                outcome = outcome_of[row["id"]]
+                text = self.contents[outcome["uri"], outcome["etag"]][outcome["position"]].text
+                was_read = (outcome["uri"], outcome["etag"]) in self.read or Path(
+                    outcome["uri"]
+                ).exists()  # if so, the file is a copy
                 if NEVER_READ in str(row.get("error")) and not was_read:
-                    others = places[told["etag"], told["position"], told["index"]] - {told["uri"]}
+                    others = places[outcome["etag"], outcome["position"], outcome["index"]] - {outcome["uri"]}
                     if others:
-                        names = f"{_short(told['uri'])}, which was never read, and of {_short(min(others))}"
+                        names = f"{_short(outcome['uri'])}, which was never read, and of {_short(min(others))}"
                         yield Problem("doubled row", f"version {version.number}: {row['id']} is of {names}.")
-                if told["outcome"] != named[path]["outcome"]:
-                    yield Problem("outcome", f"version {version.number}: {row['id']} is {told['outcome']} in {path}.")
-                if told["outcome"] != "quarantined" and row["prompt"] != text:
+                if outcome["outcome"] != named[path]["outcome"]:
+                    yield Problem(
+                        "outcome", f"version {version.number}: {row['id']} is {outcome['outcome']} in {path}."
+                    )
+                if outcome["outcome"] != "quarantined" and row["prompt"] != text:
                     yield Problem("text", f"version {version.number}: {row['id']} has {row['prompt']!r}, not {text!r}.")
                 if (
                     version.refilter
-                    and told["outcome"] != "quarantined"
-                    and not is_by(version.fields["criteria"], row, told)
+                    and outcome["outcome"] != "quarantined"
+                    and not is_by(version.fields["criteria"], row, outcome)
                 ):
                     yield Problem(
-                        "criteria", f"version {version.number}: {row['id']} is {told['outcome']} against them."
+                        "criteria",
+                        f"version {version.number}: {row['id']} is {outcome['outcome']} against the criteria.",
                     )
-                if told["outcome"] == "kept" and row["pointcloud"] not in clouds:
+                if outcome["outcome"] == "kept" and row["pointcloud"] not in clouds:
                     yield Problem(
-                        "cloud", f"version {version.number}: nothing names {row['pointcloud']} of {row['id']}."
+                        "cloud", f"version {version.number}: no file lists {row['pointcloud']} of {row['id']}."
                     )
 
     def _check_objects(self) -> Iterator[Problem]:
-        """Every object that a commit or a retained version names is there, to the last byte."""
+        """Check the bytes of every object that a commit or a retained version names."""
         for commit in self.commits.values():
-            for each in commit.objects:
-                yield from self._check_bytes(f"commit {commit.shard}", each["path"], each["bytes"], each["sha256"])
+            for item in commit.objects:
+                yield from self._check_bytes(f"commit {commit.shard}", item["path"], item["bytes"], item["sha256"])
         for version in self.retained():
             for file in version.fields["files"]:
-                for each in (file, *file.get("clouds", ())):
+                for item in (file, *file.get("clouds", ())):
                     yield from self._check_bytes(
-                        f"version {version.number}", each["path"], each["bytes"], each["sha256"]
+                        f"version {version.number}", item["path"], item["bytes"], item["sha256"]
                     )
 
     def _check_bytes(self, owner: str, path: str, size: int | None, sha256: str) -> Iterator[Problem]:
@@ -371,7 +375,7 @@ class Account:
 
 
 def _revised(before: Published, after: Published) -> Iterator[Problem]:
-    """Decisions of a version that the next one changed, though no refilter set other criteria."""
+    """Find decisions that changed in the next version although no refilter set other criteria."""
     if before.refilter != after.refilter:
         return
     now = after.decisions

@@ -1,11 +1,11 @@
-"""What an output says of itself, read from its files alone: plan, commits, versions. Nothing of the engine is imported.
+"""Plan, commits and versions of an output, read from its files without any code of the engine.
 
-    _plan/*.parquet             every shard that was planned, in order
-    _commits/<shard>.json       where each sample of a shard ended, and the objects that hold it
-    _versions/<n>/version.json  a version: counts, files with sizes and SHA-256; and its outcomes, one row a sample
+    _plan/*.parquet             all planned shards, in order
+    _commits/<shard>.json       the outcome of each sample of a shard, and the shard's objects
+    _versions/<n>/version.json  a version: counts, files with sizes and SHA-256, the name of its outcomes
 
-`expected_samples` is DESIGN 6 in a few lines: of each file the input version that was planned last, all its rounds, and
-of a sample that was retried the last retry.
+`expected_samples` defines the content of a version: for each file the last planned input version with all its rounds,
+and for each retried sample the last retry.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Rows:
 
     uri: str
     etag: str
-    path: str  # relative, as default ids have it
+    path: str  # relative, as in default ids
     start: int
     stop: int
 
@@ -45,11 +45,11 @@ class Planned:
 
     @property
     def is_first(self) -> bool:
-        """Whether it plans its rows for the first time."""
+        """Whether the shard plans its rows for the first time."""
         return self.round == 0 and self.retry == 0
 
     def identities(self) -> Iterator[Identity]:
-        """The samples that it makes."""
+        """Yield the samples of the shard."""
         for span in self.spans:
             for position in range(span.start, span.stop):
                 for index in self.indices:
@@ -58,18 +58,18 @@ class Planned:
 
 @dataclass(frozen=True)
 class Committed:
-    """One commit: its objects, and (id, outcome) of each sample."""
+    """One commit: its objects, and id and outcome of each sample."""
 
     shard: str
     objects: tuple[dict[str, Any], ...]
     samples: dict[Identity, tuple[str, str]]
-    count: int  # of samples as they stand there
+    count: int  # samples in the file, also if an identity repeats
     counts: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Published:
-    """One version.json, and the rows of its outcomes."""
+    """One version.json with the rows of its outcomes."""
 
     number: int
     fields: dict[str, Any]
@@ -77,7 +77,7 @@ class Published:
 
     @property
     def refilter(self) -> int:
-        """The version that set the criteria for the whole dataset."""
+        """The version that set the criteria for the whole dataset, or 0."""
         return int(self.fields.get("refilter", 0))
 
     @property
@@ -87,7 +87,7 @@ class Published:
 
 
 def table_rows(data: bytes, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of a Parquet file, with those of the columns that it has."""
+    """Return the rows of a Parquet file, with those of the columns that it has."""
     with pq.ParquetFile(io.BytesIO(data)) as file:
         present = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
         rows: list[dict[str, Any]] = file.read(columns=present, use_threads=False).to_pylist()
@@ -95,7 +95,7 @@ def table_rows(data: bytes, columns: Sequence[str] | None = None) -> list[dict[s
 
 
 def read_plan(data: bytes, number: int) -> list[Planned]:
-    """The shards of one plan file."""
+    """Return the shards of one plan file."""
     shards = []
     for row in table_rows(data):
         spans = tuple(Rows(s["uri"], s["etag"], s["relative_path"], s["start"], s["stop"]) for s in row["spans"])
@@ -106,7 +106,7 @@ def read_plan(data: bytes, number: int) -> list[Planned]:
 
 
 def read_commit(data: bytes, planned: Planned) -> Committed:
-    """The commit of a planned shard."""
+    """Return the commit of a planned shard."""
     fields = json.loads(data)
     columns, samples = fields["samples"], {}
     letters = {"k": "kept", "r": "rejected", "q": "quarantined"}
@@ -119,17 +119,17 @@ def read_commit(data: bytes, planned: Planned) -> Committed:
 
 
 def outcomes_name(number: int, fields: dict[str, Any]) -> str:
-    """Where the outcomes of a version are: version.json says it; in older ones the name was always the same."""
+    """Return the name of a version's outcomes, from version.json or the default of older versions."""
     return str(fields.get("outcomes") or f"_versions/{number:06d}/outcomes.parquet")
 
 
 def current_versions(planned: Sequence[Planned]) -> dict[str, tuple[str, int]]:
-    """uri -> the etag that was planned last, and in which plan file; a span without rows says that none are left."""
+    """Return uri -> last planned etag and its plan file; an empty span means that the file has no rows."""
     return {span.uri: (span.etag, entry.plan) for entry in planned if entry.is_first for span in entry.spans}
 
 
 def expected_samples(planned: Sequence[Planned]) -> dict[Identity, set[str]]:
-    """Every sample that a version of these plan files must have -> the shards that it may come from."""
+    """Return each sample that a version of these plan files must have -> the shards that it may come from."""
     current = current_versions(planned)
     makers: dict[Identity, set[str]] = {}
     for entry in planned:
@@ -138,25 +138,25 @@ def expected_samples(planned: Sequence[Planned]) -> dict[Identity, set[str]]:
             if identity[1] != etag or (entry.is_first and entry.plan != plan):
                 continue
             if entry.retry:
-                makers[identity] = {entry.shard}  # the last one supersedes what was before
+                makers[identity] = {entry.shard}  # a retry supersedes what was before
             else:
                 makers.setdefault(identity, set()).add(entry.shard)
     return makers
 
 
 def follows(row: Mapping[str, Any], committed: str) -> bool:
-    """Whether an outcome can follow from the commit's, where no refilter has decided anew."""
+    """Return whether an outcome can follow from that of the commit, without a refilter."""
     return row["outcome"] == committed or (committed == "kept" and _lost_to_others(row))
 
 
 def _lost_to_others(row: Mapping[str, Any]) -> bool:
-    """Whether a sample is rejected by what needs the whole set."""
+    """Return whether a sample is rejected by dataset-wide rules only."""
     reasons = row["reasons"] or []
     return row["outcome"] == "rejected" and all(r.startswith(("keep_best:", "near_duplicate:")) for r in reasons)
 
 
-def is_by(criteria: Mapping[str, Any], row: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
-    """Whether a sample is kept, or rejected, by the criteria that hold for the whole dataset."""
-    spans = [each["min_span"] for each in criteria["filters"] if each["kind"] == "depth_range"]
+def is_by(criteria: Mapping[str, Any], row: Mapping[str, Any], outcome: Mapping[str, Any]) -> bool:
+    """Return whether the outcome of a sample follows the criteria of the whole dataset."""
+    spans = [rule["min_span"] for rule in criteria["filters"] if rule["kind"] == "depth_range"]
     passes = row["quality"]["depth_span"] >= max(spans, default=0)
-    return passes if told["outcome"] == "kept" else (not passes or _lost_to_others(told))
+    return passes if outcome["outcome"] == "kept" else (not passes or _lost_to_others(outcome))

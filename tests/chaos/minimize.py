@@ -1,4 +1,4 @@
-"""The smallest history that still fails: operations are left out, then what is special about those that stay."""
+"""Minimize a failing history: leave out operations, then parts, kills and settings of the rest."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from tests.chaos.plots import Operation, Plot
 
-MOST_TRIES = 200
+MAX_TRIES = 200
 
 
 def smallest(plot: Plot, fails: Callable[[Plot], bool]) -> Plot:
-    """Leave out whatever is not needed to fail: ever smaller runs of operations, then parts, kills and settings."""
+    """Return the smallest plot that still fails."""
     tries = Tries(fails)
     operations = _fewer(plot, tries)
     plot = replace(plot, operations=operations)
@@ -30,10 +30,10 @@ def smallest(plot: Plot, fails: Callable[[Plot], bool]) -> Plot:
 
 
 class Tries:
-    """Whether a history fails; no more than so many are tried."""
+    """Whether a plot fails, for at most MAX_TRIES plots."""
 
     def __init__(self, fails: Callable[[Plot], bool]) -> None:
-        self.fails, self.left = fails, MOST_TRIES
+        self.fails, self.left = fails, MAX_TRIES
 
     def __call__(self, plot: Plot) -> bool:
         if not self.left:
@@ -43,7 +43,7 @@ class Tries:
 
 
 def _fewer(plot: Plot, fails: Tries) -> tuple[Operation, ...]:
-    """Delta debugging: leave out runs of operations, half of them at first, one by one in the end."""
+    """Leave out sequences of operations by delta debugging, from half of them down to single ones."""
     operations = list(plot.operations)
     size = max(1, len(operations) // 2)
     while True:
@@ -60,12 +60,12 @@ def _fewer(plot: Plot, fails: Tries) -> tuple[Operation, ...]:
 
 
 def _simpler(operation: Operation) -> Iterator[tuple[Operation, ...]]:
-    """Operations that may do in place of one."""
+    """Yield simpler replacements of an operation."""
     if operation.parts:
         for place in range(len(operation.parts)):
             rest = operation.parts[:place] + operation.parts[place + 1 :]
             yield (rest[0],) if len(rest) == 1 else (replace(operation, parts=rest),)
-        yield operation.parts  # one after the other
+        yield operation.parts  # sequential in place of concurrent
         for place, part in enumerate(operation.parts):
             for (simpler,) in _simpler(part):
                 parts = (*operation.parts[:place], simpler, *operation.parts[place + 1 :])

@@ -1,4 +1,4 @@
-"""The worker of the storm: the real one, with a stand-in for its weights that also runs out of memory."""
+"""Workers of the storm with a stand-in model that can also run out of memory."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from tests.stand_in import StandInPipeline, StandInWorker
 
-ROOM_BYTES = 64 << 20  # what a process may still allocate when MEMORY exhausts it
+ROOM_BYTES = 64 << 20  # what a process may allocate when MEMORY exhausts it
 TROUBLE = ("RAISE", "NAN", "KILL", "HANG", "MEMORY", "DEVICE", "HALVE")
 
 
 class StormPipeline(StandInPipeline):
-    """Words in a prompt exhaust memory: MEMORY the host's, DEVICE the GPU's, HALVE the GPU's unless it is alone."""
+    """Words in a prompt exhaust memory: MEMORY that of the host, DEVICE of the GPU, HALVE of the GPU in a batch."""
 
     def __call__(self, *, seeds, prompt=None, **arguments):
         for text in prompt or []:
@@ -27,7 +27,7 @@ class StormPipeline(StandInPipeline):
 
 
 class CalmPipeline(StandInPipeline):
-    """The same arrays for the same prompts and seeds, and nothing goes wrong."""
+    """Gives the same arrays for the same prompts and seeds, without faults."""
 
     def __call__(self, *, seeds, prompt=None, **arguments):
         calm = None if prompt is None else ["FLAT" if "FLAT" in text else "calm" for text in prompt]
@@ -45,7 +45,7 @@ class CalmWorker(StandInWorker):
 
 
 def exhaust_memory() -> None:
-    """Allocate more than the process may have, and so raise MemoryError; the machine keeps its own."""
+    """Raise MemoryError by allocating more than a temporary limit of the process."""
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)

@@ -1,7 +1,7 @@
-"""Faults planted into the engine, each under a name: with one of them in place the machine must find it.
+"""Named faults to plant in the engine, which the histories must find.
 
-A mutant is a function without arguments that changes modules of the engine in this process, and so in its forks.
-`python -m tests.chaos.histories --mutant NAME` plays histories with it. An entry switches a mend off or undoes a rule.
+A mutant is a function without arguments that patches modules of the engine in this process, and so in its forks.
+`python -m tests.chaos.histories --mutant NAME` plays histories with it. Each mutant disables a rule of the engine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.store.storage import AlreadyExists
 
 
 def lose_a_sample() -> None:
-    """Publishing leaves the last sample out, where there are more than two."""
+    """Publish leaves out the last sample if there are more than two."""
     counted = pipelines.ledger.counting.Counting.counted
 
     def without_last(self: Any, *given: Any, **named: Any) -> Any:
@@ -33,12 +33,12 @@ def lose_a_sample() -> None:
 
 
 def forget_decisions() -> None:
-    """Decisions of the version before do not stand."""
+    """Publish ignores the decisions of the previous version."""
     pipelines.dataset.publish.verdicts = lambda *_: {}
 
 
 def list_versions_twice() -> None:
-    """Garbage collection asks one listing what is named and a later one which numbers are taken."""
+    """Garbage collection uses one listing for named objects and a later one for version numbers."""
 
     def versions(storage: Any) -> Any:
         listing = pipelines.ledger.versions.version_listing(storage)
@@ -49,16 +49,16 @@ def list_versions_twice() -> None:
 
 
 def borrow_from_older_versions() -> None:
-    """A publisher takes tables and standing decisions from any retained version, without a copy."""
+    """Publish reuses tables and decisions of any retained version without a copy."""
     before = pipelines.dataset.publish._before
 
     def before_of_all(latest: Any, table: Any) -> Any:
-        found = before(latest, table)
+        state = before(latest, table)
         storage = storages[-1]
         numbers = pipelines.ledger.versions.version_numbers(storage)
         versions = [pipelines.ledger.versions.read_version(storage, number) for number in numbers]
         known = {(file.shard, file.sha256): file.path for version in versions for file in version.files}
-        return dataclasses.replace(found, known={**known, **found.known})
+        return dataclasses.replace(state, known={**known, **state.known})
 
     storages: list[Any] = []
     following = pipelines.dataset.publish._next_version
@@ -73,7 +73,7 @@ def borrow_from_older_versions() -> None:
 
 
 def skip_taken_numbers() -> None:
-    """A publisher whose number is taken publishes what it had decided under the next one."""
+    """A publisher whose version number is taken publishes its decisions under the next number."""
 
     def publish_decision(storage: Any, ledger: Any, decide: Any) -> Any:
         latest = pipelines.ledger.versions.read_latest(storage)
@@ -93,12 +93,12 @@ def skip_taken_numbers() -> None:
 
 
 def read_ids_count_alone() -> None:
-    """A row is known by the id that each attempt recorded, whether that attempt could read it or not."""
+    """Rows are identified by the recorded id, also of attempts that could not read the row."""
     pipelines.ledger.counting.Counting._read_ids = lambda *_: {}  # type: ignore[method-assign]
 
 
 def share_default_ids() -> None:
-    """Two files of one relative path give their rows the same default ids."""
+    """Two files with the same relative path give their rows the same default ids."""
     pipelines.plan.propose.with_distinct_paths = lambda listed, planned: listed
 
 
@@ -108,7 +108,7 @@ def ignore_moves() -> None:
 
 
 def ignore_restored_files() -> None:
-    """A file that is back keeps the text of the one that replaced it."""
+    """A restored file keeps the text of the file that replaced it."""
     pipelines.plan.propose.restored_files = lambda *_: []
 
 

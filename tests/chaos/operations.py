@@ -1,7 +1,7 @@
-"""The operations of a history, done by the engine's own functions.
+"""The operations of a history, performed by functions of the engine.
 
-`perform` is for a process of its own (history.py): it changes modules of the engine, so that shards are made in this
-process by a stand-in for the model instead of by Ray.
+`perform` runs in a new process (history.py), because it patches modules of the engine: a stand-in model generates
+shards in this process instead of on Ray.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from tests.stand_in import StandInPipeline, StandInWorker
 
 SIZE = 16  # pixels
 IDENTITY = ModelIdentity(weights="stand-in", bytes=0, height=SIZE, width=SIZE)
-UNTIDY = ("README.md and stats.json are not those of", "no version is published")  # while a history is under way
-SHARD_ATTEMPTS = 25  # transient faults that a run bears
+UNTIDY = ("README.md and stats.json are not those of", "no version is published")  # before the end of a history
+SHARD_ATTEMPTS = 25  # attempts at a shard with transient faults
 
 
 def spec_of(operation: Operation, plot: Plot, uris: Sequence[str], output: str) -> dict[str, Any]:
-    """The job spec of a run."""
+    """Return the job spec of a run."""
     settings = operation.settings
     quality = {"max_quarantined_fraction": 1.0, "regenerate": settings.get("regenerate", 0)}
     quality |= settings.get("quality") or {"filters": [{"kind": "depth_range", "min_span": 0.05}]}
@@ -64,22 +64,22 @@ def spec_of(operation: Operation, plot: Plot, uris: Sequence[str], output: str) 
 
 
 def perform(operation: Operation, plot: Plot, uris: Sequence[str], output: str) -> str:
-    """Do it in this process; returns what came of it, in words."""
+    """Perform an operation in this process; return its result in words."""
     if not operation.settings.get("describes"):
-        pipelines.dataset.about.refresh = lambda *_: None  # README.md and the gallery cost more than all else
+        pipelines.dataset.about.refresh = lambda *_: None  # README.md and gallery take most of the time
     settings = operation.settings
-    if settings.get("later"):  # a day after all that is there was written
+    if settings.get("later"):  # as if all objects were a day old
         pipelines.dataset.garbage.collect_garbage = lambda uri, *_: collect_garbage(uri, 0.0)
     if operation.kind == "run":
         return _run(operation, spec_of(operation, plot, uris, output))
     if operation.kind == "retry":
         planned = pipelines.plan.retry.plan_retry(output, settings["outcomes"])
-        return f"planned again {planned.counts}"
+        return f"planned to retry {planned.counts}"
     if operation.kind == "refilter":
         quality = {"keep_best": None, **settings["quality"]}
         overrides = [f"quality.{name}={json.dumps(value)}" for name, value in quality.items()]
-        found = pipelines.dataset.refilter.refilter(output, overrides)
-        return f"version {found.version.number}, {'new' if found.is_new else 'as before'}"
+        result = pipelines.dataset.refilter.refilter(output, overrides)
+        return f"version {result.version.number}, {'new' if result.is_new else 'unchanged'}"
     if operation.kind == "prune":
         return f"pruned {prune_versions(Storage(output), settings['retain'], 0)}"
     if operation.kind == "gc":
@@ -87,13 +87,13 @@ def perform(operation: Operation, plot: Plot, uris: Sequence[str], output: str) 
     assert operation.kind == "validate", operation.kind
     problems = pipelines.dataset.validation.validate.validate(output).problems
     if not settings.get("strict"):
-        problems = [each for each in problems if not each.startswith(UNTIDY)]
+        problems = [problem for problem in problems if not problem.startswith(UNTIDY)]
     assert not problems, f"VALIDATE {problems}"
     return "validated"
 
 
 def rehearse(folder: Path) -> None:
-    """Do one of each in this process, so that what is imported late is there when others are forked off it."""
+    """Perform one operation of each kind in this process, so that forks have all modules imported."""
     (folder / "in").mkdir(parents=True)
     (folder / "in" / "a.csv").write_text("id,prompt\nr1,NAN\nr2,FLAT\nr3,\nr4,w\n")
     plot, uris, output = Plot(0, 1, ()), [str(folder / "in")], str(folder / "out")
@@ -110,18 +110,18 @@ def _run(operation: Operation, spec: dict[str, Any]) -> str:
     pipelines.run.opening.identify_job = lambda *_: IDENTITY
     pipelines.run.opening.check_job_weights = lambda *_: None
     pipelines.run.job.Heartbeat = functools.partial(Heartbeat, beat_seconds=1e6)  # its thread would take steps
-    pipelines.run.job.generate_all = functools.partial(_make_here, operation)
+    pipelines.run.job.generate_all = functools.partial(_generate_here, operation)
     summary = pipelines.run.job.run_job(load_spec(spec))
     if summary.version is None:
-        return f"stopped, {summary.stopped and summary.stopped.shards} shards left"
-    new = "new" if summary.is_new else "as before"
+        return f"stopped, {summary.stopped and summary.stopped.shards} shards pending"
+    new = "new" if summary.is_new else "unchanged"
     return f"version {summary.version.number}, {new}, {summary.version.counts}"
 
 
-def _make_here(
+def _generate_here(
     operation: Operation, context: RunContext, ledger: Ledger, progress: Progress, limits: Limits, _: type | None
 ) -> list[PlannedShard]:
-    """What `generate_all` of the engine does, in this process, in an order that the seed decides."""
+    """Replace `generate_all` of the engine: generate in this process, in an order from the seed."""
     draw = random.Random(f"{operation.seed}/shards")
     left = operation.settings.get("shards", -1)
     worker = (Healed if operation.settings.get("heals") else Varied)(context, "cpu", 1)
@@ -130,15 +130,15 @@ def _make_here(
     while pending:
         for entry in draw.sample(pending, len(pending)):
             if left == 0:
-                limits.stopped = "the operation makes some shards only"
+                limits.stopped = "the operation generates only some shards"
                 return pipelines.run.rounds.shards_to_make(ledger)
-            _make(context, entry, worker)
+            _generate(context, entry, worker)
             left -= 1
         pending = pipelines.run.rounds.next_round(context, ledger)
     return []
 
 
-def _make(context: RunContext, entry: PlannedShard, worker: StandInWorker) -> None:
+def _generate(context: RunContext, entry: PlannedShard, worker: StandInWorker) -> None:
     for attempt in range(SHARD_ATTEMPTS):
         try:
             rows, parts = read_shard(context, entry)
@@ -150,34 +150,36 @@ def _make(context: RunContext, entry: PlannedShard, worker: StandInWorker) -> No
 
 
 class VariedPipeline(StandInPipeline):
-    """The stand-in, with depth that spans more or less, and like images for prompts of one TWIN."""
+    """The stand-in with varying depth span, and similar images for prompts with the same TWIN."""
 
-    def __call__(self, *, seeds: Sequence[int], prompt: Sequence[str] | None = None, **given: Any) -> SimpleNamespace:
-        made = super().__call__(seeds=seeds, prompt=prompt, **given)
+    def __call__(
+        self, *, seeds: Sequence[int], prompt: Sequence[str] | None = None, **arguments: Any
+    ) -> SimpleNamespace:
+        output = super().__call__(seeds=seeds, prompt=prompt, **arguments)
         for number, (seed, text) in enumerate(zip(seeds, prompt or (), strict=True)):
-            made.disparity[number] *= np.random.default_rng(seed).uniform(0.3, 1)
+            output.disparity[number] *= np.random.default_rng(seed).uniform(0.3, 1)
             if "TWIN" in text:
                 twin = np.random.default_rng(int(text.partition("TWIN")[2][0]))
-                made.rgb[number] = twin.integers(0, 256, made.rgb[number].shape, dtype=np.uint8)
-        return made
+                output.rgb[number] = twin.integers(0, 256, output.rgb[number].shape, dtype=np.uint8)
+        return output
 
 
 class Varied(StandInWorker):
-    """The worker with that stand-in."""
+    """The worker with VariedPipeline."""
 
     def load(self) -> StandInPipeline:
         return VariedPipeline(self.context.height, self.context.width)
 
 
 class HealedPipeline(VariedPipeline):
-    """The same after its faults were mended: no prompt upsets it."""
+    """VariedPipeline without faults: no prompt makes it fail."""
 
-    def __call__(self, *, prompt: Sequence[str] | None = None, **given: Any) -> SimpleNamespace:
-        return super().__call__(prompt=prompt and ["fine"] * len(prompt), **given)
+    def __call__(self, *, prompt: Sequence[str] | None = None, **arguments: Any) -> SimpleNamespace:
+        return super().__call__(prompt=prompt and ["fine"] * len(prompt), **arguments)
 
 
 class Healed(Varied):
-    """The worker with the healed stand-in."""
+    """The worker with HealedPipeline."""
 
     def load(self) -> StandInPipeline:
         return HealedPipeline(self.context.height, self.context.width)

@@ -1,6 +1,6 @@
-"""What happens in a history: operations that are drawn from its seed and number, each of which is told in one line.
+"""The plot of a history: operations drawn from its seed and number.
 
-Each operation carries all that it needs, its seed included, so that the others stay what they are when one is left out.
+Each operation contains everything it needs, also its seed, so that leaving out one does not change the others.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tests.chaos.world import CHANGES
 WORK = {"run": 7, "retry": 2, "refilter": 1.5, "prune": 0.5, "gc": 0.5, "validate": 0.5, "together": 8}
 WORK_TOGETHER = {"run": 3, "retry": 0.7, "refilter": 3, "prune": 1.5, "gc": 2}
 CHANGE = dict(zip(CHANGES, (2, 1.5, 1, 1.5, 0.7, 1, 1.5, 0.4, 0.3, 1), strict=True))
-FAVOURS = (0.2, 1, 1, 4)  # a history does some kinds of things more often than others do
-CHANGES_SHARES = (0.15, 0.35, 0.5)  # of the operations that are changes of the input
-BACK_AND_FORTH = 0.15  # of the histories refilter again and again while old versions are pruned
+FAVOURS = (0.2, 1, 1, 4)  # weights of kinds of operations, drawn for each history
+CHANGES_SHARES = (0.15, 0.35, 0.5)  # share of operations that change the input
+BACK_AND_FORTH = 0.15  # share of histories that alternate refilter criteria while versions are pruned
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation; `parts` run at once, in turns that the seed decides."""
+    """One operation; `parts` run concurrently, interleaved by the seed."""
 
     kind: str
     seed: int
@@ -41,21 +41,21 @@ class Operation:
             name, when = errno.errorcode[self.failure.errno], "after" if self.failure.after else "at"
             words.append(f"{name} {when} step {self.failure.step}, {self.failure.times} times")
         if self.parts:
-            return "at once: " + " | ".join(map(str, self.parts)) + f" (seed {self.seed})"
+            return "concurrent: " + " | ".join(map(str, self.parts)) + f" (seed {self.seed})"
         return f"{self.kind}({', '.join(words)}) (seed {self.seed})"
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A whole history: the job, and what happens to it."""
+    """A whole history: the job and its operations."""
 
-    seed: int  # of the input that it begins with
+    seed: int  # of the initial input
     samples_per_row: int
     operations: tuple[Operation, ...]
 
 
 def draw_plot(seed: int, number: int) -> Plot:
-    """The history of this seed and number."""
+    """Draw the history of a seed and number."""
     draw = random.Random(f"{seed}/{number}")
     theme = Theme.draw(draw)
     operations = [theme.work(draw, "run")]
@@ -66,7 +66,7 @@ def draw_plot(seed: int, number: int) -> Plot:
 
 @dataclass(frozen=True)
 class Theme:
-    """What one history is about: which kinds of operations it favours, and between which criteria it changes."""
+    """The theme of one history: weights of its operations, and the criteria it alternates."""
 
     favours: Mapping[str, float]
     changes: float
@@ -80,7 +80,7 @@ class Theme:
         return cls(favours, changes, is_back_and_forth, tuple(_draw_quality(draw) for _ in range(3)))
 
     def operation(self, draw: random.Random) -> Operation:
-        """One operation: a change of the input, work, or two or three of both at once."""
+        """Draw one operation: a change of the input, work, or several of them concurrently."""
         if draw.random() < self.changes:
             return self.change(draw)
         kind = self._kind(draw, WORK)
@@ -91,17 +91,17 @@ class Theme:
         seed = draw.getrandbits(48)
         kinds = [self._kind(draw, WORK_TOGETHER) for _ in range(draw.choice([2, 3]))]
         if self.is_back_and_forth:
-            kinds = ["refilter", "prune"]  # back to the criteria of a version that is pruned meanwhile
-        parts = [self.work(draw, each, rarely=0.08) for each in kinds]
+            kinds = ["refilter", "prune"]  # refilter to the criteria of a version that is pruned meanwhile
+        parts = [self.work(draw, part, rarely=0.08) for part in kinds]
         parts += [self.change(draw) for _ in range(draw.choice([0, 0, 1, 2]))]
         return Operation("together", seed, parts=tuple(parts))
 
     def change(self, draw: random.Random) -> Operation:
-        """A change of the input."""
+        """Draw a change of the input."""
         return Operation(self._kind(draw, CHANGE), draw.getrandbits(48))
 
     def work(self, draw: random.Random, kind: str, rarely: float = 0.2) -> Operation:
-        """Work of a kind; it is killed, or its store fails, `rarely`."""
+        """Draw work of a kind; with probability `rarely` it is killed, or half as likely its store fails."""
         seed, settings = draw.getrandbits(48), self._settings(draw, kind)
         death = failure = None
         if draw.random() < rarely:
@@ -115,7 +115,7 @@ class Theme:
         return draw.choices(list(weights), [weight * self.favours[kind] for kind, weight in weights.items()])[0]
 
     def _settings(self, draw: random.Random, kind: str) -> dict[str, Any]:
-        """What is left out is off; `later`: pruned files go at once, as if a day had passed since they were written."""
+        """Draw settings; falsy ones are off. `later`: gc treats pruned files as a day old."""
         if kind == "run":
             return {
                 "shards": draw.choice([None, None, None, 1, 2]),
@@ -142,7 +142,7 @@ def _draw_step(draw: random.Random) -> int:
 
 
 def _draw_quality(draw: random.Random) -> dict[str, Any]:
-    """The section `quality` of a spec, as far as `refilter` can set it."""
+    """Draw the part of the section `quality` that `refilter` can set."""
     filters: list[dict[str, Any]] = [{"kind": "depth_range", "min_span": draw.choice([0.05, 0.5, 0.8])}]
     if draw.random() < 0.4:
         filters.append({"kind": "near_duplicate"})

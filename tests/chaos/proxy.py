@@ -1,19 +1,19 @@
-"""A proxy that makes an object store's faults, in front of a real S3 server: seeded, counted, logged.
+"""A proxy in front of an S3 server that injects the faults of an object store, by a seed.
 
     client -> FaultProxy -> S3 server          the client's endpoint is the proxy
 
-SigV4 signs the Host header and the path as they were sent, so both are passed on untouched and the server checks the
-signature against the proxy's own address. What the proxy does to a request:
+SigV4 signs the Host header and the path, so the proxy forwards both unchanged, and the server checks the signature
+against the proxy's address. Faults of a request:
 
-    slow-down           503 SlowDown, and the server never sees the request
-    server-error        500 InternalError, and the server never sees the request
-    reset               the connection is reset, and the server never sees the request
-    lost-response       the server does it, and the connection is reset in place of its answer    (writes)
-    error-after-write   the server does it, and the answer is 500 InternalError                   (writes)
-    latency             the request waits
-    truncated-body      the answer's header is whole and half its body missing                    (reads)
+    slow-down           503 SlowDown; the server does not get the request
+    server-error        500 InternalError; the server does not get the request
+    reset               the connection is reset; the server does not get the request
+    lost-response       the server executes it; the connection is reset before the answer    (writes)
+    error-after-write   the server executes it; the answer is 500 InternalError              (writes)
+    latency             the request is delayed
+    truncated-body      the second half of the answer's body is missing                      (reads)
 
-The fault of the n-th request depends on the seed, n and the method alone. `inject` asks for one fault by hand.
+The fault of the n-th request depends only on the seed, n and the method. `inject` requests a single fault.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Injected:
-    """A fault that was made."""
+    """An injected fault."""
 
-    number: int  # of the request, from 1
+    number: int  # number of the request, from 1
     fault: Fault
     method: str
     path: str
 
 
 @dataclass
-class _Wish:
+class _Request:
     fault: Fault
     method: str
     part: str
@@ -69,10 +69,10 @@ class _Wish:
 
 
 class FaultProxy:
-    """`with FaultProxy(endpoint, seed, rates) as proxy:` serves at `proxy.endpoint` on a thread of its own.
+    """`with FaultProxy(endpoint, seed, rates) as proxy:` serves at `proxy.endpoint` on its own thread.
 
-    `rates` gives each fault's share of the requests it can happen to; `latency_seconds` the longest wait. Rates may be
-    set anew at any time.
+    `rates` is the probability of each fault for the requests that it applies to, `latency_seconds` the longest delay.
+    Rates may change at any time.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class FaultProxy:
         self.requests = 0
         self.injected: list[Injected] = []
         self.endpoint = ""
-        self._wishes: list[_Wish] = []
+        self._requested: list[_Request] = []
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="fault proxy", daemon=True)
@@ -98,20 +98,20 @@ class FaultProxy:
 
     @property
     def counts(self) -> dict[Fault, int]:
-        """How many faults of each kind were made."""
-        tally = Counter(each.fault for each in list(self.injected))
+        """The number of injected faults of each kind."""
+        tally = Counter(injected.fault for injected in list(self.injected))
         return {fault: tally[fault] for fault in FAULTS}
 
     def inject(self, fault: Fault, method: str = "", part: str = "", times: int = 1) -> None:
-        """Make the next `times` requests of this method, with `part` in their path and query, meet a fault."""
+        """Inject a fault into the next `times` requests of this method with `part` in their path and query."""
         assert fault in FAULTS
         with self._lock:
-            self._wishes.append(_Wish(fault, method, part, times))
+            self._requested.append(_Request(fault, method, part, times))
 
     def forget(self) -> None:
-        """Drop the faults that were asked for by hand and have not happened."""
+        """Drop requested faults that have not been injected."""
         with self._lock:
-            self._wishes.clear()
+            self._requested.clear()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -159,7 +159,7 @@ class FaultProxy:
         try:
             body = await request.read()
         except ConnectionResetError:
-            return web.Response()  # the client was killed meanwhile
+            return web.Response()  # the client was killed
         fault = self._choose(request)
         if fault in ("slow-down", "server-error"):
             return _error(request, fault)
@@ -170,7 +170,7 @@ class FaultProxy:
             await asyncio.sleep(share * self.latency_seconds)
         try:
             status, headers, answer = await self._forward(request, body)
-        except aiohttp.ClientError as error:  # the server itself is gone
+        except aiohttp.ClientError as error:  # the server has ended
             logger.warning("%s %s: %s", request.method, request.path_qs, error)
             return _reset(request)
         if fault == "lost-response":
@@ -182,7 +182,7 @@ class FaultProxy:
         return web.Response(status=status, headers=headers, body=answer if request.method != "HEAD" else None)
 
     async def _forward(self, request: web.Request, body: bytes) -> tuple[int, CIMultiDict[str], bytes]:
-        """Send a request on as it came; the whole answer."""
+        """Forward a request unchanged; return status, headers and body of the answer."""
         headers = CIMultiDict((k, v) for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP)
         async with self._session.request(
             request.method,
@@ -195,30 +195,30 @@ class FaultProxy:
             content = await answer.read()
             kept = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP)
             if request.method != "HEAD":
-                kept.pop("Content-Length", None)  # a chunked answer has none, and is whole now
+                kept.pop("Content-Length", None)  # the proxy sends the whole body
             return answer.status, kept, content
 
     def _choose(self, request: web.Request) -> Fault | None:
-        """The fault of this request, by hand or by the seed; it is counted."""
+        """Return and count the fault of a request: a requested one, or one from the seed."""
         method, path = request.method, request.raw_path
         with self._lock:
             self.requests += 1
-            fault = self._wished(method, path) or draw(self.seed, self.requests, method, self.rates)
+            fault = self._take_requested(method, path) or draw(self.seed, self.requests, method, self.rates)
             if fault is not None:
                 self.injected.append(Injected(self.requests, fault, method, path))
                 logger.info("request %d %s %s: %s", self.requests, method, path, fault)
         return fault
 
-    def _wished(self, method: str, path: str) -> Fault | None:
-        for wish in self._wishes:
-            if wish.left and wish.method in ("", method) and wish.part in path:
-                wish.left -= 1
-                return wish.fault
+    def _take_requested(self, method: str, path: str) -> Fault | None:
+        for entry in self._requested:
+            if entry.left and entry.method in ("", method) and entry.part in path:
+                entry.left -= 1
+                return entry.fault
         return None
 
 
 def draw(seed: int, number: int, method: str, rates: Mapping[Fault, float]) -> Fault | None:
-    """The fault of a request by its number, or None."""
+    """Return the fault of a request by its number, or None."""
     share = random.Random(f"{seed}/{number}").random()
     for fault in FAULTS:
         if (fault in OF_WRITES and method not in WRITES) or (fault == "truncated-body" and method != "GET"):
@@ -231,22 +231,20 @@ def draw(seed: int, number: int, method: str, rates: Mapping[Fault, float]) -> F
 
 def _error(request: web.Request, fault: Fault) -> web.Response:
     status, code = ERRORS[fault]
-    body = (
-        f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>made by the proxy</Message></Error>'
-    )
+    body = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>from the proxy</Message></Error>'
     return web.Response(
         status=status, content_type="application/xml", body=body.encode() if request.method != "HEAD" else None
     )
 
 
 def _reset(request: web.Request) -> web.Response:
-    """Close the connection so that the client's kernel says "reset by peer"."""
+    """Close the connection with a TCP reset."""
     transport = request.transport
     if transport is not None:
         link = transport.get_extra_info("socket")
         link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
-    return web.Response()  # nobody receives it
+    return web.Response()  # not sent
 
 
 async def _truncate(request: web.Request, status: int, headers: CIMultiDict[str], answer: bytes) -> web.StreamResponse:
@@ -255,10 +253,10 @@ async def _truncate(request: web.Request, status: int, headers: CIMultiDict[str]
     await response.prepare(request)
     await response.write(answer[: len(answer) // 2])
     if request.transport is not None:
-        request.transport.close()  # flushes what was written, unlike a reset
+        request.transport.close()  # unlike a reset, this flushes the written half
     return response
 
 
 def address_of(endpoint: str) -> str:
-    """host:port of an endpoint."""
+    """Return host:port of an endpoint."""
     return urlsplit(endpoint).netloc

@@ -1,4 +1,4 @@
-"""A disk that is too small, and can be made larger: a tmpfs, where this user may mount one."""
+"""A disk that is too small and can grow: a tmpfs, if this user may mount one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class SmallDisk:
     folder: Path
 
     def grow(self, size: str) -> None:
-        """Give it more room; what is on it stays."""
+        """Enlarge the disk; its files stay."""
         subprocess.run(["mount", "-o", f"remount,size={size}", str(self.folder)], check=True)
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[SmallDisk | str]:
-    """A disk of `size` (such as "512k") at `folder`, or why there can be none."""
+    """Yield a disk of `size` (such as "512k") at `folder`, or the reason why there is none."""
     folder.mkdir()
     try:
         done = subprocess.run(

@@ -1,9 +1,8 @@
-"""The steps of a process: each call of its store, where it can be made to wait for its turn, to fail, or to die.
+"""The steps of a process: calls of its store, before which it can wait for its turn, fail or die.
 
-A step is a call of a `Storage` method, and inside one each listing of a folder, link, rename and removal. So another
-process can come between any two of them, and a kill can leave a half-written file. `take_control` is for a process that
-runs one operation and ends: it also makes tokens follow the seed and pools of threads one thread, so that a history
-repeats.
+A step is a call of a `Storage` method, and within it each listing of a folder, link, rename and removal. So another
+process can run between any two of them, and a kill can leave a half-written file. `take_control` is for a process that
+performs one operation and ends. It also draws tokens from the seed, so that a history repeats.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ SYSTEM_CALLS = ("scandir", "link", "replace", "remove", "unlink")
 
 @dataclass(frozen=True)
 class Death:
-    """SIGKILL at the n-th step, before or after its call."""
+    """SIGKILL before or after the n-th step."""
 
     step: int
     after: bool = False
@@ -39,7 +38,7 @@ class Death:
 
 @dataclass(frozen=True)
 class Failure:
-    """An OSError at some steps; `after`: what was asked for has been done all the same."""
+    """An OSError at some steps; with `after` the call succeeds before the error."""
 
     step: int
     errno: int
@@ -48,9 +47,9 @@ class Failure:
 
 
 class Steps:
-    """Counts the steps of this process. `turn` is called before each and returns when this process may go on.
+    """Counts the steps of this process. `turn` is called before each step and returns when the process may continue.
 
-    It is told what kind of step it is: create-only writes, removals and listings of the ledger are turning points.
+    Its argument is the kind of the step: create-only writes, removals and listings of the ledger are turning points.
     """
 
     def __init__(
@@ -58,10 +57,10 @@ class Steps:
     ) -> None:
         self.turn, self.death, self.failure = turn, death, failure
         self.count = self.failed = 0
-        self.inside = False  # a Storage method
+        self.inside = False  # whether a Storage method is running
 
     def take(self, call: Callable[[], Any], error_of: Callable[[OSError], Exception], kind: bytes = STEP) -> Any:
-        """Do one step."""
+        """Take one step."""
         self.count += 1
         number = self.count
         if self.turn:
@@ -85,7 +84,7 @@ class Steps:
 
 
 def take_control(steps: Steps, seed: str) -> None:
-    """Make this process take its store's steps through `steps`, its tokens from `seed`, and no pauses."""
+    """Route the store's steps of this process through `steps`, draw tokens from `seed`, and skip sleeps."""
     draw = random.Random(seed)
     secrets.token_hex = lambda size=32: draw.randbytes(size).hex()  # type: ignore[assignment]
     time.sleep = lambda _seconds: None
@@ -129,7 +128,7 @@ def _system_call(steps: Steps, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class OneThread:
-    """A ThreadPoolExecutor whose calls are made at once, in the thread that asks."""
+    """A ThreadPoolExecutor that runs each call immediately in the calling thread."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -141,7 +140,7 @@ class OneThread:
         pass
 
     def map(self, call: Callable[..., Any], *arguments: Iterable[Any]) -> Iterator[Any]:
-        return iter([call(*each) for each in zip(*arguments, strict=False)])
+        return iter([call(*values) for values in zip(*arguments, strict=False)])
 
     def submit(self, call: Callable[..., Any], *args: Any, **named: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -153,7 +152,7 @@ class OneThread:
 
 
 def use_one_thread() -> None:
-    """Put OneThread in the place of pools of threads, in all modules of the engine that are loaded."""
+    """Replace thread pools by OneThread in all imported modules of the engine."""
     for name, module in list(sys.modules.items()):
         if name.startswith("pipelines") and hasattr(module, "ThreadPoolExecutor"):
             module.ThreadPoolExecutor = OneThread  # type: ignore[attr-defined]

@@ -1,16 +1,17 @@
-"""A storm of faults against whole jobs on a real S3 server, and the exact account afterwards.
+"""A seeded storm of faults against whole jobs on a real S3 server, followed by an exact account.
 
     python -m tests.chaos.storm --seed 1 --rows 2000 --faults 300        (make chaos)
 
-1. plant: prompts and images, with rows that must end badly (corpus.py).
-2. calm: both jobs once without a fault. What comes out is what the storm's rows are compared with.
-3. storm: both jobs again, behind a proxy that makes the store's faults (proxy.py). Drivers run one, two and three at
-   once and are killed; workers are killed and stopped, tasks killed, planned input is deleted; nodes die (victims.py).
-4. sweep and account: gc leaves nothing that nobody names; lost 0, doubled 0, quarantined exactly what was planted, the
-   rest byte for byte the calm run's (account.py).
+1. plant: prompts and images with planted bad rows (corpus.py).
+2. calm: both jobs run once without faults; the storm's rows are compared with their output.
+3. storm: both jobs run again behind a proxy that injects faults of the store (proxy.py). One to three concurrent
+   drivers run and are killed, workers are killed and stopped, tasks are killed, planned input is deleted, nodes die
+   (victims.py).
+4. gc and account: no orphaned objects, no lost or doubled samples, exactly the planted rows are quarantined, all other
+   rows equal those of the calm run byte for byte (account.py).
 
-The seed gives the same corpus, the same fault for the n-th request and the same order of deaths; what is in flight at
-each moment is the machine's own. Exit code 1 and the difference if anything is off.
+The seed determines the corpus, the fault of the n-th request and the order of kills; the timing is not deterministic.
+The exit code is 1 if there are problems, which are printed.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Before Ray is imported, which reads them once.
+# Set before Ray is imported, which reads them once.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own 15, anything else on the machine starves the storm
-os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # a process for each CPU at each driver's start
+os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's default of 15, other processes starve the storm
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # otherwise each driver starts a process per CPU
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -61,30 +62,32 @@ RATES: dict[Fault, float] = {
     "truncated-body": 0.02,
 }
 SHARD_ROWS = 10
-DISK_SIZE, DISK_ROWS = "400k", 40  # a row takes about 20 kB: image, depth, points
-START_SECONDS = 90.0  # a worker that is stopped while it loads is noticed after it
-STALL_SECONDS = 20.0  # a stopped worker is noticed after it; a busy machine must not look stopped
+DISK_SIZE, DISK_ROWS = "400k", 40  # a row takes about 20 kB
+START_SECONDS = 90.0  # limit for loading the model, also of a stopped worker
+STALL_SECONDS = 20.0  # limit for a batch; a busy machine must stay below
 POLL_SECONDS = 0.2
 EPISODE_SECONDS = 60.0
 DISK_JOB = "on-a-full-disk"
-LEAVE_SECONDS = 60.0  # for the workers of ended drivers to go
+LEAVE_SECONDS = 60.0  # limit for the exit of the workers of ended drivers
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.storm", description="A seeded storm of faults.")
-    parser.add_argument("--seed", type=int, default=1, help="of corpus, faults and deaths")
-    parser.add_argument("--rows", type=int, default=2000, help="of both jobs together")
-    parser.add_argument("--faults", type=int, default=300, help="fewer than this is a failure of the storm")
+    parser.add_argument("--seed", type=int, default=1, help="seed of corpus, faults and kills")
+    parser.add_argument("--rows", type=int, default=2000, help="rows of both jobs together")
+    parser.add_argument("--faults", type=int, default=300, help="fewer injected faults fail the storm")
     parser.add_argument("--model", choices=["stand-in", "tiny"], default="stand-in")
-    parser.add_argument("--nodes", type=int, default=1, help="of the Ray cluster; with more than one, nodes die")
-    parser.add_argument("--deaths", type=float, default=1.0, help="how many deaths, as a multiple of the usual")
-    parser.add_argument("--minutes", type=float, default=20.0, help="give up after so long")
-    parser.add_argument("--keep", action="store_true", help="leave logs and data in their folder")
+    parser.add_argument(
+        "--nodes", type=int, default=1, help="nodes of the Ray cluster; with more than one, nodes are killed"
+    )
+    parser.add_argument("--deaths", type=float, default=1.0, help="factor on the number of kills")
+    parser.add_argument("--minutes", type=float, default=20.0, help="time limit in minutes")
+    parser.add_argument("--keep", action="store_true", help="keep logs and data")
     return parser.parse_args(arguments)
 
 
 class Storm:
-    """One storm; `run` returns the problems it found."""
+    """One storm; `run` returns its problems."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -92,15 +95,15 @@ class Storm:
         self.is_short = options.rows < MANY_ROWS
         self.shard_rows = SHARD_ROWS * (1 if self.is_short else 2)
         self.started = time.monotonic()
-        self.faults: Counter[str] = Counter()  # besides the proxy's and the reaper's
+        self.faults: Counter[str] = Counter()  # without those of proxy and reaper
         self.problems: list[str] = []
         self.drivers: list[Driver] = []
         self.draw = random.Random(f"{options.seed}/storm")
 
     def run(self) -> list[str]:
-        """Plant, calm, storm, account."""
+        """Run all phases; return the problems."""
         with contextlib.ExitStack() as stack:
-            folder = Path(tempfile.mkdtemp(prefix="storm-", dir="/tmp"))  # short: Ray's socket paths must fit
+            folder = Path(tempfile.mkdtemp(prefix="storm-", dir="/tmp"))  # a short path, because of Ray's sockets
             stack.callback(self._leave, folder)
             for name, value in s3_settings().items():
                 os.environ[name] = value
@@ -116,7 +119,7 @@ class Storm:
             self.folder, self.bucket = folder, server.make_bucket("storm")
             self.disk = stack.enter_context(small_disk(folder / "disk", DISK_SIZE))
             planted = self._plant()
-            # GPUs that are not there let three drivers work at once; the stand-in needs none.
+            # Logical GPUs let three drivers work concurrently; the stand-in uses none.
             node = {"num_cpus": 5, "num_gpus": 3} if self.options.nodes == 1 else {"num_cpus": 3, "num_gpus": 1}
             if self.is_tiny:
                 del node["num_gpus"]
@@ -131,7 +134,7 @@ class Storm:
             for name, job in planted.items():
                 output, clean = self._output("storm", name), self._output("calm", name)
                 swept = collect_garbage(output, 0)
-                self.say(f"{name}: gc deletes {len(swept.objects)} objects ({swept.bytes} bytes) that nobody names")
+                self.say(f"{name}: gc deletes {len(swept.objects)} objects ({swept.bytes} bytes) that are orphaned")
                 self._show(take_account(name, job, output, clean, tolerance), job)
         return self.problems
 
@@ -145,11 +148,11 @@ class Storm:
             "depth": plant_images(Storage(f"{self.bucket}/images"), images, seed),
         }
         if self.is_short or self.is_tiny:
-            pass  # a full disk takes three more drivers
+            pass  # a full disk needs three more drivers
         elif isinstance(self.disk, SmallDisk):
             planted[DISK_JOB] = plant_few(Storage(f"{self.bucket}/few"), DISK_ROWS)
         else:
-            self.say(f"no disk is filled up: {self.disk}")
+            self.say(f"no job on a full disk: {self.disk}")
         for name, job in planted.items():
             bad = Counter(job.kinds.values())
             kinds = ", ".join(f"{count} x {kind}" for kind, count in bad.items()) or "nothing"
@@ -189,8 +192,8 @@ class Storm:
         self._wait(lambda: not any(driver.is_running for driver in running), "the calm run")
         for driver in running:
             if driver.process.returncode != 0:
-                raise SystemExit(f"the run without faults failed: {driver.log.read_text()[-3000:]}")
-        self.say(f"calm: both jobs ran without a fault, {self.proxy.requests} requests")
+                raise SystemExit(f"the calm run failed: {driver.log.read_text()[-3000:]}")
+        self.say(f"calm: both jobs ran without faults, {self.proxy.requests} requests")
 
     # --- storm -------------------------------------------------------------------------------------------------------
 
@@ -199,7 +202,7 @@ class Storm:
         deaths = {"worker killed": 8, "task killed": 5, "worker stopped": 2}
         for job in planted.values():
             self.faults["planted rows"] += sum(kind != DELETED for kind in job.kinds.values())
-        todo = Counter({what: round(count * self.options.deaths) for what, count in deaths.items()})
+        todo = Counter({deed: round(count * self.options.deaths) for deed, count in deaths.items()})
         if self.options.nodes > 1:
             todo["node killed"] = 3
         pause = max(20, self.options.rows // 20), max(60, self.options.rows // 7)
@@ -219,7 +222,7 @@ class Storm:
         self.proxy.rates = {}
 
     def _plan_and_delete(self, name: str, planted: Planted) -> None:
-        """Kill the first driver as soon as it has planned, and delete input that is planned."""
+        """Kill the first driver as soon as it has planned, and delete planned input."""
         storage = Storage(self._output("storm", name))
         while not Ledger(storage).plan_numbers():
             driver = self._start("storm", name, planted)
@@ -232,7 +235,7 @@ class Storm:
             self.faults[f"input {DELETED}"] += 1
 
     def _episode(self, name: str, planted: Planted, crowd: int) -> None:
-        """`crowd` drivers at once, killed one by one after some more commits."""
+        """Run `crowd` concurrent drivers and kill them one by one after some commits."""
         ledger = Ledger(Storage(self._output("storm", name)))
         before, shards = len(ledger.committed()), len(planted.outcomes) // self.shard_rows
         goal = before + max(2, round(shards * self.draw.uniform(0.05, 0.2)))
@@ -250,10 +253,10 @@ class Storm:
         for driver in running:
             self.faults["driver killed"] += driver.kill()
             self._check_end(driver)
-        self.say(f"{name}: {crowd} drivers at once, shards committed {before} -> {len(ledger.committed())}")
+        self.say(f"{name}: {crowd} concurrent drivers, shards committed {before} -> {len(ledger.committed())}")
 
     def _finish(self, planted: dict[str, Planted]) -> None:
-        """A driver for each job, started again until it says that the job is done."""
+        """Run a driver for each job, and start it again until the job is complete."""
         running = {name: self._start("storm", name, job) for name, job in planted.items()}
         while running:
             self._wait(lambda: not all(driver.is_running for driver in running.values()), "the jobs to end")
@@ -267,7 +270,7 @@ class Storm:
                         running[name] = self._start("storm", name, planted[name])
 
     def _check_end(self, driver: Driver) -> None:
-        """A driver that was not killed ends with 0, or with one sentence: a fault that stayed too long for it."""
+        """Check that a driver that was not killed ended with 0, or with a message about a persistent fault."""
         if driver.was_killed or driver.process.returncode == 0:
             return
         words = driver.last_words()
@@ -276,14 +279,14 @@ class Storm:
             self.say(f"{driver.job}: {words}")
             self.disk.grow("64m")
             return
-        self.faults["driver gave up"] += 1
+        self.faults["driver failed"] += 1
         self.say(f"{driver.job}: a driver ended with {driver.process.returncode}: {words}")
         if driver.process.returncode != 1 or not words.startswith("Error: "):
-            self.problems.append(f"a driver ended with {driver.process.returncode} and no sentence: {words}")
+            self.problems.append(f"a driver ended with {driver.process.returncode} without a message: {words}")
             print(driver.log.read_text()[-4000:], flush=True)
 
     def _check_nothing_is_left(self) -> None:
-        """When no driver is left, no actor is either: also not one that was stopped."""
+        """Check that no worker is left when all drivers have ended, also no stopped one."""
         self._end_drivers()
         end = time.monotonic() + LEAVE_SECONDS
         while (left := self.nodes.processes("worker")) and time.monotonic() < end:
@@ -322,7 +325,7 @@ class Storm:
         counts = ", ".join(f"{outcome} {count}" for outcome, count in account.counts.items())
         self.say(
             f"{account.job}: planned {account.planned} = {counts}; lost {account.lost}, doubled {account.doubled}; "
-            f"{len(planted.quarantined)} poison samples were planted, {account.misplaced} samples misplaced; "
+            f"{len(planted.quarantined)} bad samples were planted, {account.misplaced} samples misplaced; "
             f"{account.compared} rows compared, {account.different} differ; {account.crashes} crash records"
         )
         self.problems += [f"{account.job}: {problem}" for problem in account.problems]
@@ -330,7 +333,7 @@ class Storm:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all child processes end
     storm = Storm(options)
     try:
         problems = storm.run()
@@ -342,19 +345,19 @@ def main(arguments: list[str] | None = None) -> int:
     if hasattr(storm, "reaper"):
         faults.update(storm.reaper.done)
     print("faults:", ", ".join(f"{what} {count}" for what, count in sorted(faults.items()) if count))
-    total = faults.total() - faults["driver gave up"]  # which is a consequence
+    total = faults.total() - faults["driver failed"]  # a consequence of faults
     if total < options.faults:
-        problems.append(f"only {total} faults were made, and --faults asks for {options.faults}.")
+        problems.append(f"only {total} faults were injected, --faults requires {options.faults}.")
     for problem in problems[:40]:
         print(f"PROBLEM: {problem}")
-    again = f"python -m tests.chaos.storm --seed {options.seed} --rows {options.rows} --faults {options.faults}"
-    again += "".join(
+    repeat = f"python -m tests.chaos.storm --seed {options.seed} --rows {options.rows} --faults {options.faults}"
+    repeat += "".join(
         f" --{k} {getattr(options, k)}"
         for k, d in (("model", "stand-in"), ("nodes", 1), ("deaths", 1.0))
         if getattr(options, k) != d
     )
     verdict = f"FAILED with {len(problems)} problems" if problems else "nothing lost, nothing doubled"
-    print(f"{verdict}: {total} faults, {time.monotonic() - storm.started:.0f} seconds; again: {again}", flush=True)
+    print(f"{verdict}: {total} faults, {time.monotonic() - storm.started:.0f} seconds; repeat: {repeat}", flush=True)
     return 1 if problems else 0
 
 

@@ -1,4 +1,4 @@
-"""The account notices what it is there for: a storm's verdict is worth what this can catch."""
+"""The account of a storm finds lost, misplaced, unpublished and different samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPTS = ["a", "b", "", "c", "d", "e"]
 
 @pytest.fixture
 def jobs(make_job, tmp_path: Path) -> tuple[LocalJob, LocalJob, Planted]:
-    """(a job, the same job elsewhere, what its input must give)."""
+    """Return a job, the same job with another output, and the expected outcomes."""
     planted = Planted({})
     for number, prompt in enumerate(PROMPTS):
         planted.add(f"prompts.txt:{number}", "kept" if prompt else "quarantined")
@@ -31,7 +31,7 @@ def account_of(stormy: LocalJob, calm: LocalJob, planted: Planted, tolerance: fl
     return take_account("job", planted, stormy.context.storage.uri, calm.context.storage.uri, tolerance)
 
 
-def test_a_whole_job_has_no_problems(jobs) -> None:
+def test_an_intact_job_has_no_problems(jobs) -> None:
     stormy, calm, planted = jobs
     stormy.complete()
     calm.complete()
@@ -56,7 +56,7 @@ def test_lost_misplaced_and_unpublished_samples_are_problems(jobs) -> None:
     assert "1 samples misplaced: prompts.txt:0/0: kept and not quarantined" in account.problems
 
 
-def test_other_pixels_and_what_nobody_names_are_problems(jobs, make_job, tmp_path: Path) -> None:
+def test_different_pixels_and_orphaned_objects_are_problems(jobs, make_job, tmp_path: Path) -> None:
     stormy, _, planted = jobs
     stormy.complete()
     other = make_job(PROMPTS, output={"points": "ply", "uri": str(tmp_path / "other")}, seed=1)
@@ -64,19 +64,19 @@ def test_other_pixels_and_what_nobody_names_are_problems(jobs, make_job, tmp_pat
     for tolerance in (0.0, 2.0):
         account = account_of(stormy, other, planted, tolerance)
         assert account.different == 5
-        assert "differs from the run without faults in" in account.problems[0]
-    stormy.context.storage.write_bytes("data/0123-left.parquet", b"left behind")
+        assert "differs from the calm run in" in account.problems[0]
+    stormy.context.storage.write_bytes("data/0123-left.parquet", b"orphaned")
     assert any("that no commit names" in problem for problem in account_of(stormy, stormy, planted).problems)
 
 
-def test_the_same_seed_plants_the_same(tmp_path: Path) -> None:
+def test_a_seed_plants_the_same_input(tmp_path: Path) -> None:
     def planted(name: str, seed: int) -> tuple[list[Planted], dict[str, str]]:
         storage = Storage(str(tmp_path / name))
         jobs = [
             plant_prompts(Storage(f"{storage.uri}/prompts"), 700, seed, deadly=True),
             plant_images(Storage(f"{storage.uri}/images"), 300, seed),
         ]
-        content = {each.path: storage.read_bytes(each.path).hex() for each in storage.list("")}
+        content = {file.path: storage.read_bytes(file.path).hex() for file in storage.list("")}
         return [replace(job, job={}) for job in jobs], content
 
     assert planted("one", 1) == planted("two", 1)

@@ -1,4 +1,4 @@
-"""The account of histories finds what is planted, each fault by its kind, and nothing in a dataset that is whole."""
+"""The account of histories finds each planted fault, and none in an intact dataset."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job of one file with a published version: samples of all three outcomes."""
+    """A job with one input file and a published version with samples of all outcomes."""
     folder = tmp_path_factory.mktemp("dataset")
     (folder / "a.csv").write_text("id,prompt\n" + "".join(f"{row.id},{row.text}\n" for row in ROWS))
     quality = {"filters": [{"kind": "depth_range", "min_span": 0.1}]}
@@ -52,16 +52,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(dataset: Path, tmp_path: Path) -> Path:
-    """A copy of it to plant faults in."""
+    """A copy of the dataset to plant faults in."""
     shutil.copytree(dataset / "out", tmp_path / "out")
     return tmp_path / "out"
 
 
 @pytest.fixture
 def account(dataset: Path, output: Path) -> Account:
-    """An account that has seen the copy as it was."""
-    found = (dataset / "a.csv").stat()
-    contents = {(str(dataset / "a.csv"), f"{found.st_size}-{found.st_mtime_ns}"): ROWS}
+    """An account that has read the intact copy."""
+    status = (dataset / "a.csv").stat()
+    contents = {(str(dataset / "a.csv"), f"{status.st_size}-{status.st_mtime_ns}"): ROWS}
     account = Account(LocalObjects(output), contents)
     assert account.check() == []
     return account
@@ -72,7 +72,7 @@ def kinds(account: Account) -> set[str]:
 
 
 def publish_forged(output: Path, forge: Callable[[Table, dict[str, Table]], None]) -> None:
-    """Write a second version: the first one's outcomes and tables (outcome -> rows), changed; hashes are right."""
+    """Write a second version: outcomes and tables (outcome -> rows) of the first one, changed by `forge`."""
     version = json.loads((output / "_versions/000001/version.json").read_bytes())
     outcomes = pq.read_table(output / outcomes_name(1, version))
     paths = {file["outcome"]: file for file in version["files"]}
@@ -90,7 +90,7 @@ def publish_forged(output: Path, forge: Callable[[Table, dict[str, Table]], None
     (output / "_versions/000002").mkdir()
     written = _write(output / "_versions/000002/outcomes.parquet", pa.Table.from_pylist(rows, schema=outcomes.schema))
     counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in version["counts"]}
-    version.pop("outcomes", None)  # of a version without it the name is as it always was
+    version.pop("outcomes", None)  # without it the default name applies
     version |= {"number": 2, "outcomes_sha256": written["sha256"], "counts": counts}
     (output / "_versions/000002/version.json").write_text(json.dumps(version))
 
@@ -159,7 +159,7 @@ def nothing(rows: Table, tables: dict[str, Table]) -> None:
         (forget_cloud, {"cloud"}),
     ],
 )
-def test_a_version_that_says_something_wrong_is_found(
+def test_a_forged_version_is_found(
     output: Path, account: Account, forge: Callable[[Table, dict[str, Table]], None], kind: set[str]
 ) -> None:
     publish_forged(output, forge)
@@ -168,7 +168,7 @@ def test_a_version_that_says_something_wrong_is_found(
 
 @pytest.mark.parametrize("folder", ["data", "rejected", "quarantine", "pointclouds", "_versions"])
 @pytest.mark.parametrize("damage", ["missing", "short", "altered"])
-def test_a_file_that_is_not_what_was_written_is_found(output: Path, account: Account, folder: str, damage: str) -> None:
+def test_a_damaged_file_is_found(output: Path, account: Account, folder: str, damage: str) -> None:
     path = next(path for path in sorted((output / folder).rglob("*")) if path.suffix in (".parquet", ".ply"))
     data = path.read_bytes()
     path.unlink()
@@ -180,7 +180,7 @@ def test_a_file_that_is_not_what_was_written_is_found(output: Path, account: Acc
 
 
 @pytest.mark.parametrize("name", ["_plan/*.parquet", "_commits/*.json", "_versions/000001/version.json"])
-def test_what_is_written_once_and_changes_is_found(output: Path, account: Account, name: str) -> None:
+def test_a_changed_immutable_file_is_found(output: Path, account: Account, name: str) -> None:
     path = next(output.glob(name))
     path.write_bytes(path.read_bytes() + b" ")
     assert "changed" in kinds(account)
@@ -188,7 +188,7 @@ def test_what_is_written_once_and_changes_is_found(output: Path, account: Accoun
     assert "changed" in kinds(account)
 
 
-def test_the_account_shares_no_code_with_what_it_checks() -> None:
+def test_the_account_imports_nothing_of_the_engine() -> None:
     code = "import sys, tests.chaos.history_account; print([n for n in sys.modules if n.startswith('pipelines')])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
@@ -202,7 +202,7 @@ def test_a_pruned_version_may_lose_its_files(output: Path, account: Account) -> 
     assert kinds(account) == set()
 
 
-def test_a_row_of_a_listed_file_that_no_version_has_is_found(output: Path, account: Account) -> None:
+def test_a_missing_row_of_a_listed_file_is_found(output: Path, account: Account) -> None:
     ((uri, etag),) = account.contents
     assert list(account.check_end({uri: etag}, strict=False)) == []
     account.contents = {**account.contents, (uri, "later"): ROWS}
@@ -211,8 +211,8 @@ def test_a_row_of_a_listed_file_that_no_version_has_is_found(output: Path, accou
     assert "stays quarantined" in problem.text
 
 
-def test_what_a_version_must_have_follows_from_the_plan() -> None:
-    """Of each file the version planned last, with its later rounds; of a retried sample the last retry."""
+def test_expected_samples_follow_from_the_plan() -> None:
+    """The last planned version of each file with its later rounds, and the last retry of each sample."""
 
     def shard(plan: int, name: str, etag: str, stop: int = 2, round_: int = 0, retry: int = 0) -> PlannedRows:
         return PlannedRows(plan, name, round_, retry, (round_,), (Rows("/in/a", etag, "a", 0, stop),))
@@ -228,10 +228,10 @@ def test_what_a_version_must_have_follows_from_the_plan() -> None:
     assert expected_samples(emptied) == {}
     back = [*emptied, shard(7, "s1", "e1")]
     assert expected_samples(back)["/in/a", "e1", 1, 0] == {"s1"}
-    assert len(expected_samples(back)) == 4, "the rounds of an input version that came back count again"
+    assert len(expected_samples(back)) == 4, "the rounds of a restored input version count again"
 
 
-def test_a_plan_file_is_read_as_the_engine_wrote_it(output: Path) -> None:
+def test_a_plan_file_of_the_engine_can_be_read(output: Path) -> None:
     (entry,) = read_plan((output / "_plan/000001.parquet").read_bytes(), 1)
     assert [(span.path, span.start, span.stop) for span in entry.spans] == [("a.csv", 0, len(ROWS))]
     assert entry.is_first

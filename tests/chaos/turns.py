@@ -1,8 +1,8 @@
-"""Whose turn it is among processes that run at once: drawn from a seed, with an eye for the moments that matter.
+"""The schedule of concurrent processes, drawn from a seed, with switches at critical steps.
 
-A process goes on for some steps. Before a create-only write, which is how the engine decides everything, it is often
-held until the others have passed some turning points, or have ended: so others read, publish, prune and delete between
-what a process has read and what it makes of that.
+A process takes some steps in a row. Before a create-only write, on which all decisions of the engine rest, it often
+waits until the others have passed some turning points or have ended. So others read, publish, prune and delete between
+a process's reads and its write.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
-STEP, TURNING, CREATE = b".", b"!", b"+"  # what a process is about to do; a create-only write is a turning point too
-BURSTS = (1, 10, 100, 1000)  # steps that a process goes on for, on average
-SWITCHED, HELD = 0.15, 0.7  # how often another process goes on at a turning point, and a create-only write waits
-MOST_POINTS = 6  # turning points that a held one waits for; or it waits for the others' ends
+STEP, TURNING, CREATE = b".", b"!", b"+"  # kinds of the next step; a create-only write is a turning point too
+BURSTS = (1, 10, 100, 1000)  # average number of steps in a row
+SWITCHED, HELD = 0.15, 0.7  # probability of a switch at a turning point, and of a wait before a create-only write
+MAX_POINTS = 6  # turning points of others that a held process waits for, or their ends
 
 
 class Process(Protocol):
-    """Something that takes steps; `next_step` is None when it has ended."""
+    """A process that takes steps; `next_step` is None when it has ended."""
 
     next_step: bytes | None
 
@@ -30,8 +30,8 @@ SomeProcess = TypeVar("SomeProcess", bound=Process)
 
 
 def take_turns(processes: Sequence[SomeProcess], draw: random.Random) -> Iterator[SomeProcess]:
-    """Let processes take steps until all have ended; yields the one that went on at the end of each burst."""
-    held: dict[int, int] = {}  # process -> turning points of others that it still waits for
+    """Let processes take steps until all have ended; yield the process after each sequence of steps."""
+    held: dict[int, int] = {}  # process -> turning points of others left to wait for
     due: SomeProcess | None = None
     last: SomeProcess | None = None
     while alive := [process for process in processes if process.next_step is not None]:
@@ -51,7 +51,7 @@ def take_turns(processes: Sequence[SomeProcess], draw: random.Random) -> Iterato
                     if not held[id(process)]:
                         due = process
             if chosen.next_step == CREATE and draw.random() < HELD:
-                held[id(chosen)] = draw.randint(1, MOST_POINTS) if draw.random() < 0.6 else -1
+                held[id(chosen)] = draw.randint(1, MAX_POINTS) if draw.random() < 0.6 else -1
                 break
             if due or draw.random() < SWITCHED:
                 break

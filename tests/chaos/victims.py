@@ -1,4 +1,4 @@
-"""The processes of a storm: the Ray cluster it runs on, its drivers, and what may be killed or stopped among them."""
+"""The processes of a storm: its Ray cluster, its drivers, and what the reaper kills or stops."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 def die_with_parent() -> None:
-    """In a new process: be killed when the process that started it ends, however it ends. Linux only."""
+    """Let the kernel kill this new process when its parent ends (Linux only)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
 
 
 class Driver:
-    """A driver process of its own group."""
+    """A driver process in a new process group."""
 
     def __init__(self, job: str, spec: dict[str, Any], worker: str, environment: dict[str, str], folder: Path) -> None:
         self.job = job
@@ -53,7 +53,7 @@ class Driver:
         return self.process.poll() is None
 
     def kill(self) -> bool:
-        """SIGKILL for its whole group; whether it was running."""
+        """Kill the process group with SIGKILL; return whether it was running."""
         if not self.is_running:
             return False
         self.was_killed = True
@@ -63,13 +63,13 @@ class Driver:
         return True
 
     def last_words(self) -> str:
-        """The last line of its log."""
+        """Return the last line of the driver's log."""
         lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "(it said nothing)"
+        return lines[-1] if lines else "(the log is empty)"
 
 
 class RayNodes:
-    """A Ray cluster of processes of ours; nodes can be killed and others join."""
+    """A Ray cluster whose nodes can be killed and replaced."""
 
     def __init__(self, nodes: int, node: dict[str, Any], environment: dict[str, str], folder: Path) -> None:
         from ray.cluster_utils import Cluster
@@ -77,22 +77,22 @@ class RayNodes:
         self._settings = {**node, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
         self._environment = environment
         with self._environ():
-            # It hides the processes of a cluster that ends with this one, also where this one is killed.
+            # With shutdown_at_exit the cluster's processes end with this one, also if this one is killed.
             self._cluster = Cluster(
                 initialize_head=True, head_node_args={**self._settings, "temp_dir": str(folder)}, shutdown_at_exit=True
             )
         self.address = self._cluster.address
-        self._others: list[Any] = []  # nodes beside the head, in the order in which they joined
+        self._others: list[Any] = []  # nodes without the head, oldest first
         for _ in range(nodes - 1):
             self.add()
 
     def add(self) -> None:
-        """Let another node join."""
+        """Add a node."""
         with self._environ():
             self._others.append(self._cluster.add_node(**self._settings))
 
     def kill_one(self, draw: random.Random) -> bool:
-        """SIGKILL a node that is not the head, and let another join in its place."""
+        """Kill a node that is not the head, and add another one."""
         if not self._others:
             return False
         victim = self._others.pop(draw.randrange(len(self._others)))
@@ -101,17 +101,17 @@ class RayNodes:
         return True
 
     def processes(self, kind: str) -> list[psutil.Process]:
-        """Busy processes of Ray's: `worker` actors or `task`s, oldest first."""
-        found = []
+        """Return the busy processes of Ray, `worker` actors or `task`s, oldest first."""
+        processes = []
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 title = (process.cmdline() or [""])[0]
                 is_worker = title.startswith("ray::") and "Worker" in title
-                # A node's agents are called ray::...Agent, and the node goes with them.
+                # The agents of a node are called ray::...Agent; without them the node dies.
                 is_task = title.startswith("ray::") and not (is_worker or "IDLE" in title or "Agent" in title)
                 if process.status() != psutil.STATUS_ZOMBIE and (is_worker if kind == "worker" else is_task):
-                    found.append((process.create_time(), process))
-        return [process for _, process in sorted(found, key=lambda item: item[0])]
+                    processes.append((process.create_time(), process))
+        return [process for _, process in sorted(processes, key=lambda item: item[0])]
 
     def shut_down(self) -> None:
         """End every process of the cluster."""
@@ -119,7 +119,7 @@ class RayNodes:
 
     @contextlib.contextmanager
     def _environ(self) -> Iterator[None]:
-        """Ray's processes take the environment of the moment they start in."""
+        """Set the environment that new processes of Ray inherit."""
         before = {name: os.environ.get(name) for name in self._environment}
         os.environ.update(self._environment)
         try:
@@ -130,9 +130,9 @@ class RayNodes:
 
 
 class Reaper:
-    """Kills and stops processes and nodes at random moments, until what it was given to do is done.
+    """Kills and stops processes and nodes at random moments, until all its deeds are done.
 
-    Moments are counted in the store's requests: a slow machine gets no more deaths for its work than a fast one.
+    Moments are counted in requests to the store, so that a slow machine gets as many kills for its work as a fast one.
     """
 
     def __init__(
@@ -141,28 +141,28 @@ class Reaper:
         self.nodes = nodes
         self.done: Counter[str] = Counter()
         self._draw = random.Random(f"{seed}/reaper")
-        self._todo = [what for what, count in todo.items() for _ in range(count)]
+        self._todo = [deed for deed, count in todo.items() for _ in range(count)]
         self._draw.shuffle(self._todo)
         self._requests, self._pause = requests, pause
         self._due = requests() + self._draw.randint(*pause)
 
     def strike(self) -> str | None:
-        """Do the next thing if its moment has come and there is a victim; what it was."""
+        """Do the next deed if it is due and there is a victim; return its name."""
         if not self._todo or self._requests() < self._due:
             return None
-        what = self._todo[0]
-        if what == "node killed":
+        deed = self._todo[0]
+        if deed == "node killed":
             if not self.nodes.kill_one(self._draw):
                 self._todo.pop(0)
                 return None
         else:
-            victims = self.nodes.processes("task" if what.startswith("task") else "worker")
+            victims = self.nodes.processes("task" if deed.startswith("task") else "worker")
             if not victims:
                 return None
             victim = self._draw.choice(victims)
             with contextlib.suppress(psutil.NoSuchProcess):
-                victim.send_signal(signal.SIGSTOP if what.endswith("stopped") else signal.SIGKILL)
+                victim.send_signal(signal.SIGSTOP if deed.endswith("stopped") else signal.SIGKILL)
         self._todo.pop(0)
         self._due = self._requests() + self._draw.randint(*self._pause)
-        self.done[what] += 1
-        return what
+        self.done[deed] += 1
+        return deed

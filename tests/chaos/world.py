@@ -1,9 +1,9 @@
-"""The input of a history: small files that people add, change, move, remove and restore; and all that was ever in them.
+"""The input of a history: small files that are added, changed, moved, removed and restored.
 
-    in/mon/a.csv   in/tue/a.csv   in/mon/d.jsonl   in/mon/c.txt ...      names are few, so that two folders share them
+    in/mon/a.csv   in/tue/a.csv   in/mon/d.jsonl   in/mon/c.txt ...      few names, so that two folders share them
 
-Texts of rows say what becomes of them: FLAT is rejected by depth_range, NAN and an empty one are quarantined, and
-rows with the same TWIN get like images. A text file has no ids, a row of a table may lack its own.
+The text of a row determines its outcome: depth_range rejects FLAT, NAN and empty texts are quarantined, and rows with
+the same TWIN get similar images. Rows of a text file have no ids, and some rows of tables have none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHANGES = ("add", "append", "edit", "move", "move and edit", "remove", "restore"
 
 @dataclass(frozen=True)
 class InputRow:
-    """A row as it stands in a file; `id` is None in text files, "" where a table's row has none."""
+    """A row of a file; `id` is None in text files, "" if the row of a table has none."""
 
     id: str | None
     text: str
@@ -31,7 +31,7 @@ class InputRow:
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds, and its mtime, which no two contents share."""
+    """The rows of a file, and its mtime, which is unique."""
 
     rows: tuple[InputRow, ...]
     mtime: int  # nanoseconds
@@ -39,11 +39,11 @@ class Content:
 
 @dataclass
 class World:
-    """The input folder; every change is drawn from a seed of its own and from what the files are by then."""
+    """The input folder; a change depends on its own seed and on the current files."""
 
     folder: Path
     files: dict[str, Content] = field(default_factory=dict)
-    past: list[tuple[str, Content]] = field(default_factory=list)  # what files were before a change
+    past: list[tuple[str, Content]] = field(default_factory=list)  # contents before changes
     shown: str = "all"
     contents: dict[tuple[str, str], tuple[InputRow, ...]] = field(default_factory=dict)  # (uri, etag) -> rows
 
@@ -53,7 +53,7 @@ class World:
         return [str(self.folder / name) for name in SHOWN[self.shown]]
 
     def listed(self) -> dict[str, str]:
-        """uri -> etag of the files that `input.uri` names."""
+        """Return uri -> etag of the files in `input.uri`."""
         chosen = [n for n in self.files if any(f"in/{n}".startswith(f"{root}/") for root in SHOWN[self.shown])]
         return {self.uri(name): self.etag(name) for name in sorted(chosen)}
 
@@ -61,11 +61,11 @@ class World:
         return str(self.folder / "in" / name)
 
     def etag(self, name: str) -> str:
-        found = (self.folder / "in" / name).stat()
-        return f"{found.st_size}-{found.st_mtime_ns}"
+        status = (self.folder / "in" / name).stat()
+        return f"{status.st_size}-{status.st_mtime_ns}"
 
     def begin(self, seed: int) -> None:
-        """One file in each folder."""
+        """Write one file to each folder."""
         draw = random.Random(f"{seed}/begin")
         for folder in FOLDERS:
             (self.folder / "in" / folder).mkdir(parents=True)
@@ -74,7 +74,7 @@ class World:
         self.shown = draw.choice(sorted(SHOWN))
 
     def change(self, kind: str, seed: int) -> str:
-        """Make a change; returns what it was, in words."""
+        """Make a change; return it in words."""
         draw = random.Random(f"{seed}/{kind}")
         if kind == "show":
             self.shown = draw.choice(["all", *sorted(SHOWN)])
@@ -106,12 +106,14 @@ class World:
         if name in self.files:
             self.past.append((name, self.files[name]))
         self._write(name, content)
-        return f"{name} has now {[row.id or '-' for row in content.rows]}"
+        return f"{name} now has {[row.id or '-' for row in content.rows]}"
 
     def _move(self, draw: random.Random, name: str, edit: bool) -> str:
         folder, _, base = name.partition("/")
         places = [f"{other}/{base}" for other in FOLDERS if other != folder]
-        places += [f"{each}/{other}" for each in FOLDERS for other in NAMES if Path(other).suffix == Path(base).suffix]
+        places += [
+            f"{place}/{other}" for place in FOLDERS for other in NAMES if Path(other).suffix == Path(base).suffix
+        ]
         target = draw.choice([place for place in places if place != name])
         content = self.files[name]
         self._drop(name)
@@ -121,10 +123,10 @@ class World:
         return f"{name} is moved to {target}" + (" and edited" if edit else "")
 
     def _restore(self, draw: random.Random) -> str:
-        """What a file was comes back, with its mtime; other files that have its rows by now go, most of the time."""
+        """Restore an earlier file with its mtime; mostly remove other files that have its rows now."""
         lost = [(name, content) for name, content in self.past if self.files.get(name) != content]
         if not lost:
-            return "nothing is there to restore"
+            return "nothing to restore"
         name, content = draw.choice(lost)
         ids = {row.id for row in content.rows if row.id}
         if draw.random() < 0.95:
@@ -135,7 +137,7 @@ class World:
         return f"{name} is restored"
 
     def _is_only(self, name: str) -> bool:
-        """Whether a file is the last one of its folder, which stays: a folder without files stops every run."""
+        """Return whether a file is the last one of its folder; it must stay, because a run refuses an empty folder."""
         folder = name.partition("/")[0]
         return sum(other.startswith(f"{folder}/") for other in self.files) == 1
 
@@ -154,7 +156,7 @@ class World:
 
 
 def mtime_of(draw: random.Random) -> int:
-    """A time that no other content has."""
+    """Draw an mtime that no other content has."""
     return 10**18 + draw.randrange(10**17)
 
 

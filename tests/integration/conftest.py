@@ -1,4 +1,4 @@
-"""Jobs small enough to run many of, on the session's Ray: real tasks and actors, real stores, real deaths."""
+"""Fixtures for small jobs on the session's Ray with the stand-in model."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pipelines.run.job import RunSummary, run_job
 from pipelines.spec.job import JobSpec, load_spec
 from tests import stand_in
 
-# The workers of the session's Ray do not import from tests/: the stand-in travels with its class.
+# Ray workers cannot import from tests/, so the stand-in is pickled by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[stand_in.__name__])
 
 JobMaker = Callable[..., JobSpec]
 
 
-# Local folders are what every other test of jobs writes to, and what `make demo` validates.
+# The local folder is slow-only here, because all other tests of jobs write to local folders.
 @pytest.fixture(params=[pytest.param("local", marks=pytest.mark.slow), "s3"])
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An output on each kind of store."""
+    """An output on a local folder and on S3."""
     return str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3").make_bucket() + "/out"
 
 
 @pytest.fixture
 def make_spec(tmp_path: Path) -> JobMaker:
-    """make_spec(prompts, **sections): a joint job on a text file of prompts, with the sections of the spec on top."""
+    """Return make_spec(prompts, **sections): a joint job on a text file; `sections` override those of the spec."""
 
     def make(prompts: list[str] | None = None, **sections: Any) -> JobSpec:
         if prompts is not None:
@@ -51,7 +51,7 @@ def make_spec(tmp_path: Path) -> JobMaker:
 
 @pytest.fixture
 def run_stand_in(ray_cluster: None) -> Callable[..., RunSummary]:
-    """run_job on the session's Ray with the stand-in for the weights."""
+    """Return run_job on the session's Ray with the stand-in model."""
 
     def run(spec: JobSpec, worker_class: type = stand_in.StandInWorker) -> RunSummary:
         return run_job(spec, worker_class=worker_class)

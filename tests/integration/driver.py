@@ -1,4 +1,4 @@
-"""A driver in a process of its own, to be killed: python driver.py SPEC.json. It joins the Ray of the test session."""
+"""A driver that tests start and kill: python -m tests.integration.driver SPEC.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def run(spec: dict[str, Any], worker_class: str = "", address: str = "") -> None:
-    """Run a job with one of the stand-ins, or with the real weights, on the Ray at an address."""
+    """Run a job on the Ray at an address, with a stand-in worker or with the real weights."""
     if address:
         os.environ["RAY_ADDRESS"] = address
     ray.cloudpickle.register_pickle_by_value(sys.modules[stand_in.__name__])

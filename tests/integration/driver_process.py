@@ -1,4 +1,4 @@
-"""Drivers (driver.py) as processes that tests start, wait for and kill."""
+"""Processes of driver.py that tests start, wait for and kill."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start_driver(spec: JobSpec, folder: Path, worker_class: str = "") -> subprocess.Popen[bytes]:
-    """A driver of its own process group; it joins the session's Ray by its address."""
+    """Start a driver in a new process group; it joins the session's Ray."""
     job = folder / "job.json"
     job.write_text(json.dumps({"spec": spec.as_given(), "worker_class": worker_class}))
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
@@ -29,7 +29,7 @@ def start_driver(spec: JobSpec, folder: Path, worker_class: str = "") -> subproc
 
 
 def wait_until(condition: Callable[[], bool], driver: subprocess.Popen[bytes], folder: Path, seconds: float) -> None:
-    """Return when the condition holds; fail with the driver's log where it ended first or the time is over."""
+    """Wait until the condition holds; fail with the driver's log if the driver ends or the time is over."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert driver.poll() is None, (folder / "driver.log").read_text()[-3000:]
@@ -38,7 +38,7 @@ def wait_until(condition: Callable[[], bool], driver: subprocess.Popen[bytes], f
 
 
 def kill(driver: subprocess.Popen[bytes]) -> None:
-    """SIGKILL for the driver and all of its process group."""
+    """Kill the process group of a driver with SIGKILL."""
     if driver.poll() is None:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()

@@ -1,8 +1,8 @@
-"""Jobs on nodes with two logical GPUs each, in a process of its own: python -m tests.integration.gpu_nodes FOLDER.
+"""Jobs on nodes with two logical GPUs each: python -m tests.integration.gpu_nodes FOLDER.
 
-The cluster begins with a head alone. A job asks it for GPUs, three nodes join, its driver is killed and another one
-goes on. Then a job takes all GPUs there are; a fourth node joins while it runs, and one of the first is drained. Prints
-what became of them as JSON, in the last line.
+The cluster starts with a head only. A job requests GPUs, three nodes join, its driver is killed and another driver
+resumes the job. Then a job takes all GPUs; a fourth node joins while it runs, and one of the first nodes is drained.
+The last line of the output is the result as JSON.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ NODES, GPUS = 3, 2
 NODE = {"num_cpus": GPUS, "num_gpus": GPUS, "object_store_memory": 80_000_000}
 BATCH = 2
 SHARD = 2 * BATCH  # samples
-ASKED_FOR = {"shards": 16, "workers": 50}
+REQUESTED = {"shards": 16, "workers": 50}
 GROWING_SHARDS = 30
 WITHOUT_END = 10**6
-SECONDS = 250.0  # for anything to happen on a machine that others use too
+SECONDS = 250.0  # deadline for each condition on a busy machine
 
 
 def make_spec(folder: Path, name: str, shards: int, **resources: Any) -> JobSpec:
@@ -57,38 +57,41 @@ def make_spec(folder: Path, name: str, shards: int, **resources: Any) -> JobSpec
 def wait(condition: Callable[[], object], what: str) -> None:
     until = time.monotonic() + SECONDS
     while not condition():
-        assert time.monotonic() < until, f"waited in vain until {what}"
+        assert time.monotonic() < until, f"timeout: {what}"
         time.sleep(0.05)
 
 
-def gpus_asked_for(address: str) -> int:
-    """GPUs that Ray's autoscaler is asked for."""
+def requested_gpus(address: str) -> int:
+    """Return the number of GPUs in the demand of Ray's autoscaler."""
     demand = get_cluster_status(address).resource_demands.ray_task_actor_demand
-    return sum(each.count for one in demand for each in one.bundles_by_count if each.bundle.get("GPU", 0) >= 1)
+    bundles = [bundle for request in demand for bundle in request.bundles_by_count]
+    return sum(bundle.count for bundle in bundles if bundle.bundle.get("GPU", 0) >= 1)
 
 
 class Listener(logging.Handler):
-    """Counts what a logger says."""
+    """Counts the messages of a logger that contain some words."""
 
     def __init__(self, logger: str, words: str) -> None:
         super().__init__()
-        self.words, self.heard = words, 0
+        self.words, self.count = words, 0
         logging.getLogger(logger).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard += self.words in record.getMessage()
+        self.count += self.words in record.getMessage()
 
 
 def lose_driver(folder: Path, cluster: Cluster) -> dict[str, Any]:
-    """A job that asks for more GPUs than there are, and whose driver is killed in the middle."""
-    spec = make_spec(folder, "killed", ASKED_FOR["shards"], device="cuda", workers=ASKED_FOR["workers"])
+    """Run a job that requests more GPUs than there are and whose driver is killed; resume it."""
+    spec = make_spec(folder, "killed", REQUESTED["shards"], device="cuda", workers=REQUESTED["workers"])
     ledger = Ledger(Storage(spec.output.uri))
-    stand_in.open_gate(spec, SHARD)  # a shard each, so most are left
+    stand_in.open_gate(spec, SHARD)  # one shard per process, so that most shards are pending
     driver = start_driver(spec, folder, stand_in.GatedWorker.__name__)
     try:
-        wait(lambda: gpus_asked_for(cluster.address) or driver.poll() is not None, "the cluster is asked for GPUs")
-        wait(lambda: gpus_asked_for(cluster.address) >= ASKED_FOR["shards"], "it is asked for all of them")
-        asked_for = gpus_asked_for(cluster.address)
+        wait(
+            lambda: requested_gpus(cluster.address) or driver.poll() is not None, "the autoscaler has a demand for GPUs"
+        )
+        wait(lambda: requested_gpus(cluster.address) >= REQUESTED["shards"], "the demand covers all shards")
+        requested = requested_gpus(cluster.address)
         for _ in range(NODES):
             cluster.add_node(**NODE)
         wait(lambda: len(ledger.committed()) >= NODES * GPUS, "each worker has committed a shard")
@@ -102,18 +105,18 @@ def lose_driver(folder: Path, cluster: Cluster) -> dict[str, Any]:
     assert summary.version is not None
     return {
         "output": spec.output.uri,
-        "asked_for": asked_for,
+        "requested": requested,
         "committed_before": len(committed),
-        "made_again": len(committed.intersection(again)),
+        "generated_again": len(committed.intersection(again)),
         "calls": len(stand_in.read_calls(spec)),
         "counts": summary.version.counts,
     }
 
 
 def grow_and_drain(folder: Path, cluster: Cluster) -> dict[str, Any]:
-    """A job that takes the GPUs there are.
+    """Run a job on all GPUs while a node joins and another one is drained.
 
-    Each worker waits in its first shard until the driver knows of the drain, and after it until the node is empty.
+    Each worker waits in its first shard until the driver knows of the drain, then until the drained node is empty.
     """
     spec = make_spec(folder, "growing", GROWING_SHARDS)
     leaving = Listener("pipelines.engine.oversight", "its node is being drained")
@@ -123,16 +126,16 @@ def grow_and_drain(folder: Path, cluster: Cluster) -> dict[str, Any]:
 
     stand_in.open_gate(spec, BATCH)
     summaries: list[RunSummary] = []
-    # Ray starts nodes from the main thread alone, so the job has another one.
+    # Ray can start nodes from the main thread only, so the job runs in another one.
     job = threading.Thread(target=lambda: summaries.append(run_job(spec, worker_class=stand_in.GatedWorker)))
     job.start()
     first = [node.node_id for node in cluster.worker_nodes]
-    wait(lambda: workers() == NODES * GPUS or not job.is_alive(), "there is a worker a GPU")
+    wait(lambda: workers() == NODES * GPUS or not job.is_alive(), "each GPU has a worker")
     joined = cluster.add_node(**NODE).node_id
-    wait(lambda: workers() == (NODES + 1) * GPUS or not job.is_alive(), "the node that joined is used")
+    wait(lambda: workers() == (NODES + 1) * GPUS or not job.is_alive(), "the new node has workers")
     notice = len(stand_in.read_calls(spec))
     drain_node(cluster.address, first[0], 3600.0)
-    wait(lambda: leaving.heard == GPUS or not job.is_alive(), "the driver knows that a node goes")
+    wait(lambda: leaving.count == GPUS or not job.is_alive(), "the driver knows of the drain")
     stand_in.open_gate(spec, SHARD)
     is_empty = wait_until_empty(first[0], time.monotonic() + SECONDS)
     stand_in.open_gate(spec, WITHOUT_END)
@@ -167,7 +170,7 @@ def main() -> None:
         for node in [*cluster.worker_nodes, cluster.head_node]:
             node.kill_all_processes(check_alive=False, allow_graceful=False)
         print(json.dumps(results), flush=True)
-        os._exit(results is None)  # not waiting for the job's thread
+        os._exit(results is None)  # without waiting for the job's thread
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Jobs on a Ray cluster of several nodes, in a process of its own: python -m tests.integration.several_nodes FOLDER.
+"""Jobs on a Ray cluster of several nodes: python -m tests.integration.several_nodes FOLDER.
 
-A node is drained and another one killed while a job runs; then the head of the cluster dies in the middle of the next
-job. Prints what became of them as JSON, in the last line.
+A node is drained and another one killed while a job runs. Then the head of the cluster dies in the middle of the next
+job. The last line of the output is the result as JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipelines.run.job import run_job
 from pipelines.spec.job import JobSpec, load_spec
 from tests import stand_in
 
-DETECTION = {  # so that the cluster learns of a dead node within seconds
+DETECTION = {  # the cluster detects a dead node within seconds
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 1000,
     "health_check_failure_threshold": 4,
@@ -37,7 +37,7 @@ HEAD_SECONDS = 5.0
 
 
 class TogetherWorker(stand_in.SlowWorker):
-    """Begins when as many workers are up as there are nodes: on a busy machine the first one would do all the work."""
+    """Begins when each node has a worker; otherwise the first worker could do all the work on a busy machine."""
 
     def load(self) -> Any:
         pipe, up = super().load(), Path(self.context.spec.output.uri + ".up")
@@ -63,7 +63,7 @@ def make_spec(folder: Path, name: str, samples: int) -> JobSpec:
 
 
 def when(condition: Callable[[], bool], what: Callable[[], None]) -> threading.Thread:
-    """Do something on a thread of its own as soon as a condition holds."""
+    """Start a thread that calls `what` as soon as a condition holds."""
 
     def watch() -> None:
         until = time.monotonic() + 200
@@ -82,7 +82,7 @@ def lose_nodes(folder: Path, cluster: Cluster, drained: Any, killed: Any) -> dic
     notice: dict[str, Any] = {}
 
     def has_worked(node: Any, times: int) -> Callable[[], bool]:
-        return lambda: sum(each == node.node_id for _, each, _ in stand_in.read_calls(spec)) >= times
+        return lambda: sum(place == node.node_id for _, place, _ in stand_in.read_calls(spec)) >= times
 
     def warn() -> None:
         notice["calls"] = len(stand_in.read_calls(spec))

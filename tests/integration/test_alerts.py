@@ -1,4 +1,4 @@
-"""Alerts on a real Prometheus that scrapes real jobs, with windows of seconds in place of hours."""
+"""Alerts of a real Prometheus that scrapes jobs, with windows of seconds in place of hours."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.stand_in import open_gate
 RULES = Path(__file__).parents[2] / "infra" / "monitoring" / "alerts.yaml"
 SHORTER = {"[3h:5s]": "[30m:1s]", "15m": "6s", "for: 1h": "for: 4s"}
 QUEUE = "sum by (dataset) (ray_jointdit_queue_shards)"
-LAST_QUEUE = f"last_over_time({QUEUE}[30m:1s])"  # what the alert looks at
+LAST_QUEUE = f"last_over_time({QUEUE}[30m:1s])"  # the expression of the alert
 
 
 class Prometheus:
-    """What a running server answers."""
+    """Queries to a running server."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -48,9 +48,9 @@ class Prometheus:
             return False
 
     def queue(self, dataset: str, query: str = QUEUE) -> float | None:
-        """Shards of a dataset that wait or are in flight, by its drivers that are alive."""
-        found = self._get("/api/v1/query", query=query)["result"]
-        values = {each["metric"]["dataset"]: float(each["value"][1]) for each in found}
+        """Return the pending and in-flight shards of a dataset by its live drivers."""
+        series = self._get("/api/v1/query", query=query)["result"]
+        values = {point["metric"]["dataset"]: float(point["value"][1]) for point in series}
         return values.get(label_value(dataset))
 
     def fires(self, dataset: str) -> bool:
@@ -64,14 +64,14 @@ class Prometheus:
 
 @pytest.fixture
 def prometheus(ray_cluster: None, tmp_path: Path) -> Iterator[Prometheus]:
-    """It scrapes the session's Ray each second."""
+    """A server that scrapes the session's Ray each second."""
     program = shutil.which("prometheus")
     if program is None:
-        pytest.skip("there is no Prometheus: tests/install_tools.sh, or apt-get install prometheus")
+        pytest.skip("Prometheus is not installed: run tests/install_tools.sh or apt-get install prometheus")
     rules = RULES.read_text()
-    for usual, shorter in SHORTER.items():
-        assert usual in rules
-        rules = rules.replace(usual, shorter)
+    for window, shorter in SHORTER.items():
+        assert window in rules
+        rules = rules.replace(window, shorter)
     (tmp_path / "alerts.yaml").write_text(rules)
     (node,) = [node for node in ray.nodes() if node["Alive"]]
     target = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
@@ -105,7 +105,7 @@ def eventually(condition: Callable[[], bool], seconds: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_that_stands_still_and_one_whose_driver_was_killed(prometheus, make_spec, tmp_path: Path) -> None:
+def test_a_stalled_job_and_a_job_with_a_killed_driver_fire_the_alert(prometheus, make_spec, tmp_path: Path) -> None:
     still, killed = "größe", "数据"
     prompts = [f"prompt {number}" for number in range(12)]
     with contextlib.ExitStack() as drivers:
@@ -113,13 +113,13 @@ def test_a_job_that_stands_still_and_one_whose_driver_was_killed(prometheus, mak
         open_gate(spec, 0)
         driver = start_driver(spec, tmp_path, "GatedWorker")
         drivers.callback(kill, driver)
-        wait_until(lambda: prometheus.fires(still), driver, tmp_path, 120)  # before its first commit
+        wait_until(lambda: prometheus.fires(still), driver, tmp_path, 120)  # before the first commit
         assert Ledger(Storage(spec.output.uri)).committed() == set()
         open_gate(spec, 100)
         eventually(lambda: driver.poll() is not None, 120)
         assert driver.returncode == 0, (tmp_path / "driver.log").read_text()[-3000:]
-        eventually(lambda: prometheus.queue(still) is None, 60)  # its gauges are gone
-        assert prometheus.queue(still, LAST_QUEUE) == 0, "so it does not fire later either"
+        eventually(lambda: prometheus.queue(still) is None, 60)  # its gauges disappear
+        assert prometheus.queue(still, LAST_QUEUE) == 0, "so the alert does not fire later"
         eventually(lambda: not prometheus.fires(still), 60)
 
         spec = make_spec(prompts, name=killed, output={"uri": str(tmp_path / killed), "shard_rows": 2})
@@ -131,12 +131,12 @@ def test_a_job_that_stands_still_and_one_whose_driver_was_killed(prometheus, mak
         kill(driver)
         eventually(lambda: prometheus.queue(killed) is None, 60)
         eventually(lambda: prometheus.fires(killed), 60)
-        assert not prometheus.fires(still), "a job that ended as it should"
+        assert not prometheus.fires(still), "the other job ended normally"
 
         open_gate(spec, 100)
         driver = start_driver(spec, tmp_path, "GatedWorker")
         drivers.callback(kill, driver)
         eventually(lambda: driver.poll() is not None, 120)
         eventually(lambda: prometheus.queue(killed) is None, 60)
-        assert prometheus.queue(killed, LAST_QUEUE) == 0, "the driver that followed ended as it should"
+        assert prometheus.queue(killed, LAST_QUEUE) == 0, "the next driver ended normally"
         eventually(lambda: not prometheus.fires(killed), 60)

@@ -1,4 +1,4 @@
-"""How many workers a cluster gets, and how Ray is started."""
+"""The number of workers on a cluster, and the start of Ray."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def test_workers_follow_the_cpus_where_there_is_no_gpu(ray_cluster: None) -> Non
     assert (plan.device, plan.num_gpus) == ("cpu", 0.0)
     for workers in ("auto", 1, 2, 3, 7):
         plan = plan_workers(ResourcesSpec(workers=workers))
-        assert plan.workers * plan.num_cpus <= cpus - 2 * TASK_CPUS, "read and finish find room"
+        assert plan.workers * plan.num_cpus <= cpus - 2 * TASK_CPUS, "read and finish have room"
         assert plan.threads >= 1
 
 
-def test_labels_for_tasks_that_no_node_has_are_one_sentence(ray_cluster: None) -> None:
+def test_task_labels_that_no_node_has_are_an_error(ray_cluster: None) -> None:
     (node,) = ray.nodes()
     assert plan_workers(ResourcesSpec(task_labels={"ray.io/node-id": node["NodeID"]})).workers >= 1
     with pytest.raises(PermanentError, match="no node of the cluster has pool=tasks: start Ray there with --labels"):
         plan_workers(ResourcesSpec(task_labels={"pool": "tasks"}))
 
 
-def test_workers_wait_for_gpus_that_a_cluster_may_grow(ray_cluster: None) -> None:
+def test_workers_wait_for_gpus_of_a_growing_cluster(ray_cluster: None) -> None:
     plan = plan_workers(ResourcesSpec(workers=8, device="cuda", gpus_per_worker=0.5))
     assert (plan.workers, plan.num_gpus, plan.device) == (8, 0.5, "cuda")
     with pytest.raises(PermanentError, match="the cluster has none yet: give the number of workers"):
@@ -46,27 +46,27 @@ def test_workers_wait_for_gpus_that_a_cluster_may_grow(ray_cluster: None) -> Non
         ([2.0], 2, 0.75),
         ([2.0], 7, 0.21),
         ([1.0, 1.0], 2, 0.5),
-        ([4.0, 4.0], 3, 1.75),  # two on one node; 2.33 each would leave the third without a place
-        ([1.0, 1.0, 2.0], 3, 0.5),  # what is left over of three nodes is no place for a worker
+        ([4.0, 4.0], 3, 1.75),  # two on one node; with 2.33 each the third would not fit
+        ([1.0, 1.0, 2.0], 3, 0.5),  # remainders of three nodes do not add up to a place
         ([64.0], 64, 0.9),
         ([16.0, 2.0], 3, 4.8),
         ([0.5], 1, 0.01),
     ],
 )
-def test_workers_fit_their_nodes_with_room_for_tasks_beside(nodes: list[float], workers: int, share: float) -> None:
+def test_workers_fit_their_nodes_and_leave_room_for_tasks(nodes: list[float], workers: int, share: float) -> None:
     assert _share(nodes, workers) == share
     if share > 0.01:
         assert _fitting(nodes, share) >= workers
         assert all(cpus - _fitting([cpus], share) * share >= 2 * TASK_CPUS - 1e-6 for cpus in nodes)
 
 
-def test_a_node_less_has_room_for_fewer_workers() -> None:
+def test_fewer_nodes_have_room_for_fewer_workers() -> None:
     share = _share([1.0, 1.0, 1.0], 3)
     assert [_fitting([1.0] * nodes, share) for nodes in range(4)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("share", "room"), [(1.0, 5), (0.5, 10), (0.4, 10), (0.3, 15), (0.1, 50)])
-def test_a_share_of_a_gpu_is_of_one_gpu_on_a_node_that_stays(share: float, room: int) -> None:
+def test_a_share_of_a_gpu_is_on_one_gpu_of_a_node_that_stays(share: float, room: int) -> None:
     gpus = {"a": 4.0, "b": 1.0, "going": 4.0, "gone": 4.0, "cpus": 0.0}
     nodes = [{"NodeID": name, "Alive": name != "gone", "Resources": {"GPU": count}} for name, count in gpus.items()]
     assert _gpu_room(nodes, share, without={"going"}) == room
@@ -80,7 +80,7 @@ from jointdit.errors import PermanentError
 with connect():
     import ray
     print(os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]) >= 32, ray.is_initialized())
-    with connect():  # within a connection it is a guest, and leaves it open
+    with connect():  # a nested connection leaves Ray open
         pass
     print(ray.is_initialized())
 print(ray.is_initialized())
@@ -96,7 +96,7 @@ except PermanentError as error:
 
 
 @pytest.mark.slow
-def test_a_local_ray_of_our_own_and_a_cluster_with_gpus() -> None:
+def test_an_own_local_ray_and_a_cluster_with_gpus() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -107,12 +107,12 @@ def test_a_local_ray_of_our_own_and_a_cluster_with_gpus() -> None:
     )
     assert lines[4].startswith("WorkerPlan(workers=3, num_gpus=0.5")
     assert lines[4].endswith("follows=False)")
-    assert lines[5].startswith("WorkerPlan(workers=8, num_gpus=0.4"), "two a GPU: no model has parts of two"
+    assert lines[5].startswith("WorkerPlan(workers=8, num_gpus=0.4"), "two workers per GPU: no worker spans two GPUs"
     assert lines[6].startswith("resources: 5 workers of 1 GPUs do not fit into a cluster with 4: ask for fewer, or set")
 
 
 @pytest.mark.timeout(120)
-def test_a_cluster_that_cannot_be_reached_is_one_sentence() -> None:
+def test_an_unreachable_cluster_is_an_error() -> None:
     script = "from pipelines.engine.cluster import connect\nwith connect(): pass"
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:9"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=110)
@@ -122,7 +122,7 @@ def test_a_cluster_that_cannot_be_reached_is_one_sentence() -> None:
     )
 
 
-def test_permanent_errors_survive_the_way_through_ray(ray_cluster: None) -> None:
+def test_permanent_errors_pass_through_ray(ray_cluster: None) -> None:
     @ray.remote(max_retries=0)
     def fails() -> None:
         raise PermanentError("one sentence.")

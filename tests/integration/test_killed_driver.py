@@ -1,4 +1,4 @@
-"""SIGKILL for the driver in the middle of a run: the next one goes on, nothing is lost, doubled or made again."""
+"""Drivers killed in the middle of a run: the next one resumes, nothing is lost, doubled or generated again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_killed_driver_is_resumed_with_the_tiny_model(
         kill(driver)
     before = {name: ledger.read_commit(name) for name in ledger.committed()}
     versions_before = {f.path: f.etag for f in ledger.storage.list("_commits") + ledger.storage.list("data")}
-    assert 2 <= len(before) < 12, "the driver was killed in the middle"
+    assert 2 <= len(before) < 12, "the driver was killed in the middle of the job"
 
     summary = run_job(spec)
     assert summary.version.counts == {"kept": 12, "rejected": 0, "quarantined": 0}
@@ -51,9 +51,9 @@ def test_a_killed_driver_is_resumed_with_the_tiny_model(
     assert ids == [f"prompts.txt:{n}/0" for n in range(12)]
 
 
-@pytest.mark.slow  # the test after next kills four drivers as well
+@pytest.mark.slow  # the last test kills four drivers too
 @pytest.mark.timeout(900)
-def test_drivers_killed_again_and_again_finish_the_job(
+def test_a_job_finishes_after_repeated_kills_of_drivers(
     ray_cluster: None, make_spec, output: str, tmp_path: Path
 ) -> None:
     spec = make_spec([f"prompt {n}" for n in range(48)], output={"uri": output, "shard_rows": 2})
@@ -65,13 +65,13 @@ def test_drivers_killed_again_and_again_finish_the_job(
             wait_until(lambda had=had: len(ledger.committed()) > had, driver, tmp_path, 300)
         finally:
             kill(driver)
-    assert len(ledger.committed()) < 24, "the drivers were killed in the middle"
+    assert len(ledger.committed()) < 24, "the drivers were killed in the middle of the job"
     summary = run_job(spec, worker_class=StandInWorker)
     assert summary.version.counts == {"kept": 48, "rejected": 0, "quarantined": 0}
     assert validate(output).problems == []
 
 
-def test_two_drivers_at_once_waste_work_and_double_nothing(
+def test_two_concurrent_drivers_duplicate_work_but_no_samples(
     ray_cluster: None, make_spec, output: str, tmp_path: Path
 ) -> None:
     spec = make_spec([f"prompt {n}" for n in range(40)], output={"uri": output, "shard_rows": 2})
@@ -82,9 +82,9 @@ def test_two_drivers_at_once_waste_work_and_double_nothing(
     finally:
         kill(driver)
     assert summary.version.counts["kept"] == 40
-    found = validate(output)
-    assert found.problems == []
-    assert found.counts["kept"] == 40
+    validated = validate(output)
+    assert validated.problems == []
+    assert validated.counts["kept"] == 40
 
 
 def committed_samples(ledger: Ledger) -> set[str]:
@@ -93,10 +93,10 @@ def committed_samples(ledger: Ledger) -> set[str]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_what_is_done_twice_is_what_was_in_flight_at_each_kill(
+def test_only_samples_in_flight_at_a_kill_are_generated_twice(
     ray_cluster: None, make_spec, tmp_path: Path, kills: int
 ) -> None:
-    """Drivers killed at random moments of one job, each a fork of one warm process; every generated sample counted."""
+    """Kill drivers at random moments of one job, each a fork of a warm process, and count all generated samples."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     moments, shard_rows, in_flight = random.Random(seed), 2, 3
@@ -107,7 +107,7 @@ def test_what_is_done_twice_is_what_was_in_flight_at_each_kill(
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([driver_module.__name__])
     address = ray.get_runtime_context().gcs_address
-    known: list[tuple[int, set[str]]] = []  # calls there were before a driver, and samples that were committed by then
+    known: list[tuple[int, set[str]]] = []  # before each driver: number of calls, committed samples
     for _ in range(kills):
         known.append((len(read_calls(spec)), committed_samples(ledger)))
         driver = processes.Process(target=driver_module.run, args=(spec.as_given(), "SlowWorker", address))
@@ -116,15 +116,15 @@ def test_what_is_done_twice_is_what_was_in_flight_at_each_kill(
             more, since = moments.randrange(8), time.monotonic()
             while len(read_calls(spec)) <= known[-1][0] + more and driver.is_alive():
                 if more == 0 and time.monotonic() - since > moments.uniform(0, 3):
-                    break  # before it has done anything
+                    break  # before the driver has begun
                 time.sleep(0.01)
         finally:
             driver.kill()
             driver.join()
-        assert driver.exitcode == -signal.SIGKILL, "it was killed, and in the middle"
-        _wait_for_the_end_of({int(pid) for pid, _, _ in read_calls(spec)[known[-1][0] :]})
+        assert driver.exitcode == -signal.SIGKILL, "the driver was killed, it did not end"
+        _wait_for_exit({int(pid) for pid, _, _ in read_calls(spec)[known[-1][0] :]})
     known.append((len(read_calls(spec)), committed_samples(ledger)))
-    assert len(known[-1][1]) < samples, "there was work left after each kill"
+    assert len(known[-1][1]) < samples, "work is pending after each kill"
     summary = run_job(spec, worker_class=SlowWorker)
     assert summary.version.counts == {"kept": samples, "rejected": 0, "quarantined": 0}
     assert validate(spec.output.uri).problems == []
@@ -132,7 +132,7 @@ def test_what_is_done_twice_is_what_was_in_flight_at_each_kill(
     calls = [sample for _, _, sample in read_calls(spec)]
     assert set(calls) == committed_samples(ledger)
     for start, committed in known:
-        assert not committed & set(calls[start:]), "what is committed is never generated again"
+        assert not committed & set(calls[start:]), "no committed sample is generated again"
     lost = 0  # samples in shards that were in flight at each kill
     for (start, _), (stop, committed) in itertools.pairwise(known):
         in_flight_then = {int(sample.split(":")[1].split("/")[0]) // shard_rows for sample in calls[start:stop]} - {
@@ -144,8 +144,8 @@ def test_what_is_done_twice_is_what_was_in_flight_at_each_kill(
     print(f"{kills} kills, {samples} samples, {len(calls) - samples} generated twice, {lost} in flight at the kills")
 
 
-def _wait_for_the_end_of(pids: set[int]) -> None:
-    """Ray ends the workers of a driver that is gone; until then they could still commit."""
+def _wait_for_exit(pids: set[int]) -> None:
+    """Wait until Ray has ended the workers of a dead driver, because they could still commit."""
     deadline = time.monotonic() + 60
     while any(os.path.exists(f"/proc/{pid}") and _is_running(pid) for pid in pids):
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""A sample is the same whatever batch, worker and shard it is made in."""
+"""A sample does not depend on batch, worker or shard."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_batches_of_1_and_5_by_1_worker_and_2(ray_cluster: None, make_spec, tmp_
     for identifier, row in single.items():
         other = batched[identifier]
         assert row["seed"] == other["seed"]
-        depth, other_depth = (decode_depth_png(each["depth"]["bytes"]) for each in (row, other))
+        depth, other_depth = (decode_depth_png(sample["depth"]["bytes"]) for sample in (row, other))
         np.testing.assert_allclose(depth, other_depth, atol=1e-3)
         # uint8 images: rounding may move a value by one step where the floats differ by less than 1e-3.
         assert np.abs(image(row).astype(int) - image(other).astype(int)).max() <= 1

@@ -1,4 +1,4 @@
-"""Rounds of new seeds and calibration on a real Ray: drivers killed between and within rounds, two at once."""
+"""Regeneration and calibration on a real Ray, with killed and concurrent drivers."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def in_round(ledger: Ledger, number: int) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_drivers_killed_in_each_round_and_two_at_once_make_the_rows_of_one_run(
+def test_killed_and_concurrent_drivers_give_the_rows_of_one_run(
     ray_cluster: None, make_spec, s3, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = s3.make_bucket() + "/out"
     spec = make_spec(PROMPTS, output={"uri": output, "shard_rows": 1}, quality=QUALITY)
     ledger = Ledger(Storage(output))
-    ledger.open_job(spec, fingerprint_of(spec, identify_job(spec)))  # so that drivers need not look at the weights
+    ledger.open_job(spec, fingerprint_of(spec, identify_job(spec)))  # drivers then need not identify the weights
     moments: list[Callable[[], bool]] = [
         lambda: len(ledger.committed()) >= 3,  # within round 0
-        lambda: bool(in_round(ledger, 1)),  # between round 0 and the first sample of round 1, or soon after it
+        lambda: bool(in_round(ledger, 1)),  # at the begin of round 1
         lambda: bool(in_round(ledger, 1) & ledger.committed()),  # within round 1
     ]
     for moment in moments:
@@ -62,7 +62,7 @@ def test_drivers_killed_in_each_round_and_two_at_once_make_the_rows_of_one_run(
             wait_until(moment, driver, tmp_path, 200)
         finally:
             kill(driver)
-    assert len(ledger.committed()) < len(EXPECTED), "the drivers were killed in the middle"
+    assert len(ledger.committed()) < len(EXPECTED), "the drivers were killed in the middle of the job"
     rival = start_driver(spec, tmp_path, "SlowWorker")
     try:
         summary = run_job(spec, worker_class=SlowWorker)
@@ -90,11 +90,11 @@ def test_drivers_killed_in_each_round_and_two_at_once_make_the_rows_of_one_run(
 
 
 @pytest.mark.slow
-def test_a_calibration_is_a_job_beside_the_job(ray_cluster: None, make_spec, output: str) -> None:
+def test_a_calibration_is_a_separate_job(ray_cluster: None, make_spec, output: str) -> None:
     spec = make_spec(PROMPTS, output={"uri": output}, quality={"filters": [{"kind": "depth_range"}]})
-    found = calibrate(spec, 4, reject=0.25, worker_class=StandInWorker)
-    assert found.uri == f"{output}-calibration"
-    assert (found.calibration.samples, found.calibration.quarantined) == (4, 0)
-    assert [each.kind for each in found.proposals] == ["depth_range"] * len(found.proposals)
-    assert set(Storage(found.uri).names("")) >= {"calibration.json", "calibration.yaml", "_job.json"}
+    result = calibrate(spec, 4, reject=0.25, worker_class=StandInWorker)
+    assert result.uri == f"{output}-calibration"
+    assert (result.calibration.samples, result.calibration.quarantined) == (4, 0)
+    assert [proposal.kind for proposal in result.proposals] == ["depth_range"] * len(result.proposals)
+    assert set(Storage(result.uri).names("")) >= {"calibration.json", "calibration.yaml", "_job.json"}
     assert not Storage(output).exists("_job.json")

@@ -1,4 +1,4 @@
-"""Scheduled runs on a real Ray: two ticks at once, new input, and limits that stop a run at the border of a shard."""
+"""Scheduled runs on a real Ray: overlapping runs, new input, and limits that stop after a shard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.stand_in import RecordingWorker, SlowWorker, read_calls
 
 
 class GatedWorker(RecordingWorker):
-    """Waits in the middle of its work for a file beside the output."""
+    """Waits after a part until a file beside the output exists."""
 
     def generate(self, part):
         result = super().generate(part)
@@ -31,11 +31,11 @@ class GatedWorker(RecordingWorker):
 
 
 @pytest.fixture(autouse=True)
-def _travels_with_its_class() -> None:
+def _pickle_by_value() -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def test_of_two_overlapping_ticks_one_works_and_the_next_makes_only_what_is_new(
+def test_of_two_overlapping_runs_one_works_and_the_next_run_adds_new_input(
     run_stand_in, make_spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -56,7 +56,7 @@ def test_of_two_overlapping_ticks_one_works_and_the_next_makes_only_what_is_new(
         Path(spec.output.uri + ".go").touch()
         first.join()
     assert (summaries[0].version.number, summaries[0].version.counts["kept"]) == (1, 12)
-    assert len(read_calls(spec)) == 12, "the tick that left made nothing"
+    assert len(read_calls(spec)) == 12, "the second run generated nothing"
     (tmp_path / "in" / "b.txt").write_text("new\n")
     second = run_stand_in(spec, RecordingWorker)
     assert (second.version.number, second.samples_now) == (2, 1)
@@ -64,7 +64,7 @@ def test_of_two_overlapping_ticks_one_works_and_the_next_makes_only_what_is_new(
 
 
 @pytest.mark.slow
-def test_a_budget_of_rows_stops_a_run_and_the_next_goes_on(run_stand_in, make_spec) -> None:
+def test_a_budget_of_rows_stops_a_run_and_the_next_run_resumes(run_stand_in, make_spec) -> None:
     prompts = [f"prompt {n}" for n in range(10)]
     spec = make_spec(prompts, budget={"max_rows": 5})
     stopped = run_stand_in(spec, RecordingWorker)
@@ -81,11 +81,11 @@ def test_a_budget_of_rows_stops_a_run_and_the_next_goes_on(run_stand_in, make_sp
 
 
 @pytest.mark.slow
-def test_at_its_time_a_run_finishes_what_is_begun_and_leaves_the_rest(ray_cluster: None, make_spec) -> None:
+def test_a_run_stops_at_its_time_after_the_shards_that_it_began(ray_cluster: None, make_spec) -> None:
     spec = make_spec([f"prompt {n}" for n in range(40)], output={"shard_rows": 2})
 
     class OnceAtWork(datetime):
-        """A time that comes when the worker has begun."""
+        """A time that is reached when the worker has begun."""
 
         def timestamp(self) -> float:
             return 0.0 if read_calls(spec) else math.inf
@@ -95,7 +95,7 @@ def test_at_its_time_a_run_finishes_what_is_begun_and_leaves_the_rest(ray_cluste
     assert 2 <= stopped.samples_now < 40
     assert stopped.stopped.samples == 40 - stopped.samples_now
     made = len(read_calls(spec))
-    assert made - stopped.samples_now <= 4, "no more than what was queued"
+    assert made - stopped.samples_now <= 4, "at most the queued samples"
     rest = run_job(spec, worker_class=SlowWorker)
     assert (rest.version.counts["kept"], rest.committed_before) == (40, stopped.committed_now)
     assert validate(spec.output.uri).problems == []

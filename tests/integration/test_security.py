@@ -1,4 +1,4 @@
-"""A real Ray and a real S3 server: who has no token is refused, and a planted secret is in no byte that stays."""
+"""Ray refuses clients without a token, and no output, log or object contains a secret."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with connect():
 
 
 def ask_ray(token: str | None, address: str = "") -> subprocess.CompletedProcess[str]:
-    """A client of its own that asks a Ray, the session's by default, for its keys."""
+    """Run a client that asks a Ray, by default the session's, for its keys."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
     address = address or ray.get_runtime_context().gcs_address
@@ -48,7 +48,7 @@ def ask_ray(token: str | None, address: str = "") -> subprocess.CompletedProcess
     )
 
 
-def test_ray_refuses_who_has_no_token_and_shows_no_dashboard(ray_cluster: None) -> None:
+def test_ray_refuses_clients_without_a_token_and_has_no_dashboard(ray_cluster: None) -> None:
     known = ask_ray(os.environ["RAY_AUTH_TOKEN"])
     assert known.stdout == "True\n", known.stderr
     for token in (secrets.token_hex(32), None):
@@ -59,7 +59,7 @@ def test_ray_refuses_who_has_no_token_and_shows_no_dashboard(ray_cluster: None) 
     assert not ray._private.worker._global_node.address_info["webui_url"]
 
 
-def test_a_ray_of_our_own_asks_for_a_token_whatever_the_environment_says() -> None:
+def test_an_own_ray_requires_a_token_in_any_environment() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment["RAY_AUTH_MODE"] = "disabled"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -73,7 +73,7 @@ def test_a_ray_of_our_own_asks_for_a_token_whatever_the_environment_says() -> No
 
 
 class Leaking(stand_in.StandInWorker):
-    """Its errors repeat the credentials, as those of a client can; the first one costs the worker its life."""
+    """Raises errors that contain the credentials; the first one ends the worker."""
 
     def generate(self, part):
         secret = os.environ["AWS_SECRET_ACCESS_KEY"]
@@ -94,17 +94,17 @@ class Leaking(stand_in.StandInWorker):
 
 
 def everything_in(storage: Storage) -> bytes:
-    """Names and bytes of all objects, and the text of the tables, which are compressed."""
-    found = b""
+    """Return names and bytes of all objects, and the decompressed text of tables."""
+    content = b""
     for file in storage.list(""):
         data = storage.read_bytes(file.path)
-        found += file.path.encode() + data
+        content += file.path.encode() + data
         if file.path.endswith(".parquet"):
-            found += repr(pq.read_table(io.BytesIO(data)).to_pylist()).encode()
-    return found
+            content += repr(pq.read_table(io.BytesIO(data)).to_pylist()).encode()
+    return content
 
 
-def test_a_secret_that_errors_repeat_stays_nowhere(run_stand_in, make_spec, s3, capfd, caplog) -> None:
+def test_a_secret_in_an_error_message_is_masked_everywhere(run_stand_in, make_spec, s3, capfd, caplog) -> None:
     output = s3.make_bucket() + "/out"
     spec = make_spec(["fine", "LEAK", "fine", "fine"], output={"uri": output})
     handler = logging.StreamHandler(log := io.StringIO())

@@ -1,4 +1,4 @@
-"""Nodes that are drained and nodes that die, and the head of the cluster too, in the middle of a job."""
+"""Nodes that are drained or die during a job, and a head that dies."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.stand_in import SlowWorker, read_calls
 
 ROOT = Path(__file__).parents[2]
 SHARD, IN_FLIGHT = 2, 3  # samples; shards
-pytestmark = pytest.mark.slow  # nodes that are lost are noticed after a while
+pytestmark = pytest.mark.slow  # it takes a while to detect a lost node
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What several_nodes.py tells, started once for all tests here."""
+    """The result of several_nodes.py, which runs once for all tests."""
     folder = tmp_path_factory.mktemp("nodes")
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS",)}
     command = [sys.executable, "-m", "tests.integration.several_nodes", str(folder)]
@@ -41,33 +41,31 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(960)
-def test_a_node_that_dies_costs_work_and_no_row_is_blamed(story: dict[str, Any]) -> None:
-    told = story["nodes"]
-    assert told["killed_is_dead"]
-    assert told["calls_on_killed"] >= 16, "it was in the middle of its work"
-    assert told["counts"] == {"kept": 100, "rejected": 0, "quarantined": 0}
-    assert told["samples_now"] == 100
-    assert validate(told["output"]).problems == []
-    assert Ledger(Storage(told["output"])).shards_with_crashes() == set()
-    assert told["calls"] - 100 <= 2 * IN_FLIGHT * SHARD, "only what was in flight on the two nodes was made again"
+def test_a_node_that_dies_blames_no_row(story: dict[str, Any]) -> None:
+    result = story["nodes"]
+    assert result["killed_is_dead"]
+    assert result["calls_on_killed"] >= 16, "the node was in the middle of its work"
+    assert result["counts"] == {"kept": 100, "rejected": 0, "quarantined": 0}
+    assert result["samples_now"] == 100
+    assert validate(result["output"]).problems == []
+    assert Ledger(Storage(result["output"])).shards_with_crashes() == set()
+    assert result["calls"] - 100 <= 2 * IN_FLIGHT * SHARD, "only samples in flight on the two nodes are generated again"
 
 
 @pytest.mark.timeout(960)
 def test_a_node_that_is_drained_gets_no_new_shards(story: dict[str, Any]) -> None:
-    assert story["nodes"]["calls_on_drained_after_notice"] <= IN_FLIGHT * SHARD, "what it had, and no more"
-    # Without that the cluster only has room for fewer workers, and which of them is ended at once is chance.
-    assert "leaves: its node is being drained" in story["log"], "it may finish what it is at"
-    assert story["nodes"]["drained_is_empty"], "a pod's hook waits for that"
+    assert story["nodes"]["calls_on_drained_after_notice"] <= IN_FLIGHT * SHARD, "only the shards that it had"
+    # Otherwise the cluster would only have room for fewer workers, and Ray would end any of them.
+    assert "leaves: its node is being drained" in story["log"], "the worker may finish its shard"
+    assert story["nodes"]["drained_is_empty"], "the preStop hook of the pod waits for that"
 
 
 @pytest.mark.timeout(960)
-def test_a_head_that_is_gone_is_one_sentence_and_running_again_goes_on(
-    ray_cluster: None, story: dict[str, Any]
-) -> None:
-    told = story["head"]
-    assert "the head of the Ray cluster has not answered for" in told["sentence"]
-    assert told["sentence"].endswith("what is committed stays.")
-    spec = load_spec(told["spec"])
+def test_a_dead_head_is_one_message_and_the_next_run_resumes(ray_cluster: None, story: dict[str, Any]) -> None:
+    result = story["head"]
+    assert "the head of the Ray cluster has not answered for" in result["sentence"]
+    assert result["sentence"].endswith("what is committed stays.")
+    spec = load_spec(result["spec"])
     committed = len(Ledger(Storage(spec.output.uri)).committed())
     assert 2 <= committed < 30
     summary = run_job(spec, worker_class=SlowWorker)

@@ -1,4 +1,4 @@
-"""The three tasks with the tiny checkpoint, from input to a version that validates, on a local folder and on S3."""
+"""The three tasks with the tiny checkpoint, from the input to a valid version, on a local folder and on S3."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def test_joint(ray_cluster: None, make_spec, output: str) -> None:
     spec = make_spec(PROMPTS, input={"samples_per_row": 2}, output={"uri": output, "points": "ply"}, quality=quality)
     summary = run_job(spec)
     assert summary.counts_now == {"kept": 8, "rejected": 0, "quarantined": 2}
-    found = validate(output)
-    assert found.problems == []
-    assert (found.images, found.pointclouds) == (16, 8)
+    validated = validate(output)
+    assert validated.problems == []
+    assert (validated.images, validated.pointclouds) == (16, 8)
     rows = rows_of(output, summary.version)
     assert [row["id"] for row in rows[:3]] == ["prompts.txt:0/0", "prompts.txt:0/1", "prompts.txt:1/0"]
     assert rows[0]["prompt"] == PROMPTS[0]

@@ -1,4 +1,4 @@
-"""From images to what training reads, each step a job on Ray with its output on S3: prepare, encode, latents."""
+"""From images to the latents that training reads: prepare and encode as jobs on Ray with outputs on S3."""
 
 from __future__ import annotations
 

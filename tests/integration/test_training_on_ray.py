@@ -1,4 +1,4 @@
-"""Training of an adapter on Ray Train: workers together are one, and a worker that is killed changes nothing."""
+"""Training of an adapter on Ray Train: two workers equal one, and a killed worker changes no digit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ save_pipeline: false
 
 
 def train_here(job: AdapterJob) -> Path:
-    """The same training in this process, without Ray."""
+    """Run the same training in this process, without Ray."""
     torch.set_num_threads(1)
     folder = Path(job.output)
     pipe = load_for_training(job.model, torch.device("cpu"))
@@ -55,9 +55,9 @@ def train_here(job: AdapterJob) -> Path:
 
 
 def first_gradient(folder: Path) -> dict[str, torch.Tensor]:
-    """Of a run of one step: adamw's first moment is a tenth of it, clipped by one and the same norm."""
-    found = load_file(folder / "training.safetensors")
-    return {name: value / 0.1 for name, value in found.items() if name.startswith("exp_avg.")}
+    """Return the gradient of a run of one step, from the first moment of AdamW, which is a tenth of it."""
+    tensors = load_file(folder / "training.safetensors")
+    return {name: value / 0.1 for name, value in tensors.items() if name.startswith("exp_avg.")}
 
 
 @pytest.mark.slow
@@ -79,19 +79,19 @@ def test_two_workers_give_the_gradient_of_one_with_the_double_batch(ray_cluster:
     assert (pipe.config.default_height, pipe.config.default_width) == (32, 32)
 
 
-def worker_with(path: Path) -> int | None:
-    """The process, not this one, that has a file open."""
+def worker_with_open(path: Path) -> int | None:
+    """Return another process that has a file open, or None."""
     for process in Path("/proc").iterdir():
         if process.name.isdecimal() and int(process.name) != os.getpid():
             try:
                 if any(descriptor.resolve() == path for descriptor in (process / "fd").iterdir()):
                     return int(process.name)
             except OSError:
-                continue  # it is gone, or not ours
+                continue  # the process ended, or belongs to another user
     return None
 
 
-@pytest.mark.slow  # whole processes start four times; test_adapter_training.py kills one in seconds
+@pytest.mark.slow  # starts four processes; test_adapter_training.py has a fast version
 def test_a_worker_killed_with_sigkill_changes_no_digit_of_the_curve(ray_cluster: None, tmp_path: Path) -> None:
     whole, killed = make_job(tmp_path, "whole"), make_job(tmp_path, "killed")
     train_here(whole)
@@ -102,7 +102,7 @@ def test_a_worker_killed_with_sigkill_changes_no_digit_of_the_curve(ray_cluster:
     def kill() -> None:
         while not done.is_set() and not (record.exists() and len(record.read_text().splitlines()) >= 5):
             time.sleep(0.01)
-        victim = worker_with(record)
+        victim = worker_with_open(record)
         if victim is not None and not done.is_set():
             os.kill(victim, signal.SIGKILL)
             victims.append(victim)

@@ -1,4 +1,4 @@
-"""Job names, folders, files and texts in any script: the whole way from the spec to every form of the dataset."""
+"""Job names, folders, files and texts in any script, from the spec to every form of the dataset."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pipelines.store.storage import Storage
 
 # umlauts, Chinese, an emoji of several code points, right-to-left with its mark, a combining accent
 LETTERS = "größe 数据 👩‍🎨 \u202eשלום e\u0301"
-SECONDS = 20.0  # for Ray to export what it was told
+SECONDS = 20.0  # deadline for Ray to export the metrics
 
 
 def exported_datasets() -> set[str]:
-    """The values of the label `dataset` at Ray's metrics port."""
+    """Return the values of the label `dataset` at Ray's metrics port."""
     (node,) = [node for node in ray.nodes() if node["Alive"]]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(address, timeout=10) as answer:
@@ -39,7 +39,9 @@ def exported_datasets() -> set[str]:
         pytest.param("s3", "", id="s3", marks=pytest.mark.slow),
     ],
 )
-def test_a_job_of_any_name_runs_and_is_read(kind, name, s3, run_stand_in, make_spec, tmp_path: Path, capsys) -> None:
+def test_a_job_of_any_name_runs_and_can_be_read(
+    kind, name, s3, run_stand_in, make_spec, tmp_path: Path, capsys
+) -> None:
     root = tmp_path / f"out {name}" if kind == "local" else s3.make_bucket()
     (tmp_path / f"{LETTERS}.txt").write_text("".join(f"{LETTERS} {number}\n" for number in range(3)))
     uri = f"{root}/{LETTERS}"
@@ -58,7 +60,7 @@ def test_a_job_of_any_name_runs_and_is_read(kind, name, s3, run_stand_in, make_s
     assert label_value(spec.name) in exported_datasets()
 
 
-def test_a_label_is_ascii_and_tells_names_apart() -> None:
+def test_labels_are_ascii_and_distinct() -> None:
     names = [
         "plain name, of {ASCII}",
         "größe",

@@ -1,4 +1,4 @@
-"""Resume, retry and leases with real drivers on a real Ray: what is computed, and what is not computed again."""
+"""Resume, retry and leases with drivers on a real Ray: what is generated, and what is not generated again."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from pipelines.store.storage import Storage
 from tests import stand_in
 from tests.integration.driver_process import kill, start_driver, wait_until
 
-attempts_read = chains._read
+original_read = chains._read
 
 
 class CountingWorker(stand_in.StandInWorker):
-    """The stand-in, with a line in a file for each load, each sample that it is to generate, and the leases it sees."""
+    """Logs each load, each sample to generate, and the number of leases."""
 
     def load(self):
         self.note("loads", "1\n")
@@ -48,37 +48,37 @@ class CountingWorker(stand_in.StandInWorker):
 
 
 class LateWorker(stand_in.StandInWorker):
-    """The stand-in, which is not up before its first shard has been read."""
+    """Is not ready before its first shard has been read."""
 
     def set_up(self):
         until = time.monotonic() + 40
         while not Path(self.context.spec.output.uri + ".read").exists():
-            assert time.monotonic() < until, "nothing is read while a worker loads its model"
+            assert time.monotonic() < until, "no shard is read while the worker loads its model"
             threading.Event().wait(0.05)
         return super().set_up()
 
 
 def read_and_note(context, entry, isolation):
-    found = attempts_read(context, entry, isolation)
+    result = original_read(context, entry, isolation)
     with open(context.spec.output.uri + ".read", "a") as file:
         file.write(f"{entry.shard.id}\n")
-    return found
+    return result
 
 
 def seen(spec: JobSpec, what: str = "samples") -> list[str]:
-    """What the workers noted since the last time this was asked."""
+    """Return the lines that the workers logged since the last call."""
     path = Path(spec.output.uri + ".seen") / what
-    found = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)
-    return found
+    return lines
 
 
 @pytest.fixture(autouse=True)
-def _travels_with_its_class() -> None:
+def _pickle_by_value() -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def test_a_finished_job_with_rejects_computes_nothing_again(run_stand_in, make_spec) -> None:
+def test_a_finished_job_generates_nothing_again(run_stand_in, make_spec) -> None:
     quality = {"filters": [{"kind": "depth_range"}], "regenerate": 1}
     prompts = ["fine", "FLAT", "", "fine", "NAN", "FLAT", "fine", "fine"]
     spec = make_spec(prompts, quality=quality)
@@ -86,29 +86,29 @@ def test_a_finished_job_with_rejects_computes_nothing_again(run_stand_in, make_s
     first = run_stand_in(spec, CountingWorker)
     assert first.version.counts == {"kept": 4, "rejected": 4, "quarantined": 2}
     generated = seen(spec)
-    assert len(generated) == len(set(generated)) == 9  # all but the empty prompt, and two new seeds
-    assert set(seen(spec, "leases")) == {"1"}, "its driver holds a lease while it runs"
+    assert len(generated) == len(set(generated)) == 9  # seven prompts that are not empty, and two new seeds
+    assert set(seen(spec, "leases")) == {"1"}, "the driver holds a lease while it runs"
     assert read_leases(storage) == []
     assert seen(spec, "loads")
 
     again = run_stand_in(spec, CountingWorker)
-    assert seen(spec) == [], "nothing is generated for what was rejected or quarantined"
-    assert seen(spec, "loads") == [], "no worker is started to find that out"
+    assert seen(spec) == [], "nothing is generated for rejected or quarantined samples"
+    assert seen(spec, "loads") == [], "no worker starts"
     assert (again.version, again.is_new, again.committed_now) == (first.version, False, 0)
     outcomes = first.version.outcomes.removeprefix("_versions/")
     assert storage.names("_versions") == [outcomes, "000001/version.json"]
 
-    lost = Ledger(storage).planned()[1]  # as a driver killed before its last commits leaves it
+    lost = Ledger(storage).planned()[1]  # as if the driver had been killed before this commit
     for name in (f"_commits/{lost.shard.id}.json", "_versions/000001/version.json"):
         storage.delete(name)
     assert run_stand_in(spec, CountingWorker).version.counts == first.version.counts
-    assert sorted(seen(spec)) == [f"prompts.txt:{n}/0" for n in range(4, 8)], "what has no commit, and only that"
+    assert sorted(seen(spec)) == [f"prompts.txt:{n}/0" for n in range(4, 8)], "only the shard without a commit"
     assert validate(spec.output.uri).problems == []
 
 
 @pytest.mark.slow
-def test_a_retry_survives_its_driver(run_stand_in, make_spec, tmp_path: Path, s3) -> None:
-    """Quarantined samples are planned again; the driver that makes them is killed; the next one ends the retry."""
+def test_a_retry_survives_the_death_of_its_driver(run_stand_in, make_spec, tmp_path: Path, s3) -> None:
+    """Plan quarantined samples again, kill the driver that retries them, and complete the retry with the next one."""
     output = s3.make_bucket() + "/out"
     prompts = [f"fine {n}" if n % 2 else "NAN" for n in range(20)]
     quality = {"max_quarantined_fraction": 0.5}
@@ -116,7 +116,7 @@ def test_a_retry_survives_its_driver(run_stand_in, make_spec, tmp_path: Path, s3
     first = run_stand_in(spec)
     assert first.version.counts == {"kept": 10, "rejected": 0, "quarantined": 10}
     assert plan_retry(output, ["quarantined"]).counts == {"quarantined": 10}
-    assert run_stand_in(spec).version.counts == first.version.counts, "that they fail again does not stop the run"
+    assert run_stand_in(spec).version.counts == first.version.counts, "samples that fail again do not stop the run"
     assert plan_retry(output, ["quarantined"]).counts == {"quarantined": 10}
     ledger = Ledger(Storage(output))
     before = len(ledger.committed())
@@ -125,20 +125,19 @@ def test_a_retry_survives_its_driver(run_stand_in, make_spec, tmp_path: Path, s3
         wait_until(lambda: len(ledger.committed()) > before, driver, tmp_path, 60)
     finally:
         kill(driver)
-    assert len(read_leases(ledger.storage)) == 1, "a killed driver leaves its lease, and the next one goes on at once"
+    assert len(read_leases(ledger.storage)) == 1, "the lease of a killed driver stays and does not delay the next one"
     second = run_stand_in(spec, stand_in.HealedWorker)
     assert second.version.counts == {"kept": 20, "rejected": 0, "quarantined": 0}
     assert (second.version.number, second.version.superseded) == (3, 20)
-    found = validate(output)
-    assert found.problems == []
+    assert validate(output).problems == []
     ids = read_outcomes(ledger.storage, second.version)["id"].to_pylist()
     assert sorted(ids) == sorted(f"prompts.txt:{n}/0" for n in range(20))
     assert main(["gc", output, "--older-than", "0s"]) == 0
     assert validate(output).problems == []
 
 
-def test_rows_of_a_file_that_changed_since_do_not_stop_the_run(run_stand_in, make_spec, tmp_path: Path) -> None:
-    """Planned by a driver that died, they share a shard with a file that stands: quarantined there, and made anew."""
+def test_planned_rows_of_a_changed_file_do_not_stop_the_run(run_stand_in, make_spec, tmp_path: Path) -> None:
+    """The rows share a shard with an unchanged file; they are quarantined there and planned again."""
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a", "b"):
@@ -154,10 +153,10 @@ def test_rows_of_a_file_that_changed_since_do_not_stop_the_run(run_stand_in, mak
     assert validate(spec.output.uri).problems == []
 
 
-def test_what_workers_begin_with_is_read_while_they_load_their_model(run_stand_in, make_spec, monkeypatch) -> None:
+def test_the_first_shards_are_read_while_workers_load_the_model(run_stand_in, make_spec, monkeypatch) -> None:
     monkeypatch.setattr(chains, "_read", read_and_note)
     spec = make_spec([f"fine {number}" for number in range(6)], output={"shard_rows": 2})
     assert run_stand_in(spec, LateWorker).counts_now["kept"] == 6
     reads = Path(spec.output.uri + ".read").read_text().split()
-    assert len(reads) == len(set(reads)) == 3, "what was read ahead is not read again"
+    assert len(reads) == len(set(reads)) == 3, "no shard is read twice"
     assert validate(spec.output.uri).problems == []

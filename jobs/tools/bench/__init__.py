@@ -1,14 +1,14 @@
-"""Benches: how fast it is, always beside something measured in the same run. `jointdit bench --list` names them.
+"""Benchmarks of the engine and the model, each compared with a baseline measured in the same run.
 
-    frame.py      two sides by turns, medians with spread, ratios, reach; fails if the sides did different work
-    record.py     what a bench found, with machine and commit, as JSON and as the table in jobs/tools/BENCH.md
-    tried.py      of what is not reached: what holds it, and what was tried
-    machine.py    which machine, which versions, which commit
-    command.py    `jointdit bench`
-    the others    one file a bench, each with `measure(settings)`, which yields lines of the table as it has them
+    frame.py      alternating turns of two sides, medians with quartiles, ratios, targets; rejects unequal work
+    record.py     results with machine and commit, as JSON and as the table in jobs/tools/BENCH.md
+    tried.py      for each missed target: the limiting factor, and what was tried
+    machine.py    machine, package versions, commit
+    command.py    `jointdit bench`; running.py runs the benches
+    the others    one bench a file, each with `measure(settings)`, which yields lines of the table
 
-A new bench is a file with `measure` and an entry in BENCHES. This file is imported by the command line, so it imports
-nothing heavy, and a bench is imported when it runs.
+To add a bench, write a file with `measure` and add an entry to BENCHES. The command line imports this file, so it
+imports nothing heavy; a bench is imported when it runs.
 """
 
 from __future__ import annotations
@@ -21,38 +21,41 @@ class Bench:
     """One entry of the list."""
 
     module: str  # in jobs.tools.bench
-    question: str  # what is measured
-    compared_with: str  # the other side, or "-"
-    seconds: float  # what it may take on two quiet cores
-    in_all: bool = True  # part of `make bench`
+    measures: str
+    baseline: str  # "-" if there is none
+    seconds: float  # time limit on two idle cores
+    in_all: bool = True  # whether `make bench` runs it
+    function: str = "measure"  # in the module
 
 
-_LOOP = "the bare loop of the same model on the same batches"
+_LOOP = "a plain loop of the same model over the same batches"
 
 BENCHES = {
     "pipeline": Bench("pipeline", "rows/s of a whole job, warm, tiny model, one worker", _LOOP, 180),
-    "gpu-like": Bench("gpu_like", "the same with a model that waits as a GPU would, 512 x 512", "waiting alone", 220),
+    "gpu-like": Bench("gpu_like", "the same with a model that sleeps for a GPU's time, 512 x 512", "sleep alone", 220),
     "raydata": Bench("raydata", "rows/s of the same job", "the same job on Ray Data", 160),
-    "finish": Bench("finish", "rows/s that one core scores, encodes and writes at 512 x 512", "a GPU's 0.3 rows/s", 30),
-    "plan": Bench("plan", "rows/s and memory of a plan of 100 million rows", "-", 60),
-    "resume": Bench("resume", "seconds until a driver knows what is left of 100 k shards", "with a roll-up", 150),
-    "resume-million": Bench("resume_million", "the same of a million shards", "with a roll-up", 240, False),
-    "driver": Bench("driver", "CPU time and memory that the driver takes a shard", "-", 60),
-    "startup": Bench("startup", "seconds until `jointdit --help` and `plan` have answered", "python -c pass", 20),
+    "finish": Bench("finish", "rows/s that one core scores, encodes and writes, 512 x 512", "a GPU at 0.3 rows/s", 30),
+    "plan": Bench("plan", "rows/s and memory of planning 100 million rows", "-", 60),
+    "resume": Bench("resume", "seconds until a driver knows which of 100 k shards are pending", "a roll-up", 150),
+    "resume-million": Bench(
+        "resume", "the same for a million shards", "a roll-up", 240, in_all=False, function="measure_million"
+    ),
+    "driver": Bench("driver", "CPU time and memory of the driver per shard", "-", 60),
+    "startup": Bench("startup", "seconds that `jointdit --help` and `plan` take", "python -c pass", 20),
     "forward": Bench(
         "forward",
-        "the network's forward pass, time over operations, at 256, 1,024 and 4,096 image tokens",
-        "FLUX of diffusers on the doubled batch",
+        "the network's forward pass, time per operation, at 256, 1,024 and 4,096 image tokens",
+        "the FLUX of diffusers on the doubled batch",
         150,
     ),
     "attention": Bench(
         "attention", "the joint connection alone, time and memory", "two attention calls, split and concatenated", 60
     ),
-    "lora": Bench("lora", "a Linear with the depth half's LoRA, time and memory", "split and concatenate", 60),
+    "lora": Bench("lora", "a Linear with LoRA on the depth half, time and memory", "split and concatenation", 60),
     "train-step": Bench(
         "train_step",
-        "forward and backward, time over operations",
-        "FLUX on the doubled batch with as many trained parameters",
+        "forward and backward, time per operation",
+        "FLUX on the doubled batch with as many trainable parameters",
         80,
     ),
     "steps": Bench(
@@ -61,6 +64,6 @@ BENCHES = {
         "20 steps",
         180,
     ),
-    "text": Bench("text", "depth with the empty prompt encoded once", "encoding it for every batch", 20),
-    "compile": Bench("compiled", "blocks by torch.compile, `model.compile: true`", "the same network without", 60),
+    "text": Bench("text", "depth with the empty prompt encoded once", "encoding the prompt for every batch", 20),
+    "compile": Bench("compiled", "blocks with torch.compile (`model.compile: true`)", "blocks without it", 60),
 }

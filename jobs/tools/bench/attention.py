@@ -1,4 +1,4 @@
-"""The joint connection alone, from q, k, v to the output projection's input, beside an obvious way to write it."""
+"""The joint connection alone, from q, k, v to the input of the output projection, beside a naive version."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ Connect = Callable[[], torch.Tensor]
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """Two lines a number of tokens: time, and the peak of the memory of tensors that were made."""
+    """Yield two lines per number of tokens: time, and peak memory of new tensors."""
     cores = use_all_cores(settings.quick)
     attn = _layer()
     for tokens in IMAGE_TOKENS[: 1 if settings.quick else None]:
         tensors = _tensors(tokens)
-        ours, obvious = _ours(attn, tensors), _obvious(attn, tensors)
+        ours, naive = _ours(attn, tensors), _naive(attn, tensors)
         with torch.no_grad():
-            same = check_equal("the result", ours(), obvious())
-        found = take_turns(settings, _side(ours), _side(obvious), SHARES[tokens], pairs=60)
+            difference = check_equal("the result", ours(), naive())
+        turns = take_turns(settings, _side(ours), _side(naive), SHARES[tokens], pairs=60)
         how = (
             f"2 pairs, {tokens} image and {TEXT_TOKENS} text tokens, width {width()}, float32, {cores} threads; "
-            f"same results within {same:.1g}"
+            f"results equal within {difference:.1g}"
         )
-        yield found.line(f"joint connection, {tokens} image tokens", "s", Reach("at most", 1.0), [how])
-        yield peak_line(f"its memory, {tokens} image tokens", ours, obvious, [*tensors, *attn.parameters()])
+        yield turns.line(f"joint connection, {tokens} image tokens", "s", Reach("at most", 1.0), [how])
+        yield peak_line(f"its memory, {tokens} image tokens", ours, naive, [*tensors, *attn.parameters()])
 
 
-def peak_line(what: str, ours: Connect, theirs: Connect, given: Sequence[torch.Tensor]) -> Line:
-    """Peak memory in MB of tensors that either way makes, beside what it is given: inputs and weights."""
+def peak_line(what: str, ours: Connect, theirs: Connect, held: Sequence[torch.Tensor]) -> Line:
+    """Return the line of peak memory in MB of new tensors, without `held`, the inputs and weights."""
     peaks = []
-    for way in (ours, theirs):
+    for call in (ours, theirs):
         with torch.no_grad(), TensorMemory() as memory:
-            before = memory.hold(given)
-            way()
+            before = memory.hold(held)
+            call()
         peaks.append((memory.peak - before) / 1e6)
     ratio = peaks[0] / peaks[1]
     spreads = [Spread.of([value]) for value in (*peaks, ratio)]
@@ -58,7 +58,7 @@ def peak_line(what: str, ours: Connect, theirs: Connect, given: Sequence[torch.T
 
 
 def _layer() -> torch.nn.Module:
-    """The attention layer of a single block, with values in its joint Linear."""
+    """Return the attention layer of a single block, with non-zero weights in its joint Linear."""
     ours, _ = networks()
     fill_adapter(ours)
     layer: torch.nn.Module = ours.single_transformer_blocks[0].attn
@@ -66,7 +66,7 @@ def _layer() -> torch.nn.Module:
 
 
 def _tensors(tokens: int) -> tuple[torch.Tensor, ...]:
-    """q, k, v (4, L, H, D), self-attention (4, L, C), weights (4,)."""
+    """Return q, k, v (4, L, H, D), self-attention (4, L, C) and weights (4,)."""
     generator = torch.Generator().manual_seed(tokens)
     shape = (4, tokens + TEXT_TOKENS, CONFIG["num_attention_heads"], CONFIG["attention_head_dim"])
     query, key, value = torch.randn(3, *shape, generator=generator)
@@ -78,8 +78,8 @@ def _ours(attn: torch.nn.Module, tensors: tuple[torch.Tensor, ...]) -> Connect:
     return lambda: attn.processor.connect(attn, *tensors)  # type: ignore[union-attr, operator]
 
 
-def _obvious(attn: torch.nn.Module, tensors: tuple[torch.Tensor, ...]) -> Connect:
-    """Two attention calls on the halves, the joint Linear, and a sum that is put together again."""
+def _naive(attn: torch.nn.Module, tensors: tuple[torch.Tensor, ...]) -> Connect:
+    """Split the batch, call attention twice, apply the joint Linear, concatenate the weighted sums."""
     query, key, value, attended, weights = tensors
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

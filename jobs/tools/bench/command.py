@@ -1,4 +1,4 @@
-"""`jointdit bench`: one bench in this process, all of them each in a process of its own; cli.py gives it its place."""
+"""The command `jointdit bench`: one bench runs in this process, several run in a process each."""
 
 from __future__ import annotations
 
@@ -12,39 +12,36 @@ from jointdit.errors import SpecError
 
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Benches; --list tells which there are.")
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Benches to run; --list shows all.")
     ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="All of them: `make bench`.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Say what there is, and measure nothing.")] = False,
-    gpu_like: Annotated[
-        bool, typer.Option("--gpu-like", help="Of `pipeline`: with a model that waits as a GPU would.")
-    ] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Run all benches, as `make bench` does.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the benches and exit.")] = False,
+    gpu_like: Annotated[bool, typer.Option("--gpu-like", help="Run the bench gpu-like in place of pipeline.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Run every step with as little as that takes; the figures mean nothing.")
+        bool, typer.Option("--quick", help="Run every step at the smallest size; the figures mean nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON, for scripts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     write: Annotated[
-        bool, typer.Option("--write", help="Put the results into jobs/tools/BENCH.md and BENCH.json of the checkout.")
+        bool, typer.Option("--write", help="Write the results to jobs/tools/BENCH.md and BENCH.json.")
     ] = False,
 ) -> None:
-    """Measure how fast the engine and the model are, beside something measured in the same run."""
+    """Measure the speed of the engine and the model against baselines in the same run."""
     from jobs.report import say
-    from jobs.tools.bench.running import measure_each
+    from jobs.tools.bench.running import run_benches
 
     if list_:
-        for name, each in BENCHES.items():
-            compared = f", compared with {each.compared_with}" if each.compared_with != "-" else ""
-            apart = "" if each.in_all else "; not part of --all"
-            say(f"{name:<16}{each.question}{compared}{apart}")
+        for name, entry in BENCHES.items():
+            baseline = f", compared with {entry.baseline}" if entry.baseline != "-" else ""
+            say(f"{name:<16}{entry.measures}{baseline}{'' if entry.in_all else '; not part of --all'}")
         return
-    chosen = [name for name, each in BENCHES.items() if each.in_all] if all_ else list(names or ())
+    chosen = [name for name, entry in BENCHES.items() if entry.in_all] if all_ else list(names or ())
     if gpu_like:
         chosen = ["gpu-like" if name == "pipeline" else name for name in chosen]
     if unknown := [name for name in chosen if name not in BENCHES]:
-        raise SpecError(f"there is no bench {unknown[0]!r}: the benches are {', '.join(BENCHES)}.")
+        raise SpecError(f"there is no bench {unknown[0]!r}: choose one of {', '.join(BENCHES)}.")
     if not chosen:
-        raise typer.BadParameter("say which: NAME, or --all; --list tells which there are.")
+        raise typer.BadParameter("no bench is named: give a NAME or --all; --list shows the names.")
     if quick and write:
-        raise typer.BadParameter("what --quick measures means nothing and is not written: leave one of the two out.")
-    if not measure_each(chosen, quick=quick, as_json=as_json, write=write, apart=len(chosen) > 1 or write):
+        raise typer.BadParameter("--quick figures mean nothing and are not written: leave out --quick or --write.")
+    if not run_benches(chosen, quick=quick, as_json=as_json, write=write):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""The blocks by torch.compile (`model.compile: true`), beside the same network without."""
+"""Blocks with torch.compile (`model.compile: true`), beside the same network without it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ TOKENS = 1024
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """The time of a forward over that without; what compiling takes is in the notes."""
+    """Yield the ratio of the forward times; a note gives the time of compilation."""
     cores = use_all_cores(settings.quick)
     eager, _ = networks()
     fill_adapter(eager)
     compiled = copy.deepcopy(eager)
     compiled.compile_repeated_blocks()
-    given = inputs(1, 256 if settings.quick else TOKENS)
+    arguments = inputs(1, 256 if settings.quick else TOKENS)
     with torch.no_grad():
-        first, velocity = timed(lambda: compiled(**given).sample)
-        same = check_equal("the velocity", velocity, eager(**given).sample)
-    found = take_turns(settings, forward_side(compiled, given), forward_side(eager, given), 0.5)
+        first, velocity = timed(lambda: compiled(**arguments).sample)
+        difference = check_equal("the velocity", velocity, eager(**arguments).sample)
+    turns = take_turns(settings, forward_side(compiled, arguments), forward_side(eager, arguments), 0.5)
     notes = [
-        f"the first forward compiles and takes {first:.0f} s; one pair, width {width()}, float32, {cores} threads; "
-        f"same velocities within {same:.1g}"
+        f"the first forward, which compiles, takes {first:.0f} s; one pair, width {width()}, float32, {cores} threads; "
+        f"velocities equal within {difference:.1g}"
     ]
-    yield found.line(f"forward, {len(given['img_ids'])} image tokens", "s", None, notes)
+    yield turns.line(f"forward, {len(arguments['img_ids'])} image tokens", "s", None, notes)

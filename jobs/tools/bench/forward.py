@@ -1,4 +1,4 @@
-"""The network's forward pass beside diffusers' FLUX on the same doubled batch, their times over their operations."""
+"""The network's forward pass beside the FLUX of diffusers on the same doubled batch, time per operation."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from jointdit.profiling.flops import forward_flops
 
 IMAGE_TOKENS = (256, 1024, 4096)
 PAIRS_OF_ROWS = {256: 2, 1024: 1, 4096: 1}
-SHARES = {256: 0.2, 1024: 0.25, 4096: 0.55}  # of the bench's seconds
+SHARES = {256: 0.2, 1024: 0.25, 4096: 0.55}  # of the time limit
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """One line a number of tokens: ours / theirs over our operations / theirs. Without an adapter both agree."""
+    """Yield one line per number of tokens: the ratio of times over the ratio of operations."""
     cores = use_all_cores(settings.quick)
     for tokens in IMAGE_TOKENS[: 1 if settings.quick else None]:
         ours, flux = networks()
-        given = inputs(PAIRS_OF_ROWS[tokens], tokens)
+        arguments = inputs(PAIRS_OF_ROWS[tokens], tokens)
         with torch.no_grad():
-            same = check_equal("the velocity", ours(**given).sample, flux(**given).sample)
+            difference = check_equal("the velocity", ours(**arguments).sample, flux(**arguments).sample)
         fill_adapter(ours)
-        count = forward_flops(ours.config, PAIRS_OF_ROWS[tokens], tokens, given["encoder_hidden_states"].shape[1])
-        found = take_turns(settings, forward_side(ours, given), forward_side(flux, given), SHARES[tokens])
+        count = forward_flops(ours.config, PAIRS_OF_ROWS[tokens], tokens, arguments["encoder_hidden_states"].shape[1])
+        turns = take_turns(settings, forward_side(ours, arguments), forward_side(flux, arguments), SHARES[tokens])
         yield over_operations(
-            found,
+            turns,
             tokens,
             (count.total, count.flux),
             1.05,
-            f"; of it the second attention {count.cross_attention / count.flux:.1%}, "
-            f"the joint Linears {count.joint_linears / count.flux:.1%}, the LoRA {count.depth_lora / count.flux:.1%}",
+            f"; second attention {count.cross_attention / count.flux:.1%}, "
+            f"joint Linears {count.joint_linears / count.flux:.1%}, LoRA {count.depth_lora / count.flux:.1%}",
             f"width {width()}, LoRA rank {LORA_RANK}, float32, {cores} threads; with a fresh adapter both velocities "
-            f"are the same within {same:.1g}",
+            f"are equal within {difference:.1g}",
         )

@@ -1,8 +1,8 @@
-"""Two sides by turns, medians with spread, ratios, reach.
+"""Alternating turns of two sides, medians with quartiles, ratios, targets.
 
-A side is a function that does its work once and returns a `Turn`: a figure, such as rows/s or seconds, and what work
-was done for it. The sides take turns A B B A A B B A, so that what drifts on the machine falls on both, and each pair
-gives one ratio. Both must have done the same work in every turn, or nothing is reported.
+A side is a function that does its work once and returns a `Turn`: a figure, such as rows/s or seconds, and a
+description of the work. The sides alternate as A B B A A B B A, so that drift of the machine affects both, and each
+pair gives one ratio. If the sides did different work in any turn, nothing is reported.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ LEAST_PAIRS = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """What a bench is told."""
+    """Settings of one run of a bench."""
 
-    folder: Path  # empty, for its files; removed afterwards
-    seconds: float  # what it may take on two quiet cores
-    quick: bool = False  # as little as runs every step of it: for tests, the figures mean nothing
+    folder: Path  # an empty folder, deleted afterwards
+    seconds: float  # time limit on two idle cores
+    quick: bool = False  # every step at the smallest size, for tests: the figures mean nothing
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Turn:
     """One repetition of a side."""
 
     value: float  # in the line's unit
-    work: Mapping[str, Any] = field(default_factory=dict)  # rows, bytes, a digest of the output: equal on both sides
+    work: Mapping[str, Any] = field(default_factory=dict)  # rows, bytes, output digest: equal on both sides
     detail: Mapping[str, float] = field(default_factory=dict)  # other figures of this turn, by name
 
 
@@ -51,7 +51,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
+        """Return the spread of one or more values."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0], 1)
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -60,32 +60,32 @@ class Spread:
 
 @dataclass(frozen=True)
 class Reach:
-    """What is asked of a figure."""
+    """The target of a figure."""
 
     kind: Literal["at least", "at most"]
     limit: float
 
     def holds(self, figure: float) -> bool:
-        """Whether the figure is there. NaN never is."""
+        """Return whether a figure meets the target. NaN does not."""
         return figure >= self.limit if self.kind == "at least" else figure <= self.limit
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: `figure` is what `reach` asks about, a ratio or a measurement."""
+    """One line of the table. `figure`, a ratio or a measurement, is compared with the target `reach`."""
 
     what: str
     unit: str  # of ours and theirs
     ours: Spread
     figure: Spread
     theirs: Spread | None = None
-    reach: Reach | None = None  # None: shown, and nothing is asked
+    reach: Reach | None = None  # None: no target
     work: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()  # sentences: settings, slopes, what a profile shows
+    notes: tuple[str, ...] = ()  # settings, slopes, profiles
 
     @property
     def reached(self) -> bool | None:
-        """Whether the median is where it should be."""
+        """Whether the median meets the target; None without a target."""
         return self.reach.holds(self.figure.median) if self.reach else None
 
 
@@ -98,15 +98,15 @@ class Pairs:
 
     @property
     def ratio(self) -> Spread:
-        """Ours over theirs, of each pair."""
+        """Ratios of ours to theirs, one for each pair."""
         return Spread.of([a.value / b.value for a, b in zip(self.ours, self.theirs, strict=True)])
 
-    def detail(self, name: str, side: Literal["ours", "theirs"] = "ours") -> Spread:
-        """Another figure of the turns of a side."""
-        return Spread.of([turn.detail[name] for turn in (self.ours if side == "ours" else self.theirs)])
+    def detail(self, name: str) -> Spread:
+        """Return another figure of our turns."""
+        return Spread.of([turn.detail[name] for turn in self.ours])
 
     def line(self, what: str, unit: str, reach: Reach | None, notes: Sequence[str] = ()) -> Line:
-        """The table's line about the ratio."""
+        """Return the line of the ratio."""
         return Line(
             what=what,
             unit=unit,
@@ -120,9 +120,9 @@ class Pairs:
 
 
 def alternate(ours: Side, theirs: Side, *, pairs: int, seconds: float = float("inf"), warm_up: bool = True) -> Pairs:
-    """Measure two sides by turns: A B B A A B ... The last pairs are left out once `seconds` are over.
+    """Measure two sides in turns A B B A A B ..., at least LEAST_PAIRS pairs, and no new pair after `seconds`.
 
-    `warm_up`: each side once before, not counted; its work is compared too.
+    With `warm_up` each side first runs once without being counted; the work is compared too.
 
     Raises:
         PermanentError: the sides did different work.
@@ -130,7 +130,7 @@ def alternate(ours: Side, theirs: Side, *, pairs: int, seconds: float = float("i
     ended = time.monotonic() + seconds
     if warm_up:
         check_same_work(ours().work, theirs().work)
-    found: list[tuple[Turn, Turn]] = []
+    turns: list[tuple[Turn, Turn]] = []
     for number in range(pairs):
         if number >= LEAST_PAIRS and time.monotonic() > ended:
             break
@@ -141,12 +141,12 @@ def alternate(ours: Side, theirs: Side, *, pairs: int, seconds: float = float("i
             b = theirs()
             a = ours()
         check_same_work(a.work, b.work)
-        found.append((a, b))
-    return Pairs(tuple(a for a, _ in found), tuple(b for _, b in found))
+        turns.append((a, b))
+    return Pairs(tuple(a for a, _ in turns), tuple(b for _, b in turns))
 
 
 def repeat(side: Side, *, times: int, seconds: float = float("inf")) -> tuple[Turn, ...]:
-    """Turns of one side alone; the last ones are left out once `seconds` are over."""
+    """Measure one side alone, at least once, with no new turn after `seconds`."""
     ended = time.monotonic() + seconds
     turns = [side()]
     while len(turns) < times and time.monotonic() < ended:
@@ -154,32 +154,25 @@ def repeat(side: Side, *, times: int, seconds: float = float("inf")) -> tuple[Tu
     return tuple(turns)
 
 
-def alone(what: str, unit: str, turns: Sequence[Turn], reach: Reach | None, notes: Sequence[str] = ()) -> Line:
-    """The line of a measurement that is compared with a number."""
-    figure = Spread.of([turn.value for turn in turns])
-    return Line(what, unit, figure, figure, reach=reach, work=dict(turns[0].work), notes=tuple(notes))
-
-
 def check_same_work(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Raise PermanentError where two sides differ in what they did."""
+    """Raise PermanentError if two sides did different work."""
     names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if names or not ours:
         pairs = [f"{name} ({ours.get(name)!r} and {theirs.get(name)!r})" for name in names]
-        what = f"differ in {', '.join(pairs)}" if names else "do not say what they did"
-        raise PermanentError(f"the two sides of the bench {what}: their times cannot be compared, mend the bench.")
+        what = f"differ in {', '.join(pairs)}" if names else "do not report their work"
+        raise PermanentError(f"the two sides of the bench {what}: their times are not comparable, fix the bench.")
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """(seconds, result) of a call."""
+    """Call a function; return the seconds and the result."""
     started = time.perf_counter()
     result = function()
     return time.perf_counter() - started, result
 
 
 def slope(points: Mapping[float, float]) -> tuple[float, float]:
-    """(growth of y with each x, y at 0): the straight line of least squares through at least two points."""
-    x, y = list(points), list(points.values())
-    fitted = statistics.linear_regression(x, y)
+    """Fit a line to at least two points by least squares; return its slope and its value at 0."""
+    fitted = statistics.linear_regression(list(points), list(points.values()))
     return fitted.slope, fitted.intercept
 
 

@@ -1,9 +1,9 @@
-"""Whole jobs with a model that waits as a GPU would: how much of the workers' time is left to them.
+"""Whole jobs with a model that sleeps for a GPU's time: rows/s beside the same sleep alone.
 
-The corpus is 512 x 512 images with a camera's noise in Parquet, the task is depth; everything but the network is
-real: rows are read and decoded, depth is scored and encoded, images and depth are written and committed. The waiting
-takes no CPU, so sixteen workers fit on a small machine, and its CPUs are what serves them. Beside it the same waits
-alone, in as many threads. Rows/s are summed over workers, each from the start of its first call to the end of its last.
+The input is noisy images of 512 x 512 pixels in Parquet, the task is depth. Only the network is replaced: the job reads
+and decodes rows, scores and encodes depth, writes and commits. Sleep takes no CPU time, so sixteen workers fit on a
+small machine, whose CPUs serve them. The baseline is the same sleep in as many threads. Rows/s are summed over workers,
+each from the start of its first call to the end of its last.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from jobs.tools.bench.finish import noisy_results
 from jobs.tools.bench.frame import Line, Reach, Settings, Spread, Turn, check_same_work
 from jobs.tools.bench.local_runs import in_environment, last_commit, spec_of
-from jobs.tools.bench.pipeline import told
+from jobs.tools.bench.pipeline import describe_profile
 from jobs.tools.bench.tiny_job import THREADS
 from pipelines.engine.cluster import connect
 from pipelines.records import SampleResult
@@ -34,14 +34,14 @@ from pipelines.run.job import run_job
 from pipelines.stages.generate import GenerationWorker, PartSummary
 from pipelines.stages.sinks.parquet import encode_image
 
-IMAGES = 16  # different ones; the rows show them in turn
-REACH = {1: 0.97, 4: 0.97, 16: 0.95}  # workers -> share of waiting alone
-ROWS_A_WORKER = {3.3: 5, 0.3: 24}  # seconds a row -> rows
+IMAGES = 16  # distinct images; the rows repeat them
+REACH = {1: 0.97, 4: 0.97, 16: 0.95}  # workers -> least ratio to sleep alone
+ROWS_PER_WORKER = {3.3: 5, 0.3: 24}  # seconds per row -> rows
 SHARD_ROWS, IN_FLIGHT = 2, 2
 
 
 class WaitingPipeline:
-    """Called like JointDiTPipeline for task depth; a row takes the seconds of the environment, without work."""
+    """Called like JointDiTPipeline for task depth; sleeps for JOINTDIT_BENCH_SECONDS per row."""
 
     def __init__(self) -> None:
         self.seconds = float(os.environ["JOINTDIT_BENCH_SECONDS"])
@@ -54,19 +54,19 @@ class WaitingPipeline:
 
 
 class WaitingWorker(GenerationWorker):
-    """The engine's worker with the waiting model; writes down when each call began and ended."""
+    """The engine's worker with the sleeping model; logs start and end of each call."""
 
     def set_up(self) -> str:
-        """As the engine's, and the seconds of a row are those of this job."""
+        """Set up the worker; the job's name holds the seconds per row."""
         os.environ["JOINTDIT_BENCH_SECONDS"] = self.context.spec.name.rpartition("-")[2]
         return super().set_up()
 
     def load(self) -> Any:
-        """The waiting model."""
+        """Return the sleeping model."""
         return WaitingPipeline()
 
     def generate(self, part: Any) -> tuple[list[SampleResult], PartSummary]:
-        """As the engine's."""
+        """Generate a part and append a line to the log of calls."""
         began = time.time()
         results, summary = super().generate(part)
         with Path(f"{self.context.storage.path('')}.calls").open("a") as file:
@@ -75,23 +75,23 @@ class WaitingWorker(GenerationWorker):
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """One line for each speed and number of workers, in an order that changes which side comes first."""
+    """Yield one line per speed and number of workers; the side that runs first alternates."""
     side = 64 if settings.quick else 512
-    speeds = {0.05: 4} if settings.quick else ROWS_A_WORKER
+    speeds = {0.05: 4} if settings.quick else ROWS_PER_WORKER
     counts = [1, 2] if settings.quick else list(REACH)
-    results = (each for _, each in noisy_results(2 if settings.quick else IMAGES, side))
-    pictures = [encode_image(each.rgb, "png") for each in results if each.rgb is not None]
+    results = (result for _, result in noisy_results(2 if settings.quick else IMAGES, side))
+    images = [encode_image(result.rgb, "png") for result in results if result.rgb is not None]
     with in_environment(**THREADS), connect():
         order = itertools.cycle([True, False])
         for seconds, rows in speeds.items():
             for workers in counts:
                 folder = settings.folder / f"{workers}-{seconds}"
-                _write_corpus(folder / "in", pictures, workers * rows)
+                _write_corpus(folder / "in", images, workers * rows)
                 if next(order):
                     ours, notes = _engine(folder, workers, seconds, workers * rows, side)
-                    theirs = _waiting(workers, seconds, workers * rows)
+                    theirs = _sleep_alone(workers, seconds, workers * rows)
                 else:
-                    theirs = _waiting(workers, seconds, workers * rows)
+                    theirs = _sleep_alone(workers, seconds, workers * rows)
                     ours, notes = _engine(folder, workers, seconds, workers * rows, side)
                 check_same_work(ours.work, theirs.work)
                 name = f"{workers} worker{'s' if workers > 1 else ''}, {seconds:g} s a row"
@@ -117,51 +117,49 @@ def _engine(folder: Path, workers: int, seconds: float, rows: int, side: int) ->
     for process, began, ended, count in calls:
         windows.setdefault(process, []).append((began, ended, count))
     rate = 0.0
-    for mine in windows.values():
-        window = max(ended for _, ended, _ in mine) - min(began for began, *_ in mine)
-        rate += sum(count for *_, count in mine) / window
-    generated = max(ended for _, _, ended, _ in calls)
-    tail = last_commit(spec.output.uri, -(-rows // SHARD_ROWS)) - generated
-    first = min(began for _, began, *_ in calls)
-    whole = rows / (generated + tail - first)
+    for calls_of_worker in windows.values():
+        window = max(ended for _, ended, _ in calls_of_worker) - min(began for began, *_ in calls_of_worker)
+        rate += sum(count for *_, count in calls_of_worker) / window
+    first, last = min(began for _, began, *_ in calls), max(ended for _, _, ended, _ in calls)
+    committed = last_commit(spec.output.uri, -(-rows // SHARD_ROWS))
     notes = [
-        f"the last commit came {tail:.1f} s after the last call; from the first call to the last commit {whole:.3g} "
-        "rows/s, of a job so short",
-        told(summary.profile or {}),
+        f"last commit {committed - last:.1f} s after the last call; {rows / (committed - first):.3g} rows/s from "
+        "the first call to the last commit of this short job",
+        describe_profile(summary.profile or {}),
     ]
     kept = summary.counts_now.get("kept", 0)
     return Turn(rate, {"workers": len(windows), "rows": kept, "seconds a row": seconds}), notes
 
 
-def _waiting(workers: int, seconds: float, rows: int) -> Turn:
-    """The same waits, in threads."""
-    each = rows // workers
+def _sleep_alone(workers: int, seconds: float, rows: int) -> Turn:
+    """Sleep as long, in threads."""
+    share = rows // workers
     rates = [0.0] * workers
 
-    def wait(number: int) -> None:
+    def sleep(number: int) -> None:
         started = time.monotonic()
-        for _ in range(each):
+        for _ in range(share):
             time.sleep(seconds)
-        rates[number] = each / (time.monotonic() - started)
+        rates[number] = share / (time.monotonic() - started)
 
-    threads = [threading.Thread(target=wait, args=(number,)) for number in range(workers)]
+    threads = [threading.Thread(target=sleep, args=(number,)) for number in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return Turn(sum(rates), {"workers": workers, "rows": each * workers, "seconds a row": seconds})
+    return Turn(sum(rates), {"workers": workers, "rows": share * workers, "seconds a row": seconds})
 
 
-def _write_corpus(folder: Path, pictures: list[bytes], rows: int) -> None:
+def _write_corpus(folder: Path, images: list[bytes], rows: int) -> None:
     folder.mkdir(parents=True)
     for start in range(0, rows, 32):
         numbers = range(start, min(start + 32, rows))
-        images = [{"bytes": pictures[number % len(pictures)], "path": None} for number in numbers]
-        table = pa.table({"id": [f"{number:06d}" for number in numbers], "image": images})
+        column = [{"bytes": images[number % len(images)], "path": None} for number in numbers]
+        table = pa.table({"id": [f"{number:06d}" for number in numbers], "image": column})
         pq.write_table(table, folder / f"{start:06d}.parquet", row_group_size=8)
 
 
 def _depth_of(rgb: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
-    """A map with edges where the image has them and a little noise: it has to be encoded like a model's."""
+    """Return a map with the image's edges and some noise, which encodes like a model's."""
     noise = np.random.default_rng(seed).normal(0, 2e-4, rgb.shape[:2])
     return np.clip(rgb[..., 0] / 255.0 + noise, 0, 1).astype(np.float32)

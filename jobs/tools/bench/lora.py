@@ -1,4 +1,4 @@
-"""A Linear with the depth half's LoRA, beside LoRA by split and concatenate; forward, and with backward."""
+"""A Linear with LoRA on the depth half, beside split and concatenation; forward and backward."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from jobs.tools.bench.networks import LORA_RANK, TEXT_TOKENS, check_equal, take_
 from jointdit.model.depth_lora import ADAPTER_NAME, LORA_SCALE, DepthHalfLora
 
 IMAGE_TOKENS = (256, 1024, 4096)
-SHARES = {256: 0.1, 1024: 0.15, 4096: 0.25}  # of the bench's seconds, forward and backward each
-Way = Callable[[torch.Tensor], torch.Tensor]
+SHARES = {256: 0.1, 1024: 0.15, 4096: 0.25}  # of the time limit, for forward and for backward
+Layer = Callable[[torch.Tensor], torch.Tensor]
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """Three lines a number of tokens: forward, its memory, forward and backward."""
+    """Yield three lines per number of tokens: forward, forward and backward, memory of forward."""
     cores = use_all_cores(settings.quick)
     torch.manual_seed(0)
     layer = DepthHalfLora(nn.Linear(width(), 3 * width()).requires_grad_(False), LORA_RANK)
     nn.init.normal_(layer.lora_B[ADAPTER_NAME].weight, std=0.02)
-    ways: tuple[Way, Way] = (layer, _obvious(layer))
+    sides: tuple[Layer, Layer] = (layer, _naive(layer))
     for tokens in IMAGE_TOKENS[: 1 if settings.quick else None]:
         x = torch.randn(4, tokens + TEXT_TOKENS, width())
         with torch.no_grad():
-            same = check_equal("the result", *(way(x) for way in ways))
+            difference = check_equal("the result", *(call(x) for call in sides))
         notes = [
             f"2 pairs, {tokens} image and {TEXT_TOKENS} text tokens, {width()} -> {3 * width()}, rank {LORA_RANK}, "
-            f"float32, {cores} threads; same results within {same:.1g}"
+            f"float32, {cores} threads; results equal within {difference:.1g}"
         ]
         for backward in (False, True):
-            ours, theirs = (_side(way, x, layer, backward) for way in ways)
-            found = take_turns(settings, ours, theirs, SHARES[tokens], pairs=60)
+            ours, theirs = (_side(call, x, layer, backward) for call in sides)
+            turns = take_turns(settings, ours, theirs, SHARES[tokens], pairs=60)
             what = "forward and backward" if backward else "forward"
-            yield found.line(f"LoRA, {what}, {tokens} image tokens", "s", Reach("at most", 1.0), notes)
+            yield turns.line(f"LoRA, {what}, {tokens} image tokens", "s", Reach("at most", 1.0), notes)
             notes = []
-        run, obvious = (lambda way=way, x=x: way(x) for way in ways)
-        yield peak_line(f"its memory, {tokens} image tokens", run, obvious, [x, *layer.parameters()])
+        run, naive = (lambda call=call, x=x: call(x) for call in sides)
+        yield peak_line(f"its memory, {tokens} image tokens", run, naive, [x, *layer.parameters()])
 
 
-def _obvious(layer: DepthHalfLora) -> Way:
-    """The base on each half, LoRA's part on the second, and both put together."""
+def _naive(layer: DepthHalfLora) -> Layer:
+    """Apply the base layer to each half and LoRA to the second, then concatenate."""
     base, a, b = layer.base_layer, layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -53,18 +53,17 @@ def _obvious(layer: DepthHalfLora) -> Way:
     return forward
 
 
-def _side(way: Way, x: torch.Tensor, layer: DepthHalfLora, backward: bool) -> Side:
+def _side(call: Layer, x: torch.Tensor, layer: DepthHalfLora, backward: bool) -> Side:
     trained = [layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight]
-
     gradient = torch.randn(*x.shape[:2], layer.out_features, generator=torch.Generator().manual_seed(4))
 
     def run() -> torch.Tensor:
         if not backward:
             with torch.no_grad():
-                return way(x)
-        given = x.clone().requires_grad_(True)
-        output = way(given)
-        torch.autograd.grad(output, [given, *trained], gradient)
+                return call(x)
+        inputs = x.clone().requires_grad_(True)
+        output = call(inputs)
+        torch.autograd.grad(output, [inputs, *trained], gradient)
         return output
 
     def side() -> Turn:

@@ -1,4 +1,4 @@
-"""Which machine, which versions, which commit."""
+"""The machine, the package versions and the commit of a measurement."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ ROOT = Path(__file__).parents[3]
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, memory, load, versions."""
+    """Return CPU, cores, memory, system and versions."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
     }
 
 
 def commit() -> str:
-    """The commit that is checked out, and whether files differ from it; without a checkout, the package's version."""
+    """Return the commit, with a mark if files differ from it; without a checkout, the package version."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!jobs/tools/BENCH.*")
@@ -36,7 +36,7 @@ def commit() -> str:
 
 
 def load() -> float:
-    """How many processes wanted a core in the last minute: what else the machine did when a bench began."""
+    """Return the load average of the last minute, to record what else the machine does."""
     return round(os.getloadavg()[0], 2)
 
 

@@ -1,8 +1,8 @@
-"""Networks and inputs of the model's benches: JointDiT and the plain FLUX that it is compared with.
+"""Networks and inputs of the model's benches: JointDiT and the plain FLUX as its baseline.
 
-Width 512, one double and two single blocks (FLUX has 19 and 38), 64 text tokens, LoRA rank 64 in every layer. The
-text is short and the width small, so what JointDiT adds weighs more than in FLUX.1: attention grows with tokens over
-width, and a rank of 64 is an eighth of the width here.
+Width 512, one double and two single blocks (FLUX has 19 and 38), 64 text tokens, LoRA rank 64 in every layer. What
+JointDiT adds weighs more here than in FLUX.1, because the width is small: the share of attention grows with
+tokens / width, and a rank of 64 is an eighth of this width.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ TOLERANCE = 1e-4  # of outputs of about 1, float32
 
 
 def width() -> int:
-    """Of the networks."""
+    """Return the networks' width."""
     return int(CONFIG["attention_head_dim"] * CONFIG["num_attention_heads"])
 
 
 def use_all_cores(quick: bool = False) -> int:
-    """Let PyTorch use every core this process may run on, unless it is to be quick; returns the number of threads."""
+    """Let PyTorch use every core of this process, except in a quick run; return the number of threads."""
     if quick:
         return torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -52,21 +52,21 @@ def use_all_cores(quick: bool = False) -> int:
 
 
 def networks() -> tuple[JointDiTTransformer2DModel, FluxTransformer2DModel]:
-    """JointDiT with a fresh adapter, which computes the base network in each half, and the same base alone."""
+    """Return JointDiT with a fresh adapter, which equals the base network in each half, and the base network."""
     torch.manual_seed(0)
     flux = FluxTransformer2DModel(**CONFIG).eval()
     return JointDiTTransformer2DModel.from_flux(copy.deepcopy(flux), lora_ranks=LORA_RANK), flux
 
 
 def fill_adapter(model: JointDiTTransformer2DModel) -> None:
-    """Give LoRA B and joint Linears values, as a trained adapter has."""
+    """Fill LoRA B and joint Linears with non-zero values, as in a trained adapter."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.adapter_parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 
 def inputs(pairs: int, image_tokens: int) -> dict[str, Any]:
-    """Arguments of a forward of either network on 2 * pairs rows; image_tokens is a square number."""
+    """Return the arguments of a forward of either network on 2 * pairs rows; image_tokens is a square number."""
     generator = torch.Generator().manual_seed(2)
     rows, side = 2 * pairs, round(image_tokens**0.5)
     text = torch.randn(pairs, TEXT_TOKENS, CONFIG["joint_attention_dim"], generator=generator)
@@ -83,26 +83,28 @@ def inputs(pairs: int, image_tokens: int) -> dict[str, Any]:
 
 
 def check_equal(what: str, ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest difference. Raises PermanentError where it is above the tolerance: the sides compute other things."""
+    """Return the largest difference. Raises PermanentError if it exceeds TOLERANCE."""
     difference = float((ours - theirs).abs().max())
     if not difference <= TOLERANCE:
-        raise PermanentError(f"{what} of the two sides differs by {difference:g}, more than {TOLERANCE}: mend it.")
+        raise PermanentError(
+            f"{what} of the two sides differs by {difference:g}, more than {TOLERANCE}: fix the bench."
+        )
     return difference
 
 
-def forward_side(model: Callable[..., Any], given: dict[str, Any]) -> Side:
-    """A forward of a network without gradients."""
+def forward_side(model: Callable[..., Any], arguments: dict[str, Any]) -> Side:
+    """Return a side that calls a network without gradients."""
 
     def side() -> Turn:
         with torch.no_grad():
-            seconds, output = timed(lambda: model(**given).sample)
+            seconds, output = timed(lambda: model(**arguments).sample)
         return Turn(seconds, {"rows": len(output), "velocities": output.numel()})
 
     return side
 
 
 def take_turns(settings: Settings, ours: Side, theirs: Side, share: float, pairs: int = 15) -> Pairs:
-    """Two sides by turns, in a share of the bench's seconds; two pairs without a warm-up where it is to be quick."""
+    """Alternate two sides for a share of the time limit; a quick run makes two pairs without a warm-up."""
     return alternate(
         ours,
         theirs,
@@ -113,20 +115,23 @@ def take_turns(settings: Settings, ours: Side, theirs: Side, share: float, pairs
 
 
 def over_operations(
-    found: Pairs, tokens: int, operations: tuple[int, int], limit: float, counted: str, how: str
+    turns: Pairs, tokens: int, operations: tuple[int, int], limit: float, counted: str, how: str
 ) -> Line:
-    """The line of times over operations (ours, FLUX's). counted: what is said of them; how: the settings."""
+    """Return the line of time per operation.
+
+    `operations`: ours and FLUX's; `counted`, `how`: notes on the count and the settings.
+    """
     ours, flux = operations
-    line = found.line(
+    line = turns.line(
         f"time over operations, {tokens} image tokens",
         "s",
         Reach("at most", limit),
         [
             f"operations: {ours / 1e9:.1f} G, FLUX {flux / 1e9:.1f} G, so {ours / flux:.3f} times{counted}",
-            f"time: {found.ratio.median:.3f} times FLUX's ({found.ratio.low:.3f} to {found.ratio.high:.3f})",
+            f"time: {turns.ratio.median:.3f} times FLUX's ({turns.ratio.low:.3f} to {turns.ratio.high:.3f})",
             how,
         ],
     )
-    ratio, factor = found.ratio, flux / ours
+    ratio, factor = turns.ratio, flux / ours
     figure = Spread(ratio.median * factor, ratio.low * factor, ratio.high * factor, ratio.count)
     return replace(line, figure=figure)

@@ -1,9 +1,9 @@
-"""The same job on Ray Data, beside ours: `map_batches` with an actor pool for the model, tasks that encode, Parquet.
+"""The same job on Ray Data, beside ours: `map_batches` with an actor pool, encoding tasks, Parquet output.
 
-Both read the same Parquet files (one a shard), run the same batches on one warm worker with one thread, measure the
-same scores, write the same PNG images, and have the machine's other cores for the rest. Ray Data's side has no row
-accounting, no quarantine, no commit and no resume. Blocks are a shard's rows, so that reading, generating and encoding
-overlap; the clock of both runs from the warm model to the last file.
+Both sides read the same Parquet files (one per shard), run the same batches on one warm worker with one thread, compute
+the same scores, write the same PNG images, and use the other cores for the rest. Ray Data has no row accounting, no
+quarantine, no commits and no resume here. A block holds a shard's rows, so that reading, generating and encoding
+overlap. Both clocks run from the warm model to the last file.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from jobs.tools.bench.frame import Line, Reach, Settings, Spread, Turn, alternate
+from jobs.tools.bench.frame import Line, Reach, Settings, Turn, alternate
 from jobs.tools.bench.local_runs import in_environment
-from jobs.tools.bench.pipeline import busy_seconds, sized_job, told
+from jobs.tools.bench.pipeline import busy_rates, describe_profile, sized_job
 from jobs.tools.bench.tiny_job import (
     THREADS,
     TinyJob,
@@ -37,11 +37,11 @@ from pipelines.records import Row, Sample, SampleResult
 from pipelines.stages.sinks.parquet import encode_image
 
 PAIRS = 2
-TURN_SECONDS = 24.0  # of the model: loading it takes each side some six more, before its clock
+TURN_SECONDS = 24.0  # without loading the model
 
 
 class Model:
-    """What Ray Data keeps in an actor."""
+    """The model in an actor of Ray Data."""
 
     def __init__(self, job: TinyJob, output: str) -> None:
         self.job, self.pipe = job, load_alone()
@@ -55,7 +55,7 @@ class Model:
 
 
 def encode(batch: dict[str, Any]) -> dict[str, Any]:
-    """Scores, and images as PNG."""
+    """Compute scores and encode images as PNG."""
     columns: dict[str, list[Any]] = {"id": [], "prompt": [], "rgb": [], "depth": [], "quality": []}
     for identifier, prompt, rgb, disparity in zip(*(batch[name] for name in batch), strict=True):
         sample = Sample(identifier, Row(identifier, "", 0, prompt=prompt), 0, 0, 0)
@@ -68,7 +68,7 @@ def encode(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_ray_data(job: TinyJob, name: str) -> Turn:
-    """The job through Ray Data."""
+    """Run the job on Ray Data."""
     output = str(job.folder / name / "out")
     with connect():
         import ray
@@ -90,7 +90,7 @@ def run_ray_data(job: TinyJob, name: str) -> Turn:
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """The engine over Ray Data."""
+    """Yield the ratio of the engine to Ray Data."""
     with in_environment(**THREADS):
         job = sized_job(settings, load_alone(), TURN_SECONDS)
         job.write_input()
@@ -102,15 +102,13 @@ def measure(settings: Settings) -> Iterator[Line]:
             return turn
 
         def theirs() -> Turn:
-            turn = run_ray_data(job, f"ray-data-{next(numbers)}")
-            return Turn(turn.value, {**turn.work})
+            return run_ray_data(job, f"ray-data-{next(numbers)}")
 
         pairs = 1 if settings.quick else PAIRS
-        found = alternate(ours, theirs, pairs=pairs, seconds=settings.seconds, warm_up=False)
-    pairs_of = zip(profiles, found.theirs, strict=True)
-    most = Spread.of([job.rows / busy_seconds(each) / turn.value for each, turn in pairs_of])
+        turns = alternate(ours, theirs, pairs=pairs, seconds=settings.seconds, warm_up=False)
+    limit = busy_rates(job, profiles, turns)
     notes = [
-        f"without any wait between our worker's calls the ratio were {most.median:.3f}: more can only the model give",
-        told(profiles[-1]),
+        f"without any wait between our worker's calls the ratio would be {limit.median:.3f}; the model limits the rest",
+        describe_profile(profiles[-1]),
     ]
-    yield found.line("one worker, to the last file", "rows/s", Reach("at least", 1.25), notes)
+    yield turns.line("one worker, to the last file", "rows/s", Reach("at least", 1.25), notes)

@@ -1,7 +1,7 @@
-"""What a bench found, with machine and commit: as JSON, as text, and as BENCH.md.
+"""Results of benches with machine and commit, as JSON, as text and as BENCH.md.
 
-jobs/tools/BENCH.json holds the last result of each bench. BENCH.md beside it is written from it, and from tried.py,
-which says what was tried for a line that is not reached.
+jobs/tools/BENCH.json holds the last result of each bench. BENCH.md is written from it, and from tried.py, which records
+what was tried for a missed target.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from jobs.tools.bench.tried import tried
 
 FOLDER = Path(__file__).parents[1]
 SIGNS = {"at least": "≥", "at most": "≤"}
-COLUMNS = ("bench", "what", "ours", "compared with", "ratio or figure", "reach", "reached")
+COLUMNS = ("bench", "measurement", "ours", "baseline", "ratio or figure", "target", "met")
 HEAD = """# Benches
 
-Written by `{command}`, not by hand. Each figure is the median of repetitions, with its quartiles; a ratio is of two
-sides that took turns in one run on one machine, and its quartiles are those of the pairs. A bench that finds that its
-sides did different work reports nothing. `jointdit bench --list` says what each measures, and `jobs/tools/bench/` how.
+Written by `{command}`, not by hand. Each figure is the median of the repetitions, with quartiles. A ratio compares two
+sides that alternate in one run on one machine; its quartiles are those of the pairs. A bench whose sides did different
+work reports nothing. `jointdit bench --list` shows what each bench measures, `jobs/tools/bench/` how.
 """
 
 
@@ -37,21 +37,21 @@ class Result:
     finished: str  # UTC
     commit: str
     machine: Mapping[str, Any]
-    load: float  # of the machine when it began
+    load: float  # of the machine before the bench
     quick: bool = False
-    error: str = ""  # why there are no figures; empty if there are
+    error: str = ""  # why the bench failed; empty if it did not
 
     def to_json(self) -> dict[str, Any]:
-        """Ready for json.dumps."""
+        """Return the result as JSON values."""
         fields = asdict(self)
-        for line, made in zip(fields["lines"], self.lines, strict=True):
-            line["reached"] = made.reached
+        for values, line in zip(fields["lines"], self.lines, strict=True):
+            values["reached"] = line.reached
         return fields
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Result:
-        """What `to_json` gave."""
-        return cls(**{**fields, "lines": tuple(_line(each) for each in fields["lines"])})
+        """Read the output of `to_json`."""
+        return cls(**{**fields, "lines": tuple(map(_line, fields["lines"]))})
 
 
 def _line(fields: Mapping[str, Any]) -> Line:
@@ -62,26 +62,26 @@ def _line(fields: Mapping[str, Any]) -> Line:
 
 
 def read_results(folder: Path = FOLDER) -> dict[str, Result]:
-    """The last result of each bench."""
+    """Return the last result of each bench."""
     try:
         fields = json.loads((folder / "BENCH.json").read_text())
     except FileNotFoundError:
         return {}
-    return {each["name"]: Result.from_json(each) for each in fields}
+    return {values["name"]: Result.from_json(values) for values in fields}
 
 
 def write_results(new: Sequence[Result], command: str, folder: Path = FOLDER) -> Path:
-    """Put new results in place of the older ones, and write the table again; returns its path."""
-    results = {**read_results(folder), **{each.name: each for each in new}}
+    """Replace older results by new ones and write BENCH.md; return its path."""
+    results = {**read_results(folder), **{result.name: result for result in new}}
     ordered = [results[name] for name in BENCHES if name in results]
-    (folder / "BENCH.json").write_text(json.dumps([each.to_json() for each in ordered], indent=1) + "\n")
+    (folder / "BENCH.json").write_text(json.dumps([result.to_json() for result in ordered], indent=1) + "\n")
     path = folder / "BENCH.md"
     path.write_text(markdown(ordered, command))
     return path
 
 
 def markdown(results: Sequence[Result], command: str) -> str:
-    """The document."""
+    """Return BENCH.md."""
     parts = [HEAD.format(command=command)]
     parts += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     for result in results:
@@ -91,44 +91,44 @@ def markdown(results: Sequence[Result], command: str) -> str:
     parts.append("\n## How each was measured\n")
     for result in results:
         bench = BENCHES[result.name]
-        compared = f", compared with {bench.compared_with}" if bench.compared_with != "-" else ""
-        parts.append(f"### {result.name}\n\n{bench.question}{compared}.\n")
-        load = f"load {result.load:g} before it began"
+        baseline = f", compared with {bench.baseline}" if bench.baseline != "-" else ""
+        parts.append(f"### {result.name}\n\n{bench.measures}{baseline}.\n")
+        load = f"load {result.load:g} before the bench"
         parts.append(f"{result.finished}, commit {result.commit}, {result.seconds:.0f} s, {load}.\n")
         for line in result.lines:
             parts.append(f"- {line.what}: {_work(line.work)}{_repetitions(line)}")
             parts += [f"  - {note}" for note in line.notes]
             if line.reached is False:
-                parts += [f"  - not reached: {fact}" for fact in tried(result.name, line.what)]
+                parts += [f"  - target missed: {fact}" for fact in tried(result.name, line.what)]
         parts.append("")
     parts.append("## The machine\n")
-    for number, each in enumerate({json.dumps(result.machine, sort_keys=True): result for result in results}.values()):
-        names = ", ".join(f"{name} {found}" for name, found in each.machine["packages"].items())
-        where = each.machine
+    machines = {json.dumps(result.machine, sort_keys=True): result.machine for result in results}
+    for number, machine in enumerate(machines.values(), 1):
+        packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
         parts.append(
-            f"{number + 1}. {where['cpu']}, {where['cores']} cores, {where['memory_gb']} GB, {where['system']}, "
-            f"Python {where['python']}, {names}."
+            f"{number}. {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}, "
+            f"Python {machine['python']}, {packages}."
         )
     return "\n".join(parts) + "\n"
 
 
 def cells(line: Line) -> tuple[str, ...]:
-    """What, ours, theirs, figure, reach, reached."""
+    """Return the cells of a line, in the order of COLUMNS without the bench."""
     reached = {True: "yes", False: "**no**", None: ""}[line.reached]
     reach = f"{SIGNS[line.reach.kind]} {number(line.reach.limit)}" if line.reach else ""
     theirs = f"{spread(line.theirs)} {line.unit}" if line.theirs else "-"
     return line.what, f"{spread(line.ours)} {line.unit}", theirs, spread(line.figure), reach, reached
 
 
-def spread(found: Spread) -> str:
-    """0.981 (0.972 to 0.99)."""
-    if found.count == 1:
-        return number(found.median)
-    return f"{number(found.median)} ({number(found.low)} to {number(found.high)})"
+def spread(values: Spread) -> str:
+    """Format median and quartiles: 0.981 (0.972 to 0.99)."""
+    if values.count == 1:
+        return number(values.median)
+    return f"{number(values.median)} ({number(values.low)} to {number(values.high)})"
 
 
 def number(value: float) -> str:
-    """Three significant digits: 0.981, 12.3, 1,230,000."""
+    """Format with three significant digits: 0.981, 12.3, 1,230,000."""
     if abs(value) >= 1000:
         digits = len(str(int(abs(value)))) - 3
         return f"{round(value, -digits):,.0f}"
@@ -137,7 +137,7 @@ def number(value: float) -> str:
 
 def _work(work: Mapping[str, Any]) -> str:
     shown = {name: f"{value:,}" if isinstance(value, int) else str(value) for name, value in work.items()}
-    return ", ".join(f"{name} {value}" for name, value in shown.items()) or "no work is counted"
+    return ", ".join(f"{name} {value}" for name, value in shown.items()) or "no work counted"
 
 
 def _repetitions(line: Line) -> str:

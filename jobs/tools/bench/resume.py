@@ -1,15 +1,13 @@
-"""Seconds until a driver knows what is left of a job with many committed shards: `run`'s own look at its ledger.
+"""Seconds until a driver knows the pending shards of a job with many commits, as `run` reads its ledger.
 
-The plan is written by the engine, the commits are records as `finish` writes them. Each look is a process of its own
-with a fresh connection, and says its time and its peak memory. The first has no roll-up and leaves one, the second
-uses it. 100 shards are left, and both must name exactly those.
+The engine writes the plan; the commits are records like those of `finish`. A fresh process with a fresh connection
+reads the ledger and reports its time and peak memory. The first process finds no roll-up and writes one, the second
+uses it. 100 shards are pending, and both processes must name exactly these.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,33 +16,37 @@ from pathlib import Path
 from typing import Any
 
 from jobs.tools.bench.frame import Line, Reach, Settings, Spread, slope
+from jobs.tools.bench.local_runs import call_in_process, peak_bytes
 from jobs.tools.bench.s3_store import running_store
 from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome, StoredObject
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.resume import ROLL_UP, read_remaining
+from pipelines.ledger.resume import ROLL_UP
 from pipelines.plan.shards import make_shard
 from pipelines.records import Span
 from pipelines.store.storage import Storage
 
-LEFT = 100
+PENDING = 100
 SHARD_ROWS = 256
 WRITERS = 8
 MILLION = 1_000_000
-LOCAL, S3 = (10_000, 100_000), (10_000, 100_000)
-LOOKS = 3  # each way, at each size
-Put = Callable[[str, bytes], object]  # an object's path in the storage, and its bytes
+SIZES = (10_000, 100_000)
+REPEATS = 3  # with and without a roll-up, at each size
+Put = Callable[[str, bytes], object]  # writes an object: path in the storage, bytes
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """10 k and 100 k shards, on a local disk and on S3."""
-    sizes = (200, 400) if settings.quick else LOCAL
+    """Yield the lines for 10 k and 100 k shards, on a local disk and on S3."""
+    sizes = (200, 400) if settings.quick else SIZES
     yield from _measure_store(str(settings.folder / "local"), "local", sizes, settings)
     with running_store(settings.folder) as store:
-        yield from _measure_store(store.bucket, "S3", (200, 400) if settings.quick else S3, settings, put=store.put)
+        yield from _measure_store(store.bucket, "S3", sizes, settings, put=store.put)
 
 
 def measure_million(settings: Settings) -> Iterator[Line]:
-    """A million shards on a local disk: commits that are short, so that a small disk holds them."""
+    """Yield the lines for a million shards on a local disk, with short commits that fit on a small disk.
+
+    Writing the files takes minutes, so `--all` leaves this bench out.
+    """
     sizes = (1_000, 2_000) if settings.quick else (MILLION // 4, MILLION)
     lines = list(_measure_store(str(settings.folder / "local"), "local", sizes, settings, samples=1))
     for line, limit in zip(lines, (30.0, 1000.0), strict=False):
@@ -60,41 +62,42 @@ def _measure_store(
     samples: int = SHARD_ROWS,
     put: Put | None = None,
 ) -> Iterator[Line]:
-    """Seconds and memory of the first look at the largest size with their slopes, and how much faster the second is."""
+    """Yield time and memory without a roll-up at the largest size, with slopes, and the speed-up by the roll-up."""
     first: dict[float, list[float]] = {}
     second: dict[float, list[float]] = {}
     memory: dict[float, float] = {}
-    made = 0
     for shards in sizes:
         storage = Storage(f"{uri}/{shards}")
         _write_job(storage, shards, samples, put)
         first[shards], second[shards] = [], []
-        for _ in range(1 if settings.quick else LOOKS):
+        for _ in range(1 if settings.quick else REPEATS):
             storage.delete(ROLL_UP)
-            for looks in (first, second):
-                told = _measure_elsewhere(storage.uri)
-                assert told["left"] == list(range(shards - LEFT, shards)), f"{len(told['left'])} shards are left"
-                looks[shards].append(told["seconds"])
-                memory[shards] = max(memory.get(shards, 0.0), told["bytes"] / 1e6)
-        made = shards
-    ours, again = Spread.of(first[made]), Spread.of(second[made])
-    a_shard, start = slope({shards: Spread.of(found).median for shards, found in first.items()})
-    took = ", ".join(f"{shards:,} {Spread.of(found).median:.2f} s" for shards, found in first.items())
-    work = {"shards committed": made - LEFT, "left": LEFT}
-    note = f"{took}: {a_shard * 1e6:.1f} microseconds a shard after {start:.2f} s"
-    yield Line(f"{where}, {made:,} shards", "s", ours, ours, None, None, work, (note,))
-    needed = ", ".join(f"{shards:,} {each:.0f} MB" for shards, each in memory.items())
+            for times in (first, second):
+                answer = call_in_process("resume", storage.uri)
+                pending = answer["pending"]
+                assert pending == list(range(shards - PENDING, shards)), f"{len(pending)} shards are pending"
+                times[shards].append(answer["seconds"])
+                memory[shards] = max(memory.get(shards, 0.0), answer["bytes"] / 1e6)
+    largest = max(sizes)
+    what, work = f"{where}, {largest:,} shards", {"shards committed": largest - PENDING, "left": PENDING}
+    ours, with_roll_up = Spread.of(first[largest]), Spread.of(second[largest])
+    medians = {shards: Spread.of(times).median for shards, times in first.items()}
+    per_shard, start = slope(medians)
+    took = ", ".join(f"{shards:,} {value:.2f} s" for shards, value in medians.items())
+    note = f"{took}: {per_shard * 1e6:.1f} microseconds per shard after {start:.2f} s"
+    yield Line(what, "s", ours, ours, None, None, work, (note,))
+    needed = ", ".join(f"{shards:,} {value:.0f} MB" for shards, value in memory.items())
     growth, _ = slope(memory)
-    peak = Spread.of([memory[made]])
-    note = f"{needed}: {growth * 1e6:.0f} bytes a shard"
-    yield Line(f"{where}, {made:,} shards: memory", "MB", peak, peak, None, Reach("at most", 1000), work, (note,))
-    ratio = Spread.of([a / b for a, b in zip(first[made], second[made], strict=True)])
-    note = "compared with: the second look, by the roll-up that the first left; figure: how many times faster it is"
-    yield Line(f"{where}, {made:,} shards: roll-up", "s", ours, ratio, again, Reach("at least", 5), work, (note,))
+    peak = Spread.of([memory[largest]])
+    note = f"{needed}: {growth * 1e6:.0f} bytes per shard"
+    yield Line(f"{what}: memory", "MB", peak, peak, None, Reach("at most", 1000), work, (note,))
+    ratio = Spread.of([a / b for a, b in zip(first[largest], second[largest], strict=True)])
+    note = "baseline: the second process, which uses the roll-up of the first; figure: the speed-up"
+    yield Line(f"{what}: roll-up", "s", ours, ratio, with_roll_up, Reach("at least", 5), work, (note,))
 
 
 def _write_job(storage: Storage, shards: int, samples: int, put: Put | None = None) -> None:
-    """A plan, and the commits of all its shards but the last ones; on a local disk without `put`."""
+    """Write a plan and the commits of all but the last PENDING shards; without `put` to a local disk."""
     spans = (Span(f"/corpus/{n // 1000}.txt", "1", f"{n // 1000}.txt", n, n + SHARD_ROWS) for n in range(shards))
     entries = [PlannedShard(make_shard([span], 0, "bench"), 1, 1, n) for n, span in enumerate(spans)]
     Ledger(storage).append_plan(1, entries)
@@ -107,12 +110,12 @@ def _write_job(storage: Storage, shards: int, samples: int, put: Put | None = No
         put(storage.path(f"_commits/{entry.shard.id}.json"), _commit_of(entry, samples).to_bytes())
 
     with ThreadPoolExecutor(writers) as pool:
-        for _ in pool.map(write, entries[:-LEFT], chunksize=64):
+        for _ in pool.map(write, entries[:-PENDING], chunksize=64):
             pass
 
 
 def _write_file(path: str, data: bytes) -> None:
-    """Without the fsync of a commit: the writing is not measured."""
+    """Write a file without fsync, because writing is not measured."""
     Path(path).write_bytes(data)
 
 
@@ -123,23 +126,15 @@ def _commit_of(entry: PlannedShard, samples: int) -> Commit:
     return Commit(entry.shard.id, "0" * 16, (table,), outcomes, "bench", "host", "2026-01-01T00:00:00+00:00", 1.0)
 
 
-def _measure_elsewhere(uri: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "jobs.tools.bench.resume", uri]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
-
-
-def measure_here(uri: str) -> dict[str, Any]:
-    """Find what is left of a job in this process: seconds, peak memory, positions of the shards that are left."""
+def read_pending(uri: str) -> dict[str, Any]:
+    """Read a ledger in this process; return seconds, peak bytes and the positions of the pending shards."""
     storage = Storage(uri)
-    read_remaining(Ledger(Storage(f"{uri}-nothing")))  # imports and the connection are there before, as in a run
+    read_remaining(Ledger(Storage(f"{uri}-nothing")))  # imports modules and connects before the clock starts, as a run does
     started = time.perf_counter()
-    left = read_remaining(Ledger(storage))
+    state = read_remaining(Ledger(storage))
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"seconds": seconds, "bytes": peak, "left": [entry.position for entry in left.pending]}
+    return {"seconds": seconds, "bytes": peak_bytes(), "pending": [entry.position for entry in state.pending]}
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_here(sys.argv[1])))
+    print(json.dumps(read_pending(sys.argv[1])))

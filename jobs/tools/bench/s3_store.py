@@ -1,4 +1,4 @@
-"""A real S3 server for benches: SeaweedFS, which the test extra installs, on loopback and in a folder of the bench."""
+"""A real S3 server for benches: SeaweedFS from the extra `test`, on loopback."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from jointdit.errors import PermanentError
 
 
 class Store:
-    """A bucket, and the server's own way to fill it: a fifth of the CPU time that signed writes take."""
+    """A bucket that is filled through the filer, in a fifth of the CPU time of signed writes."""
 
     def __init__(self, bucket: str, filer: str) -> None:
         self.bucket = bucket  # its s3:// address
         self._filer = filer
-        self._mine = threading.local()
+        self._thread = threading.local()
         self._connections: list[http.client.HTTPConnection] = []
 
     def put(self, path: str, data: bytes) -> None:
-        """Store an object of a bucket's path, as `bucket/key`. Any thread may, each has a connection of its own."""
-        if not hasattr(self._mine, "connection"):
-            self._mine.connection = http.client.HTTPConnection(self._filer, timeout=60)
-            self._connections.append(self._mine.connection)
-        self._mine.connection.request("PUT", f"/buckets/{path}", data)
-        answer = self._mine.connection.getresponse()
+        """Write the object `bucket/key`. Each thread has its own connection."""
+        if not hasattr(self._thread, "connection"):
+            self._thread.connection = http.client.HTTPConnection(self._filer, timeout=60)
+            self._connections.append(self._thread.connection)
+        self._thread.connection.request("PUT", f"/buckets/{path}", data)
+        answer = self._thread.connection.getresponse()
         answer.read()
         if answer.status >= 300:
-            raise PermanentError(f"the bench's S3 server answered {answer.status} to {path}: run it again.")
+            raise PermanentError(f"the bench's S3 server answered {answer.status} for {path}: run the bench again.")
 
     def close(self) -> None:
         """Close the threads' connections."""
@@ -42,12 +42,12 @@ class Store:
 
 @contextlib.contextmanager
 def running_store(folder: Path) -> Iterator[Store]:
-    """A bucket, served while inside.
+    """Serve a new bucket within the block.
 
     Raises:
-        PermanentError: the server is not installed, or this is no checkout with tests/.
+        PermanentError: the server is not installed, or tests/ is missing.
     """
-    if str(ROOT) not in sys.path:  # the console script does not have the checkout there
+    if str(ROOT) not in sys.path:  # the console script runs without it
         sys.path.append(str(ROOT))
     try:
         from tests.s3_server import find_weed, running_s3, s3_settings

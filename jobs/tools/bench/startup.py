@@ -1,4 +1,4 @@
-"""Seconds until the command line has answered: `--help` and `plan`, each a fresh process, beside `python -c pass`."""
+"""Seconds that `jointdit --help` and `jointdit plan` take in a fresh process, beside `python -c pass`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLI = ("-c", "import sys; from jobs.cli import main; sys.exit(main())", "jointdi
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """One line a command. `plan` must read its input and start no Ray."""
+    """Yield one line per command. `plan` reads its input and does not start Ray."""
     prompts = settings.folder / "prompts.txt"
     prompts.write_text("".join(f"prompt {number}\n" for number in range(ROWS)))
     spec = settings.folder / "job.yaml"
@@ -25,11 +25,11 @@ def measure(settings: Settings) -> Iterator[Line]:
     for name, (limit, arguments, answer) in commands.items():
         ours = _process([sys.executable, *CLI[:2], *arguments], answer, settings.folder)
         bare = _process([sys.executable, "-c", "pass"], "", settings.folder)
-        found = alternate(ours, bare, pairs=pairs, seconds=settings.seconds / 2, warm_up=not settings.quick)
-        seconds = Spread.of([turn.value for turn in found.ours])
-        notes = [f"{found.ratio.median:.1f} times `python -c pass`; each a process of its own, files in the page cache"]
-        bare_seconds = Spread.of([turn.value for turn in found.theirs])
-        work = dict(found.ours[0].work)
+        pairs_of_turns = alternate(ours, bare, pairs=pairs, seconds=settings.seconds / 2, warm_up=not settings.quick)
+        seconds = Spread.of([turn.value for turn in pairs_of_turns.ours])
+        notes = [f"{pairs_of_turns.ratio.median:.1f} times `python -c pass`; fresh processes, files in the page cache"]
+        bare_seconds = Spread.of([turn.value for turn in pairs_of_turns.theirs])
+        work = dict(pairs_of_turns.ours[0].work)
         yield Line(f"jointdit {name}", "s", seconds, seconds, bare_seconds, Reach("at most", limit), work, tuple(notes))
 
 

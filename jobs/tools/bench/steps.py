@@ -1,13 +1,14 @@
-"""Depth by few sampling steps and with a kept image half (`condition_refresh`), beside 20 steps: error and time.
+"""Error and time of depth with few sampling steps and a cached image half (`condition_refresh`), beside 20 steps.
 
-The tiny checkpoint on held-out scenes. Batches go through all settings by turns, so each batch gives one ratio of times
-a setting; errors are over all scenes.
+The tiny checkpoint on held-out scenes. Each batch runs with all settings, so it gives one ratio of times per setting.
+Errors are over all scenes.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
 
 BATCH = 8
-ERROR_LIMIT = 1.02  # AbsRel over that of the reference
+ERROR_LIMIT = 1.02  # AbsRel relative to the reference
 SCENES = 64
 
 
 class Sampling(NamedTuple):
-    """How depth is sampled."""
+    """Sampling settings."""
 
     steps: int
     condition_refresh: int = 1
@@ -43,7 +44,7 @@ SAMPLINGS += [Sampling(8), Sampling(8, 2), Sampling(8, 8), Sampling(20, 2), Samp
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """One line a setting, and one of the fastest whose error is near that of 20 steps."""
+    """Yield one line per setting, and one for the fastest with an error near that of 20 steps."""
     from jointdit import JointDiTPipeline
 
     cores = use_all_cores(settings.quick)
@@ -53,51 +54,48 @@ def measure(settings: Settings) -> Iterator[Line]:
     scenes = held_out_scenes(1 if settings.quick else SCENES)
     samplings = [Sampling(2), Sampling(2, 2)] if settings.quick else SAMPLINGS
     seconds, maps = _run(pipe, scenes, [*samplings, REFERENCE])
-    errors = {sampling: score_depth(found, scenes).abs_rel for sampling, found in maps.items()}
-    lines = {each: _line(each, seconds, errors, len(scenes)) for each in samplings}
+    errors = {sampling: score_depth(predicted, scenes).abs_rel for sampling, predicted in maps.items()}
+    lines = {sampling: _line(sampling, seconds, errors, len(scenes)) for sampling in samplings}
     yield from lines.values()
-    near = [each for each in samplings if errors[each] <= ERROR_LIMIT * errors[REFERENCE]]
-    best = max(near, key=lambda each: lines[each].figure.median, default=None)
+    near = [sampling for sampling in samplings if errors[sampling] <= ERROR_LIMIT * errors[REFERENCE]]
+    best = max(near, key=lambda sampling: lines[sampling].figure.median, default=None)
     how = f"{len(scenes)} held-out scenes, batches of {BATCH}, float32, {cores} threads, from images to disparity"
     if best is None:
-        none = Spread.of([float("nan")])
-        yield Line(
-            "no setting has an AbsRel within 2 %", "s a map", none, none, reach=Reach("at least", 5), notes=(how,)
-        )
+        nan, what = Spread.of([float("nan")]), "no setting has an AbsRel within 2 %"
+        yield Line(what, "s a map", nan, nan, reach=Reach("at least", 5), notes=(how,))
         return
-    chosen = f"the fastest with an AbsRel within 2 %: {best}"
-    found = lines[best]
-    yield Line(chosen, "s a map", found.ours, found.figure, found.theirs, Reach("at least", 5), found.work, (how,))
+    what = f"the fastest with an AbsRel within 2 %: {best}"
+    yield replace(lines[best], what=what, reach=Reach("at least", 5), notes=(how,))
 
 
 def _run(
     pipe: JointDiTPipeline, scenes: Sequence[Scene], samplings: Sequence[Sampling]
 ) -> tuple[dict[Sampling, list[float]], dict[Sampling, list[NDArray[np.float32]]]]:
-    """Seconds a map of each batch, and the maps (H, W) of all scenes, by setting."""
-    seconds: dict[Sampling, list[float]] = {each: [] for each in samplings}
-    maps: dict[Sampling, list[NDArray[np.float32]]] = {each: [] for each in samplings}
+    """Return seconds per map of each batch, and the maps (H, W) of all scenes, by setting."""
+    seconds: dict[Sampling, list[float]] = {sampling: [] for sampling in samplings}
+    maps: dict[Sampling, list[NDArray[np.float32]]] = {sampling: [] for sampling in samplings}
     for number, start in enumerate(range(0, len(scenes), BATCH)):
         images = [scene.rgb for scene in scenes[start : start + BATCH]]
         seeds = list(range(start, start + len(images)))
         if number == 0 and len(scenes) > BATCH:
-            pipe(image=images, task="depth", seeds=seeds, num_inference_steps=1)  # the first call pays for buffers
-        for each in samplings if number % 2 == 0 else reversed(samplings):
+            pipe(image=images, task="depth", seeds=seeds, num_inference_steps=1)  # the first call allocates buffers
+        for sampling in samplings if number % 2 == 0 else reversed(samplings):
             started = time.perf_counter()
             output = pipe(
                 image=images,
                 task="depth",
                 seeds=seeds,
-                num_inference_steps=each.steps,
-                condition_refresh=each.condition_refresh,
+                num_inference_steps=sampling.steps,
+                condition_refresh=sampling.condition_refresh,
             )
             took = time.perf_counter() - started
-            seconds[each].append(took / len(images))
-            maps[each] += list(output.disparity)
+            seconds[sampling].append(took / len(images))
+            maps[sampling] += list(output.disparity)
     return seconds, maps
 
 
 def _line(sampling: Sampling, seconds: dict[Sampling, list[float]], errors: dict[Sampling, float], scenes: int) -> Line:
-    """How much faster than the reference, with the error beside it."""
+    """Return the line of the speed-up over the reference, named with the error."""
     faster = [theirs / ours for ours, theirs in zip(seconds[sampling], seconds[REFERENCE], strict=True)]
     relative = errors[sampling] / errors[REFERENCE]
     return Line(

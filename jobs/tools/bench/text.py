@@ -1,4 +1,4 @@
-"""What it saves to encode the empty prompt once: depth of a batch with kept text embeddings, beside encoding anew."""
+"""Depth of a batch with cached embeddings of the empty prompt, beside encoding the prompt again."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ BATCH = 8
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """One line a number of steps: the time with kept embeddings over that without."""
+    """Yield one line per number of steps: the ratio of the times with and without the cache."""
     import torch
 
     from jointdit import JointDiTPipeline
 
     cores = use_all_cores(settings.quick)
-    keeping, encoding = (JointDiTPipeline.from_pretrained("tiny") for _ in range(2))
-    for pipe in (keeping, encoding):
+    cached, encoding = (JointDiTPipeline.from_pretrained("tiny") for _ in range(2))
+    for pipe in (cached, encoding):
         pipe.set_progress_bar_config(disable=True)
-    keeping.keep_texts(1)
+    cached.keep_texts(1)
     images = [scene.rgb for scene in held_out_scenes(1 if settings.quick else BATCH)]
     for steps in (1,) if settings.quick else (1, 4):
-        maps = [_depth(pipe, images, steps) for pipe in (keeping, encoding)]
-        check_equal("the disparity", *(torch.from_numpy(found) for found in maps))
-        found = alternate(
-            _side(keeping, images, steps),
+        maps = [_depth(pipe, images, steps) for pipe in (cached, encoding)]
+        check_equal("the disparity", *map(torch.from_numpy, maps))
+        turns = alternate(
+            _side(cached, images, steps),
             _side(encoding, images, steps),
             pairs=2 if settings.quick else 15,
             seconds=settings.seconds / 2,
             warm_up=False,
         )
         what = f"depth of {len(images)} images, {steps} step{'s' if steps > 1 else ''}, tiny"
-        note = f"so encoding takes {1 - found.ratio.median:.1%} of the call; {cores} threads"
-        yield found.line(what, "s", None, [note])
+        note = f"so encoding takes {1 - turns.ratio.median:.1%} of the call; {cores} threads"
+        yield turns.line(what, "s", None, [note])
 
 
 def _depth(pipe: JointDiTPipeline, images: list, steps: int):  # type: ignore[no-untyped-def, type-arg]

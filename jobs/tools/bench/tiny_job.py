@@ -1,7 +1,7 @@
-"""One job on the tiny checkpoint, for the benches that compare it: prompts in, PNG images and depth in Parquet out.
+"""A job on the tiny checkpoint that benches compare: prompts in, PNG images and depth in Parquet out.
 
-Every side uses the same model with one thread, warmed by a batch before its clock starts, on the same batches; what
-comes out is compared by a digest of all pixels.
+Each side runs the same batches on the same model with one thread, and runs one batch before its clock starts. Outputs
+are compared by a digest of all pixels.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pipelines.spec.job import JobSpec, ModelSpec
 from pipelines.stages.generate import GenerationWorker
 from pipelines.stages.read import sample_seed
 
-THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # before any process of a side imports torch
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # to be set before torch is imported
 SEED = 7
 
 
 @dataclass(frozen=True)
 class TinyJob:
-    """The work of a turn: a file of prompts a shard."""
+    """The work of one turn, with one input file per shard."""
 
     folder: Path
     rows: int
@@ -42,7 +42,7 @@ class TinyJob:
     steps: int
 
     def write_input(self) -> None:
-        """Parquet files with ids and prompts."""
+        """Write Parquet files with ids and prompts."""
         (self.folder / "in").mkdir(parents=True)
         for number, part in enumerate(chunks(list(zip(self.ids, prompts(self.rows), strict=True)), self.shard_rows)):
             columns = dict(zip(("id", "prompt"), map(list, zip(*part, strict=True)), strict=True))
@@ -50,16 +50,16 @@ class TinyJob:
 
     @property
     def ids(self) -> list[str]:
-        """The rows' ids, in order."""
+        """The ids of the rows, in order."""
         return [f"{number:06d}" for number in range(self.rows)]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Arguments of the model's call, but prompts and seeds."""
+        """Arguments of the model's call besides prompts and seeds."""
         return {"task": "joint", "num_inference_steps": self.steps, "guidance_scale": 3.5}
 
     def spec(self, name: str) -> JobSpec:
-        """The job as a spec, into a folder of its own."""
+        """Return the job's spec with `name` as its output folder."""
         return spec_of(
             self.folder / name,
             "joint",
@@ -72,19 +72,19 @@ class TinyJob:
 
 
 def seed_of(identifier: str) -> int:
-    """The seed that the engine gives a row's first sample."""
+    """Return the seed that the engine gives to the first sample of a row."""
     return sample_seed(SEED, identifier, 0)
 
 
 def warm(pipe: Any, job_settings: dict[str, Any], batch_size: int) -> float:
-    """One batch through the model; seconds."""
+    """Run one batch; return the seconds."""
     started = time.perf_counter()
     pipe(prompt=prompts(batch_size), seeds=list(range(batch_size)), **job_settings)
     return time.perf_counter() - started
 
 
 def load_alone() -> Any:
-    """The model in this process, with one thread."""
+    """Load the model in this process with one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -92,10 +92,10 @@ def load_alone() -> Any:
 
 
 class WarmWorker(GenerationWorker):
-    """The engine's worker with one thread; warmed, and its clock started, before it is up."""
+    """A worker with one thread that runs one batch and starts the clock before it is ready."""
 
     def set_up(self) -> str:
-        """As the engine's."""
+        """Set up the worker, run one batch and start the clock."""
         self.threads = 1
         host = super().set_up()
         spec = self.context.spec.model
@@ -108,19 +108,19 @@ class WarmWorker(GenerationWorker):
 
 
 def note_ready(output: str) -> None:
-    """Write down, beside an output, that a side's clock starts."""
+    """Start the clock of a side: write the time to a file beside its output."""
     path = Path(f"{output.rstrip('/')}.ready")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(repr(time.time()))
 
 
 def ready_at(output: str) -> float:
-    """When the clock of an output's side started, in seconds since 1970."""
+    """Return the start of the clock in seconds since 1970."""
     return float(Path(f"{output.rstrip('/')}.ready").read_text())
 
 
 def run_engine(job: TinyJob, name: str) -> tuple[Turn, RunSummary]:
-    """The job through the engine: rows/s from the warm worker to the last commit; `whole` to the end of the run."""
+    """Run the job; the turn's value is rows/s until the last commit, `whole` that until the end of the run."""
     spec = job.spec(name)
     summary = run_job(spec, worker_class=WarmWorker, profile=True)
     ended, output = time.time(), spec.output.uri
@@ -132,7 +132,7 @@ def run_engine(job: TinyJob, name: str) -> tuple[Turn, RunSummary]:
 
 
 def work_of(tables: Iterable[pa.Table]) -> dict[str, Any]:
-    """Rows, bytes of the images, and a digest of all pixels, in the order of ids, of tables with id, rgb, depth."""
+    """Return rows, bytes of images and a pixel digest, in the order of ids, of tables with id, rgb and depth."""
     rows = [row for table in tables for row in table.select(["id", "rgb", "depth"]).to_pylist()]
     rows.sort(key=lambda row: row["id"])
     arrays = ((_decoded(row["rgb"]["bytes"]), _decoded(row["depth"]["bytes"])) for row in rows)
@@ -141,7 +141,7 @@ def work_of(tables: Iterable[pa.Table]) -> dict[str, Any]:
 
 
 def digest_of(arrays: Iterable[Sequence[np.ndarray[Any, Any]]]) -> str:
-    """SHA-256 over arrays, shortened."""
+    """Return the first 16 digits of the SHA-256 of arrays."""
     digest = hashlib.sha256()
     for group in arrays:
         for array in group:
@@ -150,7 +150,7 @@ def digest_of(arrays: Iterable[Sequence[np.ndarray[Any, Any]]]) -> str:
 
 
 def levels_of(disparity: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Disparity as it is stored, 16 bits."""
+    """Return disparity in the 16 bits in which it is stored."""
     return np.rint(disparity.astype(np.float64) * 65535).astype(np.uint16)
 
 

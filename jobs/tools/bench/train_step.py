@@ -1,4 +1,4 @@
-"""A training step, forward and backward, beside the plain FLUX on the same rows with as many trained parameters."""
+"""A training step, forward and backward, beside the plain FLUX with as many trainable parameters."""
 
 from __future__ import annotations
 
@@ -28,68 +28,73 @@ from jointdit.profiling.flops import operation_counter
 IMAGE_TOKENS = (256, 1024)
 SHARES = {256: 0.35, 1024: 0.65}
 PAIRS = {256: 40, 1024: 15}  # short turns are noisy
-TRAINED_IN = (".attn.to_", ".attn.add_", ".ff", ".proj_mlp", ".proj_out")  # Linears that see every token
-ALIKE = 0.03  # how far the numbers of trained parameters may lie apart
+TRAINED_IN = (".attn.to_", ".attn.add_", ".ff", ".proj_mlp", ".proj_out")  # Linears that process every token
+TOLERANCE = 0.03  # relative difference between the numbers of trainable parameters
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    """One line a number of tokens: ours / theirs over our operations / theirs, both counted with their backward."""
+    """Yield one line per number of tokens: the ratio of times over the ratio of operations, with backward."""
     cores = use_all_cores(settings.quick)
     for tokens in IMAGE_TOKENS[: 1 if settings.quick else None]:
         ours, flux = networks()
-        given = inputs(1, tokens)
-        target = torch.randn(given["hidden_states"].shape, generator=torch.Generator().manual_seed(3))
+        arguments = inputs(1, tokens)
+        target = torch.randn(arguments["hidden_states"].shape, generator=torch.Generator().manual_seed(3))
         trained = sum(parameter.numel() for parameter in ours.adapter_parameters())
-        alike = train_as_many(flux, trained)
+        trained_flux = train_as_many(flux, trained)
         with torch.no_grad():
-            check_equal("the velocity", ours(**given).sample, flux(**given).sample)
+            check_equal("the velocity", ours(**arguments).sample, flux(**arguments).sample)
         fill_adapter(ours)
-        counts = (operations(ours, given), operations(flux, given))
-        found = take_turns(
-            settings, _side(ours, given, target), _side(flux, given, target), SHARES[tokens], pairs=PAIRS[tokens]
+        counts = (operations(ours, arguments), operations(flux, arguments))
+        turns = take_turns(
+            settings,
+            _side(ours, arguments, target),
+            _side(flux, arguments, target),
+            SHARES[tokens],
+            pairs=PAIRS[tokens],
         )
         yield over_operations(
-            found,
+            turns,
             tokens,
             counts,
             1.1,
-            ", by PyTorch's counter (attention's backward without what it computes again)",
-            f"trained parameters: {trained:,}, FLUX {alike:,}; one pair, width {width()}, float32, {cores} threads",
+            ", by PyTorch's counter (without the recomputation in the backward of attention)",
+            f"trainable parameters: {trained:,}, FLUX {trained_flux:,}; one pair, width {width()}, float32, "
+            f"{cores} threads",
         )
 
 
-def train_as_many(flux: FluxTransformer2DModel, wanted: int) -> int:
-    """Train Linears of the blocks, from the first on, until as many parameters as wanted are; returns their number.
+def train_as_many(flux: FluxTransformer2DModel, parameters: int) -> int:
+    """Make Linears trainable, from the first block on, until about `parameters` are; return the number.
 
     Raises:
-        PermanentError: whole Linears do not come near that number.
+        PermanentError: no set of whole Linears comes near that number.
     """
     flux.requires_grad_(False)
     trained = 0
     for name, module in flux.named_modules():
         size = sum(parameter.numel() for parameter in module.parameters()) if isinstance(module, nn.Linear) else 0
-        if size and any(part in f".{name}" for part in TRAINED_IN) and trained + size <= wanted * (1 + ALIKE):
+        if size and any(part in f".{name}" for part in TRAINED_IN) and trained + size <= parameters * (1 + TOLERANCE):
             module.requires_grad_(True)
             trained += size
-    if abs(trained / wanted - 1) > ALIKE:
-        raise PermanentError(f"FLUX would train {trained} parameters beside {wanted}: choose other Linears.")
+    if abs(trained / parameters - 1) > TOLERANCE:
+        raise PermanentError(f"FLUX would train {trained} parameters, JointDiT {parameters}: choose other Linears.")
     return trained
 
 
-def operations(model: nn.Module, given: dict[str, Any]) -> int:
-    """Of a forward and its backward, counted on tensors without memory."""
+def operations(model: nn.Module, arguments: dict[str, Any]) -> int:
+    """Count the operations of a forward and its backward on meta tensors."""
     shadow = copy.deepcopy(model).to("meta")
-    on_meta = {name: tensor.to("meta") for name, tensor in given.items()}
+    on_meta = {name: tensor.to("meta") for name, tensor in arguments.items()}
     with torch.device("meta"), operation_counter() as counter:
         shadow(**on_meta).sample.sum().backward()
     return counter.get_total_flops()
 
 
-def _side(model: nn.Module, given: dict[str, Any], target: torch.Tensor) -> Side:
+def _side(model: nn.Module, arguments: dict[str, Any], target: torch.Tensor) -> Side:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def step() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        output = model(**given).sample
+        output = model(**arguments).sample
         return output, torch.autograd.grad(joint_flow_matching_loss(output, target), trained)
 
     def side() -> Turn:

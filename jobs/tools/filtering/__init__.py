@@ -1,7 +1,8 @@
-"""What `python -m jobs.tools.measure_filters` is made of; jobs/tools/measure_filters.py is the spine.
+"""Parts of `python -m jobs.tools.measure_filters`: planted faults, recall, tables.
 
-faults.py       faults planted in clean samples, and clean samples drawn in other hands
-recall.py       scores of all of them: recall, false alarms, thresholds between the two
-checkpoint.py   self-consistency on swapped maps, and what the filters reject of a checkpoint's samples
-tables.py       the tables and the image of pipelines/quality/README.md
+faults.py           faults planted in clean samples, and clean samples in several styles
+recall.py           scores of all samples: recall, false alarms, thresholds
+checkpoint.py       self-consistency on swapped depth maps, and what the filters reject of a checkpoint's samples
+tables.py           the tables and the image of pipelines/quality/README.md
+near_duplicates.py  recall and false alarms of perceptual hashes, a command of its own
 """

@@ -1,7 +1,7 @@
-"""Faults planted in clean samples, each for the filter that must find it, and clean samples drawn in other hands.
+"""Faults planted in clean samples, each for the filter that must find it, and clean samples in several styles.
 
-Lengths are shares of the longer side, so that a fault means the same at any size. How bad a fault is is drawn anew for
-each sample, from just harmful to gross.
+Lengths are fractions of the longer side, so that a fault is the same at any size. The severity is drawn for each
+sample, from just harmful to obvious.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Pair:
 
 
 def pair_of(scene: Scene) -> Pair:
-    """A rendered scene, as a task would give it."""
+    """Return the pair of a rendered scene."""
     return Pair(scene.rgb, disparity_from_depth(scene.depth), scene.depth, scene.caption)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`plant(pair, another pair, rng)` spoils a pair; `kind` is the filter made for it."""
+    """A fault: `plant(pair, other pair, rng)` returns a faulty pair; `kind` is the filter for it."""
 
     name: str
     kind: str
-    what: str  # for people, with the range it is drawn from
+    what: str  # description with the range of the severity
     plant: Callable[[Pair, Pair, np.random.Generator], Pair]
 
 
@@ -199,15 +199,15 @@ def _jpeg(scene: Scene) -> Scene:
     return replace(scene, rgb=np.asarray(Image.open(buffer)))
 
 
-HANDS: dict[str, Callable[[Scene], Scene]] = {
+STYLES: dict[str, Callable[[Scene], Scene]] = {
     "as rendered": lambda scene: scene,
     "JPEG, quality 60": _jpeg,
     "toon": toon,
     "pixel art": pixel_art,
 }
-"""Clean samples: the same scenes, drawn in several ways; depth stays exact."""
+"""Styles of clean samples, by name; depth stays exact."""
 
 
 def stored(pair: Pair) -> Pair:
-    """The pair with its disparity as it comes back from the 16-bit image that datasets hold."""
+    """Return the pair with its disparity decoded from the 16-bit PNG of a dataset."""
     return replace(pair, disparity=decode_depth_png(encode_depth_png(pair.disparity)))

@@ -1,7 +1,7 @@
-"""How well perceptual hashes find images that were seen before: `python -m jobs.tools.filtering.near_duplicates`.
+"""Recall and false alarms of near_duplicate: `python -m jobs.tools.filtering.near_duplicates`.
 
-Each scene is compared with a copy of itself that was changed a little (recall), and with all other scenes, as
-near_duplicate does (false alarms: scenes that would be dropped in error).
+Recall: each scene against a slightly changed copy. False alarms: each scene against all others, as the filter
+near_duplicate compares them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jointdit.scenes import render_scene
 from jointdit.scenes.sampling import HELD_OUT_SEED
 from pipelines.quality.near_duplicate import HashIndex, NearDuplicate, perceptual_hash
 
-FIRST_SEED = HELD_OUT_SEED + 2_000_000  # scenes of neither training nor evaluation
+FIRST_SEED = HELD_OUT_SEED + 2_000_000  # scenes outside training and evaluation
 DISTANCES = (0, 2, 4, 6, 8, 10)
 
 
@@ -54,38 +54,36 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def measure_near_duplicates(
-    count: Annotated[int, typer.Option("-n", "--count", min=2, help="Scenes.")] = 500,
-    size: Annotated[int, typer.Option(min=16, help="Pixels a side.")] = 128,
+    count: Annotated[int, typer.Option("-n", "--count", min=2, help="Number of scenes.")] = 500,
+    size: Annotated[int, typer.Option(min=16, help="Side of an image in pixels.")] = 128,
 ) -> None:
-    """Print recall and false alarms as a table in Markdown."""
+    """Print recall and false alarms as a Markdown table."""
     images = [render_scene(FIRST_SEED + number, size, size).rgb for number in range(count)]
     hashes = [hash_of(image) for image in images]
     default = NearDuplicate().max_distance
     heads = [f"{distance}{' (default)' if distance == default else ''}" for distance in DISTANCES]
-    say(f"{count} scenes of {size} x {size} pixels; columns: `max_distance`")
-    say("")
-    say(f"| image | {' | '.join(heads)} |")
-    say(f"|---|{'---:|' * len(heads)}")
+    say(f"{count} scenes of {size} x {size} pixels; columns: `max_distance`\n")
+    say(f"| image | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
     for name, change in CHANGES.items():
         changed = [hash_of(np.asarray(change(Image.fromarray(image)))) for image in images]
-        apart = [(one ^ other).bit_count() for one, other in zip(hashes, changed, strict=True)]
-        shares = [sum(bits <= distance for bits in apart) / count for distance in DISTANCES]
+        distances = [(one ^ other).bit_count() for one, other in zip(hashes, changed, strict=True)]
+        shares = [sum(bits <= distance for bits in distances) / count for distance in DISTANCES]
         say(f"| {name} | {' | '.join(f'{share:.1%}' for share in shares)} |")
     alarms = [dropped(hashes, distance) / count for distance in DISTANCES]
     say(f"| *another scene (false alarm)* | {' | '.join(f'{share:.1%}' for share in alarms)} |")
 
 
 def hash_of(image: NDArray[np.uint8]) -> int:
-    """The perceptual hash of an image (H, W, 3) as a number."""
+    """Return the perceptual hash of an image (H, W, 3) as an integer."""
     return int(perceptual_hash(image), 16)
 
 
 def dropped(hashes: list[int], distance: int) -> int:
-    """How many would be dropped as near-duplicates, in their order."""
+    """Return how many images near_duplicate drops, in this order."""
     index, number = HashIndex(distance), 0
-    for place, value in enumerate(hashes):
+    for position, value in enumerate(hashes):
         if index.nearest(value) is None:
-            index.add(value, str(place), str(place))
+            index.add(value, str(position), str(position))
         else:
             number += 1
     return number

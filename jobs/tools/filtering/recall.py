@@ -1,7 +1,6 @@
-"""Scores of clean and spoilt samples, and what the filters make of them: recall, false alarms, where thresholds lie.
+"""Scores of clean and faulty samples: recall, false alarms, and the range for each threshold.
 
-Scenes alternate between two halves: thresholds are looked for on the calibration half alone, and rates are told of the
-other alone.
+Scenes alternate between two halves. Thresholds are chosen on the calibration half, rates are measured on the other.
 """
 
 from __future__ import annotations
@@ -12,69 +11,69 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jobs.tools.filtering.faults import FAULTS, HANDS, Pair, pair_of, stored
+from jobs.tools.filtering.faults import FAULTS, STYLES, Pair, pair_of, stored
 from jointdit.scenes import Scene, render_scene
 from pipelines.quality import PIXEL_FILTERS, Filter, decide, load_filters, measure
 from pipelines.records import Row, Sample, SampleResult
 
 
 class Measured(NamedTuple):
-    """Scores and caption of one sample: all that a filter decides by."""
+    """Scores and caption of one sample, the input of a filter."""
 
     scores: Mapping[str, float]
     caption: str
 
 
-Samples = dict[str, list[Measured]]  # by the name of a fault or of a hand; position i is of scene i
+Samples = dict[str, list[Measured]]  # by the name of a fault or style; item i belongs to scene i
 
 DEFAULTS: dict[str, Filter] = {kind: load_filters([{"kind": kind}])[0] for kind in PIXEL_FILTERS}
 
 
 def result_of(pair: Pair) -> SampleResult:
-    """A pair as it stands when finish scores it."""
+    """Return a pair as the sample that finish scores."""
     row = Row("scene", "scenes", 0, prompt=pair.caption)
     return SampleResult(Sample("scene/0", row, 0, 0, 0), rgb=pair.rgb, disparity=pair.disparity)
 
 
 def measured(pair: Pair) -> Measured:
-    """A pair's scores."""
+    """Score a pair."""
     return Measured(measure(result_of(pair)), pair.caption)
 
 
-def spoilt(scene: Scene, other: Scene) -> Iterator[tuple[str, Pair]]:
-    """(name, pair) for every hand and every fault of a scene; a swapped map is the other scene's."""
-    for name, drawn in HANDS.items():
-        yield name, stored(pair_of(drawn(scene)))
+def variants(scene: Scene, other: Scene) -> Iterator[tuple[str, Pair]]:
+    """Yield (name, pair) for each style and each fault of a scene; faults that mix two scenes use `other`."""
+    for name, draw in STYLES.items():
+        yield name, stored(pair_of(draw(scene)))
     for number, fault in enumerate(FAULTS):
         rng = np.random.default_rng([scene.seed, number])
         yield fault.name, fault.plant(pair_of(scene), pair_of(other), rng)
 
 
 def measure_scenes(first_seed: int, count: int, size: int, samples: Samples) -> Iterator[int]:
-    """Score `count` scenes of size x size pixels into `samples`, yielding after each."""
+    """Add the scores of `count` scenes of size x size pixels to `samples`; yield after each scene."""
     previous = render_scene(first_seed + count, size, size)
     for number in range(count):
         scene = render_scene(first_seed + number, size, size)
-        for name, pair in spoilt(scene, previous):
+        for name, pair in variants(scene, previous):
             samples.setdefault(name, []).append(measured(pair))
         previous = scene
         yield number
 
 
 def tested(samples: Sequence[Measured]) -> Sequence[Measured]:
-    """The half that rates are told of."""
+    """Return the half that gives the rates."""
     return samples[1::2]
 
 
 def rejected_share(samples: Sequence[Measured], kinds: Sequence[str] = tuple(PIXEL_FILTERS)) -> float:
-    """The share that one of these filters rejects, at its default thresholds."""
+    """Return the share of samples that any of these filters rejects at its defaults."""
     filters = [DEFAULTS[kind] for kind in kinds]
     return float(np.mean([bool(decide(filters, *sample)) for sample in samples]))
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold, the score it is on, and the fault it is for. Names that begin with min reject what lies below."""
+    """A threshold, its score and its fault. A threshold whose name begins with `min` rejects lower scores."""
 
     kind: str
     field: str
@@ -83,13 +82,13 @@ class Threshold:
 
     @property
     def default(self) -> float:
-        """As the filter has it."""
+        """The filter's default."""
         return float(getattr(DEFAULTS[self.kind], self.field))
 
     def between(self, samples: Samples) -> tuple[float, float]:
-        """(the worst but 0.5 % of clean samples, the mildest but 5 % of faults), on the calibration half."""
+        """Return the scores on either side: all but 0.5 % of clean samples, and all but 5 % of faulty ones."""
         low = self.field.startswith("min")
-        clean = [s.scores[self.score] for name in HANDS if name != "pixel art" for s in samples[name][::2]]
+        clean = [s.scores[self.score] for name in STYLES if name != "pixel art" for s in samples[name][::2]]
         fault = [s.scores[self.score] for s in samples[self.fault][::2]]
         return float(np.quantile(clean, 0.005 if low else 0.995)), float(np.quantile(fault, 0.95 if low else 0.05))
 

@@ -1,4 +1,4 @@
-"""The tables and the image of pipelines/quality/README.md."""
+"""The tables and the image of rejected samples in pipelines/quality/README.md."""
 
 from __future__ import annotations
 
@@ -8,56 +8,55 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jobs.tools.filtering.faults import FAULTS, HANDS, Fault, Pair
-from jobs.tools.filtering.recall import THRESHOLDS, Samples, measured, rejected_share, spoilt, tested
-from jointdit.errors import InputError
+from jobs.tools.filtering.faults import FAULTS, STYLES, Fault, Pair
+from jobs.tools.filtering.recall import THRESHOLDS, Samples, measured, rejected_share, tested, variants
 from jointdit.scenes import render_scene
 from pipelines.dataset.card.figures import colour_depth
 from pipelines.quality import PIXEL_FILTERS
 
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+README = Path(__file__).parents[3] / "pipelines" / "quality" / "README.md"
 COLUMNS = 6
-CELL = 112  # pixels of one image in the sheet
-LABEL = 16  # pixels of its line of text
+CELL = 112  # side of an image in pixels
+LABEL = 16  # height of a label in pixels
 LARGEST_SHEET = 400_000  # bytes
 
 
 def recall_table(samples: Samples, extra: Sequence[Sequence[str]] = ()) -> str:
-    """Which faults are found; `extra` rows are appended."""
+    """Return the table of recall by fault, with `extra` rows at the end."""
     rows = [
         [
             fault.name,
             fault.what,
             fault.kind,
-            _percent(rejected_share(tested(samples[fault.name]), [fault.kind])),
-            _percent(rejected_share(tested(samples[fault.name]))),
+            percent(rejected_share(tested(samples[fault.name]), [fault.kind])),
+            percent(rejected_share(tested(samples[fault.name]))),
         ]
         for fault in FAULTS
     ]
     return _table(["planted fault", "drawn from", "its filter", "recall", "recall of all filters"], [*rows, *extra])
 
 
-def alarm_table(samples: Samples, made: Samples | None = None) -> str:
-    """Which clean samples are rejected, and which of those that a checkpoint made, by its name."""
-    columns = {name: tested(samples[name]) for name in HANDS} | dict(made or {})
-    rows = [[kind, *(_percent(rejected_share(each, [kind])) for each in columns.values())] for kind in PIXEL_FILTERS]
-    rows.append(["all together", *(_percent(rejected_share(each)) for each in columns.values())])
+def alarm_table(samples: Samples, generated: Samples | None = None) -> str:
+    """Return the table of rejected shares of clean samples, and of those that a checkpoint generated."""
+    columns = {name: tested(samples[name]) for name in STYLES} | dict(generated or {})
+    rows = [[kind, *(percent(rejected_share(column, [kind])) for column in columns.values())] for kind in PIXEL_FILTERS]
+    rows.append(["all together", *(percent(rejected_share(column)) for column in columns.values())])
     return _table(["rejected of clean samples", *columns], rows)
 
 
 def threshold_table(samples: Samples) -> str:
-    """Where the scores of clean and spoilt samples lie on the calibration half, and the default between them."""
+    """Return the table of thresholds: scores of clean and faulty samples on the calibration half, and the default."""
     rows = []
     for threshold in THRESHOLDS:
         clean, fault = threshold.between(samples)
         figures = (f"{value:.4g}" for value in (clean, fault, threshold.default))
         rows.append([f"{threshold.kind}.{threshold.field}", threshold.score, threshold.fault, *figures])
-    heads = ["threshold", "on the score", "for", "clean, all but 0.5 %", "spoilt, all but 5 %", "default"]
+    heads = ["threshold", "on the score", "for", "clean, all but 0.5 %", "faulty, all but 5 %", "default"]
     return _table(heads, rows)
 
 
 def save_sheet(path: Path, seed: int, size: int) -> Path:
-    """One sample of each fault, image above depth; scenes differ, the first is clean. Returns the path."""
+    """Save a clean sample and one of each fault, image above depth, as a PNG; return its path."""
     cells = [_cell("clean", _pair(seed, size, "as rendered"))]
     shown = [fault for fault in FAULTS if fault.kind != "caption"]
     cells += [_cell(fault.name, _rejected(fault, seed + number, size)) for number, fault in enumerate(shown, 1)]
@@ -72,22 +71,27 @@ def save_sheet(path: Path, seed: int, size: int) -> Path:
     return path
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Put a text between the markers of a Markdown file. Raises InputError where it has none."""
-    document = path.read_text()
-    begin, end = document.find(BEGIN), document.find(END)
-    if not 0 <= begin < end:
-        raise InputError(f"{path} has no lines {BEGIN} and {END}: put them where the tables belong.")
-    path.write_text(f"{document[: begin + len(BEGIN)]}\n\n{text.strip()}\n\n{document[end:]}")
+def write_section(path: Path, name: str, text: str) -> None:
+    """Write a text between the markers <!-- name: begin --> and <!-- name: end --> of a Markdown file.
+
+    Markers that are missing are added at the end of the file.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    document = path.read_text() if path.exists() else ""
+    if begin not in document:
+        document = f"{document.rstrip()}\n\n{begin}\n{end}\n".lstrip()
+    before, rest = document.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    path.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
 
 
 def _pair(seed: int, size: int, name: str) -> Pair:
     scene, other = render_scene(seed, size, size), render_scene(seed + 1, size, size)
-    return dict(spoilt(scene, other))[name]
+    return dict(variants(scene, other))[name]
 
 
 def _rejected(fault: Fault, seed: int, size: int) -> Pair:
-    """The first of some scenes where the fault is found, or the last of them."""
+    """Return the first of five faulty pairs that the filter rejects, or the last one."""
     for number in range(5):
         pair = _pair(seed + 100 * number, size, fault.name)
         if rejected_share([measured(pair)], [fault.kind]):
@@ -110,5 +114,6 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ruler, *rows)) + "\n"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Format a share, such as 12.3 %."""
     return f"{share:.1%}".replace("%", " %")

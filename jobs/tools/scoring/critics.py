@@ -1,7 +1,7 @@
-"""Small critics of the real classes of transformers, fitted to rendered scenes in minutes of one core.
+"""Small critics of the real classes of transformers, fitted to rendered scenes in minutes on one core.
 
-A GLPN that gives metric depth, and a CLIP with a vocabulary of the scenes' captions. Saved as their authors save theirs
-and loaded as any other by the filters. They know scenes and nothing else.
+A GLPN that estimates metric depth, and a CLIP with a vocabulary from the scenes' captions. The filters load them like
+any other checkpoint. They work on rendered scenes only.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import nn
 from jointdit.loading.cpu_dtype import autocast_to_bfloat16
 from jointdit.scenes import Scene
 
-SIDE = 64  # pixels: what both work at
-BATCH = 32  # pairs of image and caption
-DEPTH_BATCH = 16  # images: more steps for the same time learn more
-FARTHEST = 20  # metres that the GLPN can say
-TYPICAL = 4.0  # metres: what it says before it has seen anything
+SIDE = 64  # side of an image in pixels, for both
+TEXT_BATCH = 32
+DEPTH_BATCH = 16  # a small batch: more steps in the same time give a better fit
+FARTHEST = 20  # largest depth of the GLPN in metres
+TYPICAL = 4.0  # its depth before training in metres
 
 
 def fit_depth_critic(folder: Path, scenes: Sequence[Scene], steps: int, seed: int = 0) -> Path:
-    """Fit a GLPN (Kim et al., arXiv 2201.07436) to images (SIDE, SIDE) and their metres; returns its folder.
+    """Fit a GLPN (Kim et al., arXiv 2201.07436) to images (SIDE, SIDE) and depth in metres; return its folder.
 
-    Images are mirrored at random. Weights start as He et al. (arXiv 1502.01852) and Glorot and Bengio (2010) have it:
-    the class's own start, deviation 0.02 everywhere, is too small for layers as narrow as these. Steps run in bfloat16,
-    in half of float32's time, where the CPU has units for it; the weights are float32.
+    Images are mirrored at random. Weights are initialized after He et al. (arXiv 1502.01852) and Glorot and Bengio
+    (2010), because the default standard deviation of 0.02 is too small for such narrow layers. Steps run in bfloat16
+    if the CPU supports it, in half the time of float32; the weights are float32.
     """
     from transformers import GLPNConfig, GLPNForDepthEstimation, GLPNImageProcessorPil
 
@@ -45,22 +45,22 @@ def fit_depth_critic(folder: Path, scenes: Sequence[Scene], steps: int, seed: in
         max_depth=FARTHEST,
     )
     model = GLPNForDepthEstimation(config)
-    model.apply(_start)
+    model.apply(_initialize)
     last: Any = model.head.head[-1]
     nn.init.normal_(last.weight, std=0.02)
     nn.init.constant_(last.bias, float(np.log(TYPICAL / (FARTHEST - TYPICAL))))  # before the sigmoid
     model.to(memory_format=torch.channels_last)
     processor = GLPNImageProcessorPil()
-    pictures = torch.stack([processor(images=scene.rgb, return_tensors="pt")["pixel_values"][0] for scene in scenes])
+    images = torch.stack([processor(images=scene.rgb, return_tensors="pt")["pixel_values"][0] for scene in scenes])
     depths = torch.from_numpy(np.stack([scene.depth for scene in scenes]).astype(np.float32)).log()
 
     def loss(chosen: torch.Tensor) -> torch.Tensor:
         is_mirrored = (torch.rand(len(chosen)) < 0.5)[:, None, None]
         target = torch.where(is_mirrored, depths[chosen].flip(-1), depths[chosen])
-        rgb = torch.where(is_mirrored[..., None], pictures[chosen].flip(-1), pictures[chosen])
+        rgb = torch.where(is_mirrored[..., None], images[chosen].flip(-1), images[chosen])
         with autocast_to_bfloat16("cpu"):
-            found = model(pixel_values=rgb.contiguous(memory_format=torch.channels_last)).predicted_depth
-        return _shape_loss(found.float().clamp(min=0.05).log() - target)
+            predicted = model(pixel_values=rgb.contiguous(memory_format=torch.channels_last)).predicted_depth
+        return _shape_loss(predicted.float().clamp(min=0.05).log() - target)
 
     _fit(model, loss, len(scenes), steps, DEPTH_BATCH, 2e-3)
     model.to(memory_format=torch.contiguous_format)
@@ -70,9 +70,10 @@ def fit_depth_critic(folder: Path, scenes: Sequence[Scene], steps: int, seed: in
 
 
 def _shape_loss(error: torch.Tensor) -> torch.Tensor:
-    """Of errors of log depth (B, H, W): mostly without the scale, which an image does not tell, and of steps in it.
+    """Return the loss of errors of log depth (B, H, W): shape, scale with a small weight, and gradients.
 
-    Steps over 1, 2 and 4 pixels: the gradient matching of MegaDepth (Li and Snavely, arXiv 1804.00607) and MiDaS.
+    The scale has a small weight because one image does not determine it. Gradients over 1, 2 and 4 pixels are matched
+    as in MegaDepth (Li and Snavely, arXiv 1804.00607) and MiDaS.
     """
     scale = error.mean((1, 2), keepdim=True)
     steps = [
@@ -82,7 +83,7 @@ def _shape_loss(error: torch.Tensor) -> torch.Tensor:
     return (error - scale).abs().mean() + 0.1 * scale.abs().mean() + 0.5 * torch.stack(steps).sum()
 
 
-def _start(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
@@ -92,9 +93,9 @@ def _start(module: nn.Module) -> None:
 
 
 def fit_text_critic(folder: Path, scenes: Sequence[Scene], steps: int, seed: int = 0) -> Path:
-    """Fit a CLIP (Radford et al., arXiv 2103.00020) to images (SIDE, SIDE) and their captions; returns its folder.
+    """Fit a CLIP (Radford et al., arXiv 2103.00020) to images (SIDE, SIDE) and captions; return its folder.
 
-    The loss is CLIP's own, over the pairs of a batch; the vocabulary is made of the captions.
+    The loss is CLIP's over the pairs of a batch. The vocabulary comes from the captions.
     """
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
@@ -126,17 +127,17 @@ def fit_text_critic(folder: Path, scenes: Sequence[Scene], steps: int, seed: int
     )
 
     def loss(chosen: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = model(**{name: values[chosen] for name, values in inputs.items()}, return_loss=True).loss
-        return found
+        value: torch.Tensor = model(**{name: values[chosen] for name, values in inputs.items()}, return_loss=True).loss
+        return value
 
-    _fit(model, loss, len(scenes), steps, BATCH, 1e-3)
+    _fit(model, loss, len(scenes), steps, TEXT_BATCH, 1e-3)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
 def _fit(model: nn.Module, loss: Any, count: int, steps: int, batch: int, rate: float) -> None:
-    """AdamW with a warm-up of a tenth and a cosine, over shuffled batches."""
+    """Train with AdamW on shuffled batches, with 10% warm-up and cosine decay."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     model.train()
@@ -159,8 +160,8 @@ def _batches(count: int, steps: int, batch: int) -> Iterator[torch.Tensor]:
 
 
 def _tokenizer(captions: Sequence[str]) -> Any:
-    """CLIP's tokenizer, its pairs of bytes learnt from these captions."""
+    """Return CLIP's tokenizer with byte pairs learned from these captions."""
     from transformers import CLIPTokenizer
 
-    fresh = CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[], model_max_length=64)
-    return fresh.train_new_from_iterator([list(captions)], vocab_size=400)
+    empty = CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[], model_max_length=64)
+    return empty.train_new_from_iterator([list(captions)], vocab_size=400)

@@ -1,4 +1,4 @@
-"""Images of what filters reject that look through a model: beside a clean sample, one of each planted fault."""
+"""Sheets of samples that a filter with a model rejects: a clean sample, and one of each fault."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from jobs.tools.filtering.faults import Fault, Pair, pair_of
-from jobs.tools.scoring.spoilt import planted
+from jobs.tools.scoring.model_faults import planted
 from jointdit.scenes import Scene
 from pipelines.dataset.card.figures import colour_depth
 from pipelines.quality import Filter, decide
 
-CELL, GAP, LINE = 112, 8, 12  # pixels: an image's side, between columns, a line of text
-LETTERS = 20  # of a line of the text below a column
-TRIED = 16  # scenes of which the first is shown that a filter rejects
+CELL, GAP, LINE = 112, 8, 12  # pixels: side of an image, gap between columns, height of a line of text
+LETTERS = 20  # of a line of text
+CANDIDATES = 16  # scenes; the first that the filter rejects is shown
 
 Rgb = NDArray[np.uint8]
-Seen = Callable[[Sequence[Pair]], list[tuple[dict[str, float], tuple[Rgb, ...]]]]
-"""Pairs -> of each its scores, and the images (H, W, 3) that tell why."""
+Inspect = Callable[[Sequence[Pair]], list[tuple[dict[str, float], tuple[Rgb, ...]]]]
+"""Pairs -> for each pair its scores, and the images (H, W, 3) that explain them."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A column of a sheet."""
+    """One column of a sheet."""
 
     title: str
     images: tuple[Rgb, ...]
@@ -36,16 +36,16 @@ class Example:
 
 
 def examples(
-    rule: Filter, seen: Seen, faults: Sequence[Fault], scenes: Sequence[Scene], with_caption: bool = False
+    rule: Filter, inspect: Inspect, faults: Sequence[Fault], scenes: Sequence[Scene], with_caption: bool = False
 ) -> list[Example]:
-    """The first clean sample that a filter keeps, and the first of each fault that it rejects, with its reason.
+    """Return the first clean sample that a filter keeps, and the first of each fault that it rejects.
 
-    A fault of which the filter rejects none of the first TRIED scenes is left out.
+    A fault is left out if the filter rejects it in none of the first CANDIDATES scenes.
     """
-    tried = scenes[:TRIED]
+    scenes = scenes[:CANDIDATES]
     shown = []
-    for name, pairs in [("clean", [pair_of(scene) for scene in tried]), *planted(faults, tried)]:
-        for pair, (scores, images) in zip(pairs, seen(pairs), strict=True):
+    for name, pairs in [("clean", [pair_of(scene) for scene in scenes]), *planted(faults, scenes)]:
+        for pair, (scores, images) in zip(pairs, inspect(pairs), strict=True):
             reasons = decide([rule], scores, pair.caption)
             if bool(reasons) == (name != "clean"):
                 text = reasons[0].removeprefix(f"{rule.kind}: ") if reasons else f"{rule.kind} keeps it"
@@ -55,7 +55,7 @@ def examples(
 
 
 def save_examples(path: Path, rows: Sequence[Sequence[Example]]) -> Path:
-    """Rows of columns as a PNG."""
+    """Save rows of columns as a PNG; return its path."""
     columns = [example for row in rows for example in row]
     lines = max(len(textwrap.wrap(example.text, LETTERS)) for example in columns)
     heads = max(len(textwrap.wrap(example.title, LETTERS)) for example in columns) * LINE + GAP
@@ -64,8 +64,8 @@ def save_examples(path: Path, rows: Sequence[Sequence[Example]]) -> Path:
     sheet = Image.new("RGB", (width, len(rows) * height), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
     for number, row in enumerate(rows):
-        for place, example in enumerate(row):
-            left, top = GAP + place * (CELL + GAP), number * height
+        for column, example in enumerate(row):
+            left, top = GAP + column * (CELL + GAP), number * height
             for line in textwrap.wrap(example.title, LETTERS):
                 pen.text((left, top + 2), line, "black", ImageFont.load_default(11))
                 top += LINE
@@ -82,8 +82,8 @@ def save_examples(path: Path, rows: Sequence[Sequence[Example]]) -> Path:
 
 
 def depth_images(*maps: NDArray[np.float32]) -> tuple[Rgb, ...]:
-    """Maps (H, W) of disparity, of any range, in colours: each from its nearest to its farthest pixel."""
-    return tuple(colour_depth(_stretched(np.nan_to_num(each))) for each in maps)
+    """Colour disparity maps (H, W) of any range, each from its nearest to its farthest pixel."""
+    return tuple(colour_depth(_stretched(np.nan_to_num(disparity))) for disparity in maps)
 
 
 def _stretched(disparity: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The model's benches: each runs whole at small size, and refuses sides that compute different things."""
+"""The model's benches: each runs at small size, and unequal sides are an error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Networks of width 64, two settings of steps, and the number of threads as it was."""
+    """Networks of width 64, a reference of three steps, and the number of threads restored afterwards."""
     threads = torch.get_num_threads()
     for name, value in SMALL.items():
         monkeypatch.setitem(networks.CONFIG, name, value)
@@ -37,8 +37,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", ["forward", "attention", "lora", "train-step", "text", "steps"])
-def test_a_bench_runs_and_its_figures_are_of_counted_work(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["attention", "lora", "train-step", "text", "steps"])
+def test_a_bench_runs(name: str, tmp_path: Path) -> None:
     bench = BENCHES[name]
     lines = list(
         importlib.import_module(f"jobs.tools.bench.{bench.module}").measure(Settings(tmp_path, 1.0, quick=True))
@@ -48,10 +48,10 @@ def test_a_bench_runs_and_its_figures_are_of_counted_work(name: str, tmp_path: P
         assert line.ours.median > 0 or name == "steps"
         assert line.figure.median > 0 or math.isnan(line.figure.median)
         assert line.work or math.isnan(line.figure.median)
-        assert json.dumps(line.work), "it can be written down"
+        assert json.dumps(line.work)
 
 
-def test_operations_are_those_of_the_network_that_is_measured(tmp_path: Path) -> None:
+def test_operations_are_those_of_the_measured_networks(tmp_path: Path) -> None:
     from jobs.tools.bench.forward import measure
     from jointdit.profiling.flops import operation_counter
 
@@ -67,7 +67,7 @@ def test_operations_are_those_of_the_network_that_is_measured(tmp_path: Path) ->
     assert line.figure.median == pytest.approx(ratio * counts[1] / counts[0], rel=1e-2)
 
 
-def test_networks_that_compute_other_things_are_not_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_networks_with_different_outputs_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from jobs.tools.bench import forward
 
     ours, flux = networks.networks()
@@ -78,28 +78,26 @@ def test_networks_that_compute_other_things_are_not_compared(monkeypatch: pytest
         list(forward.measure(Settings(tmp_path, 1.0, quick=True)))
 
 
-def test_as_many_parameters_are_trained_on_both_sides() -> None:
+def test_both_sides_train_as_many_parameters() -> None:
     ours, flux = networks.networks()
-    wanted = sum(parameter.numel() for parameter in ours.adapter_parameters())
-    trained = train_as_many(flux, wanted)
+    parameters = sum(parameter.numel() for parameter in ours.adapter_parameters())
+    trained = train_as_many(flux, parameters)
     assert trained == sum(parameter.numel() for parameter in flux.parameters() if parameter.requires_grad)
-    assert trained == pytest.approx(wanted, rel=0.03)
+    assert trained == pytest.approx(parameters, rel=0.03)
     with pytest.raises(PermanentError, match="choose other Linears"):
         train_as_many(flux, 100)
 
 
-def test_peak_memory_is_of_what_either_way_makes_beside_its_input() -> None:
-    given = torch.zeros(1000)
+def test_peak_memory_counts_new_tensors_only() -> None:
+    held = torch.zeros(1000)
 
     def ours() -> torch.Tensor:
-        b = (given.view(10, 100) + 1).add_(1)
-        several = [given[:] * 2 for _ in range(5)]
+        b = (held.view(10, 100) + 1).add_(1)
+        several = [held[:] * 2 for _ in range(5)]
         del several
-        return b + given.view(10, 100)
+        return b + held.view(10, 100)
 
-    line = peak_line("memory", ours, lambda: given * 2 * 3, [given])
-    assert line.ours.median == pytest.approx(6 * 4000 / 1e6), (
-        "b and five more; views and a sum in place are nothing new"
-    )
+    line = peak_line("memory", ours, lambda: held * 2 * 3, [held])
+    assert line.ours.median == pytest.approx(6 * 4000 / 1e6), "b and five more; views and sums in place take no memory"
     assert line.theirs is not None
     assert line.theirs.median == pytest.approx(2 * 4000 / 1e6)

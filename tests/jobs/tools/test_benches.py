@@ -1,4 +1,4 @@
-"""Each bench runs, with as little as it takes: every step of it, and no figure means anything."""
+"""The engine's benches: each runs every step at the smallest size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from jobs.tools.bench import BENCHES, finish
 from jobs.tools.bench.frame import Settings, check_same_work
 from jobs.tools.bench.plan import KINDS, _write_rows, plan_here
-from jobs.tools.bench.resume import LEFT, _write_job, measure_here
+from jobs.tools.bench.resume import PENDING, _write_job, read_pending
 from jobs.tools.bench.running import run
 from jobs.tools.bench.tiny_job import digest_of
 from jointdit.errors import PermanentError
@@ -22,7 +22,7 @@ ENGINE = ("pipeline", "gpu-like", "raydata", "resume", "resume-million", "plan",
 
 
 @pytest.mark.slow  # each starts Ray, or several processes
-@pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning")  # Ray Data's own
+@pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning")  # raised by Ray Data
 @pytest.mark.parametrize("name", ENGINE)
 def test_a_bench_of_the_engine_runs(name):
     result = run(name, quick=True)
@@ -31,7 +31,7 @@ def test_a_bench_of_the_engine_runs(name):
     assert json.loads(json.dumps(result.to_json()))["name"] == name
 
 
-def test_finish_writes_what_it_counts(tmp_path):
+def test_finish_counts_the_bytes_that_it_writes(tmp_path):
     (line,) = finish.measure(Settings(tmp_path, BENCHES["finish"].seconds, quick=True))
     assert line.work["rows"] == 2
     tables = list(tmp_path.glob("*/out/data/*.parquet"))
@@ -39,28 +39,28 @@ def test_finish_writes_what_it_counts(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_plan_of_written_rows_has_them_all(tmp_path, kind):
+def test_a_plan_has_all_rows(tmp_path, kind):
     _write_rows(tmp_path / "rows", kind, 2500, 1000)
-    told = plan_here(kind, tmp_path)
-    assert (told["rows"], told["shards"]) == (2500, 0 if kind == "ids" else 10)
-    assert told["seconds"] > 0
+    answer = plan_here(kind, tmp_path)
+    assert (answer["rows"], answer["shards"]) == (2500, 0 if kind == "ids" else 10)
+    assert answer["seconds"] > 0
 
 
-def test_two_looks_at_a_ledger_find_the_same_shards_left(tmp_path, monkeypatch):
+def test_pending_shards_are_the_same_with_a_roll_up(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "ROLL_UP_FROM", 100)
     monkeypatch.setattr(resume, "LISTED_AT_ONCE", 1)
     storage = Storage(str(tmp_path / "job"))
     _write_job(storage, 300, samples=1)
-    first = measure_here(storage.uri)
+    first = read_pending(storage.uri)
     assert storage.exists(ROLL_UP)
-    (tmp_path / "job" / "_commits").rename(tmp_path / "gone")  # the second does not list them
-    second = measure_here(storage.uri)
-    assert first["left"] == second["left"] == list(range(300 - LEFT, 300))
+    (tmp_path / "job" / "_commits").rename(tmp_path / "gone")  # the roll-up makes listing them unnecessary
+    second = read_pending(storage.uri)
+    assert first["pending"] == second["pending"] == list(range(300 - PENDING, 300))
 
 
-def test_one_pixel_is_another_output():
+def test_one_different_pixel_is_unequal_work():
     image, other = np.zeros((2, 16, 16, 3), np.uint8)
     other[3, 4, 1] = 1
-    works = [{"rows": 1, "pixels": digest_of([[each]])} for each in (image, other)]
+    works = [{"rows": 1, "pixels": digest_of([[pixels]])} for pixels in (image, other)]
     with pytest.raises(PermanentError, match="pixels"):
         check_same_work(*works)

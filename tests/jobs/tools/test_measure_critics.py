@@ -1,4 +1,4 @@
-"""Small critics are fitted, saved, loaded by the filters and measured; here for a step or two."""
+"""Small critics are fitted for two steps, saved, loaded by the filters and measured."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from PIL import Image
 
 from jobs.tools.filtering.faults import pair_of
 from jobs.tools.measure_critics import measure_critics
-from jobs.tools.scoring.spoilt import CAPTION_FAULTS, DEPTH_FAULTS, IMAGE_FAULTS, planted
+from jobs.tools.scoring.model_faults import CAPTION_FAULTS, DEPTH_FAULTS, IMAGE_FAULTS, planted
 from jointdit.scenes import COLOURS, render_scene
 from pipelines.quality import FILTERS
 
@@ -36,7 +36,7 @@ def test_the_command_writes_a_table_for_each_filter_with_all_faults(tmp_path):
         assert any(f", {score} |" in table for score in FILTERS[kind].scores)
 
 
-def test_captions_are_spoilt_in_their_colours_alone(scenes):
+def test_caption_faults_change_colours_only(scenes):
     other, all_colours, one = (dict(planted(CAPTION_FAULTS, scenes))[fault.name] for fault in CAPTION_FAULTS[:3])
     assert [pair.caption for pair in other] == [scenes[1].caption, scenes[0].caption]
     for scene, every, single in zip(scenes, all_colours, one, strict=True):
@@ -45,7 +45,7 @@ def test_captions_are_spoilt_in_their_colours_alone(scenes):
         assert sum(a != b for a, b in zip(before, single.caption.split(), strict=True)) == 1
 
 
-def test_images_are_spoilt_and_their_depth_is_not(scenes):
+def test_image_faults_change_the_image_only(scenes):
     for _, pairs in planted(IMAGE_FAULTS, scenes):
         for scene, pair in zip(scenes, pairs, strict=True):
             assert pair.rgb.shape == scene.rgb.shape

@@ -1,8 +1,9 @@
-"""Self-consistency tells right from swapped pairs on the packaged checkpoint, few samples and few steps."""
+"""Self-consistency separates right from swapped pairs on the packaged checkpoint; tables and sections."""
 
 import numpy as np
 import pytest
 
+from jobs.tools.filtering.tables import write_section
 from jobs.tools.measure_scores import as_results, between, make_joint_samples, separate_pairs, separation_table
 from jobs.tools.scoring.separation import (
     Separation,
@@ -11,7 +12,6 @@ from jobs.tools.scoring.separation import (
     rates_table,
     rejected_share,
     roc_auc,
-    write_section,
 )
 from jointdit.evaluation.scenes import held_out_scenes
 from pipelines.model.loading import load_pipeline
@@ -26,7 +26,7 @@ def test_self_consistency_separates_right_from_swapped_pairs_on_the_tiny_model()
     made, making = make_joint_samples(pipe, 6, 5)
     generated, scoring = separate_pairs(rule, pipe, made)
     exact, _ = separate_pairs(rule, pipe, as_results(held_out_scenes(6)))
-    assert generated.swapped.auc("self_consistency_correlation") > 0.7  # six samples of five steps; 0.5 says nothing
+    assert generated.swapped.auc("self_consistency_correlation") > 0.7  # six samples of five steps; chance is 0.5
     assert exact.swapped.auc("self_consistency_correlation") > 0.85
     assert exact.swapped.auc("self_consistency_abs_rel") > 0.7
     assert exact.inverted.auc("self_consistency_correlation") > 0.85
@@ -38,7 +38,7 @@ def test_the_auc_is_the_share_of_pairs_in_the_right_order():
     assert roc_auc(np.array([1.0, 3.0]), np.array([2.0, 3.0])) == pytest.approx((1 + 0 + 1 + 0.5) / 4)
 
 
-def test_the_table_says_what_the_filter_rejects_at_its_defaults_and_is_written_between_its_markers(tmp_path):
+def test_the_table_of_rejected_shares_is_written_between_its_markers(tmp_path):
     names = SelfConsistency.scores
     right = dict(zip(names, (np.array([0.1, 0.2]), np.array([0.9, 0.8]), np.array([0.9, 0.8])), strict=True))
     wrong = dict(zip(names, (np.array([0.15, 9.0]), np.array([0.85, 0.1]), np.array([0.7, 0.85])), strict=True))
@@ -52,7 +52,7 @@ def test_the_table_says_what_the_filter_rejects_at_its_defaults_and_is_written_b
     assert path.read_text() == "# Filters\n\nbefore\n\n<!-- scores: begin -->\n\nagain\n\n<!-- scores: end -->\n"
 
 
-def test_a_sample_without_a_score_is_the_worst_and_rejected_and_calibration_rejects_its_fraction():
+def test_a_sample_without_a_score_is_rejected_and_calibration_rejects_its_fraction():
     rule = MetricFit()
     right = columns(
         [{"calibration_residual": n / 1000, "calibration_inlier_ratio": 1.0} for n in range(101)], rule.scores
@@ -69,10 +69,10 @@ def test_a_sample_without_a_score_is_the_worst_and_rejected_and_calibration_reje
     assert "Calibrated: max_residual 0.09, min_inlier_ratio 1." in table
 
 
-def test_a_default_is_told_beside_the_scores_that_it_lies_between():
+def test_a_default_is_described_with_the_scores_around_it():
     lows = {"pure noise": 0.2, "tiles in disorder": 0.3}
     clean = {"as rendered": {"ensemble_correlation": np.linspace(0.5, 1, 51)}}
-    spoilt = {name: {"ensemble_correlation": np.linspace(low, low + 0.2, 21)} for name, low in lows.items()}
-    text = between(clean, spoilt)
+    faulty = {name: {"ensemble_correlation": np.linspace(low, low + 0.2, 21)} for name, low in lows.items()}
+    text = between(clean, faulty)
     assert "2.0 % of clean images lie below 0.510 (as rendered); " in text
-    assert "95.0 % of those that nobody can read lie below 0.390 (pure noise), 0.490 (tiles in disorder); " in text
+    assert "95.0 % of unreadable images lie below 0.390 (pure noise), 0.490 (tiles in disorder); " in text

@@ -1,4 +1,4 @@
-"""Samples that are spoilt for scores which cost a model, by name."""
+"""Faults for filters that use a model: depth, captions and images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jobs.tools.filtering.faults import FAULTS, Fault, Pair, pair_of
 from jointdit.scenes import COLOURS, Scene
 
-TILES = 8  # a side
+TILES = 8  # per side
 _named = {fault.name: fault for fault in FAULTS}
 DEPTH_FAULTS: tuple[Fault, ...] = tuple(
     _named[name]
@@ -25,13 +25,13 @@ def _another_caption(pair: Pair, other: Pair, _: np.random.Generator) -> Pair:
 
 def _other_colours(pair: Pair, _: Pair, rng: np.random.Generator) -> Pair:
     order = [str(name) for name in rng.permutation(list(COLOURS))]
-    turned = dict(zip(order, [*order[1:], order[0]], strict=True))
-    return replace(pair, caption=_COLOUR.sub(lambda found: turned[found[0]], pair.caption))
+    renamed = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return replace(pair, caption=_COLOUR.sub(lambda match: renamed[match[0]], pair.caption))
 
 
 def _one_colour(pair: Pair, _: Pair, rng: np.random.Generator) -> Pair:
-    found = list(_COLOUR.finditer(pair.caption))
-    chosen = found[rng.integers(len(found))]
+    matches = list(_COLOUR.finditer(pair.caption))
+    chosen = matches[rng.integers(len(matches))]
     other = rng.choice([name for name in COLOURS if name != chosen[0]])
     return replace(pair, caption=f"{pair.caption[: chosen.start()]}{other}{pair.caption[chosen.end() :]}")
 
@@ -67,7 +67,7 @@ IMAGE_FAULTS: tuple[Fault, ...] = (
 
 
 def planted(faults: Sequence[Fault], scenes: Sequence[Scene]) -> Iterator[tuple[str, list[Pair]]]:
-    """(name, one pair a scene) of each fault; what is another's is of the scene before."""
+    """Yield each fault's name and one faulty pair per scene; faults that mix scenes use the previous one."""
     for number, fault in enumerate(faults):
         pairs = []
         for position, scene in enumerate(scenes):
