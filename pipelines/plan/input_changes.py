@@ -148,7 +148,7 @@ def restored_files(
     uris = {file.uri for file in candidates}
     entries = _entries_of(counting, {*uris, *removed})
     commits = ledger.read_commits(entry.shard.id for entry in entries)
-    home = counting.homes(commits)
+    home = counting.row_versions(commits)
     lost: dict[str, set[str]] = {}  # file -> removed files that its rows count as
     for entry in entries:
         if entry.is_first and (commit := commits.get(entry.shard.id)):

@@ -25,7 +25,7 @@ from pipelines.engine.usage import Usage, profile_of
 from pipelines.ledger.entries import Unfinished
 from pipelines.ledger.lease import Heartbeat
 from pipelines.ledger.ledger import Ledger, open_output
-from pipelines.ledger.resume import drop_roll_up, look
+from pipelines.ledger.resume import drop_roll_up, read_remaining
 from pipelines.ledger.versions import Version, read_latest
 from pipelines.model.fingerprint import code_version, fingerprint_of
 from pipelines.model.identity import check_job_weights, check_scorers, identify_job, with_guidance
@@ -101,7 +101,7 @@ def run_job(
     with Heartbeat(storage, note=progress.note):
         first = proposal
         proposal = patiently(lambda: extend_plan(spec, fingerprint, ledger, first), patience)
-        committed_before = patiently(lambda: look(ledger), patience).committed
+        committed_before = patiently(lambda: read_remaining(ledger), patience).committed
         with progress:
             if latest is not None and Criteria.of(asked.quality) != Criteria.of(spec.quality):
                 progress.note(
@@ -161,7 +161,7 @@ def generate_and_publish(
         if generate_all(context, ledger, progress, limits, worker_class):
             return None, False
         with contextlib.suppress(Unfinished):
-            return patiently(lambda: publish(context.storage, ledger, spec.as_given()), spec.retries.infrastructure)
+            return patiently(lambda: publish(context.storage, ledger, spec), spec.retries.infrastructure)
         logger.info("the plan has grown since the last of its shards was committed")
         patiently(lambda: drop_roll_up(context.storage), spec.retries.infrastructure)
     raise Unfinished(f"other drivers keep extending the plan of {context.storage.uri}: run again when they are done.")

@@ -9,7 +9,7 @@ from pipelines.engine.limits import Limits
 from pipelines.engine.progress import Progress
 from pipelines.ledger.entries import Commit, PlannedShard, new_token, now
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.resume import look
+from pipelines.ledger.resume import read_remaining
 from pipelines.model.fingerprint import code_version
 from pipelines.plan.regeneration import extend_with_regeneration
 from pipelines.stages.context import RunContext
@@ -94,4 +94,4 @@ def shards_to_make(ledger: Ledger) -> list[PlannedShard]:
 
 def pending_shards(ledger: Ledger) -> list[PlannedShard]:
     """Plan minus commits, minus what newer input supersedes (resume.py)."""
-    return look(ledger).pending
+    return read_remaining(ledger).pending

@@ -12,6 +12,9 @@ from fsspec.spec import AbstractFileSystem
 from jointdit.errors import StoreError
 from pipelines.store.explain import CREDENTIALS_OF
 
+PARALLEL_REQUESTS = 16  # small objects that are read, written or deleted at once
+PARALLEL_TABLES = 4  # whole tables that are held in memory at once
+
 
 def filesystem(uri: str) -> AbstractFileSystem:
     """The file system of a normalised uri. Raises StoreError where its package or its account is missing."""

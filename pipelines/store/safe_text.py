@@ -15,6 +15,7 @@ from urllib.parse import quote
 SHORTEST = 8  # characters; shorter values would mask ordinary words
 LONG_WORD = re.compile(r"(\S{300})\S+")
 LONGEST_SENTENCE = 1000  # characters
+LONGEST_REASON = 200  # characters
 SECRET_NAME = re.compile(
     r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|KEY|KEY_ID|CONNECTION_STRING|WEBHOOK|WEBHOOK_URL)$", re.IGNORECASE
 )
@@ -60,6 +61,11 @@ def mask_secrets(text: str) -> str:
 def printable(text: str) -> str:
     """The text on one line, with what is no visible character (escapes, line ends, right-to-left marks) spelt out."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def reason_of(error: BaseException, longest: int = LONGEST_REASON) -> str:
+    """Return the message of an exception on one line and truncated, or its type where it has no message."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
 def shown_message(text: str) -> str:

@@ -21,7 +21,7 @@ from jobs.tools.bench.frame import Line, Reach, Settings, Spread, slope
 from jobs.tools.bench.s3_store import running_store
 from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome, StoredObject
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.resume import ROLL_UP, look
+from pipelines.ledger.resume import ROLL_UP, read_remaining
 from pipelines.plan.shards import make_shard
 from pipelines.records import Span
 from pipelines.store.storage import Storage
@@ -133,9 +133,9 @@ def _look_elsewhere(uri: str) -> dict[str, Any]:
 def look_here(uri: str) -> dict[str, Any]:
     """Look at a ledger in this process: seconds, peak memory, positions of the shards that are left."""
     storage = Storage(uri)
-    look(Ledger(Storage(f"{uri}-nothing")))  # imports and the connection are there before, as in a run
+    read_remaining(Ledger(Storage(f"{uri}-nothing")))  # imports and the connection are there before, as in a run
     started = time.perf_counter()
-    left = look(Ledger(storage))
+    left = read_remaining(Ledger(storage))
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"seconds": seconds, "bytes": peak, "left": [entry.position for entry in left.pending]}

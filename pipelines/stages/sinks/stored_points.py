@@ -1,7 +1,7 @@
-"""The point cloud of a row that is stored already: of a sample that was rejected when it was made, and is kept now.
+"""Make the point cloud of a stored row: a sample that was rejected when it was made and is kept now.
 
-Its depth is what is stored, steps of 1/65535 of relative disparity, so a point lies up to half a step from where the
-run had put it. Everything else is as of any sample (geometry.py, ply.py).
+The stored depth has steps of 1/65535 of relative disparity, so a point lies up to half a step from where the run would
+have put it. Everything else is as for any other sample (geometry.py, ply.py).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SOURCE = "from the stored depth, 16 bits of relative disparity"
 
 
 def stored_points(row: Mapping[str, Any], points: PointsSpec) -> tuple[int, bytes] | None:
-    """(points, PLY file) of a row of data/ or rejected/, of which it takes the columns STORED.
+    """Return (number of points, PLY file) of a row of data/ or rejected/, from its columns STORED.
 
-    None where its image is not stored (`output.rgb: reference`), or no cloud can be made of it.
+    Returns None where its image is not stored (`output.rgb: reference`), or where no cloud can be made.
     """
     if row["rgb"] is None or row["rgb"]["bytes"] is None:
         return None

@@ -124,7 +124,7 @@ def test_rejected_samples_are_decided_anew_and_keep_their_pixels(make_job) -> No
         assert (after[identifier]["seed"], after[identifier]["rgb"]) == (row["seed"], row["rgb"])
     assert list(before) == ["prompts.txt:1/0", "prompts.txt:1/1"]
     assert validate(job.context.storage.uri).problems == []
-    assert load_spec({**second.spec}).quality.filters == ()
+    assert second.spec.quality.filters == ()
 
 
 def test_one_sample_of_a_row_is_retried_alone(make_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_rows_whose_file_changed_and_changed_back_are_healed_as_their_sentence_s
     errors = {row["error"].partition("): ")[2] for row in rows(job, version, "quarantined").values()}
     (sentence,) = errors
     assert sentence.startswith(
-        "a new run plans a changed file; once it is again what it was, plan these rows again with"
+        "a new run plans a changed file; if you restore it, plan these rows again with"
     )
     assert job.complete() == version, "a run plans nothing: this version of the file is planned"
     assert plan_retry(job.context.storage.uri, ["quarantined"]).counts == {"quarantined": 2}

@@ -334,7 +334,7 @@ def test_maps_of_every_kind_give_metres_and_the_hole(stored: bytes | list[Any], 
 
 @pytest.mark.parametrize(("values", "scale"), [([1e-9, 1.0], 1.0), ([1.0, 1e30], 1.0), ([1.0, 2.0], 1e12)])
 def test_metres_that_nobody_measures_are_a_bad_row(values: list[float], scale: float) -> None:
-    with pytest.raises(RowError, match=r"metres, which nobody measures: check input.depth scale and invalid\.$"):
+    with pytest.raises(RowError, match=r"metres, which is not plausible: check input.depth scale and invalid\.$"):
         decode_depth(npy(np.array([values])), DepthMaps(kind="metric", scale=scale))
     decode_depth(npy(np.array([values])), DepthMaps(kind="disparity", scale=scale))
 
