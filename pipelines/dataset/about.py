@@ -1,4 +1,4 @@
-"""Write what describes the latest version beside the data: README.md, stats.json, croissant.json and gallery/."""
+"""Rewrite README.md, stats.json, croissant.json and gallery/ for the latest version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decide where each sample of a version ends: by its commit or by stored scores, then by dataset-wide rules.
+"""Decide where each sample of a version ends: by commit, scores and dataset-wide rules.
 
     filters           at the sample's commit; by stored scores once `jointdit refilter` set them for the whole dataset
     keep_best         the k best samples of each row among those that passed the filters

@@ -1,4 +1,4 @@
-"""The published versions of a dataset, and what changed between two of them, sample by sample."""
+"""The published versions of a dataset, and the differences between two of them."""
 
 from __future__ import annotations
 

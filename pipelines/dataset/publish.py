@@ -1,4 +1,4 @@
-"""Make a published version from commits: which samples count, where they end, and which files hold them.
+"""Make a published version from commits.
 
     _versions/000001/version.json              counts, the files of the version, what it was made from; create-only
     _versions/000001/outcomes-<token>.parquet  one row per sample: id, origin, outcome

@@ -1,4 +1,4 @@
-"""Decide a whole dataset again from its stored scores: a version with other filters, without a GPU and without Ray.
+"""Decide a whole dataset again from its stored scores, without a GPU and without Ray.
 
 The new criteria hold from then on: samples of later runs are decided by them too, whatever their specs say
 (`publish.spec_in_force`), until the next refilter. Commits do not change, so returning to earlier criteria restores the

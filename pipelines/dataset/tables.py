@@ -1,4 +1,4 @@
-"""Write the tables of a version: those of the commits where they hold what counts, else copies of their rows.
+"""Write the tables of a version, or reuse those of the commits and the previous version.
 
 A table is written again where some of its rows do not count any more (ledger/counting.py) or end elsewhere than their
 commit says (decisions.py). Rows are copied as they are stored: images are not decoded, and point clouds stay where they

@@ -1,4 +1,4 @@
-"""Decide which planned samples count, from the plan alone: the entry that was planned last wins.
+"""Decide which planned samples count: the entry that was planned last wins.
 
     a file     only its latest planned input version counts
     a row      only the file that was planned last with its id, so a moved file does not duplicate its rows

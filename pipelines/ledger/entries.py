@@ -1,4 +1,4 @@
-"""The records of the ledger: job, planned shards, stored objects, sample outcomes and commits."""
+"""The records of the ledger: job, planned shards, objects, sample outcomes and commits."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The names of the ledger's objects: one pattern per folder. Everything else in these folders is foreign.
+"""The names of the ledger's objects: one pattern per folder.
 
-File managers, synchronisation tools and editors leave files in any folder: `._000001.parquet`, `000001 (copy).parquet`,
-`.DS_Store`, `000001.parquet.part`, `000001.parquet~`, `lost+found/`. A name counts only if it is written exactly as
-this system writes it. Foreign files are never read and never deleted; `foreign_names` lists them.
+Everything else in these folders is foreign. File managers, synchronisation tools and editors leave files in any folder:
+`._000001.parquet`, `000001 (copy).parquet`, `.DS_Store`, `000001.parquet.part`, `000001.parquet~`, `lost+found/`. A
+name counts only if it is written exactly as this system writes it. Foreign files are never read and never deleted;
+`foreign_names` lists them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plan files as Arrow tables. A plan of a million shards is filtered by column before objects are made.
+"""Plan files as Arrow tables, which are filtered by column before objects are made.
 
 table_of(entries)            the table of a plan file
 rows_of(table, positions)    the shards of a plan file, all or some

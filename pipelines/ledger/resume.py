@@ -1,4 +1,4 @@
-"""What is left to make: the plan minus the commits, minus shards that newer input supersedes.
+"""What is left to make: the plan minus the commits, minus superseded shards.
 
 A plan of a million shards is filtered by column, and objects are made only of pending shards. Commits are listed. After
 a listing with a thousand or more new commits, their ids are stored as a roll-up, so that the next driver need not list
@@ -28,6 +28,7 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.plan_tables import versions_of
 from pipelines.store.connections import PARALLEL_REQUESTS
 from pipelines.store.parquet import parquet_bytes, read_parquet
+from pipelines.store.safe_text import reason_of
 from pipelines.store.storage import Storage
 
 ROLL_UP = "_rollup/commits.parquet"
@@ -78,7 +79,7 @@ def read_roll_up(storage: Storage) -> pa.Array:
     except FileNotFoundError:
         return pa.array([], pa.string())
     except (JointDiTError, pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
     logger.warning("%s cannot be read, which costs one listing: %s", storage.uri_of(ROLL_UP), reason)
     return pa.array([], pa.string())
 

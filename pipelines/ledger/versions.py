@@ -1,4 +1,4 @@
-"""The record of a published version, and how it is written and read. dataset/publish.py makes it."""
+"""The record of a published version, and how it is written and read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dataset card: what describes a dataset beside its data, rewritten with each published version.
+"""The dataset card, rewritten with each published version.
 
     write(storage, job, version)          figures/, croissant.json, stats.json and, last, README.md
     is_about(storage, version) -> bool    whether they exist and are about this version

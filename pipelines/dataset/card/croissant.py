@@ -1,4 +1,4 @@
-"""croissant.json: the dataset in Croissant 1.0 (mlcommons.org/croissant) and schema.org terms.
+"""croissant.json: the dataset in terms of Croissant 1.0 (mlcommons.org/croissant).
 
 It has a file set per outcome, which names exactly the files of the version, and a record set with the columns. Columns
 without a Croissant type are left out: binary latents, and points.

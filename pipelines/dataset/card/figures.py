@@ -1,4 +1,6 @@
-"""The figures of the card, in a folder of their version: a sheet of samples as JPEG, and their points as PLY.
+"""The figures of the card: a sheet of samples as JPEG, and their points as PLY.
+
+They are stored in a folder of their version:
 
 figures/000001/samples.jpg  images above their depth, near bright
 figures/000001/points.ply   the points of the same samples side by side, downsampled

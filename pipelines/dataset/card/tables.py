@@ -1,7 +1,7 @@
-"""Read statistics and sample rows for the card from a version's tables, of a large version only from some.
+"""Read statistics and sample rows for the card from some of a version's tables.
 
-For scores, one column of a table is read with a few requests. For images and depth, the first rows of few tables are
-read.
+All tables of a small version are read, and evenly spread ones of a large version. For scores, one column of a table is
+read with a few requests. For images and depth, the first rows of few tables are read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gallery: a folder with a page that shows kept, rejected and quarantined samples, without a server or network.
+"""The gallery: a page that shows kept, rejected and quarantined samples without a server.
 
     write(storage, version, limit=None)    read some rows of the version's tables and write gallery/
     build(uri, output, limit)              the same for a published dataset, in place or into another folder

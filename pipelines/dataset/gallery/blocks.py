@@ -1,4 +1,6 @@
-"""Write rows as the data files of a gallery. They are scripts, because a page on a disk may load no other files.
+"""Write rows as the data files of a gallery, which are scripts.
+
+A page that is opened from a disk may load no other files.
 
     <folder>/index-000.js    gallery.index(0, {id: [...], outcome: [...], prompt: [...], reasons: [...], scores: {...}})
     <folder>/rows-00000.js   gallery.rows(0, [{rgb: ..., depth: ..., facts: ..., ...}, ...])

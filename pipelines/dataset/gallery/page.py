@@ -1,4 +1,4 @@
-"""The page of the gallery: index.html with its styles and scripts inline, and a content security policy.
+"""The page of the gallery: index.html with inline styles and scripts, and its policy.
 
 The policy allows the styles and scripts by their hashes. Data files and three.js are allowed only as those scripts load
 them ('strict-dynamic'): markup in a text could not run even if it were parsed, which it is not. Nothing else is

@@ -1,4 +1,7 @@
-"""Choose the rows of a gallery where a version has more than the limit: some of each outcome, spread over all files."""
+"""Choose the rows of a gallery where a version has more than the limit.
+
+Some rows of each outcome are shown, spread over all files.
+"""
 
 from __future__ import annotations
 

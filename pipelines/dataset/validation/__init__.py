@@ -1,1 +1,1 @@
-"""Validate an output from its files alone, with independent counting. Start with validate.py."""
+"""Validate an output from its files alone. Start with validate.py."""

@@ -1,4 +1,4 @@
-"""Check one object of a dataset: bytes as its commit says, tables of the schema, images, points.
+"""Check one object of a dataset: its bytes, schema, images and points.
 
 Each check yields its problems as sentences. The checks trust only the job's spec and what the commit says.
 """
@@ -22,6 +22,7 @@ from pipelines.stages.sinks.latents import ARRAYS
 from pipelines.stages.sinks.parquet import DEPTH_KIND, POINT_COLUMNS, data_schema
 from pipelines.stages.sinks.ply import read_ply
 from pipelines.store.parquet import read_parquet
+from pipelines.store.safe_text import reason_of
 from pipelines.store.storage import Storage
 
 # Scores, hashes and points may change between runs of one job. All other columns may not.
@@ -58,7 +59,7 @@ def _check_table(spec: JobSpec, stored: StoredObject, data: bytes, pointclouds: 
     try:
         table = read_parquet(data)
     except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError
-        return Checked([f"{stored.path} is not a readable Parquet file ({' '.join(str(error).split())})."])
+        return Checked([f"{stored.path} is not a readable Parquet file ({reason_of(error)})."])
     checked = Checked()
     if table.num_rows != stored.rows:
         checked.problems.append(f"{stored.path} has {table.num_rows} rows, its commit says {stored.rows}.")

@@ -1,4 +1,4 @@
-"""Count which planned samples a version must hold, without the code that publishing uses (ledger/counting.py).
+"""Count which planned samples a version must hold, independently of ledger/counting.py.
 
 counting.py iterates over shards and decides for each sample whether it counts. This file iterates over the samples that
 were planned for the current files, and finds the attempt that made each one and the file that its row belongs to. There

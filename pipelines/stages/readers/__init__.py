@@ -1,4 +1,4 @@
-"""Readers: input files of any format become rows. Each row is read exactly once, and a bad row stays a row.
+"""Readers: input files of any format become rows, each read exactly once.
 
     list_files -> check_columns -> count_rows, plan/duplicate_ids.py   for planning: no pixel is read
     read_rows(file, start, stop)                                       for a shard: arrays

@@ -1,6 +1,6 @@
-"""Comma-separated values with a header (.csv, .csv.gz), quoted as RFC 4180 says. Lines without any value are no rows.
+"""Comma-separated values with a header (.csv, .csv.gz), quoted as RFC 4180 says.
 
-An empty cell is a missing value, because CSV has no other way to express one.
+Lines without any value are no rows. An empty cell is a missing value, because CSV has no other way to express one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decode depth maps into float32 (H, W) in the units of `input.depth`, with a mask of valid pixels.
+"""Decode depth maps into float32 (H, W) with a mask of valid pixels.
 
 Accepted: PNG with 16-bit grey (8-bit grey too), TIFF with 16-bit or float grey, NumPy .npy of any real number type, and
 nested lists of numbers in tables. Coloured maps are refused, because their colours are no measurements.

@@ -1,4 +1,4 @@
-"""List files, folders and globs as a sorted list of source files, each of them an input version."""
+"""List files, folders and globs as source files, each of them an input version."""
 
 from __future__ import annotations
 

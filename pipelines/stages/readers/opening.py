@@ -1,4 +1,4 @@
-"""Open input files as seekable streams whose store faults are TransientError, StoreError or FileNotFoundError.
+"""Open input files as seekable streams that tell faults of the store from damage.
 
 Decoders (Arrow, zlib, tarfile, Pillow) report damaged data as OSError, and so do networks. Reading through `open_input`
 separates them: a fault of the store is no OSError any more when the decoder's caller sees it, so an OSError is damage.

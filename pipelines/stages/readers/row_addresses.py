@@ -1,4 +1,4 @@
-"""Resolve and fetch addresses that rows give, and decide whether the row or the store is at fault.
+"""Resolve and fetch addresses that rows give.
 
 An address that cannot be read (nothing there, no access, no such bucket, invalid name) is the fault of its row. It is
 the fault of the job only if the row's own table cannot be read any more either: S3 answers 403 for a missing key where

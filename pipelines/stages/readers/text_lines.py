@@ -1,4 +1,4 @@
-"""Text with one prompt per line (.txt, .txt.gz), and lines by number for the formats that consist of lines.
+"""Text with one prompt per line (.txt, .txt.gz), and lines by number.
 
 Lines are found through a sparse index of byte offsets. One streaming pass builds it, and each process caches it, so
 that a shard deep in a large file does not read everything before it again.

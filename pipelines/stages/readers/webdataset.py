@@ -1,4 +1,4 @@
-"""WebDataset archives (.tar, not compressed): consecutive members with one key are a row, extensions are columns.
+"""WebDataset archives (.tar, not compressed): members with one key are a row.
 
 `photos/0001.jpg` has the key `photos/0001` and the extension `jpg`. Fields are found as follows, with `columns` of the
 spec:

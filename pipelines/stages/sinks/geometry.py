@@ -1,4 +1,4 @@
-"""The camera and the depth range of a sample, which turn its disparity into points, and where they come from."""
+"""The camera and the depth range of a sample, and its points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The columns of task `encode`: a training pair as float16 numbers in bytes, each array in row-major order."""
+"""The columns of task `encode`: training pairs as float16 numbers in bytes."""
 
 from __future__ import annotations
 

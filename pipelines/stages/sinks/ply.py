@@ -1,4 +1,6 @@
-"""Point clouds as PLY: binary little-endian, float32 xyz in metres, uint8 RGB, optional normals, confidence.
+"""Point clouds as binary PLY with colours, optional normals and confidence.
+
+Little-endian: float32 x y z in metres, uint8 red green blue, float32 normals and confidence.
 
 The comments in the header say what the numbers mean, because PLY has no other place for it. Format: Turk, "The PLY
 Polygon File Format", 1994. The names nx, ny, nz and confidence follow the scans of that time.

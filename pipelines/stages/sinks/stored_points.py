@@ -1,4 +1,4 @@
-"""Make the point cloud of a stored row: a sample that was rejected when it was made and is kept now.
+"""Make the point cloud of a stored row that was rejected when it was made.
 
 The stored depth has steps of 1/65535 of relative disparity, so a point lies up to half a step from where the run would
 have put it. Everything else is as for any other sample (geometry.py, ply.py).

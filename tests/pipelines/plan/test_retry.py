@@ -17,7 +17,6 @@ from pipelines.ledger.versions import Version, read_latest, read_outcomes, read_
 from pipelines.plan.regeneration import extend_with_regeneration
 from pipelines.plan.retry import plan_retry
 from pipelines.run.rounds import pending_shards
-from pipelines.spec.job import load_spec
 from tests.local_job import LocalJob
 
 FILTER = {"filters": [{"kind": "depth_range"}], "max_quarantined_fraction": 1.0}
@@ -242,9 +241,7 @@ def test_rows_whose_file_changed_and_changed_back_are_healed_as_their_sentence_s
     assert version.counts == {"kept": 0, "rejected": 0, "quarantined": 2}
     errors = {row["error"].partition("): ")[2] for row in rows(job, version, "quarantined").values()}
     (sentence,) = errors
-    assert sentence.startswith(
-        "a new run plans a changed file; if you restore it, plan these rows again with"
-    )
+    assert sentence.startswith("a new run plans a changed file; if you restore it, plan these rows again with")
     assert job.complete() == version, "a run plans nothing: this version of the file is planned"
     assert plan_retry(job.context.storage.uri, ["quarantined"]).counts == {"quarantined": 2}
     assert job.complete().counts == {"kept": 2, "rejected": 0, "quarantined": 0}

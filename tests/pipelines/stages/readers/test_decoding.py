@@ -190,16 +190,16 @@ JPEG = encoded(Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)), "JPEG")
     ("data", "what"),
     [
         (b"", "zero bytes"),
-        (b"hello, I am text", "no known image format"),
+        (b"hello, I am text", "image has an unknown format"),
         (JPEG[: len(JPEG) // 2], "truncated"),
         (encoded(Image.fromarray(RGB))[:60], "cannot be decoded"),
-        (JPEG[:4], "no known image format"),
+        (JPEG[:4], "image has an unknown format"),
         (png_claiming(9000, 9000), "million"),
         (png_claiming(60_000, 60_000), "million"),
         (png_claiming(2**31 - 1, 2**31 - 1), "million"),
         (png_claiming(100, 100), "cannot be decoded"),
         (encoded(Image.fromarray(RGB[..., 0].astype(np.float32)), "TIFF"), "floating point"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no known image format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image has an unknown format"),
     ],
 )
 def test_what_is_no_image_is_one_sentence(data: bytes, what: str) -> None:
