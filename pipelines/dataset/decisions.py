@@ -164,7 +164,7 @@ def read_facts(
     return facts
 
 
-def lacking(decided: Iterable[Decided], criteria: Criteria, facts: Mapping[Key, Facts]) -> dict[str, list[str]]:
+def missing_scores(decided: Iterable[Decided], criteria: Criteria, facts: Mapping[Key, Facts]) -> dict[str, list[str]]:
     """Map each score (or "phash") that the criteria use and some samples lack to the ids of these samples.
 
     A score that only some samples of a shard lack could not be computed for them, as for a constant map: no filter

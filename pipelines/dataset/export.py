@@ -31,7 +31,7 @@ from pipelines.ledger.entries import sha256
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.versions import Version, VersionFile, require_latest
 from pipelines.stages.sinks.latents import ROW_COUNTS
-from pipelines.stages.sinks.parquet import IMAGE, POINT_COLUMNS
+from pipelines.stages.sinks.parquet import IMAGE, POINT_COLUMNS, image_bytes
 from pipelines.stages.sinks.ply import ply_bytes
 from pipelines.store.addresses import is_inside
 from pipelines.store.storage import Storage
@@ -135,8 +135,8 @@ def _members(storage: Storage, record: Record) -> Iterator[tuple[str, bytes]]:
     others: dict[str, Any] = {}
     for name, (kind, value) in record.items():
         if kind == IMAGE:
-            if value is not None and value["bytes"] is not None:
-                yield f"{name}.{_format(value['bytes'])}", value["bytes"]
+            if (image := image_bytes(value)) is not None:
+                yield f"{name}.{_format(image)}", image
             elif value is not None:
                 others[f"{name}_path"] = value["path"]
         elif pa.types.is_binary(kind):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from jointdit.errors import PermanentError, SpecError
 from pipelines.dataset import about
-from pipelines.dataset.decisions import Criteria, Decided, agree, by_scores, lacking, read_facts, settle
+from pipelines.dataset.decisions import Criteria, Decided, agree, by_scores, missing_scores, read_facts, settle
 from pipelines.dataset.publish import Decision, publish_decision
 from pipelines.ledger.counting import CountedSample
 from pipelines.ledger.entries import Commit
@@ -104,7 +104,7 @@ class _Refilter:
         criteria = Criteria.of(spec.quality)
         facts = read_facts(storage, commits, sorted({sample.entry.shard.id for sample in counted}), criteria)
         decided = by_scores(counted, criteria.filters, facts)
-        _refuse_lacking(storage, lacking(decided, criteria, facts))
+        _refuse_lacking(storage, missing_scores(decided, criteria, facts))
         earlier, held = _earlier(storage, criteria, decided)
         settled = settle(decided, criteria, facts, held, spec.task)
         self.before, self.moved = latest, _moved(verdicts(storage, latest), settled)

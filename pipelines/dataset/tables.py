@@ -110,14 +110,13 @@ class _ShardTables:
         self.committed = ids_by_outcome((sample.outcome, sample.id) for sample in commit.samples)
         self._tables: dict[Outcome, pa.Table] = {}
 
-    def files(self, wanted: IdsByOutcome) -> list[VersionFile]:
+    def files(self, ids_of: IdsByOutcome) -> list[VersionFile]:
         """Return the files that hold these samples, written where the commit has no such table."""
         files = []
         for outcome in OUTCOMES:
-            if ids := wanted.get(outcome):
-                stored, clouds = self.stored.get(outcome), ()
-                if stored is None or ids != self.committed.get(outcome):
-                    stored, clouds = self._write_table(outcome, ids)
+            if ids := ids_of.get(outcome):
+                is_whole = ids == self.committed.get(outcome)
+                stored, clouds = (self.stored[outcome], ()) if is_whole else self._write_table(outcome, ids)
                 files.append(
                     VersionFile(
                         stored.path, outcome, stored.rows, stored.bytes, stored.sha256, self.commit.shard, clouds
@@ -127,7 +126,8 @@ class _ShardTables:
 
     def _write_table(self, outcome: Outcome, ids: Sequence[str]) -> tuple[StoredObject, tuple[StoredObject, ...]]:
         """Write the table of some samples. Returns it with the point clouds that were written for it."""
-        rows, clouds = self._rows(outcome, ids), ()
+        rows = self._rows(outcome, ids)
+        clouds: tuple[StoredObject, ...] = ()
         if outcome == "kept" and self.points.as_files and CLOUD in rows.column_names:
             rows, clouds = self._with_clouds(rows)
         return self._write(FOLDERS[outcome], ".parquet", table_bytes(rows), len(ids), outcome, "table"), clouds

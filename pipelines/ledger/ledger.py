@@ -126,7 +126,7 @@ class Ledger:
 
     def append_plan(self, number: int, shards: Sequence[PlannedShard]) -> None:
         """Write a plan file. Raises AlreadyExists where another driver wrote that number with other shards."""
-        self.storage.create_bytes(f"_plan/{number:06d}.parquet", parquet_bytes(table_of(shards)))
+        self.storage.create_bytes(ledger_names.plan_file(number), parquet_bytes(table_of(shards)))
 
     def planned(self) -> list[PlannedShard]:
         """Return all planned shards in (plan, position) order. Raises StoreError where a plan file is damaged."""
@@ -143,7 +143,7 @@ class Ledger:
         return {number: self._tables[number] for number in sorted(self._tables)}
 
     def _read_plan(self, number: int) -> pa.Table:
-        name = f"_plan/{number:06d}.parquet"
+        name = ledger_names.plan_file(number)
         data = self.storage.read_bytes(name)
         try:
             return read_parquet(data, PLAN_SCHEMA)

@@ -50,6 +50,11 @@ def versions_in(storage: Storage) -> dict[int, set[str]]:
     return dict(sorted(parts.items()))
 
 
+def plan_file(number: int) -> str:
+    """Return the name of a plan file."""
+    return f"_plan/{number:06d}.parquet"
+
+
 def version_object(number: int, part: str) -> str:
     """Return the name of an object of a version, such as "version.json"."""
     return f"_versions/{number:06d}/{part}"

@@ -50,7 +50,7 @@ def find_duplicate_ids(files: Sequence[SourceFile], spec_input: InputSpec, limit
     duplicates: list[str] = []
     for file in files:
         try:
-            if not format_of(file).lacking(file, {"id": column})[0]:
+            if not format_of(file).missing_fields(file, {"id": column})[0]:
                 with_ids.append(file)
                 continue
         except (RowError, FileNotFoundError) as error:

@@ -71,9 +71,9 @@ class Caption(Filter):
         return None
 
     def reject_caption(self, caption: str) -> str | None:
-        found = f" {' '.join(_words(caption))} "
+        words = f" {' '.join(_words(caption))} "
         for banned in self.banned:
-            if f" {' '.join(_words(banned))} " in found:
+            if f" {' '.join(_words(banned))} " in words:
                 return f"the caption says {banned!r}, which is banned"
         return None
 

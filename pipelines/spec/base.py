@@ -25,7 +25,6 @@ def _multiple_of_16(value: int) -> int:
 Pixels = Annotated[
     int, Field(ge=MULTIPLE, le=LONGEST_SIDE), BeforeValidator(lambda v: _multiple_of_16(v) if type(v) is int else v)
 ]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 NEAREST, FARTHEST = 1e-6, 1e9  # metres: float32 points hold them, and their ratios
 Metres = Annotated[float, Field(ge=NEAREST, le=FARTHEST)]
 Ratio = Annotated[float, Field(ge=1e-6, le=1e6)]

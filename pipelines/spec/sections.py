@@ -10,7 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from jointdit.loading.quantization import Backend, Component, Quantization
 from pipelines.quality import MODEL_FILTERS, SCORES, KeepBest
-from pipelines.spec.base import FLOAT32_MAX, Fraction, Metres, Name, Pixels, Ratio, Section, Text
+from pipelines.quality.filter import Fraction
+from pipelines.spec.base import FLOAT32_MAX, Metres, Name, Pixels, Ratio, Section, Text
 from pipelines.spec.running import BudgetSpec, NotifySpec, PriceSpec, ResourcesSpec, RetriesSpec
 from pipelines.spec.weights_address import parse_address, spelled
 from pipelines.store.addresses import normalise

@@ -16,6 +16,7 @@ SHORTEST = 8  # characters; shorter values would mask ordinary words
 LONG_WORD = re.compile(r"(\S{300})\S+")
 LONGEST_SENTENCE = 1000  # characters
 LONGEST_REASON = 200  # characters
+LONGEST_VALUE = 200  # characters; long, because a truncated path identifies nothing
 SECRET_NAME = re.compile(
     r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|KEY|KEY_ID|CONNECTION_STRING|WEBHOOK|WEBHOOK_URL)$", re.IGNORECASE
 )
@@ -66,6 +67,17 @@ def printable(text: str) -> str:
 def reason_of(error: BaseException, longest: int = LONGEST_REASON) -> str:
     """Return the message of an exception on one line and truncated, or its type where it has no message."""
     return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+def shortened(text: str) -> str:
+    """Return a value for a message, with control characters escaped and truncated."""
+    text = printable(text)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def quoted(value: object) -> str:
+    """Return any value for a message, quoted as in Python, on one line and truncated."""
+    return shortened(" ".join(repr(value).split()))
 
 
 def shown_message(text: str) -> str:

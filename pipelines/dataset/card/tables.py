@@ -23,7 +23,7 @@ from jointdit.geometry.depth import Intrinsics, decode_depth_png, metric_depth
 from pipelines.ledger.entries import Outcome
 from pipelines.ledger.versions import Version
 from pipelines.stages.readers.images import decode_image
-from pipelines.stages.sinks.parquet import data_schema
+from pipelines.stages.sinks.parquet import data_schema, image_bytes
 from pipelines.store.connections import PARALLEL_REQUESTS
 from pipelines.store.storage import Storage
 
@@ -171,11 +171,11 @@ def _rows(storage: Storage, path: str, count: int, columns: Sequence[str]) -> It
 def _row(record: Mapping[str, Any]) -> SampleRow:
     disparity = decode_depth_png(record["depth"]["bytes"])
     has_holes = json.loads(record["params"] or "{}").get("valid_fraction", 1.0) < 1
-    image = record.get("rgb")
+    image = image_bytes(record.get("rgb"))
     return SampleRow(
         id=record.get("id", ""),
         prompt=record.get("prompt"),
-        rgb=decode_image(image["bytes"])[0] if image and image["bytes"] is not None else None,
+        rgb=decode_image(image)[0] if image is not None else None,
         disparity=disparity,
         valid=disparity > 0 if has_holes else None,
         intrinsics=Intrinsics(*(record[name] for name in Intrinsics._fields)),

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.dataset.gallery.selection import shares, spread
 from pipelines.ledger.entries import OUTCOMES, Outcome
 from pipelines.ledger.versions import Version
+from pipelines.stages.sinks.parquet import image_bytes
 from pipelines.store.storage import Storage
 
 BATCH_ROWS = 16
@@ -88,8 +89,8 @@ def _row(record: Mapping[str, Any], outcome: Outcome) -> GalleryRow:
         reasons=(*(record.get("reasons") or ()), *((error,) if error else ())),
         scores=record.get("quality") or {},
         facts={name: _as_text(value) for name, value in facts.items() if value is not None},
-        rgb=(record.get("rgb") or {}).get("bytes"),
-        depth=(record.get("depth") or {}).get("bytes"),
+        rgb=image_bytes(record.get("rgb")),
+        depth=image_bytes(record.get("depth")),
         has_holes=float(parameters.get("valid_fraction", 1.0)) < 1.0,
         camera=[] if None in camera else [float(str(value)) for value in camera],
         pointcloud=record.get("pointcloud") or "",

@@ -19,7 +19,7 @@ from pipelines.ledger.entries import StoredObject, sha256
 from pipelines.spec.job import JobSpec
 from pipelines.stages.read import sample_seed
 from pipelines.stages.sinks.latents import ARRAYS
-from pipelines.stages.sinks.parquet import DEPTH_KIND, POINT_COLUMNS, data_schema
+from pipelines.stages.sinks.parquet import DEPTH_KIND, POINT_COLUMNS, data_schema, image_bytes
 from pipelines.stages.sinks.ply import read_ply
 from pipelines.store.parquet import read_parquet
 from pipelines.store.safe_text import reason_of
@@ -73,7 +73,7 @@ def _check_table(spec: JobSpec, stored: StoredObject, data: bytes, pointclouds: 
     for batch in table.to_batches(max_chunksize=64):  # images of a few rows at a time
         for row in batch.to_pylist():
             checked.problems += _check_row(spec, stored, row, pointclouds)
-            checked.images += sum(_has_image(row, column) for column in ("rgb", "depth"))
+            checked.images += sum(image_bytes(row.get(column)) is not None for column in ("rgb", "depth"))
     return checked
 
 
@@ -101,7 +101,7 @@ def _check_row(
     if stored.outcome == "rejected" and not row["reasons"]:
         yield f"{name} is rejected without a reason."
     for column in ("rgb", "depth"):
-        if _has_image(row, column):
+        if image_bytes(row.get(column)) is not None:
             yield from _check_image(stored.path, row, column)
         elif column == "depth" or spec.task not in MAY_REFER:
             yield f"{stored.path}: {column} of sample {row['id']} is missing."
@@ -109,10 +109,6 @@ def _check_row(
         yield f"{name} names {row['pointcloud']}, which no commit and no version names."
     if row.get("points") is not None and len(row["points"]) != len(row["colors"] or ()):
         yield f"{name} has {len(row['points'])} points and {len(row['colors'] or ())} colours."
-
-
-def _has_image(row: Mapping[str, Any], column: str) -> bool:
-    return row.get(column) is not None and row[column]["bytes"] is not None
 
 
 def _check_image(path: str, row: Mapping[str, Any], column: str) -> Iterator[str]:

@@ -26,7 +26,7 @@ from pipelines.dataset.validation.recount import recount
 from pipelines.ledger.counting import CountedSample
 from pipelines.ledger.entries import OBJECT_FOLDERS, OUTCOMES, Commit, Job, PlannedShard, StoredObject, sha256
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.names import version_object
+from pipelines.ledger.names import plan_file, version_object
 from pipelines.ledger.versions import Version, read_outcomes, read_version, version_numbers
 from pipelines.model.fingerprint import digest
 from pipelines.plan.shards import id_of
@@ -96,31 +96,31 @@ def check_plan(job: Job, planned: Sequence[PlannedShard]) -> Iterator[str]:
     """Check that shards match their ids, plan files have no gap, and each row of an input version is planned once."""
     numbers = sorted({entry.plan for entry in planned})
     for number in sorted(set(range(1, numbers[-1] + 1 if numbers else 1)) - set(numbers)):
-        yield f"_plan/{number:06d}.parquet is missing."
+        yield f"{plan_file(number)} is missing."
     fingerprint, per_row = digest(job.fingerprint), int(job.resolved["input"]["samples_per_row"])
     spans: dict[tuple[str, int], list[tuple[int, int]]] = {}  # (uri, plan) -> rows
     versions: dict[str, list[tuple[str, int]]] = {}  # uri -> its input versions as they were planned
     for entry in planned:
         if entry.shard.id != id_of(entry, fingerprint, per_row):
-            yield f"_plan/{entry.plan:06d}.parquet: shard {entry.shard.id} is not what its id says."
+            yield f"{plan_file(entry.plan)}: shard {entry.shard.id} is not what its id says."
         for span in entry.shard.spans:
             if entry.is_first:
                 spans.setdefault((span.uri, entry.plan), []).append((span.start, span.stop))
                 if (span.etag, entry.plan) not in (history := versions.setdefault(span.uri, [])):
                     history.append((span.etag, entry.plan))
             elif span.uri not in versions:
-                yield f"_plan/{entry.plan:06d}.parquet: shard {entry.shard.id} is of {span.uri}, which was not planned."
+                yield f"{plan_file(entry.plan)}: shard {entry.shard.id} is of {span.uri}, which was not planned."
     for (uri, number), ranges in spans.items():
         at = 0
         for start, stop in sorted(ranges):
             if start != at:
                 fault = "are in no shard" if start > at else "are in two shards"
-                yield f"_plan/{number:06d}.parquet: rows {min(at, start)} to {max(at, start)} of {uri} {fault}."
+                yield f"{plan_file(number)}: rows {min(at, start)} to {max(at, start)} of {uri} {fault}."
             at = max(at, stop)
     for uri, history in versions.items():
         for (etag, number), (later, again) in itertools.pairwise(history):
             if etag == later and again == number + 1:  # with a plan in between, it is a file that was restored
-                yield f"{uri} is planned twice, in _plan/{number:06d}.parquet and _plan/{again:06d}.parquet."
+                yield f"{uri} is planned twice, in {plan_file(number)} and {plan_file(again)}."
 
 
 def _read_commits(ledger: Ledger, planned: Iterable[PlannedShard]) -> tuple[dict[str, Commit], list[str]]:

@@ -32,8 +32,8 @@ may read only their folder. Sizes are limited before anything is decompressed: 1
 16 MiB per line (text_lines.py), 80 million pixels or numbers (images.py), 1,000 characters per id and 100,000 per
 prompt (rows.py).
 
-To add a format: write a module with `count`, `lacking` and `rows` (the protocol `Format` in rows.py), add its suffix to
-FORMATS here and to listing.py, and add it to the table-driven tests.
+To add a format: write a module with `count`, `missing_fields` and `rows` (the protocol `Format` in rows.py), add its
+suffix to FORMATS here and to listing.py, and add it to the table-driven tests.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from pipelines.records import BadRow, Row, SourceFile, Span
 from pipelines.stages.readers import csv_records, json_lines, parquet_rows, single_files, text_lines, webdataset
 from pipelines.stages.readers.listing import list_files, suffix_of
 from pipelines.stages.readers.opening import check_unchanged
-from pipelines.stages.readers.row_addresses import check_reachable, shortened
-from pipelines.stages.readers.rows import Format, build_row, default_id, wanted_columns
-from pipelines.store.safe_text import mask_secrets, printable
+from pipelines.stages.readers.row_addresses import check_reachable
+from pipelines.stages.readers.rows import Format, build_row, columns_of, default_id
+from pipelines.store.safe_text import mask_secrets, printable, shortened
 
 if TYPE_CHECKING:
     from pipelines.spec.job import InputSpec
@@ -87,22 +87,22 @@ def check_columns(files: Sequence[SourceFile], spec_input: InputSpec, task: str)
 
     The id column is required only if the spec names it, and the prompt column only without `input.prompt`.
     """
-    wanted = wanted_columns(spec_input, task)
+    fields = columns_of(spec_input, task)
     if "id" not in spec_input.columns.model_fields_set:
-        del wanted["id"]
+        del fields["id"]
     if spec_input.prompt is not None:
-        wanted.pop("prompt", None)
+        fields.pop("prompt", None)
     for file in files:
         try:
-            lacking, names = format_of(file).lacking(file, wanted)
+            missing, names = format_of(file).missing_fields(file, fields)
         except (RowError, FileNotFoundError) as error:
             raise as_input_error(error, file) from error
-        if lacking:
+        if missing:
             shown = ", ".join(shortened(name) for name in names[:SHOWN_COLUMNS])
             more = f" and {len(names) - SHOWN_COLUMNS} more" if len(names) > SHOWN_COLUMNS else ""
             has = f"it has {shown}{more}" if names else "files of this kind have no columns"
             raise InputError(
-                f"{printable(file.uri)} has no column {wanted[lacking[0]]!r} for input.columns.{lacking[0]}: {has}; "
+                f"{printable(file.uri)} has no column {fields[missing[0]]!r} for input.columns.{missing[0]}: {has}; "
                 "correct input.columns."
             )
 
@@ -114,7 +114,7 @@ def read_rows(
     position, reason = start, "row is not in the file any more."
     try:
         check_unchanged(file.uri, file.etag)
-        for raw in format_of(file).rows(file, start, stop, wanted_columns(spec_input, task)):
+        for raw in format_of(file).rows(file, start, stop, columns_of(spec_input, task)):
             assert raw.position == position, f"{file.uri} gave row {raw.position} where {position} was due"
             position += 1
             yield build_row(raw, file, spec_input, task)

@@ -123,21 +123,21 @@ def count(file: SourceFile | Span) -> int:
     return index.rows
 
 
-def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Return fields that the header does not name. Raises RowError where it names a column twice."""
     header, _, _ = _index(file.uri, file.etag)
-    check_unique(file, header, wanted)
-    return [name for name, column in wanted.items() if column not in header], list(header)
+    check_unique(file, header, fields)
+    return [name for name, column in fields.items() if column not in header], list(header)
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
     """Yield records by number. A record with too few or too many values is bad, as its values may be misplaced."""
     header, index, unclosed = _index(file.uri, file.etag)
-    check_unique(file, header, wanted)
+    check_unique(file, header, fields)
     if start >= min(stop, index.rows):
         return
     block = start // INDEX_EVERY
-    columns = {name: header.index(column) for name, column in wanted.items() if column in header}
+    columns = {name: header.index(column) for name, column in fields.items() if column in header}
     try:
         with open_text(file.uri) as stream:
             for number, record in enumerate(_records(_Lines(stream, index.offsets[block])), block * INDEX_EVERY):

@@ -9,9 +9,9 @@ from typing import Any
 
 from jointdit.errors import RowError
 from pipelines.records import SourceFile, Span
-from pipelines.stages.readers.row_addresses import quoted
 from pipelines.stages.readers.rows import RawRow
 from pipelines.stages.readers.text_lines import index_lines, read_lines
+from pipelines.store.safe_text import quoted
 
 LOOKED_AT = 100  # rows whose keys count as the columns of the file, because JSON lines have no header
 
@@ -38,22 +38,22 @@ def count(file: SourceFile | Span) -> int:
     return index_lines(file.uri, file.etag).rows
 
 
-def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Return fields that none of the first rows has; none where no row can be read."""
     names: dict[str, None] = {}
     for _, line in read_lines(file, 0, LOOKED_AT):
         record = _parse(line)
         if isinstance(record, dict):
             names.update(dict.fromkeys(record))
-    return [name for name, column in wanted.items() if names and column not in names], list(names)
+    return [name for name, column in fields.items() if names and column not in names], list(names)
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
     """Yield the object of each line. A missing key is a missing value."""
     for number, line in read_lines(file, start, stop):
         record = _parse(line)
         if isinstance(record, dict):
-            yield RawRow(number, {name: record[column] for name, column in wanted.items() if column in record})
+            yield RawRow(number, {name: record[column] for name, column in fields.items() if column in record})
         else:
             yield RawRow(number, error=record)
 

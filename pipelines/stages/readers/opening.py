@@ -19,14 +19,13 @@ from botocore.exceptions import ClientError
 
 from jointdit.errors import RowError, StoreError
 from pipelines.store.explain import explained, store_code, store_exceptions
-from pipelines.store.safe_text import reason_of
+from pipelines.store.safe_text import reason_of, shortened
 from pipelines.store.storage import etag_of, for_input
 
 BUFFER_BYTES = 1 << 20
 MAX_FILE_BYTES = 1 << 30  # of one encoded image, map or archive member; MAX_PIXELS of float64 are 0.64e9 bytes
 AGAIN = (408, 409, 425, 429)  # HTTP statuses below 500 that are worth a retry
 OF_THE_PATH = (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)
-SHOWN_CHARACTERS = 200
 
 
 class _StoreFile(io.RawIOBase):
@@ -137,8 +136,7 @@ def path_faults(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in OF_THE_PATH:
             raise
-        shown = path if len(path) <= SHOWN_CHARACTERS else f"{path[:SHOWN_CHARACTERS]}..."
-        raise RowError(f"{shown} cannot be opened ({os.strerror(error.errno).lower()}).") from None
+        raise RowError(f"{shortened(path)} cannot be opened ({os.strerror(error.errno).lower()}).") from None
 
 
 def open_regular(path: str) -> io.FileIO:

@@ -32,18 +32,18 @@ def count(file: SourceFile | Span) -> int:
         return int(parquet.metadata.num_rows)
 
 
-def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Return fields that the schema lacks."""
     with _opened(file.uri) as (_, names):
-        check_unique(file, names, wanted)
-    return [name for name, column in wanted.items() if column not in names], names
+        check_unique(file, names, fields)
+    return [name for name, column in fields.items() if column not in names], names
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
     """Yield rows by number from the row groups that hold them."""
     with _opened(file.uri) as (parquet, names):
-        check_unique(file, names, wanted)
-        columns = {name: column for name, column in wanted.items() if column in names}
+        check_unique(file, names, fields)
+        columns = {name: column for name, column in fields.items() if column in names}
         first = 0
         for group in range(parquet.num_row_groups):
             end = first + parquet.metadata.row_group(group).num_rows

@@ -16,10 +16,8 @@ from jointdit.errors import RowError, StoreError
 from pipelines.stages.readers.opening import fetch
 from pipelines.store.addresses import normalise
 from pipelines.store.explain import explained
-from pipelines.store.safe_text import printable
+from pipelines.store.safe_text import printable, quoted, shortened
 from pipelines.store.storage import for_input
-
-SHOWN_CHARACTERS = 200  # a truncated path identifies nothing, so this is long
 
 
 def stored_value(value: Any, name: str, manifest: str) -> bytes | list[Any]:
@@ -100,14 +98,3 @@ def _absolute(path: str, name: str, scheme: str) -> str:
     if not scheme and not path.partition("://")[2].startswith(("/", "~")):  # a host, or a path relative to nothing
         raise RowError(f"{name} is {quoted(path)}: after file:// give an absolute path, as in file:///data/a.png.")
     return uri
-
-
-def quoted(value: Any) -> str:
-    """Return a value for a message, on one line and truncated."""
-    return shortened(" ".join(repr(value).split()))
-
-
-def shortened(text: str) -> str:
-    """Return a text for a message, with control characters escaped and truncated."""
-    text = printable(text)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."

@@ -18,8 +18,8 @@ from jointdit.errors import RowError
 from pipelines.records import BadRow, Row, SourceFile, Span
 from pipelines.stages.readers.depth_maps import decode_depth
 from pipelines.stages.readers.images import decode_image
-from pipelines.stages.readers.row_addresses import quoted, stored_value
-from pipelines.store.safe_text import mask_secrets, printable
+from pipelines.stages.readers.row_addresses import stored_value
+from pipelines.store.safe_text import mask_secrets, printable, quoted
 
 if TYPE_CHECKING:
     from pipelines.spec.job import InputSpec
@@ -48,19 +48,19 @@ class RawRow:
 
 
 class Format(Protocol):
-    """A file format. `wanted` maps fields to their names in the file."""
+    """A file format. `fields` maps the fields that are read to their names in the file."""
 
     def count(self, file: SourceFile | Span) -> int:
         """Return the number of rows. Raises RowError where the file as a whole is damaged."""
 
-    def lacking(self, file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    def missing_fields(self, file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
         """Return (fields that the file lacks, names that it has)."""
 
-    def rows(self, file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+    def rows(self, file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
         """Yield one RawRow for each of the rows [start, stop), in order."""
 
 
-def wanted_columns(spec_input: InputSpec, task: str) -> dict[str, str]:
+def columns_of(spec_input: InputSpec, task: str) -> dict[str, str]:
     """Return the fields that a task reads, with the names that the spec gives them."""
     return {name: getattr(spec_input.columns, name) for name in ("id", *NEEDED[task])}
 
@@ -70,9 +70,9 @@ def default_id(file: SourceFile | Span, position: int) -> str:
     return f"{file.relative_path}:{position}"
 
 
-def check_unique(file: SourceFile | Span, names: Sequence[str], wanted: Mapping[str, str]) -> None:
+def check_unique(file: SourceFile | Span, names: Sequence[str], fields: Mapping[str, str]) -> None:
     """Raise RowError where a file has two columns of a wanted name."""
-    for column in wanted.values():
+    for column in fields.values():
         if names.count(column) > 1:
             raise RowError(f"{file.uri} has {names.count(column)} columns named {column!r}.")
 

@@ -108,12 +108,12 @@ def count(file: SourceFile | Span) -> int:
     return index_lines(file.uri, file.etag).rows
 
 
-def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """A line is a prompt and has no other field."""
-    return [name for name in wanted if name != "prompt"], []
+    return [name for name in fields if name != "prompt"], []
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
     """Yield each line as a prompt."""
     for number, line in read_lines(file, start, stop):
         if isinstance(line, RowError):

@@ -94,10 +94,10 @@ def count(file: SourceFile | Span) -> int:
     return len(_index(file.uri, file.etag))
 
 
-def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Return fields that none of the first rows has; none where no row can be read."""
     names: dict[str, None] = {}
-    missing = list(wanted)
+    missing = list(fields)
     with open_input(file.uri, random_access=True) as stream:
         for key, members in _index(file.uri, file.etag)[:LOOKED_AT]:
             try:
@@ -105,26 +105,26 @@ def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[st
             except RowError:
                 continue
             names.update(dict.fromkeys([*members, *about]))
-            missing = [name for name in missing if _find(name, wanted[name], key, members, about) is None]
+            missing = [name for name in missing if _find(name, fields[name], key, members, about) is None]
             if not missing:
                 break
     return missing if names else [], list(names)
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
+def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
     """Yield rows by number."""
     with open_input(file.uri, random_access=True) as stream:
         for position, (key, members) in enumerate(_index(file.uri, file.etag)[start:stop], start):
             try:
-                yield RawRow(position, _values(stream, key, members, wanted))
+                yield RawRow(position, _values(stream, key, members, fields))
             except RowError as error:
                 yield RawRow(position, error=str(error))
 
 
-def _values(stream: BinaryIO, key: str, members: Members, wanted: Mapping[str, str]) -> dict[str, Any]:
+def _values(stream: BinaryIO, key: str, members: Members, fields: Mapping[str, str]) -> dict[str, Any]:
     about = _about(stream, members)
     values = {}
-    for name, column in wanted.items():
+    for name, column in fields.items():
         value = _find(name, column, key, members, about)
         if isinstance(value, tuple):
             value = _read(stream, value)

@@ -180,6 +180,11 @@ def encode_image(rgb: NDArray[np.uint8], image_format: str) -> bytes:
     return buffer.getvalue()
 
 
+def image_bytes(value: Mapping[str, Any] | None) -> bytes | None:
+    """Return the encoded image of an Image struct, or None where there is none or only its address is stored."""
+    return None if value is None else value["bytes"]
+
+
 def _data_row(result: SampleResult, spec: JobSpec, pointcloud: str | None) -> dict[str, Any]:
     assert result.rgb is not None
     assert result.disparity is not None

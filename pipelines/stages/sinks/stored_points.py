@@ -14,6 +14,7 @@ from jointdit.errors import RowError
 from jointdit.geometry.depth import Intrinsics, decode_depth_png
 from pipelines.stages.readers.images import decode_image
 from pipelines.stages.sinks.geometry import Geometry, cloud_from
+from pipelines.stages.sinks.parquet import image_bytes
 from pipelines.stages.sinks.ply import describe, ply_bytes
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def stored_points(row: Mapping[str, Any], points: PointsSpec) -> tuple[int, byte
 
     Returns None where its image is not stored (`output.rgb: reference`), or where no cloud can be made.
     """
-    if row["rgb"] is None or row["rgb"]["bytes"] is None:
+    image = image_bytes(row["rgb"])
+    if image is None:
         return None
     made_with = json.loads(row["params"])
     geometry = Geometry(
@@ -39,7 +41,7 @@ def stored_points(row: Mapping[str, Any], points: PointsSpec) -> tuple[int, byte
         range_source=made_with["range_source"],
     )
     try:
-        rgb, _ = decode_image(row["rgb"]["bytes"])
+        rgb, _ = decode_image(image)
         disparity = decode_depth_png(row["depth"]["bytes"])
         valid = None if made_with["valid_fraction"] == 1.0 else disparity > 0.0
         cloud = cloud_from(rgb, disparity, valid, geometry, points)
