@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
@@ -81,11 +82,7 @@ def publish(storage: Storage, ledger: Ledger, spec: JobSpec) -> tuple[Version, b
     Raises:
         Unfinished: a shard that counts has no commit.
     """
-
-    def decide(latest: Version | None, counted: Sequence[CountedSample], commits: Mapping[str, Commit]) -> Decision:
-        return decide_run(storage, spec, latest, counted, commits)
-
-    return publish_decision(storage, ledger, decide)
+    return publish_decision(storage, ledger, partial(decide_run, storage, spec))
 
 
 def decide_run(

@@ -86,11 +86,14 @@ class Ledger:
 
     def check_job(self, fingerprint: Fingerprint) -> bool:
         """Return whether the output already holds this job. Raises SpecError where it holds a different one."""
-        with explained(self.storage.uri, at_start=True):
-            exists = self.storage.exists("_job.json")
+        exists = self._has_job()
         if exists:
             check_same(self.read_job().fingerprint, fingerprint, self.storage.uri)
         return exists
+
+    def _has_job(self) -> bool:
+        with explained(self.storage.uri, at_start=True):
+            return self.storage.exists("_job.json")
 
     def read_job(self) -> Job:
         """Return the job of this output. Raises StoreError where there is none."""
@@ -110,15 +113,11 @@ class Ledger:
 
     def is_single_writer(self) -> bool:
         """Return whether the job of this output was started with `--single-writer`. False where there is no job."""
-        with explained(self.storage.uri, at_start=True):
-            exists = self.storage.exists("_job.json")
-        return exists and self.read_job().single_writer
+        return self._has_job() and self.read_job().single_writer
 
     def recorded_sources(self) -> dict[str, dict[str, Any]]:
         """Return where the weights of this output's job came from. Empty where there is no job."""
-        with explained(self.storage.uri, at_start=True):
-            exists = self.storage.exists("_job.json")
-        return self.read_job().sources if exists else {}
+        return self.read_job().sources if self._has_job() else {}
 
     def plan_numbers(self) -> list[int]:
         """Return the numbers of the plan files, in order."""

@@ -8,9 +8,9 @@ from pipelines.ledger.counting import Counting
 from pipelines.ledger.entries import PlannedShard, SampleOutcome
 from pipelines.ledger.ledger import Ledger
 from pipelines.model.fingerprint import Fingerprint, digest
-from pipelines.plan.shards import append, cut_rows, next_number, row_of, with_id
+from pipelines.plan.shards import append, next_number, row_of, shards_of_rows
 from pipelines.quality import rejects_input
-from pipelines.records import Shard, Span
+from pipelines.records import Span
 from pipelines.spec.job import JobSpec
 
 
@@ -47,13 +47,8 @@ def plan_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -
         indices = range(first + have[row.uri, row.etag, row.start, round_], first + count)
         if indices:
             rows.setdefault((round_, tuple(indices)), []).append(row)
-    shards: list[PlannedShard] = []
-    for (round_, indices_), spans in sorted(rows.items(), key=lambda item: item[0]):
-        for part in cut_rows(spans, spec.output.shard_rows):
-            shard = Shard("", part, round_)
-            entry = PlannedShard(shard, len(indices_), number, len(shards), indices_)
-            shards.append(with_id(entry, digest(fingerprint), per_row))
-    return shards
+    groups = dict(sorted(rows.items(), key=lambda item: item[0]))
+    return shards_of_rows(groups, number, spec.output.shard_rows, digest(fingerprint), per_row)
 
 
 def is_worth_a_seed(sample: SampleOutcome, task: str) -> bool:

@@ -23,8 +23,8 @@ from pipelines.ledger.entries import Job, Outcome, PlannedShard
 from pipelines.ledger.ledger import Ledger, open_output
 from pipelines.ledger.versions import is_over_the_set, read_latest, verdicts
 from pipelines.model.fingerprint import digest
-from pipelines.plan.shards import append, cut_rows, next_number, row_of, with_id
-from pipelines.records import Shard, Span
+from pipelines.plan.shards import append, next_number, row_of, shards_of_rows
+from pipelines.records import Span
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,6 @@ def _shards(
     groups: dict[tuple[int, tuple[int, ...]], list[Span]] = {}
     for (row, round_), indices in rows.items():
         groups.setdefault((round_, tuple(sorted(indices))), []).append(row)
-    number, retry = next_number(planned), 1 + max((entry.retry for entry in planned), default=0)
-    per_row = int(job.resolved["input"]["samples_per_row"])
-    shards: list[PlannedShard] = []
-    for (round_, indices_), spans in groups.items():
-        for part in cut_rows(spans, int(job.resolved["output"]["shard_rows"])):
-            entry = PlannedShard(Shard("", part, round_), len(indices_), number, len(shards), indices_, retry)
-            shards.append(with_id(entry, digest(job.fingerprint), per_row))
-    return shards
+    retry = 1 + max((entry.retry for entry in planned), default=0)
+    per_row, shard_rows = int(job.resolved["input"]["samples_per_row"]), int(job.resolved["output"]["shard_rows"])
+    return shards_of_rows(groups, next_number(planned), shard_rows, digest(job.fingerprint), per_row, retry)

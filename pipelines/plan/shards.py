@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from jointdit.errors import InputError
@@ -81,11 +81,6 @@ def append(ledger: Ledger, propose_more: Callable[[], Sequence[PlannedShard]]) -
     raise InputError(f"other drivers keep extending the plan of {ledger.storage.uri}: run again when they are done.")
 
 
-def with_id(entry: PlannedShard, fingerprint_digest: str, samples_per_row: int) -> PlannedShard:
-    """Return the entry with the id that it must have. `samples_per_row` is the job's."""
-    return replace(entry, shard=replace(entry.shard, id=id_of(entry, fingerprint_digest, samples_per_row)))
-
-
 def row_of(counted: CountedSample) -> Span:
     """Return the one row that a sample comes from."""
     return replace(counted.span, start=counted.sample.position, stop=counted.sample.position + 1)
@@ -95,3 +90,26 @@ def cut_rows(rows: Sequence[Span], shard_rows: int) -> Iterator[tuple[Span, ...]
     """Split single rows, in order, into parts of at most `shard_rows`."""
     for start in range(0, len(rows), shard_rows):
         yield tuple(rows[start : start + shard_rows])
+
+
+def shards_of_rows(
+    groups: Mapping[tuple[int, tuple[int, ...]], Sequence[Span]],
+    number: int,
+    shard_rows: int,
+    fingerprint_digest: str,
+    samples_per_row: int,
+    retry: int = 0,
+) -> list[PlannedShard]:
+    """Cut single rows into shards of plan file `number`, with at most `shard_rows` rows each.
+
+    Args:
+        groups: (round, sample indices) -> rows that need these samples. Rows of one group share shards.
+        samples_per_row: the job's.
+    """
+    shards: list[PlannedShard] = []
+    for (round_, indices), rows in groups.items():
+        for part in cut_rows(rows, shard_rows):
+            entry = PlannedShard(Shard("", part, round_), len(indices), number, len(shards), indices, retry)
+            identifier = id_of(entry, fingerprint_digest, samples_per_row)
+            shards.append(replace(entry, shard=replace(entry.shard, id=identifier)))
+    return shards
