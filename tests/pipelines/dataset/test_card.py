@@ -1,4 +1,4 @@
-"""The card as Hugging Face, mlcroissant and people read it, of the version's own files alone."""
+"""The dataset card as Hugging Face, mlcroissant and people read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves the engine, as its readers see it: load_dataset with only a path, and the webdataset package."""
+"""Exports as their readers see them: load_dataset with only a path, and the webdataset package."""
 
 from __future__ import annotations
 

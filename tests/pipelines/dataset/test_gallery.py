@@ -1,4 +1,4 @@
-"""The files of a gallery: which rows, from which tables, what is in them, and what goes when a version is newer."""
+"""The files of a gallery: which rows they show, what they contain, and which are deleted later."""
 
 from __future__ import annotations
 

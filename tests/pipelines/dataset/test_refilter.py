@@ -1,4 +1,4 @@
-"""refilter: other criteria from stored scores; the same criteria give the same version back."""
+"""Refilter: other criteria from stored scores; the same criteria restore the same version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lease tells others that a driver is at work. What happens without it is in tests/integration."""
+"""Leases show that a driver is running. tests/integration covers runs without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What file managers, editors and file systems leave in a ledger: never read, never in the way, always mentioned."""
+"""Foreign files in the ledger's folders are never read, never harmful, and always reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left to make, with and without the roll-up of commits: a cache that may be missing, behind, or wrong."""
+"""What is left to make, with a roll-up of commits that may be missing, outdated or damaged."""
 
 from __future__ import annotations
 

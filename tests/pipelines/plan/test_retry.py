@@ -1,4 +1,4 @@
-"""Samples planned again: each ends exactly once in each version, with the id and the seed it had."""
+"""Retried samples end exactly once in each version, with their id and seed."""
 
 from __future__ import annotations
 

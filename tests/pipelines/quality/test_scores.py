@@ -1,4 +1,4 @@
-"""Scores that cost a model: measured where the spec asks, by the worker, without touching the sample."""
+"""Scores that cost a model: measured on request, by the worker, without changing the sample."""
 
 from __future__ import annotations
 

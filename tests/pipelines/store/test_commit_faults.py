@@ -1,4 +1,4 @@
-"""The answer to a commit is lost, or is not what it seems: on a real S3 server, behind the fault proxy."""
+"""Lost and misleading answers to a commit, on a real S3 server behind the fault proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The driver waits for a store that is busy: on a real S3 server, behind the fault proxy."""
+"""The driver waits for a busy store, on a real S3 server behind the fault proxy."""
 
 from __future__ import annotations
 

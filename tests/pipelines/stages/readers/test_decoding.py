@@ -1,4 +1,4 @@
-"""Images and depth maps of every awkward kind: decoded as a viewer shows them, or one sentence."""
+"""Images and depth maps of many kinds: decoded as a viewer shows them, or a clear error."""
 
 from __future__ import annotations
 

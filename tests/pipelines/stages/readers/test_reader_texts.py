@@ -1,4 +1,4 @@
-"""Text is read as it was meant, or it is refused: encodings, quotes, keys and headers that would give other text."""
+"""Ambiguous encodings, quotes, keys and headers are read as intended or refused."""
 
 from __future__ import annotations
 
