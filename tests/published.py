@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.ledger.entries import OUTCOMES, Outcome, sha256
+from pipelines.ledger.entries import FOLDERS, OUTCOMES, Outcome, sha256
 from pipelines.ledger.versions import Version, VersionFile
 from pipelines.quality import SCORES
 from pipelines.records import Row, Sample, SampleResult
@@ -16,7 +16,6 @@ from pipelines.stages.sinks.parquet import encode_samples, table_bytes
 from pipelines.store.storage import Storage
 
 FIRST, SECOND = list(SCORES)[:2]  # the scores that are set here; the others are null
-FOLDERS: dict[Outcome, str] = {"kept": "data", "rejected": "rejected", "quarantined": "quarantine"}
 
 
 def job(**output: Any) -> JobSpec:

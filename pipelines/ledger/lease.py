@@ -4,10 +4,10 @@ Correctness rests on create-only commits; a lease only avoids duplicate work.
 
     _leases/<token>.json      one per driver: token, counter, host, process, start; rewritten every BEAT_SECONDS
 
-Each driver rewrites its own object and deletes it at its end. A driver that is
-killed leaves its lease behind. Another driver decides by watching whether a lease is live: its counter moves, or it has
-not moved for STALE_SECONDS of the watcher's own monotonic clock. Clocks of two machines are never compared. Without any
-lease the answer is immediate. A heartbeat that cannot be written is logged and never stops a run.
+Each driver rewrites its own object and deletes it at its end. A driver that is killed leaves its lease behind. Another
+driver decides by watching whether a lease is live: its counter moves, or it has not moved for STALE_SECONDS of the
+watcher's own monotonic clock. Clocks of two machines are never compared. Without any lease the answer is immediate. A
+heartbeat that cannot be written is logged and never stops a run.
 """
 
 from __future__ import annotations
