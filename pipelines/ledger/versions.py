@@ -64,10 +64,13 @@ class Version:
         """Return the paths of the tables of one outcome, in the order of the plan."""
         return [file.path for file in self.files if file.outcome == outcome]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields ready for JSON."""
+        return {**asdict(self), "spec": self.spec.as_given()}
+
     def to_bytes(self) -> bytes:
         """Return the content of version.json. A new token makes it differ from that of any other publisher."""
-        fields = {**asdict(self), "spec": self.spec.as_given()}
-        return json_bytes({**fields, "token": new_token(), "format": VERSION_FORMATS[-1]})
+        return json_bytes({**self.to_json(), "token": new_token(), "format": VERSION_FORMATS[-1]})
 
 
 @dataclass(frozen=True)
