@@ -187,7 +187,8 @@ def refilter(
 
     found = decide_anew(uri, overrides or (), spec)
     if as_json:
-        show_json({**asdict(found), "is_new": found.is_new})
+        records = {"before": found.before.to_json(), "version": found.version.to_json()}
+        show_json({**asdict(found), **records, "is_new": found.is_new})
     else:
         show_refilter(found)
 
@@ -218,7 +219,7 @@ def versions(uri: DatasetUri, as_json: AsJson = False) -> None:
 
     found = list_versions(uri)
     if as_json:
-        show_json([asdict(version) for version in found])
+        show_json([version.to_json() for version in found])
     else:
         show_versions(uri, found)
 

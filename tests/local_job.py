@@ -51,7 +51,7 @@ class LocalJob:
         return [self.run_shard(entry) for entry in pending_shards(self.ledger)]
 
     def publish(self) -> tuple[Version, bool]:
-        published = publish(self.context.storage, self.ledger, self.context.spec.as_given())
+        published = publish(self.context.storage, self.ledger, self.context.spec)
         about.refresh(self.context.storage, self.ledger)
         return published
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.ledger.entries import OUTCOMES, Outcome, sha256
+from pipelines.ledger.entries import FOLDERS, OUTCOMES, Outcome, sha256
 from pipelines.ledger.versions import Version, VersionFile
 from pipelines.quality import SCORES
 from pipelines.records import Row, Sample, SampleResult
@@ -15,8 +15,7 @@ from pipelines.spec.job import JobSpec, load_spec
 from pipelines.stages.sinks.parquet import encode_samples, table_bytes
 from pipelines.store.storage import Storage
 
-FIRST, SECOND = list(SCORES)[:2]  # the scores that have values; the others are null
-FOLDERS: dict[Outcome, str] = {"kept": "data", "rejected": "rejected", "quarantined": "quarantine"}
+FIRST, SECOND = list(SCORES)[:2]  # the scores that are set here; the others are null
 
 
 def job(**output: Any) -> JobSpec:
@@ -70,5 +69,5 @@ def publish_tables(
         outcomes_sha256="",
         created="2026-01-02T03:04:05+00:00",
         code="0.1.0",
-        spec=spec.model_dump(mode="json"),
+        spec=spec,
     )

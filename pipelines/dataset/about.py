@@ -1,4 +1,4 @@
-"""What people read beside the data: README.md, stats.json, croissant.json, gallery/; all about the latest version."""
+"""Rewrite README.md, stats.json, croissant.json and gallery/ for the latest version."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pipelines.store.storage import Storage
 
 
 def refresh(storage: Storage, ledger: Ledger) -> None:
-    """Write what is not about the latest version already.
+    """Rewrite the descriptions that are not about the latest version.
 
-    They are the only files that are rewritten, so of two drivers the slower may put an older version's over a newer
-    one's, and may die right after. So nothing that was written is trusted: each file is read, by every run at its end,
-    until all are about what is the latest version by then.
+    They are the only files that are rewritten, so a slow driver may overwrite those of a newer version and may then
+    die. Therefore every run reads each file back at its end, until all are about the version that is latest by then.
     """
     job = ledger.read_job()
     while (newest := read_latest(storage)) is not None:

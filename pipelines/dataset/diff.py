@@ -1,4 +1,4 @@
-"""The published versions of a dataset, and what changed between two of them, sample by sample."""
+"""The published versions of a dataset, and the differences between two of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.store.storage import Storage
 
 @dataclass(frozen=True)
 class Change:
-    """A sample that two versions tell different things of; None where a version does not have it."""
+    """A sample about which two versions differ. `before` or `after` is None where that version lacks the sample."""
 
     id: str
     before: str | None
@@ -24,7 +24,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
-    """From one version to another, in the order of the newer one's plan, then of the older one's."""
+    """What changed between two versions, in the order of the newer one's plan, then of the older one's."""
 
     output: str
     first: Version
@@ -34,21 +34,21 @@ class Difference:
     changed: tuple[Change, ...]  # another outcome
     made_again: tuple[Change, ...]  # the same outcome, from another shard: its input changed, or it was retried
     same: int
-    reasons: dict[str, int]  # filter -> how many more samples it rejects in the second
+    reasons: dict[str, int]  # filter -> how many more samples it rejects in the second version
 
 
 def list_versions(uri: str) -> list[Version]:
-    """All published versions, in order. Raises StoreError where there is no job."""
+    """Return all published versions, in order. Raises StoreError where there is no job."""
     storage = Storage(uri)
     Ledger(storage).read_job()
     return [read_version(storage, number) for number in version_numbers(storage)]
 
 
 def compare(uri: str, first: int, second: int) -> Difference:
-    """What changed from version `first` to version `second`.
+    """Compare version `first` with version `second`.
 
     Raises:
-        PermanentError: a version that is not there; names those that are.
+        PermanentError: a version does not exist. The message names those that do.
     """
     storage = Storage(uri)
     Ledger(storage).read_job()
@@ -88,7 +88,7 @@ COLUMNS = ["id", "outcome", "shard", "reasons"]
 
 
 def tally(changes: tuple[Change, ...]) -> dict[str, int]:
-    """How many changes of each kind: `kept`, or `quarantined -> kept`."""
+    """Count changes by kind: `kept`, or `quarantined -> kept`."""
     names = [" -> ".join(dict.fromkeys(filter(None, (change.before, change.after)))) for change in changes]
     order = [*OUTCOMES, *(f"{before} -> {after}" for before in OUTCOMES for after in OUTCOMES)]
     counts = Counter(names)

@@ -1,12 +1,13 @@
-"""Copies of the kept samples of the latest version in the forms that other tools read.
+"""Export the kept samples of the latest version in forms that other tools read.
 
-    export_webdataset(uri, target)   000000.tar, ...: a sample's members are <number>.rgb.png, .depth.png, .txt (the
-                                     prompt), .ply, .json (every other column); of latents .npy
+    export_webdataset(uri, target)   000000.tar, ...: the members of a sample are <number>.rgb.png, .depth.png, .txt
+    (the
+                                     prompt), .ply, .json (all other columns), and .npy for latents
     export_hf(uri, target)           data/train-00000-of-00003.parquet, ..., pointclouds/, README.md with its figures:
                                      a folder that `load_dataset` opens and the hub shows
 
-Source and target are folders or s3:// prefixes, and nothing may be in the target yet. Tables are read and written one
-at a time, tars as they fill up. `export.json` comes last: without it an export is not whole.
+Source and target are folders or s3:// prefixes, and the target must be empty. Tables are read and written one at a
+time, and a tar is written when it is full. `export.json` is written last: without it an export is incomplete.
 """
 
 from __future__ import annotations
@@ -28,32 +29,32 @@ from jointdit.geometry.points import PointCloud
 from pipelines.dataset import card
 from pipelines.ledger.entries import sha256
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.versions import Version, VersionFile, read_latest
-from pipelines.stages.sinks.parquet import IMAGE
+from pipelines.ledger.versions import Version, VersionFile, require_latest
+from pipelines.stages.sinks.latents import ROW_COUNTS
+from pipelines.stages.sinks.parquet import IMAGE, POINT_COLUMNS, image_bytes
 from pipelines.stages.sinks.ply import ply_bytes
 from pipelines.store.addresses import is_inside
 from pipelines.store.storage import Storage
 
-TAR_BYTES = 256_000_000  # a tar is closed when it has as many: readers of the format like some hundreds of megabytes
+TAR_BYTES = 256_000_000  # a tar is closed at this size; readers of the format expect some hundreds of megabytes
 BATCH_ROWS = 16
-POINT_COLUMNS = ("points", "colors", "normals", "confidence")
-LATENT_ROWS = {"latents_rgb": "tokens", "latents_depth": "tokens", "text_states": "text_tokens"}
+Record = Mapping[str, tuple[pa.DataType, Any]]  # column -> (type, value)
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was exported; the content of export.json."""
+    """The content of export.json."""
 
     kind: str  # webdataset | hf
     source: str
     version: int
     samples: int
-    files: int  # tars or tables
-    bytes: int  # of those
+    files: int  # number of tars or tables
+    bytes: int  # size of the tars or tables
 
 
 def export_webdataset(uri: str, target: str) -> Export:
-    """Write tars of the latest version's kept samples into an empty folder or prefix.
+    """Write the kept samples of the latest version as tars into an empty folder or prefix.
 
     Raises:
         StoreError: there is no job, the target is not empty, or a point cloud is missing.
@@ -102,23 +103,21 @@ def export_hf(uri: str, target: str) -> Export:
 def _open(uri: str, target: str) -> tuple[Storage, Version, Storage]:
     storage, out = Storage(uri), Storage(target)
     Ledger(storage).read_job()
-    version = read_latest(storage)
-    if version is None:
-        raise PermanentError(f"{storage.uri} has no version yet: run the job to its end first.")
+    version = require_latest(storage)
     if is_inside(out.uri, storage.uri) or is_inside(storage.uri, out.uri):
-        raise PermanentError(f"{out.uri} lies inside the dataset, or around it: export to a place beside it.")
+        raise PermanentError(f"{out.uri} overlaps the dataset {storage.uri}: export to a place beside it.")
     if any(True for _ in out.list()):
-        raise StoreError(f"{out.uri} is not empty: export to a new folder, or remove what is in it.")
+        raise StoreError(f"{out.uri} is not empty: export to a new folder, or remove its content.")
     return storage, version, out
 
 
-def _finish(out: Storage, made: Export) -> Export:
-    out.write_bytes("export.json", (json.dumps(asdict(made), indent=2) + "\n").encode())
-    return made
+def _finish(out: Storage, export: Export) -> Export:
+    out.write_bytes("export.json", (json.dumps(asdict(export), indent=2) + "\n").encode())
+    return export
 
 
-def _records(storage: Storage, version: Version) -> Iterator[Mapping[str, Any]]:
-    """The kept rows in the order of the plan: column -> (type, value)."""
+def _records(storage: Storage, version: Version) -> Iterator[Record]:
+    """Yield the kept rows in the order of the plan."""
     for path in version.files_of("kept"):
         try:
             with storage.open(path) as file:
@@ -130,31 +129,31 @@ def _records(storage: Storage, version: Version) -> Iterator[Mapping[str, Any]]:
             raise _missing(storage, path) from None
 
 
-def _members(storage: Storage, record: Mapping[str, tuple[pa.DataType, Any]]) -> Iterator[tuple[str, bytes]]:
-    """(suffix, content) of a sample's members, the JSON of what has none last."""
+def _members(storage: Storage, record: Record) -> Iterator[tuple[str, bytes]]:
+    """Yield (suffix, content) of the members of a sample. The JSON with all other columns comes last."""
     values = {name: value for name, (_, value) in record.items()}
-    told: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     for name, (kind, value) in record.items():
         if kind == IMAGE:
-            if value is not None and value["bytes"] is not None:
-                yield f"{name}.{_format(value['bytes'])}", value["bytes"]
+            if (image := image_bytes(value)) is not None:
+                yield f"{name}.{_format(image)}", image
             elif value is not None:
-                told[f"{name}_path"] = value["path"]
+                others[f"{name}_path"] = value["path"]
         elif pa.types.is_binary(kind):
-            yield f"{name}.npy", _npy(value, values.get(LATENT_ROWS.get(name, "")))
+            yield f"{name}.npy", _npy(value, values.get(ROW_COUNTS.get(name, "")))
         elif name not in POINT_COLUMNS:
-            told[name] = value
+            others[name] = value
     if values.get("prompt") is not None:
         yield "txt", values["prompt"].encode("utf-8", "replace")
     if values.get("pointcloud") is not None:
         yield "ply", _read(storage, values["pointcloud"])
     elif values.get("points") is not None:
         yield "ply", ply_bytes(_cloud(values))
-    yield "json", json.dumps(told, ensure_ascii=False).encode("utf-8", "replace")
+    yield "json", json.dumps(others, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _cloud(values: Mapping[str, Any]) -> PointCloud:
-    """The points that a row has in columns."""
+    """Return the point cloud that a row stores in columns."""
     extra = {name: values.get(name) for name in ("normals", "confidence")}
     return PointCloud(
         np.asarray(values["points"], np.float32).reshape(-1, 3),
@@ -164,15 +163,15 @@ def _cloud(values: Mapping[str, Any]) -> PointCloud:
     )
 
 
-def _format(picture: bytes) -> str:
-    """The suffix of an encoded image, by its first bytes."""
-    with Image.open(io.BytesIO(picture)) as image:
+def _format(data: bytes) -> str:
+    """Return the file suffix of an encoded image."""
+    with Image.open(io.BytesIO(data)) as image:
         name = (image.format or "bin").lower()
     return "jpg" if name == "jpeg" else name
 
 
 def _npy(data: bytes, rows: int | None) -> bytes:
-    """float16 numbers of `rows` rows, or of none, as NumPy's file format."""
+    """Return float16 numbers as a NumPy file of shape (rows, -1), or (n) where `rows` is None."""
     array = np.frombuffer(data, "<f2")
     buffer = io.BytesIO()
     np.save(buffer, array if rows is None else array.reshape(rows, -1))
@@ -180,11 +179,11 @@ def _npy(data: bytes, rows: int | None) -> bytes:
 
 
 def _pointclouds(table: bytes) -> list[str]:
-    """The paths of the point clouds that a table names."""
-    found = pq.ParquetFile(io.BytesIO(table))
-    if "pointcloud" not in found.schema_arrow.names:
+    """Return the paths of the point clouds that a table names."""
+    parquet = pq.ParquetFile(io.BytesIO(table))
+    if "pointcloud" not in parquet.schema_arrow.names:
         return []
-    return [path for path in found.read(["pointcloud"])["pointcloud"].to_pylist() if path is not None]
+    return [path for path in parquet.read(["pointcloud"])["pointcloud"].to_pylist() if path is not None]
 
 
 def _read(storage: Storage, path: str) -> bytes:
@@ -195,11 +194,11 @@ def _read(storage: Storage, path: str) -> bytes:
 
 
 def _missing(storage: Storage, path: str) -> StoreError:
-    return StoreError(f"{storage.uri}/{path} is missing: run validate, which says what else is.")
+    return StoreError(f"{storage.uri}/{path} is missing: run validate, which lists everything that is missing.")
 
 
 class _Tar:
-    """A tar that fills up in memory. Members have no owner and no time, so that equal samples give equal tars."""
+    """A tar in memory. Members have no owner and no time, so that equal samples give equal tars."""
 
     def __init__(self) -> None:
         self._buffer = io.BytesIO()
@@ -207,7 +206,7 @@ class _Tar:
 
     @property
     def size(self) -> int:
-        """Bytes so far."""
+        """Bytes written so far."""
         return self._buffer.tell()
 
     def add(self, name: str, data: bytes) -> None:
@@ -216,7 +215,7 @@ class _Tar:
         self._tar.addfile(member, io.BytesIO(data))
 
     def write(self, out: Storage, name: str) -> int:
-        """Close it and write it; returns its bytes."""
+        """Close the tar and write it. Returns its size in bytes."""
         self._tar.close()
         data = self._buffer.getvalue()
         out.write_bytes(name, data)

@@ -1,4 +1,4 @@
-"""How far a job is, from its ledger alone: no Ray, no input, no pixels."""
+"""The progress of a job, from its ledger alone: without Ray, input or pixels."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from typing import Any
 from pipelines.ledger.counting import Counting
 from pipelines.ledger.entries import OUTCOMES, Commit, PlannedShard
 from pipelines.ledger.lease import STALE_SECONDS, Lease, State, Watch
-from pipelines.ledger.ledger import READERS, Ledger
+from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.reports import RunReport, cost_so_far, read_report, report_names
 from pipelines.ledger.versions import Version, read_latest
+from pipelines.store.connections import PARALLEL_REQUESTS
 from pipelines.store.storage import Storage
 
-RATE_SECONDS = 600.0  # the rate is that of the last ten minutes
+RATE_SECONDS = 600.0  # the rate is measured over the last ten minutes
 
 
 @dataclass(frozen=True)
 class RoundStatus:
-    """A round of regeneration: 0 are the samples that the input gives, each later one new seeds for rejects before."""
+    """A round of regeneration. Round 0 has the samples of the input; each later round has new seeds for rejects."""
 
     number: int
-    samples: int  # that count, made or not
-    counts: dict[str, int]  # of those that are made
+    samples: int  # samples that count, made or not
+    counts: dict[str, int]  # outcome -> samples that are made
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,21 @@ class Status:
     task: str
     created: str
     plans: int
-    shards: int  # that count: those that newer input supersedes are left out
+    shards: int  # shards that count, without those that newer input supersedes
     committed_shards: int
-    samples: int  # that count: each once, also where it is made again
+    samples: int  # samples that count, each once even if it is made again
     committed_samples: int
-    counts: dict[str, int]  # of the committed samples, as their commits say; the version's may differ (decisions.py)
+    counts: dict[str, int]  # committed samples by the outcome in their commit; the version's may differ (decisions.py)
     round: int  # the last one planned
     rounds: tuple[RoundStatus, ...]
-    crashes: dict[str, int]  # shard -> how often it took a process down
+    crashes: dict[str, int]  # shard -> how often it crashed a process
     latest: Version | None
-    is_published: bool  # the latest version covers all plans
-    leases: tuple[tuple[Lease, State], ...]  # of drivers that are at work, or were killed
-    runs: int  # that have ended and left a report (run_report.py)
-    gpu_hours: float  # of these
+    is_published: bool  # whether the latest version covers all plans
+    leases: tuple[tuple[Lease, State], ...]  # of drivers that run, or were killed
+    runs: int  # finished runs with a report (run/report.py)
+    gpu_hours: float  # of these runs
     cpu_hours: float
-    costs: dict[str, float]  # by currency
+    costs: dict[str, float]  # currency -> cost
 
     @property
     def is_complete(self) -> bool:
@@ -60,11 +61,11 @@ class Status:
         return self.committed_shards == self.shards and self.is_published
 
     def summary(self) -> dict[str, Any]:
-        """Its fields ready for JSON; of the latest version its number."""
+        """Return the fields ready for JSON. The latest version is given by its number."""
         leases = [{**asdict(lease), "state": state} for lease, state in self.leases]
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         latest = self.latest.number if self.latest else None
-        rounds = [asdict(each) for each in self.rounds]
+        rounds = [asdict(round_) for round_ in self.rounds]
         return {**fields, "latest": latest, "rounds": rounds, "leases": leases, "is_complete": self.is_complete}
 
 
@@ -73,14 +74,14 @@ Counts = Counter[tuple[int, str]]  # (round, outcome) -> samples
 
 @dataclass(frozen=True)
 class _Done:
-    """What is kept of a commit: its counts, and its samples only where some of them may not count."""
+    """What is kept of a commit: its counts, and the commit itself only where some samples may not count."""
 
     counts: dict[str, int]
     commit: Commit | None = None
 
 
 class StatusReader:
-    """Reads the state of a job again and again; what cannot change is read once."""
+    """Reads the state of a job repeatedly. Immutable objects are read once."""
 
     def __init__(
         self, uri: str, stale_seconds: float = STALE_SECONDS, clock: Callable[[], float] = time.monotonic
@@ -92,12 +93,12 @@ class StatusReader:
         self._watch = Watch(self.storage, stale_seconds=stale_seconds, clock=clock)
         self._clock = clock
         self._done: dict[str, _Done] = {}
-        self._counted: tuple[tuple[int, int], Counts] = (0, 0), Counter()  # of so many shards planned, committed
-        self._reports: dict[str, RunReport | None] = {}  # of runs that have ended
-        self._history: deque[tuple[float, int]] = deque()  # (when, samples committed)
+        self._counted: tuple[tuple[int, int], Counts] = (0, 0), Counter()  # for (planned, committed) shards
+        self._reports: dict[str, RunReport | None] = {}  # of finished runs
+        self._history: deque[tuple[float, int]] = deque()  # (time, samples committed)
 
     def read(self) -> Status:
-        """The state now."""
+        """Return the current state."""
         planned = self.ledger.planned()
         counting = Counting(planned)
         entries = [entry for entry in planned if not counting.is_superseded(entry)]
@@ -105,7 +106,7 @@ class StatusReader:
         done = [entry for entry in entries if entry.shard.id in committed]
         partial = {e.shard.id for e in done if counting.may_share_rows or not counting.is_whole(e)}
         self._read_new({entry.shard.id for entry in done}, partial)
-        state = (len(planned), len(done))  # plans are never changed and commits never deleted
+        state = (len(planned), len(done))  # plans never change and commits are never deleted
         if state != self._counted[0]:
             self._counted = state, self._count(counting, done)
         counts = self._counted[1]
@@ -126,7 +127,7 @@ class StatusReader:
             committed_shards=len(done),
             samples=counts.total() + pending.total(),
             committed_samples=counts.total(),
-            counts={outcome: sum(each.counts[outcome] for each in rounds) for outcome in OUTCOMES},
+            counts={outcome: sum(round_.counts[outcome] for round_ in rounds) for outcome in OUTCOMES},
             round=max((entry.shard.round for entry in planned), default=0),
             rounds=rounds,
             crashes={shard: len(self.ledger.crashes(shard)) for shard in sorted(self.ledger.shards_with_crashes())},
@@ -140,12 +141,12 @@ class StatusReader:
         )
 
     def _count(self, counting: Counting, done: Sequence[PlannedShard]) -> Counts:
-        """Samples of committed shards that count."""
+        """Count the samples of committed shards that count."""
         commits = {entry.shard.id: self._done[entry.shard.id].commit for entry in done}
         read = {shard: commit for shard, commit in commits.items() if commit is not None}
         if counting.may_share_rows:
             counted = counting.counted(read, unfinished=True)
-            return Counter((each.entry.shard.round, each.sample.outcome) for each in counted)
+            return Counter((sample.entry.shard.round, sample.sample.outcome) for sample in counted)
         counts: Counts = Counter()
         for entry in done:
             commit, number = read.get(entry.shard.id), entry.shard.round
@@ -162,7 +163,7 @@ class StatusReader:
         return [report for report in self._reports.values() if report is not None]
 
     def rate(self) -> float | None:
-        """Samples a second between the looks of the last minutes; None after the first look."""
+        """Return samples per second over the last minutes, or None after the first read."""
         while len(self._history) > 2 and self._history[-1][0] - self._history[0][0] > RATE_SECONDS:
             self._history.popleft()
         (start, before), (end, after) = self._history[0], self._history[-1]
@@ -170,7 +171,7 @@ class StatusReader:
 
     def _read_new(self, shards: set[str], partial: set[str]) -> None:
         known = {shard for shard, done in self._done.items() if done.commit is not None or shard not in partial}
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
             for commit in pool.map(self.ledger.read_commit, shards - known):
                 assert commit is not None, "commits are never deleted"
                 self._done[commit.shard] = _Done(commit.counts, commit if commit.shard in partial else None)
@@ -182,5 +183,5 @@ def _round(number: int, counts: Counts, pending: int) -> RoundStatus:
 
 
 def read_status(uri: str) -> Status:
-    """The state of the job at an output address. Raises StoreError where there is none."""
+    """Return the state of the job at an output address. Raises StoreError where there is none."""
     return StatusReader(uri).read()

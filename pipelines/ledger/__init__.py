@@ -1,1 +1,1 @@
-"""What is known about a job, written once and never changed. Start with ledger.py."""
+"""What is known about a job: immutable objects in its output. Start with ledger.py."""

@@ -1,11 +1,12 @@
-"""Which planned samples count. The plan alone decides it, by what was planned last:
+"""Decide which planned samples count: the entry that was planned last wins.
 
-    a file     its input version that was planned last; its older versions count no more
-    a row      the file that was planned last with its id, so that a file which was moved does not double its rows
-    a sample   the last retry that names it (retry.py), committed or not
+    a file     only its latest planned input version counts
+    a row      only the file that was planned last with its id, so a moved file does not duplicate its rows
+    a sample   only the last retry that names it (plan/retry.py), committed or not
 
-A row is (uri, etag, row position), and a sample has its index on top: an id column that cannot be read loses nothing.
-The id of a row is what any of its attempts read; one that could not read the row recorded its default id instead.
+A row is identified by (uri, etag, row position), and a sample by its index as well, so an unreadable id column loses
+nothing. The id of a row is the id that any attempt could read. An attempt that could not read it recorded the default
+id.
 """
 
 from __future__ import annotations
@@ -19,53 +20,53 @@ from pipelines.records import Span
 
 Identity = tuple[str, str, int, int]  # uri, etag, row position, sample index
 RowKey = tuple[str, str, int]  # uri, etag, row position
-Home = tuple[str, str]  # uri, etag
+InputVersion = tuple[str, str]  # uri, etag
 
 
 @dataclass(frozen=True)
 class CountedSample:
-    """A committed sample that counts, with the shard that made it."""
+    """A committed sample that counts, with the shard that produced it."""
 
     entry: PlannedShard
     sample: SampleOutcome
 
     @property
     def span(self) -> Span:
-        """The rows it comes from."""
+        """The span of rows that it comes from."""
         return self.entry.shard.spans[self.sample.span]
 
     @property
     def source(self) -> str:
-        """Its row's id."""
+        """The id of its row."""
         return row_id(self.sample)
 
 
 class InputVersions:
-    """Which input versions count; `versions` is uri -> its etag that was planned last, and in which plan file."""
+    """The input versions that count. `versions`: uri -> (its latest planned etag, the number of that plan file)."""
 
     def __init__(self, versions: dict[str, tuple[str, int]]) -> None:
         self.versions = versions
 
     def is_current(self, entry: PlannedShard, span: Span) -> bool:
-        """Whether a span of an entry holds rows of the input version that counts.
+        """Return whether a span of an entry belongs to the input version that counts.
 
-        A file that changed and changed back has one etag in two plan files: the later one counts.
+        A file that changed and changed back has the same etag in two plan files. The later one counts.
         """
         etag, plan = self.versions[span.uri]
         return span.etag == etag and (not entry.is_first or entry.plan == plan)
 
     def is_superseded(self, entry: PlannedShard) -> bool:
-        """Whether nothing of a shard counts any more, because each of its files has a newer planned version."""
+        """Return whether no row of a shard counts, because each of its files has a newer planned version."""
         return not any(self.is_current(entry, span) for span in entry.shard.spans)
 
     def current_samples(self, entry: PlannedShard) -> int:
-        """How many samples of a shard are of input versions that count."""
+        """Return how many samples of a shard belong to input versions that count."""
         rows = sum(span.rows for span in entry.shard.spans if self.is_current(entry, span))
         return rows * entry.samples_per_row
 
 
 class Counting(InputVersions):
-    """Which samples of a plan count; `planned` is in (plan, position) order."""
+    """Decides which samples of a plan count. `planned` is in (plan, position) order."""
 
     def __init__(self, planned: Sequence[PlannedShard]) -> None:
         super().__init__({})
@@ -81,12 +82,12 @@ class Counting(InputVersions):
             self._retried.setdefault(uri, []).append(position)
 
     def is_whole(self, entry: PlannedShard) -> bool:
-        """Whether all samples of a shard count for sure: its files are current, and no retry names its rows."""
+        """Return whether all samples of a shard certainly count: its files are current and no retry names its rows."""
         return all(self.is_current(entry, span) and not self._is_retried(span) for span in entry.shard.spans)
 
     @property
     def may_share_rows(self) -> bool:
-        """Whether two files that count may hold the same row: one input as it was listed never does (plan.py)."""
+        """Whether two current files may hold the same row. Files of one listing never do (plan/propose.py)."""
         return len({plan for _, plan in self.versions.values()}) > 1
 
     def _is_retried(self, span: Span) -> bool:
@@ -95,16 +96,19 @@ class Counting(InputVersions):
         return following < len(positions) and positions[following] < span.stop
 
     def makes(self, entry: PlannedShard, sample: SampleOutcome) -> bool:
-        """Whether a sample of an entry is of a current input version and not made again by a later retry."""
+        """Return whether a sample of an entry is of a current input version and no later retry replaces it."""
         span, place = entry.shard.spans[sample.span], (entry.plan, entry.position)
         identity = (span.uri, span.etag, sample.position, sample.index)
         return self.is_current(entry, span) and self.retries.get(identity, place) == place
 
     def counted(self, commits: Mapping[str, Commit], unfinished: bool = False) -> Iterator[CountedSample]:
-        """The samples that count, in (plan, position) order.
+        """Yield the samples that count, in (plan, position) order.
+
+        Args:
+            unfinished: whether shards without a commit are allowed.
 
         Raises:
-            Unfinished: a shard that counts has no commit, and the job may not be `unfinished`.
+            Unfinished: a shard that counts has no commit.
         """
         entries = [entry for entry in self.planned if not self.is_superseded(entry)]
         for entry in entries:
@@ -112,20 +116,21 @@ class Counting(InputVersions):
                 raise Unfinished(f"shard {entry.shard.id} is planned and not committed: run the job to its end first.")
         committed = [entry for entry in entries if entry.shard.id in commits]
         names = self._read_ids(committed, commits)
-        home = self._homes(committed, commits, names)
+        row_versions = self._row_versions(committed, commits, names)
         for entry in committed:
             for sample in commits[entry.shard.id].samples:
                 span = entry.shard.spans[sample.span]
-                if home.get(_id_of_row(names, span, sample)) == (span.uri, span.etag) and self.makes(entry, sample):
+                version = row_versions.get(_id_of_row(names, span, sample))
+                if version == (span.uri, span.etag) and self.makes(entry, sample):
                     yield CountedSample(entry, sample)
 
-    def homes(self, commits: Mapping[str, Commit]) -> dict[str, Home]:
-        """Row id -> the input version whose row counts for it, of the committed shards."""
+    def row_versions(self, commits: Mapping[str, Commit]) -> dict[str, InputVersion]:
+        """Map the row ids of committed shards to the input version whose row counts."""
         entries = [e for e in self.planned if e.shard.id in commits and not self.is_superseded(e)]
-        return self._homes(entries, commits, self._read_ids(entries, commits))
+        return self._row_versions(entries, commits, self._read_ids(entries, commits))
 
     def _read_ids(self, committed: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> dict[RowKey, str]:
-        """The ids that were read from an id column; a row that is not here has its default id."""
+        """Return the ids that were read from an id column. A row that is missing here has its default id."""
         names: dict[RowKey, str] = {}
         for entry in committed:
             for sample in commits[entry.shard.id].samples:
@@ -134,17 +139,17 @@ class Counting(InputVersions):
                     names.setdefault((span.uri, span.etag, sample.position), name)
         return names
 
-    def _homes(
+    def _row_versions(
         self, committed: Sequence[PlannedShard], commits: Mapping[str, Commit], names: Mapping[RowKey, str]
-    ) -> dict[str, Home]:
-        home: dict[str, Home] = {}
+    ) -> dict[str, InputVersion]:
+        versions: dict[str, InputVersion] = {}
         for entry in committed:
             if entry.is_first:
                 for sample in commits[entry.shard.id].samples:
                     span = entry.shard.spans[sample.span]
                     if self.is_current(entry, span):
-                        home[_id_of_row(names, span, sample)] = (span.uri, span.etag)
-        return home
+                        versions[_id_of_row(names, span, sample)] = (span.uri, span.etag)
+        return versions
 
 
 def _id_of_row(names: Mapping[RowKey, str], span: Span, sample: SampleOutcome) -> str:
@@ -152,7 +157,7 @@ def _id_of_row(names: Mapping[RowKey, str], span: Span, sample: SampleOutcome) -
 
 
 def identities(entry: PlannedShard) -> Iterator[Identity]:
-    """The samples that a shard makes."""
+    """Yield the identities of the samples that a shard produces."""
     for span in entry.shard.spans:
         for position in range(span.start, span.stop):
             for index in entry.indices:
@@ -160,5 +165,5 @@ def identities(entry: PlannedShard) -> Iterator[Identity]:
 
 
 def row_id(sample: SampleOutcome) -> str:
-    """The id of a sample's row."""
+    """Return the id of a sample's row."""
     return sample.id.rsplit("/", 1)[0]

@@ -1,4 +1,4 @@
-"""The records of the ledger: the job, planned shards, stored objects, sample outcomes, commits."""
+"""The records of the ledger: job, planned shards, objects, sample outcomes and commits."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ FORMAT = 1
 Outcome = Literal["kept", "rejected", "quarantined"]
 OUTCOMES: tuple[Outcome, ...] = ("kept", "rejected", "quarantined")
 FOLDERS: dict[Outcome, str] = {"kept": "data", "rejected": "rejected", "quarantined": "quarantine"}
+OBJECT_FOLDERS = (*FOLDERS.values(), "pointclouds")
 LETTERS = dict(zip("krq", OUTCOMES, strict=True))
 
 
 class Unfinished(PermanentError):
-    """A planned shard has no commit yet."""
+    """A planned shard has no commit."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """`_job.json`: what the output was started with."""
+    """The content of `_job.json`: what the output was started with."""
 
-    spec: dict[str, Any]  # as it was given
+    spec: dict[str, Any]  # as the user gave it
     fingerprint: Fingerprint
     code: str
     created: str
     single_writer: bool = False
-    resolved: dict[str, Any] = field(default_factory=dict)  # with the defaults of that code
-    sources: dict[str, dict[str, Any]] = field(default_factory=dict)  # field -> where its weights came from, and terms
+    resolved: dict[str, Any] = field(default_factory=dict)  # the spec with the defaults of that code
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)  # spec field -> source and terms of its weights
     format: int = FORMAT
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedShard:
-    """A shard and its place in the plan; (plan, position) is the order of decisions over the whole set."""
+    """A shard and its place in the plan. Decisions over the whole dataset follow the order of (plan, position)."""
 
     shard: Shard
     samples_per_row: int
     plan: int
     position: int
-    indices: tuple[int, ...] = ()  # of each row's samples; by default the first ones
-    retry: int = 0  # above 0: its samples supersede the same ones of earlier shards
+    indices: tuple[int, ...] = ()  # sample indices of each row; default: the first `samples_per_row`
+    retry: int = 0  # above 0: its samples supersede the same samples of earlier shards
 
     def __post_init__(self) -> None:
         if not self.indices:
@@ -58,18 +59,18 @@ class PlannedShard:
 
     @property
     def samples(self) -> int:
-        """How many samples must end in kept, rejected or quarantined."""
+        """How many samples it must account for."""
         return self.shard.rows * self.samples_per_row
 
     @property
     def is_first(self) -> bool:
-        """Whether it plans its rows, and makes nothing for the second time."""
+        """Whether it plans its rows for the first time: neither regeneration nor a retry."""
         return self.shard.round == 0 and self.retry == 0
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object that a commit names."""
+    """An object that a commit names, as it was written."""
 
     path: str  # relative to the output
     bytes: int
@@ -81,19 +82,19 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class SampleOutcome:
-    """Where one sample ended. (span, position, index) is its identity even where its id could not be read."""
+    """Where one sample ended. (span, position, index) identifies it even where its id could not be read."""
 
     id: str
-    span: int  # index into the shard's spans
+    span: int  # index into the spans of the shard
     position: int  # row number in the file
-    index: int
+    index: int  # sample index within the row
     outcome: Outcome
     reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Commit:
-    """`_commits/<shard>.json`: the one winner of a shard."""
+    """The content of `_commits/<shard>.json`: the one successful attempt of a shard."""
 
     shard: str
     token: str
@@ -102,7 +103,7 @@ class Commit:
     code: str = ""
     host: str = ""
     finished: str = ""
-    seconds: float = 0.0  # of the finish task
+    seconds: float = 0.0  # duration of the finish task
     counts: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,7 +111,7 @@ class Commit:
         object.__setattr__(self, "counts", {outcome: tally[outcome] for outcome in OUTCOMES})
 
     def to_bytes(self) -> bytes:
-        """JSON, with the samples as columns."""
+        """Return the commit as JSON, with the samples as columns."""
         letters = {outcome: letter for letter, outcome in LETTERS.items()}
         samples = {
             "id": [s.id for s in self.samples],
@@ -124,7 +125,7 @@ class Commit:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Commit:
-        """Read what `to_bytes` wrote. Raises StoreError for anything else."""
+        """Parse what `to_bytes` wrote. Raises StoreError for anything else."""
         fields = parse(data, name)
         try:
             columns = fields["samples"]
@@ -135,7 +136,7 @@ class Commit:
                 SampleOutcome(i, s, p, x, LETTERS[o], tuple(columns["reasons"].get(str(n), ())))
                 for n, (i, s, p, x, o) in enumerate(rows)
             )
-            objects = tuple(StoredObject(**each) for each in fields["objects"])
+            objects = tuple(StoredObject(**stored) for stored in fields["objects"])
             rest = {key: fields[key] for key in ("shard", "token", "code", "host", "finished", "seconds")}
             return cls(objects=objects, samples=samples, **rest)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -145,35 +146,35 @@ class Commit:
 
 
 def new_token() -> str:
-    """What tells one attempt from every other."""
+    """Return a random token that identifies one attempt."""
     return secrets.token_hex(8)
 
 
 def now() -> str:
-    """The time, UTC, for people to read: clocks of two machines are never compared."""
+    """Return the UTC time for people to read. Clocks of two machines are never compared."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def sha256(data: bytes) -> str:
-    """SHA-256 in hexadecimal."""
+    """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def json_bytes(fields: dict[str, Any]) -> bytes:
-    """Fields as one line of JSON."""
+    """Return fields as one line of JSON."""
     return (json.dumps(fields) + "\n").encode()
 
 
 def parse(data: bytes, name: str, formats: Sequence[int] = (FORMAT,)) -> dict[str, Any]:
-    """A ledger object's fields. Raises StoreError where it is damaged, PermanentError where its format is another."""
+    """Parse a ledger object. Raises StoreError where it is damaged, PermanentError where its format is unknown."""
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{name} is not valid JSON: restore it from a backup.") from error
     if not isinstance(fields, dict) or fields.get("format") not in formats:
-        found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
-        read = " and ".join(map(str, formats))
+        stored = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
+        known = " and ".join(map(str, formats))
         raise PermanentError(
-            f"{name} has format {found!r} and this version reads {read}: use the version that wrote it."
+            f"{name} has format {stored!r} and this version reads {known}: use the version that wrote it."
         )
     return fields

@@ -1,11 +1,13 @@
-"""A driver's lease says that it is at work. It saves double work and nothing depends on it: create-only commits do.
+"""A driver's lease shows other drivers that it is running.
 
-    _leases/<token>.json      one a driver: token, counter, host, process, start; rewritten every BEAT_SECONDS
+Correctness rests on create-only commits; a lease only avoids duplicate work.
 
-Each driver rewrites an object of its own, so no two of them meet, and deletes it at its end; one that is killed leaves
-it behind. Whether a lease is alive is decided by watching it: the counter moves, or has not moved for STALE_SECONDS of
-the watcher's own monotonic clock. Clocks of two machines are never compared. Without a lease there is nothing to watch,
-and the answer is there at once. A heartbeat that cannot be written is logged and never stops a run.
+    _leases/<token>.json      one per driver: token, counter, host, process, start; rewritten every BEAT_SECONDS
+
+Each driver rewrites its own object and deletes it at its end. A driver that is killed leaves its lease behind. Another
+driver decides by watching whether a lease is live: its counter moves, or it has not moved for STALE_SECONDS of the
+watcher's own monotonic clock. Clocks of two machines are never compared. Without any lease the answer is immediate. A
+heartbeat that cannot be written is logged and never stops a run.
 """
 
 from __future__ import annotations
@@ -27,21 +29,21 @@ from pipelines.ledger.entries import FORMAT, new_token, now, parse
 from pipelines.store.storage import Storage
 
 BEAT_SECONDS = 5.0
-STALE_SECONDS = 60.0  # several beats: a throttled store delays some
-LOOK_SECONDS = 1.0
+STALE_SECONDS = 60.0  # several heartbeats, because a throttled store delays some
+POLL_SECONDS = 1.0
 FOLDER = "_leases"
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What a driver says of itself."""
+    """The content of a lease."""
 
     token: str
     counter: int
     host: str
     process: int
-    started: str  # by its own clock, for people
+    started: str  # by the driver's own clock, for people to read
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}, since {self.started}"
@@ -51,7 +53,7 @@ State = Literal["unknown", "live", "stale"]
 
 
 class Watch:
-    """Tells live leases from stale ones by looking again and again; writes nothing."""
+    """Tells live leases from stale ones by reading them repeatedly. It writes nothing."""
 
     def __init__(
         self,
@@ -60,37 +62,40 @@ class Watch:
         stale_seconds: float = STALE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`own`: the token of a lease to leave out."""
+        """`own`: the token of a lease to ignore."""
         self.storage, self.own, self.stale_seconds, self.clock = storage, own, stale_seconds, clock
-        self._moved: dict[str, tuple[int, float, bool]] = {}  # token -> counter, when first seen, whether it moved
-        self._looks = 0
+        self._moved: dict[
+            str, tuple[int, float, bool]
+        ] = {}  # token -> counter, time it was first seen, whether it moved
+        self._reads = 0
 
     def read(self) -> list[tuple[Lease, State]]:
-        """The leases there are. The first look leaves them unknown; one that appears later has moved."""
-        found = [lease for lease in read_leases(self.storage) if lease.token != self.own]
-        seen = self.clock()
+        """Return the leases and their states. The first read leaves all unknown; a lease that appears later is live."""
+        leases = [lease for lease in read_leases(self.storage) if lease.token != self.own]
+        now = self.clock()
         before, self._moved = self._moved, {}
-        for lease in found:
-            counter, since, moved = before.get(lease.token, (None, seen, False))
+        for lease in leases:
+            counter, since, moved = before.get(lease.token, (None, now, False))
             if lease.counter != counter:
-                since, moved = seen, self._looks > 0
+                since, moved = now, self._reads > 0
             self._moved[lease.token] = (lease.counter, since, moved)
-        self._looks += 1
-        return [(lease, self._state(lease.token, seen)) for lease in found]
+        self._reads += 1
+        return [(lease, self._state(lease.token, now)) for lease in leases]
 
-    def _state(self, token: str, seen: float) -> State:
+    def _state(self, token: str, now: float) -> State:
         _, since, moved = self._moved[token]
-        if seen - since >= self.stale_seconds:
+        if now - since >= self.stale_seconds:
             return "stale"
         return "live" if moved else "unknown"
 
 
 def find_live(
-    storage: Storage, stale_seconds: float = STALE_SECONDS, look_seconds: float = LOOK_SECONDS
+    storage: Storage, stale_seconds: float = STALE_SECONDS, poll_seconds: float = POLL_SECONDS
 ) -> Lease | None:
-    """A driver that is at work on this output, or None. Takes up to `stale_seconds` where a killed one left its lease.
+    """Return the lease of a driver that works on this output, or None.
 
-    Stale leases are deleted: a driver that only slept writes its own again.
+    It takes up to `stale_seconds` where a killed driver left its lease. Stale leases are deleted; a driver that was
+    only suspended writes its lease again.
     """
     watch = Watch(storage, stale_seconds=stale_seconds)
     while True:
@@ -102,25 +107,25 @@ def find_live(
             for lease, _ in leases:
                 storage.delete(_name(lease.token))
             return None
-        time.sleep(look_seconds)
+        time.sleep(poll_seconds)
 
 
 def read_leases(storage: Storage) -> list[Lease]:
-    """All leases, in no order that matters; one that cannot be read is none, nor is a copy under another name."""
+    """Return all leases in no order. Unreadable leases and copies under another name are ignored."""
     leases = []
     for name in ledger_names.in_folder(storage, FOLDER):
         try:
             fields = parse(storage.read_bytes(_name(name["token"])), name[0])
             lease = Lease(**{key: fields[key] for key in Lease.__dataclass_fields__})
         except (FileNotFoundError, KeyError, JointDiTError):
-            continue  # its driver has just ended, or another version wrote it
+            continue  # its driver has just ended, or another version of the code wrote it
         if lease.token == name["token"] and isinstance(lease.counter, int):
             leases.append(lease)
     return leases
 
 
 class Heartbeat:
-    """Holds a lease while a block runs; logs what it learns of other drivers."""
+    """Holds a lease while a block runs, and logs when another driver is live."""
 
     def __init__(
         self,
@@ -133,8 +138,8 @@ class Heartbeat:
         self.token = new_token()
         self._watch = Watch(storage, self.token, stale_seconds)
         self._started, self._counter = now(), 0
-        self._told: set[str] = set()
-        self._complained = False
+        self._reported: set[str] = set()  # tokens of the drivers that were logged
+        self._has_failed = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
@@ -147,7 +152,7 @@ class Heartbeat:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join(self.beat_seconds)  # a store that hangs must not keep the driver: the lease goes stale
+        self._thread.join(self.beat_seconds)  # a store that hangs must not block the driver: the lease goes stale
         if not self._thread.is_alive():
             self._try(lambda: self.storage.delete(_name(self.token)))
 
@@ -164,10 +169,10 @@ class Heartbeat:
 
     def _check_others(self) -> None:
         for lease, state in self._watch.read():
-            if state == "live" and lease.token not in self._told:
-                self._told.add(lease.token)
+            if state == "live" and lease.token not in self._reported:
+                self._reported.add(lease.token)
                 self.note(
-                    f"another driver is at work on this output ({lease}): nothing is doubled, work may be done twice."
+                    f"another driver works on this output ({lease}): the dataset stays correct, work may be done twice."
                 )
             elif state == "stale":
                 self.storage.delete(_name(lease.token))
@@ -176,9 +181,9 @@ class Heartbeat:
         try:
             step()
         except (JointDiTError, OSError) as error:
-            if not self._complained:
-                logger.warning("the lease of this run cannot be kept, so others may not notice it: %s", error)
-            self._complained = True
+            if not self._has_failed:
+                logger.warning("the lease of this run cannot be written, so other drivers may not see it: %s", error)
+            self._has_failed = True
 
 
 def _name(token: str) -> str:

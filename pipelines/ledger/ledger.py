@@ -1,14 +1,14 @@
-"""What is known about a job, as objects in its output: written once, never changed.
+"""The ledger of a job: immutable objects in its output that record the plan and the commits.
 
-    _job.json                        the frozen spec and the fingerprint; who comes later must agree with it
+    _job.json                        the frozen spec and the fingerprint; later runs must agree with it
     _plan/000001.parquet             shards, in order; a later run appends 000002, ...
-    _commits/<shard id>.json         the one winner of a shard: its objects, and where each of its samples ended
-    _crashes/<shard id>/<n>.json     how often a shard took its worker down, and which samples were being made
-    _versions/000001/version.json    a published version (publish.py)
+    _commits/<shard id>.json         the one successful attempt of a shard: its objects and the outcome of each sample
+    _crashes/<shard id>/<n>.json     the crashes of a shard's processes, and which samples were in progress
+    _versions/000001/version.json    a published version (dataset/publish.py)
 
-All of them are create-only (storage.py), so drivers and attempts may race and die at any time: the first write stands,
-and everybody reads the same. Nothing else is kept anywhere: resume = plan minus commits. Files of other names are
-passed over (ledger_names.py).
+All of them are create-only (store/storage.py), so drivers and attempts may race and die at any time: the first write
+stands, and all readers see the same object. There is no other state: what is left to do is the plan minus the commits.
+Files of other names are ignored (names.py).
 """
 
 from __future__ import annotations
@@ -37,18 +37,17 @@ from pipelines.model.fingerprint import Fingerprint, check_same, code_version
 from pipelines.records import Shard
 from pipelines.spec.file import translate_recorded
 from pipelines.spec.job import JobSpec
+from pipelines.store.connections import PARALLEL_REQUESTS
 from pipelines.store.explain import explained
 from pipelines.store.parquet import parquet_bytes, read_parquet
 from pipelines.store.storage import AlreadyExists, Storage
 
-READERS = 16  # small objects read at once
-
 
 def open_output(uri: str, single_writer: bool = False) -> Storage:
-    """The storage of an output. What `--single-writer` said when its job was started holds for every later command.
+    """Return the storage of an output. `--single-writer` holds for every later command once a job was started with it.
 
     Raises:
-        StoreError: the store refuses, or `_job.json` is damaged.
+        StoreError: the store refuses access, or `_job.json` is damaged.
     """
     storage = Storage(uri, single_writer)
     if not single_writer:
@@ -61,18 +60,19 @@ class Ledger:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self._tables: dict[int, pa.Table] = {}  # of plan files, by their numbers: they never change
+        self._tables: dict[int, pa.Table] = {}  # plan files by number; they never change
         self._plans: dict[int, list[PlannedShard]] = {}
 
     def open_job(
         self, spec: JobSpec, fingerprint: Fingerprint, sources: dict[str, dict[str, Any]] | None = None
     ) -> Job:
-        """Freeze the spec into `_job.json`, or agree with the one that is there.
+        """Write the spec into `_job.json`, or check that the existing job agrees with it.
 
-        sources: of the weights, as `ModelIdentity.recorded` gives them.
+        Args:
+            sources: where the weights come from, as `ModelIdentity.recorded` returns them.
 
         Raises:
-            SpecError: the output holds a job with another fingerprint; names the fields.
+            SpecError: the output holds a job with another fingerprint. The message names the fields.
         """
         resolved = spec.model_dump(mode="json")
         job = Job(
@@ -86,64 +86,63 @@ class Ledger:
         return job
 
     def check_job(self, fingerprint: Fingerprint) -> bool:
-        """Whether the output already holds this job. Raises SpecError where it holds one with another fingerprint."""
-        with explained(self.storage.uri, at_start=True):
-            exists = self.storage.exists("_job.json")
+        """Return whether the output already holds this job. Raises SpecError where it holds a different one."""
+        exists = self._has_job()
         if exists:
             check_same(self.read_job().fingerprint, fingerprint, self.storage.uri)
         return exists
 
+    def _has_job(self) -> bool:
+        with explained(self.storage.uri, at_start=True):
+            return self.storage.exists("_job.json")
+
     def read_job(self) -> Job:
-        """The job of this output. Raises StoreError where there is none."""
+        """Return the job of this output. Raises StoreError where there is none."""
         try:
             with explained(self.storage.uri, at_start=True):
                 data = self.storage.read_bytes("_job.json")
             fields = parse(data, self.storage.uri_of("_job.json"))
         except FileNotFoundError:
             raise StoreError(f"{self.storage.uri} holds no job: there is no _job.json; check the address.") from None
-        fields.setdefault("sources", {})  # jobs of earlier versions have none
+        fields.setdefault("sources", {})  # earlier versions did not write it
         if missing := Job.__dataclass_fields__.keys() - fields:
-            what = f"{self.storage.uri_of('_job.json')} has no {min(missing)}"
-            raise StoreError(f"{what}, so it is damaged: restore it from a backup.")
+            name = self.storage.uri_of("_job.json")
+            raise StoreError(f"{name} has no {min(missing)}, so it is damaged: restore it from a backup.")
         fields |= {name: translate_recorded(fields[name]) for name in ("spec", "resolved")}
         return Job(**{name: fields[name] for name in Job.__dataclass_fields__})
 
     def is_single_writer(self) -> bool:
-        """Whether this output's job was started with `--single-writer`; False where there is no job yet."""
-        with explained(self.storage.uri, at_start=True):
-            exists = self.storage.exists("_job.json")
-        return exists and self.read_job().single_writer
+        """Return whether the job of this output was started with `--single-writer`. False where there is no job."""
+        return self._has_job() and self.read_job().single_writer
 
     def recorded_sources(self) -> dict[str, dict[str, Any]]:
-        """Where the weights of this output's job came from; empty where there is no job yet."""
-        with explained(self.storage.uri, at_start=True):
-            exists = self.storage.exists("_job.json")
-        return self.read_job().sources if exists else {}
+        """Return where the weights of this output's job came from. Empty where there is no job."""
+        return self.read_job().sources if self._has_job() else {}
 
     def plan_numbers(self) -> list[int]:
-        """Numbers of the plan files, in order."""
+        """Return the numbers of the plan files, in order."""
         return sorted(int(name["number"]) for name in ledger_names.in_folder(self.storage, "_plan"))
 
     def append_plan(self, number: int, shards: Sequence[PlannedShard]) -> None:
-        """Write a plan file. Raises AlreadyExists where another driver was first with other shards."""
-        self.storage.create_bytes(f"_plan/{number:06d}.parquet", parquet_bytes(table_of(shards)))
+        """Write a plan file. Raises AlreadyExists where another driver wrote that number with other shards."""
+        self.storage.create_bytes(ledger_names.plan_file(number), parquet_bytes(table_of(shards)))
 
     def planned(self) -> list[PlannedShard]:
-        """All planned shards in (plan, position) order. Raises StoreError where a plan file is damaged."""
+        """Return all planned shards in (plan, position) order. Raises StoreError where a plan file is damaged."""
         for number in self.plan_tables():
             if number not in self._plans:
                 self._plans[number] = self.entries(number)
         return [entry for number in sorted(self._plans) for entry in self._plans[number]]
 
     def plan_tables(self) -> dict[int, pa.Table]:
-        """The plan files by their numbers, in order. Raises StoreError where one is damaged."""
+        """Return the plan files by number, in order. Raises StoreError where one is damaged."""
         for number in self.plan_numbers():
             if number not in self._tables:
                 self._tables[number] = self._read_plan(number)
         return {number: self._tables[number] for number in sorted(self._tables)}
 
     def _read_plan(self, number: int) -> pa.Table:
-        name = f"_plan/{number:06d}.parquet"
+        name = ledger_names.plan_file(number)
         data = self.storage.read_bytes(name)
         try:
             return read_parquet(data, PLAN_SCHEMA)
@@ -151,7 +150,7 @@ class Ledger:
             raise StoreError(f"{self.storage.uri_of(name)} is damaged: restore it from a backup.") from error
 
     def entries(self, number: int, positions: Sequence[int] | None = None) -> list[PlannedShard]:
-        """The shards of a plan file that `plan_tables` has read, all or those at some positions."""
+        """Return shards of a plan file that `plan_tables` has read: all, or those at `positions`."""
         entries = []
         for row in rows_of(self._tables[number], positions):
             first = 0 if row.round == 0 or row.indices else row.round * self._samples_per_row()
@@ -161,20 +160,20 @@ class Ledger:
         return entries
 
     def _samples_per_row(self) -> int:
-        """What the job makes of a row: one number an output, as the fingerprint holds it."""
+        """Return the samples per row of the job, which its fingerprint fixes."""
         firsts = (self._tables[number].filter(is_first(self._tables[number])) for number in sorted(self._tables))
         return next(int(table["samples_per_row"][0].as_py()) for table in firsts if len(table))
 
     def committed(self) -> set[str]:
-        """Ids of the shards that have a commit; one listing."""
+        """Return the ids of the committed shards, from one listing."""
         return {name["shard"] for name in ledger_names.in_folder(self.storage, "_commits")}
 
     def is_committed(self, shard: str) -> bool:
-        """Whether a shard has a commit."""
+        """Return whether a shard has a commit."""
         return self.storage.exists(f"_commits/{shard}.json")
 
     def read_commit(self, shard: str) -> Commit | None:
-        """The commit of a shard, or None."""
+        """Return the commit of a shard, or None."""
         name = f"_commits/{shard}.json"
         try:
             return Commit.from_bytes(self.storage.read_bytes(name), self.storage.uri_of(name))
@@ -182,16 +181,15 @@ class Ledger:
             return None
 
     def read_commits(self, shards: Iterable[str]) -> dict[str, Commit]:
-        """The commits of the shards that have one."""
-        with ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(self.read_commit, shards)
-            return {commit.shard: commit for commit in found if commit is not None}
+        """Return the commits of those shards that have one."""
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+            return {commit.shard: commit for commit in pool.map(self.read_commit, shards) if commit is not None}
 
     def commit(self, commit: Commit) -> Commit:
-        """Make a commit the winner of its shard, or return the one that already is.
+        """Write the commit of a shard, or return the commit that already exists.
 
         Raises:
-            CommitFailed, CommitUnknown: the shard is tried again; an attempt that landed unseen is found then.
+            CommitFailed, CommitUnknown: the shard is retried. A retry finds a commit that landed unnoticed.
         """
         try:
             self.storage.create_bytes(f"_commits/{commit.shard}.json", commit.to_bytes())
@@ -202,7 +200,7 @@ class Ledger:
         return commit
 
     def record_crash(self, shard: str, record: dict[str, Any]) -> None:
-        """Add a crash record to a shard's."""
+        """Add a crash record to a shard."""
         data = json_bytes({**record, "token": new_token(), "at": now(), "format": FORMAT})
         while True:
             number = 1 + max(self.crash_numbers(shard), default=0)
@@ -210,10 +208,10 @@ class Ledger:
                 self.storage.create_bytes(f"_crashes/{shard}/{number}.json", data)
                 return
             except AlreadyExists:
-                continue  # another driver counted one at the same moment
+                continue  # another driver wrote that number at the same time
 
     def crashes(self, shard: str) -> list[dict[str, Any]]:
-        """The crash records of a shard, in order."""
+        """Return the crash records of a shard, in order."""
         names = [f"_crashes/{shard}/{number}.json" for number in self.crash_numbers(shard)]
         records = [parse(self.storage.read_bytes(name), name) for name in names]
         for name, record in zip(names, records, strict=True):
@@ -224,14 +222,14 @@ class Ledger:
         return records
 
     def crash_numbers(self, shard: str) -> list[int]:
-        """Numbers of the crash records of a shard, in order."""
+        """Return the numbers of the crash records of a shard, in order."""
         names = (f"{shard}/{name}" for name in self.storage.names(f"_crashes/{shard}"))
         return sorted(int(name["number"]) for name in ledger_names.matches("_crashes", names))
 
     def shards_with_crashes(self) -> set[str]:
-        """Ids of the shards that ever took a worker down; one listing."""
+        """Return the ids of the shards with crash records, from one listing."""
         return {name["shard"] for name in ledger_names.in_folder(self.storage, "_crashes")}
 
     def foreign_names(self) -> list[str]:
-        """What lies in the ledger's folders and was not put there by this system, printable, sorted."""
+        """Return the names in the ledger's folders that this system did not write, printable and sorted."""
         return ledger_names.foreign_names(self.storage)

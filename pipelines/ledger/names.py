@@ -1,8 +1,9 @@
-"""The names of the ledger's objects: one pattern for each folder, and everything else there is foreign.
+"""The names of the ledger's objects: one pattern per folder.
 
-File managers, synchronisation and editors leave files in any folder: `._000001.parquet`, `000001 (copy).parquet`,
-`.DS_Store`, `000001.parquet.part`, `000001.parquet~`, `lost+found/`. A name counts only if it is written exactly as
-this system writes it. What is foreign is never read and never deleted; `foreign_names` lists it.
+Everything else in these folders is foreign. File managers, synchronisation tools and editors leave files in any folder:
+`._000001.parquet`, `000001 (copy).parquet`, `.DS_Store`, `000001.parquet.part`, `000001.parquet~`, `lost+found/`. A
+name counts only if it is written exactly as this system writes it. Foreign files are never read and never deleted;
+`foreign_names` lists them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pipelines.store.storage import Storage
 
 NUMBER = r"(?P<number>[0-9]{6}|[1-9][0-9]{6,11})"  # as f"{number:06d}" gives it
 HEX = r"[0-9a-f]+"
-NAMES = {  # folder -> the names in it, relative to it
+NAMES = {  # folder -> pattern of the names in it, relative to it
     "_plan": re.compile(rf"{NUMBER}\.parquet"),
     "_commits": re.compile(rf"(?P<shard>{HEX})\.json"),
     "_crashes": re.compile(rf"(?P<shard>{HEX})/(?P<number>[1-9][0-9]{{0,11}})\.json"),
@@ -25,32 +26,42 @@ NAMES = {  # folder -> the names in it, relative to it
     "_rollup": re.compile(r"commits\.parquet"),
     "_probe": re.compile(HEX),
 }
-SUBFOLDERS = {"_crashes": re.compile(f"{HEX}/"), "_versions": re.compile(f"{NUMBER}/")}  # where a writer was killed
+SUBFOLDERS = {"_crashes": re.compile(f"{HEX}/"), "_versions": re.compile(f"{NUMBER}/")}  # left by killed writers
 
 
 def matches(folder: str, names: Iterable[str]) -> Iterator[re.Match[str]]:
-    """What the names of ours in a folder say, by the groups of its pattern, in the order given."""
+    """Yield the matches of those names that belong to the ledger, in the given order."""
     return (match for name in names if (match := NAMES[folder].fullmatch(name)))
 
 
 def in_folder(storage: Storage, folder: str) -> Iterator[re.Match[str]]:
-    """The objects of ours in a folder of the ledger; one listing."""
+    """Yield the matches of the ledger's objects in a folder, from one listing."""
     return matches(folder, storage.names(folder))
 
 
 def versions_in(storage: Storage) -> dict[int, set[str]]:
-    """Number of a version -> which of its objects there are, in order of the numbers; one listing.
+    """Map the numbers of versions, in order, to the names of their objects, from one listing.
 
-    A number whose `version.json` is missing is not published; one with a `pruned.json` is pruned.
+    A number without `version.json` is not published. A number with `pruned.json` is pruned.
     """
-    found: dict[int, set[str]] = {}
+    parts: dict[int, set[str]] = {}
     for match in in_folder(storage, "_versions"):
-        found.setdefault(int(match["number"]), set()).add(match["part"])
-    return dict(sorted(found.items()))
+        parts.setdefault(int(match["number"]), set()).add(match["part"])
+    return dict(sorted(parts.items()))
+
+
+def plan_file(number: int) -> str:
+    """Return the name of a plan file."""
+    return f"_plan/{number:06d}.parquet"
+
+
+def version_object(number: int, part: str) -> str:
+    """Return the name of an object of a version, such as "version.json"."""
+    return f"_versions/{number:06d}/{part}"
 
 
 def foreign_names(storage: Storage) -> list[str]:
-    """What lies in the ledger's folders and is not the ledger's, printable, sorted; folders end with "/"."""
+    """Return what lies in the ledger's folders and is foreign, printable and sorted. Folders end with "/"."""
     foreign = []
     for folder, pattern in NAMES.items():
         for name in storage.names(folder, everything=True):

@@ -1,8 +1,8 @@
-"""Plan files as Arrow tables: a job of a million shards is looked at by column, and objects are made of those to run.
+"""Plan files as Arrow tables, which are filtered by column before objects are made.
 
-table_of(entries)            what a plan file holds
-rows_of(table, positions)    the fields of all its shards, or of some
-files_of(tables)             which version of each input file was planned last
+table_of(entries)            the table of a plan file
+rows_of(table, positions)    the shards of a plan file, all or some
+files_of(tables)             the latest planned version of each input file
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ PLAN_SCHEMA = pa.schema(
         ("samples_per_row", pa.int32()),
         ("rows", pa.int64()),
         ("spans", pa.list_(pa.struct(SPAN_FIELDS))),
-        ("indices", pa.list_(pa.int32())),  # of each row's samples; missing in plans of earlier versions
-        ("retry", pa.int32()),  # 0, or the number of the retry that makes these samples again
+        ("indices", pa.list_(pa.int32())),  # sample indices of each row; missing in plans of earlier versions
+        ("retry", pa.int32()),  # 0, or the number of the retry
     ]
 )
 
 
 class PlanRow(NamedTuple):
-    """One shard as its plan file has it."""
+    """One shard as its plan file stores it."""
 
     position: int
     shard: str
@@ -53,7 +53,7 @@ class PlanRow(NamedTuple):
 
 
 class PlannedFile(NamedTuple):
-    """An input version as the plan has it."""
+    """A planned input version."""
 
     etag: str
     plan: int  # number of the plan file
@@ -61,9 +61,9 @@ class PlannedFile(NamedTuple):
 
 
 def table_of(entries: Sequence[PlannedShard]) -> pa.Table:
-    """The table of a plan file."""
+    """Return the table of a plan file."""
     spans = list(chain.from_iterable(entry.shard.spans for entry in entries))
-    columns = [pa.array([getattr(span, each.name) for span in spans], each.type) for each in SPAN_FIELDS]
+    columns = [pa.array([getattr(span, field.name) for span in spans], field.type) for field in SPAN_FIELDS]
     ends = np.cumsum([0, *(len(entry.shard.spans) for entry in entries)], dtype=np.int32)
     return pa.table(
         [
@@ -80,7 +80,7 @@ def table_of(entries: Sequence[PlannedShard]) -> pa.Table:
 
 
 def rows_of(table: pa.Table, positions: Sequence[int] | None = None) -> Iterator[PlanRow]:
-    """The shards of a plan file in its order, all or those at some positions. Equal texts are one object."""
+    """Yield the shards of a plan file in its order, all or those at `positions`. Equal strings share one object."""
     chosen = table if positions is None else table.take(pa.array(positions, pa.int64()))
     chosen = chosen.combine_chunks()
     places = range(len(chosen)) if positions is None else positions
@@ -89,49 +89,48 @@ def rows_of(table: pa.Table, positions: Sequence[int] | None = None) -> Iterator
     ends = np.cumsum([0, *lengths])
     known: dict[tuple[int, ...], tuple[int, ...]] = {}
     columns = (chosen[name].to_pylist() for name in ("shard", "round", "samples_per_row", "indices", "retry"))
-    for place, (first, last), shard, number, count, found, retry in zip(places, pairwise(ends), *columns, strict=True):
-        indices = tuple(found or ())
-        yield PlanRow(
-            place, shard, number, count, tuple(spans[first:last]), known.setdefault(indices, indices), retry or 0
-        )
+    for place, (first, last), shard, number, count, listed, retry in zip(places, pairwise(ends), *columns, strict=True):
+        indices = tuple(listed or ())
+        indices = known.setdefault(indices, indices)
+        yield PlanRow(place, shard, number, count, tuple(spans[first:last]), indices, retry or 0)
 
 
 def files_of(tables: Mapping[int, pa.Table]) -> dict[str, PlannedFile]:
-    """uri -> the version of each input file that was planned last; of shards that plan their rows."""
+    """Map each uri to the version of the file that was planned last. Retries and regeneration are ignored."""
     files: dict[str, PlannedFile] = {}
     for number in sorted(tables):
         spans = _flat(tables[number].filter(is_first(tables[number])))
         names = ["uri", "etag", "relative_path"]
-        found = pa.table({name: spans.field(name) for name in names}).group_by(names, False).aggregate([]).to_pydict()
-        rows = zip(*(found[name] for name in names), strict=True)
+        columns = pa.table({name: spans.field(name) for name in names}).group_by(names, False).aggregate([]).to_pydict()
+        rows = zip(*(columns[name] for name in names), strict=True)
         files.update({uri: PlannedFile(etag, number, path) for uri, etag, path in rows})
     return files
 
 
 def owners_of(tables: Mapping[int, pa.Table], etags: Collection[str]) -> dict[str, list[str]]:
-    """ETag -> the files that were planned with it, whatever they are by now; of shards that plan their rows."""
+    """Map each ETag to the files that were ever planned with it. Retries and regeneration are ignored."""
     owners: dict[str, list[str]] = {}
     for number in sorted(tables):
         spans = _flat(tables[number].filter(is_first(tables[number])))
         spans = spans.filter(pc.is_in(spans.field("etag"), pa.array(sorted(etags), pa.string())))
-        found = pa.table({name: spans.field(name) for name in ("uri", "etag")}).group_by(["uri", "etag"], False)
-        for row in found.aggregate([]).to_pylist():
+        pairs = pa.table({name: spans.field(name) for name in ("uri", "etag")}).group_by(["uri", "etag"], False)
+        for row in pairs.aggregate([]).to_pylist():
             owners.setdefault(row["etag"], []).append(row["uri"])
     return owners
 
 
 def versions_of(tables: Mapping[int, pa.Table]) -> dict[str, tuple[str, int]]:
-    """uri -> its etag that was planned last, and in which plan file; of shards that plan their rows."""
+    """Map each uri to its latest planned etag and the number of that plan file."""
     return {uri: (file.etag, file.plan) for uri, file in files_of(tables).items()}
 
 
 def is_first(table: pa.Table) -> pa.ChunkedArray:
-    """Which shards plan their rows, and make nothing for the second time."""
+    """Return a mask of the shards that plan their rows for the first time."""
     return pc.and_(pc.equal(table["round"], 0), pc.equal(pc.fill_null(table["retry"], 0), 0))
 
 
 def _flat(table: pa.Table) -> pa.StructArray:
-    """All spans of a table, one after the other."""
+    """Return all spans of a table as one array."""
     spans = table["spans"].combine_chunks()
     return (spans.combine_chunks() if isinstance(spans, pa.ChunkedArray) else spans).flatten()
 

@@ -1,20 +1,22 @@
-"""A published version: its record, and how it is read. dataset/publish.py makes it."""
+"""The record of a published version, and how it is written and read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.ledger.entries import Outcome, StoredObject, parse
-from pipelines.ledger.names import versions_in
+from jointdit.errors import PermanentError
+from pipelines.ledger.entries import Outcome, StoredObject, json_bytes, new_token, parse
+from pipelines.ledger.names import version_object, versions_in
 from pipelines.spec.file import translate_recorded
+from pipelines.spec.job import JobSpec, load_spec
 from pipelines.store.parquet import read_parquet
 from pipelines.store.storage import Storage
 
-VERSION_FORMATS = (1, 2)  # of version.json; 2 names its outcomes, which format 1 has under a fixed name
+VERSION_FORMATS = (1, 2)  # of version.json; format 2 names the file of its outcomes, format 1 has a fixed name
 PRUNED = "pruned.json"
 OUTCOMES_SCHEMA = pa.schema(
     [
@@ -41,35 +43,43 @@ class Version:
     counts: dict[str, int]
     files: tuple[VersionFile, ...]
     superseded: int  # committed samples that do not count any more
-    reasons: dict[str, int]  # of rejects, by filter
+    reasons: dict[str, int]  # filter -> rejected samples
     plans: tuple[int, ...]
     outcomes_sha256: str
     created: str
     code: str
-    spec: dict[str, Any]  # as the publishing run had it: quality and batch size may differ from _job.json's
-    criteria: dict[str, Any] = field(default_factory=dict)  # what its samples are kept by, with all thresholds
-    refilter: int = 0  # the version in which `jointdit refilter` set them; 0: each run's own decided at its commits
+    spec: JobSpec  # of the run that published it: quality and batch size may differ from _job.json's
+    criteria: dict[str, Any] = field(default_factory=dict)  # by what its samples are kept, with all thresholds
+    refilter: int = 0  # the version in which `jointdit refilter` set the criteria; 0: each run's own at its commits
     held: int = 0  # the version whose decisions stand in this one; 0: none
-    outcomes: str = ""  # path of its outcomes
+    outcomes: str = ""  # path of the outcomes table
     held_outcomes: str = ""  # path of the decisions that stand: outcomes of the version before, or a copy of older ones
 
     @property
     def paths(self) -> set[str]:
-        """Of all objects that it needs: tables, point clouds that only they name, outcomes."""
+        """The paths of all objects that it needs: tables, point clouds that only it names, outcomes."""
         files = {path for file in self.files for path in (file.path, *(cloud.path for cloud in file.clouds))}
         return files | {self.outcomes} | ({self.held_outcomes} if self.held_outcomes else set())
 
     def files_of(self, outcome: Outcome) -> list[str]:
-        """Paths of the tables of one outcome, in the order of the plan."""
+        """Return the paths of the tables of one outcome, in the order of the plan."""
         return [file.path for file in self.files if file.outcome == outcome]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields ready for JSON."""
+        return {**asdict(self), "spec": self.spec.as_given()}
+
+    def to_bytes(self) -> bytes:
+        """Return the content of version.json. A new token makes it differ from that of any other publisher."""
+        return json_bytes({**self.to_json(), "token": new_token(), "format": VERSION_FORMATS[-1]})
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What one listing of `_versions` shows."""
+    """The versions of an output, from one listing of `_versions`."""
 
     published: tuple[int, ...]  # numbers that have a version.json, in order
-    pruned: frozenset[int]  # numbers whose version is not to be read any more (prune.py)
+    pruned: frozenset[int]  # numbers of versions that must not be read any more
 
     @property
     def retained(self) -> list[int]:
@@ -78,26 +88,34 @@ class Listing:
 
 
 def version_listing(storage: Storage) -> Listing:
-    """List the versions once. Names that are not of this ledger are passed over."""
-    found = versions_in(storage)
-    published = tuple(number for number, parts in found.items() if "version.json" in parts)
-    return Listing(published, frozenset(number for number, parts in found.items() if PRUNED in parts))
+    """List the versions once."""
+    parts = versions_in(storage)
+    published = tuple(number for number in parts if "version.json" in parts[number])
+    return Listing(published, frozenset(number for number in parts if PRUNED in parts[number]))
 
 
 def read_latest(storage: Storage) -> Version | None:
-    """The latest published version, or None. It is never pruned."""
+    """Return the latest published version, or None. The latest version is never pruned."""
     numbers = version_listing(storage).published
     return read_version(storage, numbers[-1]) if numbers else None
 
 
+def require_latest(storage: Storage) -> Version:
+    """Return the latest published version. Raises PermanentError where there is none."""
+    version = read_latest(storage)
+    if version is None:
+        raise PermanentError(f"{storage.uri} has no version yet: run the job to its end first.")
+    return version
+
+
 def version_numbers(storage: Storage) -> list[int]:
-    """Numbers of the published versions that were not pruned, in order."""
+    """Return the numbers of the published versions that were not pruned, in order."""
     return version_listing(storage).retained
 
 
 def read_version(storage: Storage, number: int) -> Version:
-    """A published version. Raises FileNotFoundError where there is none of that number."""
-    name = f"_versions/{number:06d}/version.json"
+    """Return a published version. Raises FileNotFoundError where there is none of that number."""
+    name = version_object(number, "version.json")
     fields = parse(storage.read_bytes(name), storage.uri_of(name), VERSION_FORMATS)
     files = tuple(
         VersionFile(**{**file, "clouds": tuple(StoredObject(**cloud) for cloud in file.get("clouds", ()))})
@@ -105,24 +123,23 @@ def read_version(storage: Storage, number: int) -> Version:
     )
     plans = tuple(fields.pop("plans"))
     if fields["format"] == 1:
-        fields["outcomes"] = _outcomes_in_format_1(number)
-        fields["held_outcomes"] = _outcomes_in_format_1(fields["held"]) if fields.get("held") else ""
+        fields["outcomes"] = version_object(number, "outcomes.parquet")
+        fields["held_outcomes"] = version_object(fields["held"], "outcomes.parquet") if fields.get("held") else ""
     del fields["token"], fields["format"]
-    fields["spec"] = translate_recorded(fields["spec"])
-    return Version(files=files, plans=plans, **fields)
-
-
-def _outcomes_in_format_1(number: int) -> str:
-    return f"_versions/{number:06d}/outcomes.parquet"
+    spec = load_spec(translate_recorded(fields.pop("spec")))
+    return Version(files=files, plans=plans, spec=spec, **fields)
 
 
 def read_outcomes(storage: Storage, version: Version) -> pa.Table:
-    """One row a sample of a version, in (plan, position) order. Raises FileNotFoundError once it is pruned."""
+    """Return a table with one row per sample of a version, in (plan, position) order.
+
+    Raises FileNotFoundError once the version is pruned.
+    """
     return _outcomes_at(storage, version.outcomes)
 
 
 def verdicts(storage: Storage, version: Version) -> dict[Key, Verdict]:
-    """Where each sample of a version ended, and why. Raises FileNotFoundError once it is pruned."""
+    """Map each sample of a version to its outcome and reasons. Raises FileNotFoundError once it is pruned."""
     return verdicts_at(storage, version.outcomes)
 
 
@@ -131,7 +148,7 @@ def _outcomes_at(storage: Storage, path: str) -> pa.Table:
 
 
 def verdicts_at(storage: Storage, path: str) -> dict[Key, Verdict]:
-    """As `verdicts`, of the outcomes at a path of the output."""
+    """Like `verdicts`, of the outcomes table at a path of the output."""
     columns = _outcomes_at(storage, path).select(["id", "shard", "outcome", "reasons"]).to_pydict()
     rows = zip(*columns.values(), strict=True)
     return {(identifier, shard): (outcome, tuple(reasons or ())) for identifier, shard, outcome, reasons in rows}
@@ -150,11 +167,11 @@ class VersionFile:
     clouds: tuple[StoredObject, ...] = ()  # point clouds that its rows name and no commit does
 
 
-OVER_THE_SET = ("keep_best", "near_duplicate")  # reasons that need more than the sample
+OVER_THE_SET = ("keep_best", "near_duplicate")  # filters that compare samples with each other
 Key = tuple[str, str]  # sample id, shard
 Verdict = tuple[Outcome, tuple[str, ...]]  # and the reasons
 
 
 def is_over_the_set(outcome: Outcome, reasons: Sequence[str]) -> bool:
-    """Whether a sample is rejected for nothing of its own: made again it would be rejected again."""
+    """Return whether a sample is rejected only by dataset-wide rules, so that regenerating it cannot help."""
     return outcome == "rejected" and all(reason.split(":")[0] in OVER_THE_SET for reason in reasons)

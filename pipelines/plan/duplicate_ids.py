@@ -1,9 +1,9 @@
-"""Row ids that occur twice, among any number of rows in a bounded memory: a pass over the id column, and no more.
+"""Find duplicate row ids in bounded memory with one pass over the id column.
 
-Each id becomes a hash of 64 bits. Hashes are spilled to files by their highest bits, and each file is sorted by itself:
-equal neighbours are candidates. Only if there are any, the column is read again and texts are compared, so that two ids
-with one hash are no duplicate. The hash is multilinear, the sum of bytes times random numbers of their places: two ids
-have one hash with a chance of 2^-57 (Carter and Wegman, Universal classes of hash functions, 1979).
+Each id becomes a 64-bit hash. Hashes are spilled to files by their highest bits, and each file is sorted by itself.
+Equal neighbours are candidates. Only if there are any, the column is read again and the ids are compared, so a hash
+collision is not reported. The hash is multilinear: the sum of the bytes times random numbers for their positions. Two
+ids collide with a probability of 2^-57 (Carter and Wegman, Universal classes of hash functions, 1979).
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
 
 Hashes = NDArray[np.uint64]
 
-IDS_AT_ONCE = 1 << 16  # hashed
-HASHES_AT_ONCE = 1 << 20  # sorted and spilled: 8 MB
-SPILLS = 64  # files: of 100 million ids each holds 13 MB
-MOST_CANDIDATES = 1000  # hashes that are looked at again; where there are more, these tell enough
+IDS_AT_ONCE = 1 << 16  # ids that are hashed at once
+HASHES_AT_ONCE = 1 << 20  # hashes that are sorted and spilled at once: 8 MB
+SPILLS = 64  # files; of 100 million ids each holds 13 MB
+MOST_CANDIDATES = 1000  # hashes whose ids are compared; more would only add examples
 LONGEST_BYTES = 4 * MAX_ID_CHARACTERS + 64  # in UTF-8; a default id may be a little longer
-NUMBERED = r":\d+$"  # an id that could be another file's default id
+NUMBERED = r":\d+$"  # matches ids that could be the default id of another file
 
 
 def find_duplicate_ids(files: Sequence[SourceFile], spec_input: InputSpec, limit: int = 5) -> list[str]:
-    """Up to `limit` row ids that occur twice, in reading order. Reads the id column of tables, and no more.
+    """Return up to `limit` row ids that occur twice, in reading order. Of tables only the id column is read.
 
     Rows whose id cannot be read count by their default ids, under which they are quarantined. Raises InputError for a
-    table that is damaged as a whole or gone.
+    table that is damaged as a whole or missing.
     """
     column = spec_input.columns.id
-    nameless: set[str] = set()  # paths of files without ids, whose rows all have default ids
+    nameless: set[str] = set()  # paths of files without an id column, whose rows all have default ids
     with_ids: list[SourceFile] = []
     duplicates: list[str] = []
     for file in files:
         try:
-            if not format_of(file).lacking(file, {"id": column})[0]:
+            if not format_of(file).missing_fields(file, {"id": column})[0]:
                 with_ids.append(file)
                 continue
         except (RowError, FileNotFoundError) as error:
             raise as_input_error(error, file) from error
-        if file.relative_path in nameless:  # the default ids of two files are all equal or all different
+        if file.relative_path in nameless:  # the default ids of two files are either all equal or all different
             duplicates.append(default_id(file, 0))
         nameless.add(file.relative_path)
     if not with_ids or len(duplicates) >= limit:
@@ -83,7 +83,7 @@ def find_duplicate_ids(files: Sequence[SourceFile], spec_input: InputSpec, limit
 
 
 class _Hashing:
-    """Ids (n) -> hashes (n), by random numbers of its own."""
+    """Hashes ids (n) to (n) with random numbers of its own."""
 
     def __init__(self, nameless: set[str]) -> None:
         random = np.random.default_rng(secrets.randbits(128))
@@ -99,7 +99,7 @@ class _Hashing:
         return np.add.reduceat(terms, starts)
 
     def defaults_in(self, ids: pa.LargeStringArray) -> list[str]:
-        """Ids that are default ids of rows in files without ids."""
+        """Return those ids that are default ids of rows in files without an id column."""
         if not self._nameless:
             return []
         numbered = ids.filter(pc.match_substring_regex(ids, NUMBERED)).to_pylist()
@@ -107,7 +107,7 @@ class _Hashing:
 
 
 class _Spill:
-    """Hashes in memory until there are many, then in files by their highest bits."""
+    """Hashes in memory, spilled to files by their highest bits once there are many."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -122,16 +122,16 @@ class _Spill:
             self._flush()
 
     def doubled(self) -> Hashes:
-        """Hashes that came twice, MOST_CANDIDATES at most."""
+        """Return the hashes that occur twice, MOST_CANDIDATES at most."""
         if not self._is_spilled:
             return _doubled(np.concatenate(self._buffer) if self._buffer else np.empty(0, np.uint64))
         self._flush()
-        found = np.empty(0, np.uint64)
+        doubled = np.empty(0, np.uint64)
         for path in sorted(self._folder.iterdir()):
-            found = np.concatenate([found, _doubled(np.fromfile(path, np.uint64))])
-            if len(found) >= MOST_CANDIDATES:
+            doubled = np.concatenate([doubled, _doubled(np.fromfile(path, np.uint64))])
+            if len(doubled) >= MOST_CANDIDATES:
                 break
-        return found[:MOST_CANDIDATES]
+        return doubled[:MOST_CANDIDATES]
 
     def _flush(self) -> None:
         if not self._buffer:
@@ -150,7 +150,7 @@ def _doubled(hashes: Hashes) -> Hashes:
 
 
 def _ids_of_all(files: Sequence[SourceFile], column: str) -> Iterator[pa.LargeStringArray]:
-    """The ids of all rows, in order, in arrays without nulls and empty texts."""
+    """Yield the ids of all rows, in order, as arrays without nulls and empty strings."""
     for file in files:
         try:
             yield from _ids_of(file, column)
@@ -164,7 +164,7 @@ def _ids_of(file: SourceFile, column: str) -> Iterator[pa.LargeStringArray]:
     if source is parquet_rows:
         for ids in parquet_rows.texts(file, column, IDS_AT_ONCE):
             if not _are_good(ids):
-                break  # the rest goes row by row, where each is told from its neighbours
+                break  # the rest is read row by row, so that a bad id does not affect its neighbours
             position += len(ids)
             yield ids
     texts: list[str] = []
@@ -182,7 +182,7 @@ def _ids_of(file: SourceFile, column: str) -> Iterator[pa.LargeStringArray]:
 
 
 def _are_good(ids: pa.LargeStringArray) -> bool:
-    """Whether `read_id` would take each of them as it is."""
+    """Return whether `read_id` accepts all ids as they are."""
     if ids.null_count or not len(ids):
         return False
     longest = pc.max(pc.binary_length(ids)).as_py()

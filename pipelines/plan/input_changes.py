@@ -1,13 +1,15 @@
 """How the listed input differs from the planned one, beyond new and changed files.
 
-    default ids   "<relative path>:<row number>" belongs to one file: where two files would share it, the path of the
-                  later one is made longer, and a file keeps the path that it was first planned with
-    moved         a file is gone before all its rows were read, and a listed file has its content, or had it before it
-                  was edited: the rows count under the listed file's name alone
-    restored      a file is back, unchanged, after a file with the same row ids that is gone now had replaced its rows:
-                  it is planned again, so that its own rows count
+    default ids   "<relative path>:<row number>" belongs to one file. If two files would share it, the path of the later
+                  one is extended, and a file keeps the path with which it was first planned
+    moved         a file was removed before all its rows were read, and a listed file has its content, or had it before
+    it
+                  was edited: the rows count only under the name of the listed file
+    restored      a file is back unchanged, after a file with the same row ids had replaced its rows and was removed: it
+    is
+                  planned again, so that its own rows count
 
-Content is compared by ETag: the store's, or a local file's size and modification time, both of which a move keeps.
+Content is compared by ETag: the store's, or the size and modification time of a local file, both of which a move keeps.
 """
 
 from __future__ import annotations
@@ -29,35 +31,35 @@ from pipelines.store.errors import TransientError
 from pipelines.store.explain import explained
 from pipelines.store.storage import for_input
 
-MOVED = "moved:"  # the ETag of a version without rows, which ends a file that was moved
+MOVED = "moved:"  # prefix of the ETag of a version without rows, which ends a file that was moved
 
 
 @dataclass(frozen=True)
 class PlannedInput:
-    """The input as the plan has it: the version of each file that was planned last."""
+    """The planned input: the version of each file that was planned last."""
 
     files: Mapping[str, PlannedFile]  # by uri
-    tables: Mapping[int, pa.Table]  # the plan files
+    tables: Mapping[int, pa.Table]  # plan files by number
 
     @classmethod
     def of(cls, tables: Mapping[int, pa.Table]) -> Self:
-        """Of the plan files, by their numbers."""
+        """Return the input of some plan files, by number."""
         return cls(files_of(tables), tables)
 
     def is_current(self, file: SourceFile) -> bool:
-        """Whether a listed file is planned as it is."""
+        """Return whether a listed file is planned in its current version."""
         planned = self.files.get(file.uri)
         return planned is not None and planned.etag == file.etag
 
     def removed(self, listed: Iterable[SourceFile]) -> list[str]:
-        """Planned files that are not listed, sorted; without those that were moved."""
-        gone = self.files.keys() - {file.uri for file in listed}
-        return sorted(uri for uri in gone if not self.files[uri].etag.startswith(MOVED))
+        """Return the planned files that are not listed, sorted, without those that were moved."""
+        removed = self.files.keys() - {file.uri for file in listed}
+        return sorted(uri for uri in removed if not self.files[uri].etag.startswith(MOVED))
 
     def moves(self, listed: Sequence[SourceFile], removed: Iterable[str]) -> dict[str, str]:
-        """Planned files that do not exist any more -> a listed file that has their content, or has had it.
+        """Map planned files that no longer exist to a listed file that has their content, or had it.
 
-        The second is a file that moved away and back, and was edited on its way or afterwards.
+        A file that had the content was moved away and back, and was edited in between or afterwards.
         """
         etags = {uri: self.files[uri].etag for uri in removed}
         of_etag = {file.etag: file.uri for file in listed}
@@ -70,9 +72,9 @@ class PlannedInput:
 
 
 def with_distinct_paths(listed: Sequence[SourceFile], planned: PlannedInput) -> list[SourceFile]:
-    """The listed files with relative paths that no two files share, so that no two rows share a default id.
+    """Return the listed files with unique relative paths, so that no two rows share a default id.
 
-    A folder that was moved as a whole keeps its paths: its files have the content of planned ones that are gone.
+    A folder that was moved as a whole keeps its paths: its files have the content of planned files that are gone.
     """
     owners = {file.relative_path: uri for uri, file in planned.files.items()}
     new = Counter(file.relative_path for file in listed if file.uri not in planned.files)
@@ -93,7 +95,7 @@ def with_distinct_paths(listed: Sequence[SourceFile], planned: PlannedInput) -> 
 
 
 def _longer_paths(file: SourceFile) -> Iterable[str]:
-    """Ends of a file's address, from its relative path with one more folder to the address itself."""
+    """Yield ends of a file's address, from its relative path with one more folder up to the address itself."""
     parts = file.uri.partition("://")[2].split("/") if "://" in file.uri else file.uri.strip("/").split("/")
     for count in range(file.relative_path.count("/") + 2, len(parts) + 1):
         yield "/".join(parts[-count:])
@@ -101,7 +103,7 @@ def _longer_paths(file: SourceFile) -> Iterable[str]:
 
 
 def is_gone(uri: str) -> bool:
-    """Whether a file of the input no longer exists; False where the store does not answer."""
+    """Return whether a file of the input no longer exists; False where the store does not answer."""
     try:
         fs, path = for_input(uri)
         with explained(uri):
@@ -114,10 +116,10 @@ def is_gone(uri: str) -> bool:
 
 
 def unread_moves(ledger: Ledger, moves: Mapping[str, str], listed: Sequence[SourceFile]) -> dict[str, str]:
-    """The moves of files with rows that were not read before: their shards have no commit, or quarantined them.
+    """Return the moves of files with rows that were never read: their shards have no commit, or quarantined them.
 
-    Where the content is listed no more, a file of which rows were read that have no ids of their own stays: nothing
-    else holds these rows.
+    A file stays if its content is not listed any more and rows without an id of their own were read from it, because
+    nothing else holds these rows.
     """
     if not moves:
         return {}
@@ -136,9 +138,9 @@ def unread_moves(ledger: Ledger, moves: Mapping[str, str], listed: Sequence[Sour
 def restored_files(
     ledger: Ledger, planned: PlannedInput, listed: Sequence[SourceFile], removed: Sequence[str]
 ) -> list[SourceFile]:
-    """The listed files, planned as they are, some of whose rows count as those of a later file that is gone.
+    """Return the listed and planned files some of whose rows count as those of a later file that is gone.
 
-    Reads the commits of the files in question, and only where a removed file was planned after a listed one.
+    Reads the commits of the files in question, and only if a removed file was planned after a listed one.
     """
     last = max((planned.files[uri].plan for uri in removed), default=0)
     candidates = [file for file in listed if planned.is_current(file) and planned.files[file.uri].plan < last]
@@ -148,26 +150,27 @@ def restored_files(
     uris = {file.uri for file in candidates}
     entries = _entries_of(counting, {*uris, *removed})
     commits = ledger.read_commits(entry.shard.id for entry in entries)
-    home = counting.homes(commits)
+    row_versions = counting.row_versions(commits)
     lost: dict[str, set[str]] = {}  # file -> removed files that its rows count as
     for entry in entries:
         if entry.is_first and (commit := commits.get(entry.shard.id)):
             for sample in commit.samples:
                 span = entry.shard.spans[sample.span]
-                if span.uri in uris and (at := home.get(row_id(sample), ("", ""))[0]) in removed:
+                version = row_versions.get(row_id(sample), ("", ""))
+                if span.uri in uris and (at := version[0]) in removed:
                     lost.setdefault(span.uri, set()).add(at)
     gone = {uri: is_gone(uri) for uri in set().union(*lost.values())}
     return [file for file in candidates if any(gone[uri] for uri in lost.get(file.uri, ()))]
 
 
 def end_of(uri: str, planned: PlannedInput) -> Span:
-    """A version without rows: those that a moved file had count no more."""
+    """Return a version without rows, so that the rows of a moved file no longer count."""
     file = planned.files[uri]
     return Span(uri, f"{MOVED}{file.etag}", file.relative_path, 0, 0)
 
 
 def _entries_of(counting: Counting, uris: Collection[str]) -> list[PlannedShard]:
-    """The shards with rows of the current versions of some files."""
+    """Return the shards with rows of the current versions of some files."""
     return [
         entry
         for entry in counting.planned
@@ -176,14 +179,14 @@ def _entries_of(counting: Counting, uris: Collection[str]) -> list[PlannedShard]
 
 
 def _was_read(entry: PlannedShard, uri: str, commit: Commit | None) -> bool:
-    """Whether a shard's rows of a file were read, as far as a commit tells: a missing file quarantines them all."""
+    """Return whether a shard's rows of a file were read, by its commit: a missing file quarantines them all."""
     spans = {n for n, span in enumerate(entry.shard.spans) if span.uri == uri and span.rows}
     read = {sample.span for sample in commit.samples if sample.outcome != "quarantined"} if commit else set()
     return spans <= read
 
 
 def _has_default_ids(entries: Sequence[PlannedShard], uri: str, commits: Mapping[str, Commit]) -> bool:
-    """Whether any row of a file was read and has no id of its own."""
+    """Return whether any row of a file was read that has no id of its own."""
     for entry in entries:
         for sample in commits[entry.shard.id].samples if entry.shard.id in commits else ():
             span = entry.shard.spans[sample.span]

@@ -1,12 +1,13 @@
-"""Inputs -> shards with stable ids. Only `_plan` is dispatched; a listing of the input only proposes.
+"""Propose shards with stable ids for the input.
 
-A plan file holds every row of the input versions it names, so an input version is planned whole or not at all. A
-changed file is a new input version: its shards come in a later plan file and supersede the old version's in the next
-published version (counting.py). A file that is gone is reported, and what it gave stays; input_changes.py tells what is
-planned for files that were moved or are back.
+Only `_plan` is dispatched; a listing of the input only proposes. A plan file holds every row of the input versions that
+it names, so an input version is planned completely or not at all. A changed file is a new input version: its shards are
+in a later plan file and supersede those of the old version in the next published version (ledger/counting.py). A
+removed file is reported, and its samples stay. input_changes.py decides about files that were moved or restored.
 
-Plan files are create-only and numbered by what the proposer had read. Who meets another's file of that number reads it,
-lists the input anew and proposes only what is left: drivers that list different inputs at once never plan a row twice.
+Plan files are create-only, with numbers that follow from what the proposer had read. A driver that finds another
+driver's file of that number reads it, lists the input again and proposes only what is left. So drivers that list
+different inputs at the same time never plan a row twice.
 """
 
 from __future__ import annotations
@@ -19,11 +20,7 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.model.fingerprint import Fingerprint, digest
 from pipelines.plan.duplicate_ids import find_duplicate_ids
 from pipelines.plan.input_changes import PlannedInput, end_of, restored_files, unread_moves, with_distinct_paths
-from pipelines.plan.shards import (
-    APPEND_ATTEMPTS,
-    cut_shards,
-    make_shard,
-)
+from pipelines.plan.shards import APPEND_ATTEMPTS, cut_shards, make_shard
 from pipelines.records import Shard, SourceFile, Span
 from pipelines.spec.job import JobSpec
 from pipelines.stages.readers import FORMATS, check_columns, count_rows, list_files, suffix_of
@@ -35,18 +32,18 @@ LISTING_ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a listing of the input adds to the plan."""
+    """The additions to the plan that a listing of the input gives."""
 
-    number: int  # of the plan file it would become
+    number: int  # of the plan file that it would become
     shards: tuple[Shard, ...]
     changed: tuple[str, ...] = ()  # uris whose new version supersedes a planned one
-    removed: tuple[str, ...] = ()  # planned uris that the input no longer lists; what they gave stays
-    moved: tuple[tuple[str, str], ...] = ()  # (planned uri that is gone, its new one), before all its rows were read
-    restored: tuple[str, ...] = ()  # planned uris whose rows count again, in place of those of a file that is gone
+    removed: tuple[str, ...] = ()  # planned uris that are not listed any more; their samples stay
+    moved: tuple[tuple[str, str], ...] = ()  # (planned uri that is gone, new uri), before all its rows were read
+    restored: tuple[str, ...] = ()  # planned uris whose rows count again, in place of those of a removed file
 
 
 def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposal: Proposal) -> Proposal:
-    """Append a proposal to the ledger's plan; where another driver was first, its plan file is subtracted.
+    """Append a proposal to the plan. If another driver was first, propose again without what it planned.
 
     Raises:
         InputError: no rows, a missing column, duplicate ids.
@@ -65,7 +62,7 @@ def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposa
 
 
 def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
-    """Shards for the input versions that are not planned yet.
+    """Return shards for the input versions that are not planned yet.
 
     Raises:
         InputError: no rows, a missing column, duplicate ids, a file that keeps changing.
@@ -79,11 +76,11 @@ def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal
 
 
 class _Changed(Exception):
-    """A file that is another version than the one that was listed."""
+    """A file has another version than the one that was listed."""
 
 
 def _propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
-    tables = ledger.plan_tables()  # before the input is listed: whoever extends it in between makes this proposal fail
+    tables = ledger.plan_tables()  # before the input is listed: a plan that grows in between makes this proposal fail
     number, planned = max(tables, default=0) + 1, PlannedInput.of(tables)
     listed = with_distinct_paths(list_files(spec.input, spec.reading), planned)
     removed = planned.removed(listed)
@@ -102,16 +99,16 @@ def _propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposa
         raise InputError(f"the input has rows with the same id, such as {examples}: give each row an id of its own.")
     emptied = [Span(f.uri, f.etag, f.relative_path, 0, 0) for f, rows in counts if not rows and f.uri in planned.files]
     emptied += [end_of(uri, planned) for uri in moved]
-    shards = [make_shard([span], 0, digest(fingerprint)) for span in emptied]  # their old rows count no more
+    shards = [make_shard([span], 0, digest(fingerprint)) for span in emptied]  # so that their old rows no longer count
     shards += cut_shards(counts, spec.output.shard_rows, digest(fingerprint))
     changed = tuple(sorted(file.uri for file in new if file.uri in planned.files))
     return Proposal(number, tuple(shards), changed, stays, tuple(moved.items()), tuple(file.uri for file in again))
 
 
 def _count(file: SourceFile, spec: JobSpec) -> int:
-    """The rows of a file as it was listed. Raises _Changed where they may be those of another version."""
+    """Return the rows of a file as it was listed. Raises _Changed where it may have another version by now."""
     rows = count_rows(file, spec.input)
-    if suffix_of(file.uri) in FORMATS:  # else it is one row, whatever it holds
+    if suffix_of(file.uri) in FORMATS:  # any other file is one row
         try:
             check_unchanged(file.uri, file.etag)
         except (RowError, FileNotFoundError):

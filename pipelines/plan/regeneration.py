@@ -1,4 +1,4 @@
-"""New samples, with seeds of their own, for samples that a filter rejected."""
+"""Plan new samples, with seeds of their own, in place of samples that a filter rejected."""
 
 from __future__ import annotations
 
@@ -8,24 +8,18 @@ from pipelines.ledger.counting import Counting
 from pipelines.ledger.entries import PlannedShard, SampleOutcome
 from pipelines.ledger.ledger import Ledger
 from pipelines.model.fingerprint import Fingerprint, digest
-from pipelines.plan.shards import (
-    append,
-    cut_rows,
-    next_number,
-    row_of,
-    with_id,
-)
+from pipelines.plan.shards import append, next_number, row_of, shards_of_rows
 from pipelines.quality import rejects_input
-from pipelines.records import Shard, Span
+from pipelines.records import Span
 from pipelines.spec.job import JobSpec
 
 
 def extend_with_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> int:
-    """Plan new samples for what committed shards rejected; returns how many.
+    """Plan new samples for those that committed shards rejected. Returns how many.
 
-    A rejected sample of round r < quality.regenerate gets one new sample in round r + 1, with an index and so a seed of
-    its own; not where a filter rejected what the input gave, which no seed changes. It is planned from commits alone,
-    so it resumes like everything else.
+    A rejected sample of round r < quality.regenerate gets one new sample in round r + 1, with its own index and
+    therefore its own seed. There is none where a filter rejected the input itself, which no seed changes. The plan
+    follows from commits alone, so it can be resumed.
     """
     if spec.quality.regenerate == 0:
         return 0
@@ -33,7 +27,7 @@ def extend_with_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Le
 
 
 def plan_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> list[PlannedShard]:
-    """The shards that the next plan file needs for what is rejected by now. Writes nothing."""
+    """Return the shards of the next plan file for all samples that are rejected by now. Writes nothing."""
     planned = ledger.planned()
     number, per_row = next_number(planned), spec.input.samples_per_row
     have: Counter[tuple[str, str, int, int]] = Counter()  # (uri, etag, row position, round) -> samples planned for it
@@ -42,27 +36,22 @@ def plan_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -
             for span in entry.shard.spans:
                 for position in range(span.start, span.stop):
                     have[span.uri, span.etag, position, entry.shard.round] += entry.samples_per_row
-    lost: Counter[tuple[Span, int]] = Counter()  # (a row, round) -> samples it lost in the round before
+    lost: Counter[tuple[Span, int]] = Counter()  # (row, round) -> samples that were rejected in the round before
     commits = ledger.read_commits({entry.shard.id for entry in planned})
-    for each in Counting(planned).counted(commits, unfinished=True):
-        if each.entry.shard.round < spec.quality.regenerate and is_worth_a_seed(each.sample, spec.task):
-            lost[row_of(each), each.entry.shard.round + 1] += 1
+    for sample in Counting(planned).counted(commits, unfinished=True):
+        if sample.entry.shard.round < spec.quality.regenerate and is_worth_a_seed(sample.sample, spec.task):
+            lost[row_of(sample), sample.entry.shard.round + 1] += 1
     rows: dict[tuple[int, tuple[int, ...]], list[Span]] = {}  # (round, indices) -> rows
     for (row, round_), count in lost.items():
         first = round_ * per_row
         indices = range(first + have[row.uri, row.etag, row.start, round_], first + count)
         if indices:
             rows.setdefault((round_, tuple(indices)), []).append(row)
-    shards: list[PlannedShard] = []
-    for (round_, indices_), spans in sorted(rows.items(), key=lambda item: item[0]):
-        for part in cut_rows(spans, spec.output.shard_rows):
-            shard = Shard("", part, round_)
-            entry = PlannedShard(shard, len(indices_), number, len(shards), indices_)
-            shards.append(with_id(entry, digest(fingerprint), per_row))
-    return shards
+    groups = dict(sorted(rows.items(), key=lambda item: item[0]))
+    return shards_of_rows(groups, number, spec.output.shard_rows, digest(fingerprint), per_row)
 
 
 def is_worth_a_seed(sample: SampleOutcome, task: str) -> bool:
-    """Whether a sample was rejected for something that another seed may change."""
+    """Return whether a sample was rejected for something that another seed may change."""
     kinds = {reason.split(":")[0] for reason in sample.reasons}
     return sample.outcome == "rejected" and not any(rejects_input(kind, task) for kind in kinds)

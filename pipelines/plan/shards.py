@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from jointdit.errors import InputError
@@ -18,7 +18,7 @@ APPEND_ATTEMPTS = 100
 
 
 def cut_shards(counts: Iterable[tuple[SourceFile, int]], shard_rows: int, fingerprint_digest: str) -> Iterator[Shard]:
-    """Shards of at most `shard_rows` rows. Small files share one whole; a larger file is cut and shares with none."""
+    """Cut files into shards of at most `shard_rows` rows. Small files share a shard; a larger file shares with none."""
     pack: list[Span] = []
     for file, rows in counts:
         if pack and sum(span.rows for span in pack) + rows > shard_rows:
@@ -42,9 +42,9 @@ def make_shard(
     indices: Sequence[int] = (),
     retry: int = 0,
 ) -> Shard:
-    """A shard whose id depends on input versions, row ranges, round and fingerprint alone.
+    """Return a shard whose id depends only on input versions, row ranges, round and fingerprint.
 
-    Of a round above 0 also on `samples_per_row`; `indices` and `retry` where they are not what follows from these.
+    In rounds above 0 it also depends on `samples_per_row`, and on `indices` and `retry` unless they follow from these.
     """
     key: list[object] = [[[span.uri, span.etag, span.start, span.stop] for span in spans]]
     key += [round_, samples_per_row, fingerprint_digest]
@@ -54,7 +54,7 @@ def make_shard(
 
 
 def id_of(entry: PlannedShard, fingerprint_digest: str, samples_per_row: int) -> str:
-    """The id that a planned shard must have. `samples_per_row` is the job's."""
+    """Return the id that a planned shard must have. `samples_per_row` is the job's."""
     spans, round_, indices = entry.shard.spans, entry.shard.round, entry.indices
     first = round_ * samples_per_row
     if entry.retry or indices != tuple(range(first, first + len(indices))):
@@ -63,12 +63,12 @@ def id_of(entry: PlannedShard, fingerprint_digest: str, samples_per_row: int) ->
 
 
 def next_number(planned: Sequence[PlannedShard]) -> int:
-    """The number of the plan file that comes after these."""
+    """Return the number of the plan file that follows these shards."""
     return max((entry.plan for entry in planned), default=0) + 1
 
 
 def append(ledger: Ledger, propose_more: Callable[[], Sequence[PlannedShard]]) -> list[PlannedShard]:
-    """Append what a function proposes from the ledger as it is; asked again where another driver was first."""
+    """Append the shards that a function proposes from the ledger. It is called again if another driver was first."""
     for _ in range(APPEND_ATTEMPTS):
         shards = list(propose_more())
         if not shards:
@@ -81,17 +81,35 @@ def append(ledger: Ledger, propose_more: Callable[[], Sequence[PlannedShard]]) -
     raise InputError(f"other drivers keep extending the plan of {ledger.storage.uri}: run again when they are done.")
 
 
-def with_id(entry: PlannedShard, fingerprint_digest: str, samples_per_row: int) -> PlannedShard:
-    """The entry with the id it must have. `samples_per_row` is the job's."""
-    return replace(entry, shard=replace(entry.shard, id=id_of(entry, fingerprint_digest, samples_per_row)))
-
-
 def row_of(counted: CountedSample) -> Span:
-    """The one row that a sample comes from."""
+    """Return the one row that a sample comes from."""
     return replace(counted.span, start=counted.sample.position, stop=counted.sample.position + 1)
 
 
 def cut_rows(rows: Sequence[Span], shard_rows: int) -> Iterator[tuple[Span, ...]]:
-    """Single rows, in order, in parts of at most so many."""
+    """Split single rows, in order, into parts of at most `shard_rows`."""
     for start in range(0, len(rows), shard_rows):
         yield tuple(rows[start : start + shard_rows])
+
+
+def shards_of_rows(
+    groups: Mapping[tuple[int, tuple[int, ...]], Sequence[Span]],
+    number: int,
+    shard_rows: int,
+    fingerprint_digest: str,
+    samples_per_row: int,
+    retry: int = 0,
+) -> list[PlannedShard]:
+    """Cut single rows into shards of plan file `number`, with at most `shard_rows` rows each.
+
+    Args:
+        groups: (round, sample indices) -> rows that need these samples. Rows of one group share shards.
+        samples_per_row: the job's.
+    """
+    shards: list[PlannedShard] = []
+    for (round_, indices), rows in groups.items():
+        for part in cut_rows(rows, shard_rows):
+            entry = PlannedShard(Shard("", part, round_), len(indices), number, len(shards), indices, retry)
+            identifier = id_of(entry, fingerprint_digest, samples_per_row)
+            shards.append(replace(entry, shard=replace(entry.shard, id=identifier)))
+    return shards

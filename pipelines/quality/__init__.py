@@ -1,19 +1,20 @@
-"""Filters: each scores a sample and says keep, or a reason.
+"""Filters: each scores a sample and keeps it, or gives a reason to reject it.
 
-Scores and decisions are apart. `measure` computes all scores of pixels and caption, whichever filters the spec names,
-and all are stored in the column `quality`; a filter decides from scores alone (`caption` also from the stored caption).
-So thresholds and filters can be changed later without a GPU. Scores that cost a model are measured by the worker, and
-only where `quality.filters` or `quality.scores` names their kind (model_scored.py); `quality.scores` rejects nothing.
+Scores and decisions are separate. `measure` computes all scores of pixels and caption, whichever filters the spec
+names, and all of them are stored in the column `quality`. A filter decides from scores alone (`caption` also from the
+stored caption), so thresholds and filters can be changed later without a GPU. Scores that cost a model are measured by
+the worker, and only if `quality.filters` or `quality.scores` names their kind (model_scored.py); `quality.scores`
+rejects nothing.
 
     kind             scores                                         rejects
     depth_range      depth_span                                     depth maps without depth
-    flat_depth       depth_flat_fraction                            almost all at one distance
+    flat_depth       depth_flat_fraction                            maps that are almost completely at one distance
     saturated        depth_nonfinite_fraction,                      broken, clipped or blank maps and images
                      depth_saturated_fraction,
                      depth_near_saturated_fraction,
                      rgb_saturated_fraction
-    flying_pixels    flying_pixel_fraction                          blurred depth: edges that are ramps
-    planarity        depth_roughness, depth_speck_fraction,         rough or salted depth, and depth cut to 8 bit
+    flying_pixels    flying_pixel_fraction                          blurred depth: edges that are ramps planarity
+    depth_roughness, depth_speck_fraction,         rough or speckled depth, and depth quantised to 8 bit
                      depth_distinct_fraction
     upright          depth_ground_correlation                       inverted depth: nearest at the top
     edge_alignment   edge_alignment, edge_peak                      shifted depth, depth of another image
@@ -23,34 +24,34 @@ only where `quality.filters` or `quality.scores` names their kind (model_scored.
     caption          caption_words, caption_characters,             captions too short or long, without letters, with
                      caption_letter_fraction                        banned words
 
-How well each does it, on planted faults and clean samples, stands with images in pipelines/quality/README.md;
-`python -m jobs.tools.measure_filters` measures it again. Scores are cheap; lengths in them are shares of the image.
+pipelines/quality/README.md shows how well each filter works on planted faults and clean samples; `python -m
+jobs.tools.measure_filters` measures it again. These scores are cheap. Lengths in them are fractions of the image.
 
-    at the cost of a model
-    self_consistency  self_consistency_abs_rel,                  depth that is not what the joint model sees in the
-                      self_consistency_delta1,                   image
+    scores that cost a model
+    self_consistency  self_consistency_abs_rel,                  depth that differs from what the joint model estimates
+                      self_consistency_delta1,                   from the image
                       self_consistency_correlation
-    ensemble_spread   ensemble_abs_rel_spread,                   images whose depth differs from seed to seed
+    ensemble_spread   ensemble_abs_rel_spread,                   images whose estimated depth differs from seed to seed
                       ensemble_correlation
     text_agreement    text_agreement                             images that do not show their text, by CLIP
-    depth_critic      critic_abs_rel, critic_delta1,             depth that an independent depth model does not see
+    depth_critic      critic_abs_rel, critic_delta1,             depth that differs from an independent depth model's
                       critic_correlation
 
-    where output.points.calibrate puts depth in metres
+    where output.points.calibrate converts depth to metres
     metric_fit        calibration_residual,                      depth that does not agree with the metric depth model
                       calibration_inlier_ratio
 
-    of the whole dataset, when a version is published (decisions.py)
+    of the whole dataset, when a version is published (dataset/decisions.py)
     near_duplicate                                               images that look like an earlier one
-    and quality.keep_best (keep_best.py)                         all but the best of each row's samples by a score
+    and quality.keep_best (keep_best.py)                         all but the best samples of each row by a score
 
 In a spec: `quality.filters: [{kind: depth_range, min_span: 0.2}]`, `quality.scores: [self_consistency]`. A reason is
-"<kind>: <what was found>"; the kind is what reports count by.
+"<kind>: <explanation>". Reports count by kind.
 
 To add a filter: write a module here with one class like DepthRange (its fields are the thresholds, with defaults that
-keep whatever is usable), name the class in PIXEL_FILTERS below and in the table above, plant the fault it is made for
-in jobs/tools/filtering/faults.py, and test it as CONTRIBUTING.md says. New scores become a column by themselves; in
-files written before they are missing, and a filter rejects a sample whose score is missing.
+keep whatever is usable), name the class in PIXEL_FILTERS below and in the table above, plant the fault that it detects
+in jobs/tools/filtering/faults.py, and test it as CONTRIBUTING.md describes. New scores become a column automatically.
+They are missing in files that were written before, and a filter rejects a sample whose score is missing.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ __all__ = [
     "rejects_input",
 ]
 
-GIVEN: dict[str, frozenset[str]] = {  # what of a sample is the row's own, whatever the seed
+GIVEN: dict[str, frozenset[str]] = {  # parts of a sample that come from the row and not from the seed
     "joint": frozenset({"prompt"}),
     "depth-to-image": frozenset({"prompt", "depth"}),
 }
@@ -137,21 +138,23 @@ SCORES: tuple[str, ...] = tuple(score for filter in FILTERS.values() for score i
 
 
 def load_filters(settings: Sequence[Mapping[str, Any]]) -> tuple[Filter, ...]:
-    """The filters of `quality.filters`. Raises SpecError for an unknown kind, key or value."""
+    """Return the filters of `quality.filters`. Raises SpecError for an unknown kind, key or value."""
     return tuple(_load(f"quality.filters.{position}", setting) for position, setting in enumerate(settings))
 
 
 def load_scores(
     filters: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]], task: str
 ) -> tuple[ModelScored, ...]:
-    """What a worker measures for a task: the kinds that cost a model, of `quality.filters` and `quality.scores`.
+    """Return what a worker measures for a task: the kinds in `quality.filters` and `quality.scores` that cost a model.
 
-    Each kind is measured once: what one entry leaves open, the other may say. Raises SpecError for an entry that makes
-    no sense for the task, two that want one kind measured in two ways, or an entry of `quality.scores` that is wrong.
+    Each kind is measured once, with the settings of all its entries combined.
+
+    Raises:
+        SpecError: an entry does not fit the task, two entries have different settings, or a score entry is invalid.
     """
     named = [(f"quality.filters.{position}", setting) for position, setting in enumerate(filters)]
     named += [(f"quality.scores.{position}", setting) for position, setting in enumerate(scores)]
-    wanted: dict[str, dict[str, Any]] = {}
+    settings_of: dict[str, dict[str, Any]] = {}
     for where, setting in named:
         loaded = _load(where, setting)
         if where.startswith("quality.scores"):
@@ -160,7 +163,7 @@ def load_scores(
             continue
         if refusal := loaded.refusal(task):
             raise SpecError(f"{where}: {loaded.kind} {refusal}.")
-        known = wanted.setdefault(loaded.kind, {})
+        known = settings_of.setdefault(loaded.kind, {})
         for name in loaded.model_fields_set.intersection(loaded.measured_with):
             value = getattr(loaded, name)
             if known.setdefault(name, value) != value:
@@ -168,36 +171,37 @@ def load_scores(
                     f"{where}.{name} is {value!r:.100} and was {known[name]!r:.100} for {loaded.kind} before: a score "
                     "is measured in one way, so give one value."
                 )
-    return tuple(MODEL_FILTERS[kind].model_validate(settings) for kind, settings in wanted.items())
+    return tuple(MODEL_FILTERS[kind].model_validate(settings) for kind, settings in settings_of.items())
 
 
 def rejects_input(kind: str, task: str) -> bool:
-    """Whether a filter looks at nothing but what the row gave, so that another seed would end the same."""
+    """Return whether a filter uses only what the row gave, so that another seed would get the same verdict."""
     return kind in FILTERS and FILTERS[kind].looks_at <= GIVEN.get(task, frozenset())
 
 
 def measure(result: SampleResult) -> dict[str, float]:
-    """All scores that the pixels and the caption of a sample give, by name."""
+    """Return all scores of a sample's pixels and caption, by name."""
     scores: dict[str, float] = {}
-    for kind, found in PIXEL_FILTERS.items():
-        with np.errstate(invalid="ignore", over="ignore"):  # scores of broken maps come out as NaN, which none keeps
-            measured = found.measure(result)
-        assert tuple(measured) == found.scores, f"{kind} measured {tuple(measured)} and declares {found.scores}"
+    for kind, filter_ in PIXEL_FILTERS.items():
+        with np.errstate(invalid="ignore", over="ignore"):  # scores of broken maps are NaN, which no filter keeps
+            measured = filter_.measure(result)
+        assert tuple(measured) == filter_.scores, f"{kind} measured {tuple(measured)} and declares {filter_.scores}"
         scores.update(measured)
     return scores
 
 
 def decide(filters: Sequence[Filter], scores: Mapping[str, float | None], caption: str | None) -> list[str]:
-    """Reasons to reject a sample with these scores and this caption (None: it has none); no reason means it is kept."""
+    """Return the reasons to reject a sample with these scores and this caption, if any. No reason means it is kept."""
     reasons = []
-    for found in filters:
-        missing = [name for name in found.scores if scores.get(name) is None]
+    for filter_ in filters:
+        missing = [name for name in filter_.scores if scores.get(name) is None]
         if missing:
             reason: str | None = f"{missing[0]} was not computed"
         else:
-            reason = found.reject({name: scores[name] for name in found.scores}) or found.reject_caption(caption or "")
+            used = {name: scores[name] for name in filter_.scores}
+            reason = filter_.reject(used) or filter_.reject_caption(caption or "")
         if reason:
-            reasons.append(f"{found.kind}: {reason}")
+            reasons.append(f"{filter_.kind}: {reason}")
     return reasons
 
 

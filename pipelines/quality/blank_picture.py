@@ -1,4 +1,4 @@
-"""Rejects images of one colour: nothing is to be seen in them."""
+"""Rejects images of one colour, which show nothing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipelines.records import SampleResult
 
 
 class BlankPicture(Filter):
-    """rgb_span: 99th minus 1st percentile of the channel where that is largest, over 255, so that specks do not count.
+    """rgb_span: 99th minus 1st percentile of the channel with the largest span, over 255, so that specks do not count.
 
-    By channel and not by luminance, in which a red ball on a green floor can be blank.
+    Channels are used and not luminance, in which a red ball on a green floor can be invisible.
     """
 
     kind: ClassVar[str] = "blank_picture"

@@ -1,8 +1,7 @@
-"""Rejects samples by their captions: too short or long, no language at all, banned words.
+"""Rejects samples by their captions: too short, too long, no language, banned words.
 
-Rules of the kind that large text sets apply before any model looks at them: DataComp's basic filtering by length (Gadre
-et al., NeurIPS 2023), Gopher's by words with letters (Rae et al., 2021), C4's by a list of words (Raffel et al., JMLR
-21, 2020).
+Large text datasets apply such rules before any model: DataComp's basic filtering by length (Gadre et al., NeurIPS
+2023), Gopher's by words with letters (Rae et al., 2021), C4's by a list of words (Raffel et al., JMLR 21, 2020).
 """
 
 from __future__ import annotations
@@ -24,11 +23,12 @@ def _as_tuple(value: Any) -> Any:
 
 
 class Caption(Filter):
-    """caption_words and caption_characters: how long it is; 0 where a sample has none.
+    """caption_words and caption_characters: the length of the caption; 0 without a caption.
 
-    caption_letter_fraction: letters, of any script, among its characters that are no space; 0 for a language of none.
+    caption_letter_fraction: share of letters, of any script, among characters that are no space; 0 for an empty
+    caption.
 
-    `banned`: words and phrases, found whole, whatever their case and what is between the words.
+    `banned`: words and phrases. Whole words match, in any case and with any separators between them.
     """
 
     kind: ClassVar[str] = "caption"
@@ -71,13 +71,13 @@ class Caption(Filter):
         return None
 
     def reject_caption(self, caption: str) -> str | None:
-        found = f" {' '.join(_words(caption))} "
+        words = f" {' '.join(_words(caption))} "
         for banned in self.banned:
-            if f" {' '.join(_words(banned))} " in found:
+            if f" {' '.join(_words(banned))} " in words:
                 return f"the caption says {banned!r}, which is banned"
         return None
 
 
 def _words(text: str) -> list[str]:
-    """Runs of letters and digits with the marks inside words, without regard to case."""
+    """Return runs of letters and digits, including marks inside words, in lower case."""
     return re.findall(r"\w+(?:['’-]\w+)*", text.casefold())

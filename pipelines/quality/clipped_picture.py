@@ -1,4 +1,4 @@
-"""Rejects images that are over- or underexposed: where a channel is cut off, shading and colour are lost."""
+"""Rejects over- and underexposed images, which lose shading and colour."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.records import SampleResult
 class ClippedPicture(Filter):
     """rgb_clipped_fraction: the share of pixels with a channel at 0 or 255.
 
-    Photographs of saturated things and drawings have such pixels by right; the default is for the rest.
+    Photographs of saturated objects and drawings legitimately have such pixels; the default allows for them.
     """
 
     kind: ClassVar[str] = "clipped_picture"

@@ -1,4 +1,4 @@
-"""Rejects flat depth maps: a sample whose depth does not vary tells nothing about space."""
+"""Rejects flat depth maps: depth that does not vary says nothing about space."""
 
 from __future__ import annotations
 

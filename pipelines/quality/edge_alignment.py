@@ -1,8 +1,9 @@
-"""Rejects pairs whose depth edges do not lie on edges of the image: shifted depth, and depth of another image.
+"""Rejects pairs whose depth edges are not on edges of the image.
 
-Where depth jumps, another surface begins, and an image shows it by its colour; the reverse does not hold (texture), so
-only depth edges are asked for. The measure is the cross-correlation of registration (Anuta, Spatial registration of
-multispectral imagery using FFT techniques, IEEE Trans. Geoscience Electronics 8(4), 1970), of edge maps.
+Such depth is shifted, or belongs to another image. Where depth jumps, another surface begins, and an image shows it by
+its colour. The reverse does not hold (texture), so only depth edges are tested. The measure is the cross-correlation of
+edge maps, as in image registration (Anuta, Spatial registration of multispectral imagery using FFT techniques, IEEE
+Trans. Geoscience Electronics 8(4), 1970).
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from pipelines.records import SampleResult
 FloatArray = NDArray[np.float32]
 
 JUMP = 0.06  # of disparity: a depth edge
-STRONG_JUMP = 0.3  # edges weigh by their jump up to here
-STRONG_CONTRAST = 60.0  # of 255, in one channel: a sure edge of the image
-FEWEST = 20  # pixels of depth edges at 128 pixels a side: with less there is nothing to go by
-SEARCH = 8  # shifts are tried up to one part in so many of the longer side
+STRONG_JUMP = 0.3  # edges are weighted by their jump up to this value
+STRONG_CONTRAST = 60.0  # of 255, in one channel: a certain edge of the image
+FEWEST = 20  # pixels of depth edges at 128 pixels a side; fewer are not enough to judge
+SEARCH = 8  # shifts are tried up to this fraction of the longer side: 1/8
 
 
 class EdgeAlignment(Filter):
-    """edge_alignment: how much of the depth edges lies on edges of the image, in [0, 1], weighted by both contrasts.
+    """edge_alignment: the share of depth edges on edges of the image, in [0, 1], weighted by both contrasts.
 
-    edge_peak: edge_alignment over the best that any shift of up to 1/8 of the longer side would give; 1 where the map
-    lies right as it is. Both tolerate 1/128 of the longer side and are 1 where depth has no sharp edge: soft ones are
-    flying_pixels' business. Inverted depth has the same edges.
+    edge_peak: edge_alignment over the best that any shift of up to 1/8 of the longer side would give; 1 if the map is
+    already at its best position. Both tolerate 1/128 of the longer side and are 1 where depth has no sharp edge,
+    because flying_pixels judges soft ones. Inverted depth has the same edges.
     """
 
     kind: ClassVar[str] = "edge_alignment"
@@ -50,9 +51,9 @@ class EdgeAlignment(Filter):
         if reach <= step or not np.count_nonzero(depth_edges) >= FEWEST * step * step:
             return {"edge_alignment": 1.0, "edge_peak": 1.0}
         image_edges = np.minimum(_contrast(rgb, step) / np.float32(STRONG_CONTRAST), np.float32(1))
-        found = _correlation(depth_edges, image_edges, reach) / depth_edges.sum()
-        here = float(found[reach - step : reach + step + 1, reach - step : reach + step + 1].max())
-        best = float(found.max())
+        correlation = _correlation(depth_edges, image_edges, reach) / depth_edges.sum()
+        here = float(correlation[reach - step : reach + step + 1, reach - step : reach + step + 1].max())
+        best = float(correlation.max())
         return {"edge_alignment": min(max(here, 0.0), 1.0), "edge_peak": here / best if best > 1e-3 else 0.0}
 
     def reject(self, scores: Mapping[str, Any]) -> str | None:
@@ -64,29 +65,29 @@ class EdgeAlignment(Filter):
 
 
 def _second_difference(values: FloatArray, step: int) -> FloatArray:
-    """(h, w) the larger of both directions' absolute second differences: 0 on planes, the jump beside a jump."""
-    found = np.zeros_like(values)
+    """Return (h, w) the larger absolute second difference of both directions: 0 on planes, the jump beside a jump."""
+    largest = np.zeros_like(values)
     inner = 2 * values[step:-step]
-    found[step:-step] = np.abs(values[2 * step :] - inner + values[: -2 * step])
+    largest[step:-step] = np.abs(values[2 * step :] - inner + values[: -2 * step])
     inner = 2 * values[:, step:-step]
     across = np.abs(values[:, 2 * step :] - inner + values[:, : -2 * step])
-    np.maximum(found[:, step:-step], across, out=found[:, step:-step])
-    return found
+    np.maximum(largest[:, step:-step], across, out=largest[:, step:-step])
+    return largest
 
 
 def _contrast(rgb: NDArray[np.uint8], step: int) -> FloatArray:
-    """(h, w) the largest difference over 2 * step pixels, of both directions and three channels, in 0..255."""
-    found = np.zeros(rgb.shape[:2], np.float32)
+    """Return (h, w) the largest difference over 2 * step pixels, of both directions and all channels, in 0..255."""
+    largest = np.zeros(rgb.shape[:2], np.float32)
     for channel in range(3):
         values = rgb[..., channel].astype(np.float32)
-        np.maximum(found[step:-step], np.abs(values[2 * step :] - values[: -2 * step]), out=found[step:-step])
+        np.maximum(largest[step:-step], np.abs(values[2 * step :] - values[: -2 * step]), out=largest[step:-step])
         across = np.abs(values[:, 2 * step :] - values[:, : -2 * step])
-        np.maximum(found[:, step:-step], across, out=found[:, step:-step])
-    return found
+        np.maximum(largest[:, step:-step], across, out=largest[:, step:-step])
+    return largest
 
 
 def _correlation(edges: FloatArray, image: FloatArray, reach: int) -> FloatArray:
-    """(2 reach + 1, 2 reach + 1) sums of edges(p) * image(p + shift), the shift (0, 0) in the middle."""
+    """Return (2 reach + 1, 2 reach + 1) sums of edges(p) * image(p + shift), with shift (0, 0) in the centre."""
     whole = np.fft.irfft2(np.conj(np.fft.rfft2(edges)) * np.fft.rfft2(image), s=edges.shape)
     around = np.arange(-reach, reach + 1)
     return np.asarray(whole[np.ix_(around, around)], np.float32)

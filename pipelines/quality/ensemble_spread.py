@@ -1,4 +1,4 @@
-"""Rejects samples in whose image the model sees another depth with each seed: it does not know."""
+"""Rejects samples for whose image the depth estimate depends on the seed."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from pipelines.quality.filter import Correlation
 from pipelines.quality.model_scored import JOINT_TASKS, ModelScored, ScoredBatch, Scorer
 
 
 class EnsembleSpread(ModelScored):
-    """Depth is estimated from the image with several seeds; the estimates are compared with each other.
+    """Depth is estimated from the image with several seeds, and the estimates are compared with each other.
 
-    ensemble_abs_rel_spread: brought onto each other and merged, mean over pixels of the median relative distance to the
+    ensemble_abs_rel_spread: estimates are aligned and merged; mean over pixels of the median relative distance to the
     merged depth, read from 1 to 10 m. ensemble_correlation: mean over pairs of estimates of the correlation of their
-    details, which leaves out the floor and walls that a model gives to any image: it tells images that the model
-    cannot read by far the best (both in jointdit/evaluation/agreement.py). They say how sure the model is of the
-    image's depth, not how good the sample's own is. For task depth the sample's own depth is one such estimate.
+    details, without the floor and walls that a model puts into any image. It detects unreadable images best (both are
+    in jointdit/evaluation/agreement.py). The scores say how certain the model is about the image's depth, not how good
+    the sample's own depth is. For task depth the sample's own depth is such an estimate.
     """
 
     kind: ClassVar[str] = "ensemble_spread"
@@ -26,7 +27,7 @@ class EnsembleSpread(ModelScored):
     measured_with: ClassVar[tuple[str, ...]] = ("estimates", "steps")
 
     max_spread: float = Field(0.1, ge=0)
-    min_correlation: float = Field(0.58, ge=-1, le=1)
+    min_correlation: Correlation = 0.58
     estimates: int = Field(4, ge=2, le=100)
     steps: int = Field(4, ge=1, le=1000)
 
@@ -55,6 +56,6 @@ class EnsembleSpread(ModelScored):
         if not spread <= self.max_spread:
             return f"{self.estimates} estimates of its depth differ by {spread:.3f}, more than {self.max_spread:g}"
         if not correlation >= self.min_correlation:
-            found = f"details of {self.estimates} estimates of its depth correlate by {correlation:.2f}"
-            return f"{found}, less than {self.min_correlation:g}"
+            details = f"details of {self.estimates} estimates of its depth correlate by {correlation:.2f}"
+            return f"{details}, less than {self.min_correlation:g}"
         return None

@@ -1,4 +1,4 @@
-"""Rejects depth maps that are almost wholly at one distance, with a little else."""
+"""Rejects depth maps that are almost completely at one distance, with few other pixels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ BINS = 64
 
 
 class FlatDepth(Filter):
-    """depth_flat_fraction: the largest share of pixels within 1/32 of disparity (two neighbours of 64 bins).
+    """depth_flat_fraction: the largest share of pixels within 1/32 of disparity (two neighbouring bins of 64).
 
-    An open sky or a far wall fills that with good reason: the default rejects maps that have hardly anything else.
+    An open sky or a far wall legitimately fills much of that; the default rejects maps with hardly anything else.
     """
 
     kind: ClassVar[str] = "flat_depth"

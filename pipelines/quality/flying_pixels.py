@@ -1,8 +1,8 @@
-"""Rejects depth maps whose edges are ramps: their pixels fly between two surfaces once they are points.
+"""Rejects depth maps whose edges are ramps: as points, such pixels fly between two surfaces.
 
-Blurred or upsampled maps and averages of several estimates have them. What is measured is the blur of edges, by their
-width as in Marziliano et al. (A no-reference perceptual blur metric, ICIP 2002), at depth's own jumps; against a true
-map it is the depth boundary error of Koch et al. (Evaluation of CNN-based single-image depth estimation methods, ECCV
+Blurred or upsampled maps and averages of several estimates have them. The filter measures the blur of depth edges by
+their width, as in Marziliano et al. (A no-reference perceptual blur metric, ICIP 2002). Against a true map this would
+be the depth boundary error of Koch et al. (Evaluation of CNN-based single-image depth estimation methods, ECCV
 workshops 2018).
 """
 
@@ -18,14 +18,14 @@ from pipelines.quality.filter import Filter, Fraction, pixels
 from pipelines.records import SampleResult
 
 JUMP = 0.05  # of disparity, across two arms
-STEEPER = 4  # than the surfaces on both sides: slopes are no edges
-SHARP = 0.4  # share of the jump that one pixel's step must carry
+STEEPER = 4  # times as steep as the surfaces on both sides, so that slopes are no edges
+SHARP = 0.4  # share of the jump that the step of one pixel must have
 
 
 class FlyingPixels(Filter):
-    """flying_pixel_fraction: of the places where disparity jumps, the share where no single step is the jump.
+    """flying_pixel_fraction: among the places where disparity jumps, the share without a single step that is the jump.
 
-    A jump is looked for in rows and columns over 1/16 of the longer side. 0 where there is no jump.
+    Jumps are searched in rows and columns over 1/16 of the longer side. 0 where there is no jump.
     """
 
     kind: ClassVar[str] = "flying_pixels"
@@ -48,7 +48,7 @@ class FlyingPixels(Filter):
 
 
 def _count(values: NDArray[np.float32], arm: int) -> tuple[int, int]:
-    """(jumps, ramps among them) along the first axis."""
+    """Return (jumps, ramps among them) along the first axis."""
     length = len(values) - 4 * arm
     if length < 1:
         return 0, 0
@@ -62,7 +62,7 @@ def _count(values: NDArray[np.float32], arm: int) -> tuple[int, int]:
 
 
 def _running_maximum(values: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """The maximum of `width` rows from each row on, by doubling: log2(width) passes."""
+    """Return the maximum over `width` rows starting at each row, by doubling: log2(width) passes."""
     done = 1
     while done < width:
         more = min(done, width - done)

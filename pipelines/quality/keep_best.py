@@ -1,4 +1,4 @@
-"""Keeps the best samples of each row by a score. Decided when a version is published, over all samples of the row."""
+"""Keeps the best samples of each row by a score, when a version is published."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class KeepBest(BaseModel):
-    """At most `k` kept samples a row: those whose score `by` is `order`. A wrong guess keeps the worst: no default.
+    """At most `k` kept samples per row: those with the lowest or highest score `by`. `order` has no default.
 
-    Equal scores: the sample planned first. A sample without the score comes last.
+    Of equal scores the sample that was planned first wins. A sample without the score comes last.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -21,7 +21,7 @@ class KeepBest(BaseModel):
     order: Literal["lowest", "highest"]
 
     def rank(self, score: float | None) -> float:
-        """What samples are sorted by, the best first."""
+        """Return the sort key of a score. The best sample has the lowest key."""
         if score is None or math.isnan(score):
             return math.inf
         return score if self.order == "lowest" else -score

@@ -1,4 +1,4 @@
-"""Rejects samples whose depth does not agree with the metric depth model that put it in metres."""
+"""Rejects samples whose depth does not agree with the metric depth model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.records import SampleResult
 class MetricFit(Filter):
     """calibration_residual: median of |z / z_fit - 1|. calibration_inlier_ratio: share of pixels within 10 %.
 
-    Measured by the worker where the spec has `output.points.calibrate`; a sample without a fit has ratio 0 and no
+    The worker measures both if the spec has `output.points.calibrate`. A sample without a fit has ratio 0 and no
     residual, and is rejected.
     """
 
@@ -26,7 +26,7 @@ class MetricFit(Filter):
 
     @staticmethod
     def measure(result: SampleResult) -> dict[str, float]:
-        """Nothing: pixels alone do not tell."""
+        """Return nothing, because pixels alone are not enough."""
         return {}
 
     def reject(self, scores: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,8 @@
-"""Rejects images that look like an earlier one: nearly the same perceptual hash. Decided when a version is published.
+"""Rejects images that look like an earlier one, by perceptual hash.
 
-A sample alone cannot be a duplicate, so `measure` and `reject` say nothing; decisions.py looks at the whole dataset in
-the order of its plan, whatever the order in which shards were made. The first of some like images stays.
+One sample alone cannot be a duplicate, so `measure` and `reject` return nothing. dataset/decisions.py compares the
+whole dataset in the order of its plan, whatever the order in which shards were made. The first of several similar
+images stays.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pipelines.quality.filter import Filter
 from pipelines.records import SampleResult
 
 BITS = 64
-SIDE = 32  # pixels that the cosine transform sees
+SIDE = 32  # pixels a side that the cosine transform uses
 KEPT = 8  # frequencies a side that become bits
-ROUNDED = 3  # decimals of the coefficients: below it is rounding of the transform, which machines do differently
+ROUNDED = 3  # decimals of the coefficients; further decimals differ between machines
 
 
 class NearDuplicate(Filter):
-    """`max_distance`: at most so many of the 64 bits of two hashes differ in images that count as the same."""
+    """`max_distance`: two images are duplicates if at most so many of the 64 bits of their hashes differ."""
 
     kind: ClassVar[str] = "near_duplicate"
     scores: ClassVar[tuple[str, ...]] = ()
@@ -40,10 +41,10 @@ class NearDuplicate(Filter):
 
 
 def perceptual_hash(rgb: NDArray[np.uint8]) -> str:
-    """The pHash of an image (H, W, 3), 16 hexadecimal digits: which of its 64 lowest frequencies exceed their median.
+    """Return the pHash of an image (H, W, 3) as 16 hexadecimal digits: which of 64 low frequencies exceed their median.
 
-    Source: Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions (2010), in the form of the Python
-    package imagehash: 32 x 32 grey values, a two-dimensional DCT-II, the 8 x 8 lowest coefficients.
+    Source: Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions (2010), as in the Python package
+    imagehash: 32 x 32 grey values, a two-dimensional DCT-II, the 8 x 8 lowest coefficients.
     """
     grey = Image.fromarray(rgb).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     low = np.round(COSINES @ np.asarray(grey, np.float64) @ COSINES.T, ROUNDED)
@@ -52,7 +53,7 @@ def perceptual_hash(rgb: NDArray[np.uint8]) -> str:
 
 
 def _cosines() -> NDArray[np.float64]:
-    """The first rows of the DCT-II of SIDE values: (KEPT, SIDE)."""
+    """Return the first rows of the DCT-II of SIDE values: (KEPT, SIDE)."""
     frequency, place = np.arange(KEPT)[:, None], np.arange(SIDE)[None, :]
     return np.cos(np.pi * frequency * (2 * place + 1) / (2 * SIDE))
 
@@ -61,11 +62,11 @@ COSINES = _cosines()
 
 
 class HashIndex:
-    """Hashes of kept images, found by how near they are without a look at each of them.
+    """An index of the hashes of kept images that finds near ones without comparing all of them.
 
-    The bits are dealt to max_distance + 1 bands. Two hashes that differ in at most max_distance bits agree in a whole
-    band at least, so only hashes that share a band are compared. Neighbouring bits go to different bands: low
-    frequencies alone differ little between images of one kind.
+    The bits are divided into max_distance + 1 bands. Two hashes that differ in at most max_distance bits agree in at
+    least one band, so only hashes that share a band are compared. Neighbouring bits go to different bands, because low
+    frequencies alone differ little between similar images.
     """
 
     def __init__(self, max_distance: int) -> None:
@@ -75,14 +76,14 @@ class HashIndex:
         self._buckets: list[dict[int, list[tuple[int, str, str]]]] = [{} for _ in self._masks]
 
     def add(self, value: int, identifier: str, row: str) -> None:
-        """Remember the hash of a kept sample, with its id and its row's."""
+        """Add the hash of a kept sample, with its id and its row's id."""
         for mask, buckets in zip(self._masks, self._buckets, strict=True):
             buckets.setdefault(value & mask, []).append((value, identifier, row))
 
     def nearest(self, value: int, not_of: str | None = None) -> tuple[int, str] | None:
-        """(distance in bits, id) of the nearest hash within max_distance, or None; of equals always the same.
+        """Return (distance in bits, id) of the nearest hash within max_distance, or None. Ties are deterministic.
 
-        Samples of the row `not_of` are passed over.
+        Samples of the row `not_of` are ignored.
         """
         best: tuple[int, str] | None = None
         limit = self.max_distance + 1

@@ -1,4 +1,4 @@
-"""Rejects images with noise over everything, from grain to pure noise."""
+"""Rejects noisy images, from grain to pure noise."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Levels = Annotated[float, Field(ge=0, le=255)]
 
 
 class NoisyPicture(Filter):
-    """rgb_noise: standard deviation of white noise in the luminance, of 255; see `roughness` for the estimate.
+    """rgb_noise: standard deviation of white noise in the luminance, of 255 (see `roughness`).
 
-    Noise that is independent in the channels is 1.5 times as large in each. Fine texture over more than half of a
-    image counts as noise.
+    Noise that is independent in the channels is 1.5 times as large in each of them. Fine texture on more than half of
+    an image counts as noise.
     """
 
     kind: ClassVar[str] = "noisy_picture"

@@ -1,7 +1,7 @@
-"""Rejects depth maps that are no surfaces close up: rough, salted with single wrong pixels, or cut into few levels.
+"""Rejects depth maps that are locally no surfaces: rough, speckled or quantised.
 
-A plane is affine in disparity, so a small piece of any surface nearly is. Koch et al. (ECCV workshops 2018) score
-planarity on masked planes; here every 3x3 window is one, and the median tells.
+Single wrong pixels are specks. A plane is affine in disparity, so a small piece of any surface nearly is. Koch et al.
+(ECCV workshops 2018) score planarity on masked planes. Here every 3x3 window counts as one, and the median decides.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pipelines.records import SampleResult
 FloatArray = NDArray[np.float32]
 
 SPECK = 0.05  # of disparity, from all four neighbours
-SLOPE = 1 / 1024  # of disparity, over 1/32 of the longer side: a quarter of a level of 8 bits
-ENOUGH = 1024  # distinct values, four times those of 8 bits; a plane repeats its own
-FEWEST = 50  # pixels on slopes; with less there is nothing to go by
+SLOPE = 1 / 1024  # of disparity, over 1/32 of the longer side: a quarter of an 8-bit level
+ENOUGH = 1024  # distinct values, four times those of 8 bits; a plane repeats its own values
+FEWEST = 50  # pixels on slopes; fewer are not enough to judge
 
 
 class Planarity(Filter):
-    """depth_roughness: standard deviation of white noise on the surfaces, of disparity's [0, 1]; see `roughness`.
+    """depth_roughness: standard deviation of white noise on the surfaces, for disparity in [0, 1] (see `roughness`).
 
-    depth_speck_fraction: the share of pixels that lie apart from all four neighbours, to one side, by 0.05.
+    depth_speck_fraction: the share of pixels that differ from all four neighbours, in one direction, by 0.05.
 
-    depth_distinct_fraction: distinct values in 16 bits on surfaces that slope in both directions, over their pixels or
-    over 1024 where those are more; a map that went through 8 bits has at most 256. 1 where hardly anything slopes so.
+    depth_distinct_fraction: distinct 16-bit values on surfaces that slope in both directions, divided by the number of
+    their pixels, at most 1024. A map that went through 8 bits has at most 256. 1 if hardly any surface slopes so.
     """
 
     kind: ClassVar[str] = "planarity"
@@ -87,5 +87,5 @@ def _distinct(values: FloatArray) -> float:
 
 
 def _least(before: FloatArray, here: FloatArray, after: FloatArray) -> FloatArray:
-    """The smaller step on either side: beside an edge one of them is only the surface's own."""
+    """Return the smaller step of both sides: beside an edge, one of them is the slope of the surface."""
     return np.minimum(np.abs(here - before), np.abs(after - here))

@@ -1,4 +1,4 @@
-"""Rejects samples with values that are not finite or sit at an end of their range: clipped, blank, or broken."""
+"""Rejects samples with values that are not finite or at an end of their range."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipelines.records import SampleResult
 
 
 class Saturated(Filter):
-    """Fractions of pixels: disparity NaN or infinite; at 0 or 1; at 1 alone; all three colours at 0 or all at 255.
+    """Fractions of pixels: disparity NaN or infinite; at 0 or 1; at 1 alone; all colours at 0 or all at 255.
 
-    A sky is at 0 with good reason, and so is a white wall at 255: the defaults reject what has little else. At 1 lies
-    the nearest point: many pixels there mean that what is nearer was cut off.
+    A sky is legitimately at 0, and a white wall at 255; the defaults reject samples with little else. The nearest point
+    is at 1: many pixels there mean that nearer depth was clipped.
     """
 
     kind: ClassVar[str] = "saturated"

@@ -1,4 +1,4 @@
-"""Rejects samples whose depth is not the depth that the model sees in their image: only a joint model can say it."""
+"""Rejects samples whose depth differs from the joint model's estimate from their image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.quality.model_scored import JOINT_TASKS, ScoredBatch, Scorer
 
 
 class SelfConsistency(DepthAgreement):
-    """Depth is estimated from the sample's image again, with the same weights and in a few steps, and compared."""
+    """Depth is estimated from the sample's image again, with the same weights in a few steps, and compared."""
 
     kind: ClassVar[str] = "self_consistency"
     scores: ClassVar[tuple[str, ...]] = (
@@ -20,7 +20,7 @@ class SelfConsistency(DepthAgreement):
         "self_consistency_correlation",
     )
     measured_with: ClassVar[tuple[str, ...]] = ("steps",)
-    found: ClassVar[str] = "what the model sees in its image"
+    estimate_name: ClassVar[str] = "what the model sees in its image"
 
     steps: int = Field(4, ge=1, le=1000)
 

@@ -1,4 +1,4 @@
-"""Rejects samples whose image does not show what their text says, as far as a CLIP model can tell."""
+"""Rejects samples whose image does not show what their text says, by a CLIP model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pipelines.quality.model_scored import ScoredBatch, Scorer
 
 
 class TextAgreement(ForeignModel):
-    """text_agreement: 100 times the cosine between image and text, the CLIP score of one pair (not floored at 0).
+    """text_agreement: 100 times the cosine of image and text: the CLIP score of one pair without its floor at 0.
 
-    What is much depends on the CLIP model: OpenAI's give matching photographs some 20 to 35 and unlike ones some 10 to
-    20; the default rejects little. A long text is cut where the model's text encoder ends.
+    What is high depends on the CLIP model: OpenAI's models give matching photographs some 20 to 35 and others some 10
+    to 20. The default rejects little. A long text is truncated at the limit of the model's text encoder.
     """
 
     kind: ClassVar[str] = "text_agreement"
     scores: ClassVar[tuple[str, ...]] = ("text_agreement",)
-    wanted: ClassVar[str] = "a CLIP model"
+    model_kind: ClassVar[str] = "a CLIP model"
 
     min_score: float = Field(15.0, ge=-100, le=100)
 
@@ -40,7 +40,7 @@ class TextAgreement(ForeignModel):
         clip = load_clip(self.name(), device, self.revision)
 
         def score(batch: ScoredBatch) -> list[dict[str, float]]:
-            # One by one: the networks are small beside the job's own, and no neighbour changes a score.
+            # One by one: these networks are small beside the job's own, and no other sample affects a score.
             texts = [result.caption or result.sample.row.prompt for result in batch.results]
             pairs = zip(batch.images(), texts, strict=True)
             return [{self.kind: text_agreement(clip, image, text)} if text else {} for image, text in pairs]

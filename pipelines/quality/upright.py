@@ -1,28 +1,25 @@
-"""Rejects upside-down depth: inverted maps (far as near), and maps of an image that lies on its head.
+"""Rejects upside-down depth: inverted maps, and maps of upside-down images.
 
-One map alone cannot say which end is near. What helps is where people hold cameras: of two points one above the other,
-the lower is mostly the nearer (which is why Chen et al., Single-Image Depth Perception in the Wild, NeurIPS 2016, ask
-about points beside each other too), and networks lean on the same cue (van Dijk and de Croon, How do neural networks
-see depth in single images?, ICCV 2019). Images from above, of ceilings or of single things close up need not follow
-it: leave the filter out for them.
+One map alone does not show which end is near. The filter uses how people hold cameras: of two points one above the
+other, the lower one is mostly nearer (therefore Chen et al., Single-Image Depth Perception in the Wild, NeurIPS 2016,
+also ask about points side by side). Networks rely on the same cue (van Dijk and de Croon, How do neural networks see
+depth in single images?, ICCV 2019). Images from above, of ceilings, or of single close objects need not follow it: do
+not use the filter for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 
-from pipelines.quality.filter import Filter, pixels
+from pipelines.quality.filter import Correlation, Filter, pixels
 from pipelines.records import SampleResult
-
-Correlation = Annotated[float, Field(ge=-1, le=1)]
 
 
 class Upright(Filter):
-    """depth_ground_correlation: Pearson's, of disparity with the row counted from the top. 0 for a constant map."""
+    """depth_ground_correlation: Pearson's, of disparity with the row number from the top. 0 for a constant map."""
 
     kind: ClassVar[str] = "upright"
     scores: ClassVar[tuple[str, ...]] = ("depth_ground_correlation",)
@@ -41,7 +38,7 @@ class Upright(Filter):
         return {"depth_ground_correlation": float(np.mean((means - means.mean()) * rows)) / spread}
 
     def reject(self, scores: Mapping[str, Any]) -> str | None:
-        found = scores["depth_ground_correlation"]
-        if found >= self.min_correlation:
+        correlation = scores["depth_ground_correlation"]
+        if correlation >= self.min_correlation:
             return None
-        return f"depth is nearest at the top: correlation {found:.3f}, less than {self.min_correlation:g}"
+        return f"depth is nearest at the top: correlation {correlation:.3f}, less than {self.min_correlation:g}"

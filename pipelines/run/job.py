@@ -153,7 +153,7 @@ def generate_and_publish(
         if generate_all(context, ledger, progress, limits, worker_class):
             return None, False
         with contextlib.suppress(Unfinished):
-            return patiently(lambda: publish(context.storage, ledger, spec.as_given()), spec.retries.infrastructure)
+            return patiently(lambda: publish(context.storage, ledger, spec), spec.retries.infrastructure)
         logger.info("the plan has grown since the last of its shards was committed")
         patiently(lambda: drop_roll_up(context.storage), spec.retries.infrastructure)
     raise Unfinished(f"other drivers keep extending the plan of {context.storage.uri}: run again when they are done.")

@@ -1,1 +1,1 @@
-"""One door to local folders and object stores, and the create-only write. Start with storage.py."""
+"""Local folders, object stores and the create-only write. Start with storage.py."""

@@ -1,4 +1,4 @@
-"""Connections to stores: one fsspec file system a process, with what its scheme needs from the environment."""
+"""Connections to stores: one fsspec file system per process."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from fsspec.spec import AbstractFileSystem
 
 from jointdit.errors import StoreError
 from pipelines.store.explain import CREDENTIALS_OF
+from pipelines.store.safe_text import reason_of
+
+PARALLEL_REQUESTS = 16  # small objects that are read, written or deleted at once
+PARALLEL_TABLES = 4  # whole tables that are held in memory at once
 
 
 def filesystem(uri: str) -> AbstractFileSystem:
-    """The file system of a normalised uri. Raises StoreError where its package or its account is missing."""
+    """Return the file system of a normalised uri. Raises StoreError if its package or account is missing."""
     scheme = urlsplit(uri).scheme
     if scheme != "s3":
         try:
             return fsspec.filesystem(scheme or "file", **({"use_listings_cache": False} if scheme else {}))
         except ImportError:
             extra = "gcs" if scheme == "gs" else "azure"
-            raise StoreError(f"{scheme}:// needs a package that is not here: install jointdit[{extra}].") from None
-        except ValueError as error:  # of adlfs, without an account
-            raise StoreError(f"{uri}: {' '.join(str(error).split())}: {CREDENTIALS_OF[scheme]}.") from None
+            raise StoreError(f"{scheme}:// needs a package that is not installed: install jointdit[{extra}].") from None
+        except ValueError as error:  # raised by adlfs without an account
+            raise StoreError(f"{uri}: {reason_of(error)}: {CREDENTIALS_OF[scheme]}.") from None
     names = sorted(name for name in os.environ if name.startswith("AWS_"))
     return _open_s3(tuple((name, os.environ[name]) for name in names))
 
 
 @functools.lru_cache(maxsize=8)
 def _open_s3(environment: tuple[tuple[str, str], ...]) -> AbstractFileSystem:
-    """One connection a process and environment: fsspec's own cache would keep the credentials of an earlier one."""
+    """Return one connection per process and environment. fsspec's own cache would keep outdated credentials."""
     settings = dict(environment)
     fs = fsspec.filesystem(
         "s3",

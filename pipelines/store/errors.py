@@ -1,7 +1,7 @@
-"""Errors of the engine that are worth another try.
+"""Errors that a retry may resolve.
 
 JointDiTError (jointdit.errors)
-└── TransientError          another try may succeed: the driver retries the shard, within its own budget
+└── TransientError          a retry may succeed: the driver retries the shard, within its own budget
     ├── CommitFailed        the commit did not land
     └── CommitUnknown       the commit may have landed: the driver reads it back
 """
@@ -12,7 +12,7 @@ from jointdit.errors import JointDiTError
 
 
 class TransientError(JointDiTError):
-    """Another try may succeed: a lost actor, a 5xx answer, a timeout, a throttle."""
+    """A retry may succeed: a lost actor, a 5xx answer, a timeout, throttling."""
 
 
 class CommitFailed(TransientError):
@@ -20,4 +20,4 @@ class CommitFailed(TransientError):
 
 
 class CommitUnknown(TransientError):
-    """The answer of the store does not tell whether the commit landed."""
+    """The store's answer does not say whether the commit landed."""

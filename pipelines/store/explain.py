@@ -1,4 +1,4 @@
-"""What a store's exceptions mean: one sentence, permanent or worth another try; addresses, never credentials."""
+"""Explain exceptions of stores in one sentence, as permanent or transient errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STORE_EXCEPTIONS = (
 )
 NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
 UNREACHABLE = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
-LOCAL_FOR_GOOD = {  # what a local file system answers each time -> what to do
+LOCAL_FOR_GOOD = {  # permanent errors of a local file system -> what to do
     errno.ENOSPC: "make room or choose another place",
     errno.EDQUOT: "make room or choose another place",
     errno.EROFS: "make it writable or choose another place",
@@ -40,12 +40,12 @@ LOCAL_FOR_GOOD = {  # what a local file system answers each time -> what to do
     errno.ENOTSUP: "the file system cannot do this, choose another place",
     errno.ENOSYS: "the file system cannot do this, choose another place",
 }
-LOCAL_FAULTS = {  # what may pass -> what helps if it does not
+LOCAL_FAULTS = {  # transient errors -> what to do if they do not pass
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the limit of open files of this machine",
-    errno.ESTALE: "its file server gave it away, mount it again",
+    errno.ESTALE: "the file handle is stale, mount it again",
 }
-CREDENTIALS_OF = {  # scheme -> how to give them
+CREDENTIALS_OF = {  # scheme -> how to provide credentials
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an AWS profile",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or run where Google gives an account",
     "abfs": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
@@ -53,25 +53,25 @@ CREDENTIALS_OF = {  # scheme -> how to give them
 
 
 def store_exceptions() -> tuple[type[BaseException], ...]:
-    """What the libraries of the stores raise; gcsfs and adlfs are optional, and raise only where they are loaded."""
-    found: tuple[type[BaseException], ...] = STORE_EXCEPTIONS
+    """Return what the store libraries raise. gcsfs and adlfs are optional and raise only if they are loaded."""
+    exceptions: tuple[type[BaseException], ...] = STORE_EXCEPTIONS
     if gcsfs := sys.modules.get("gcsfs.retry"):
-        found += (gcsfs.HttpError, gcsfs.ChecksumError, sys.modules["google.auth.exceptions"].GoogleAuthError)
+        exceptions += (gcsfs.HttpError, gcsfs.ChecksumError, sys.modules["google.auth.exceptions"].GoogleAuthError)
     if azure := sys.modules.get("azure.core.exceptions"):
-        found += (azure.AzureError,)
-    return found
+        exceptions += (azure.AzureError,)
+    return exceptions
 
 
 def _is(error: BaseException, module: str, *names: str) -> bool:
-    """Whether it is an exception of a package that may not be here."""
+    """Return whether an error is an exception of an optional package."""
     loaded = sys.modules.get(module)
     return loaded is not None and isinstance(error, tuple(getattr(loaded, name) for name in names))
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether the store was never reached, so that nothing can have landed.
+    """Return whether the store was never reached, so that nothing can have landed.
 
-    aiobotocore raises EndpointConnectionError also where an open connection was reset, after the request went out.
+    aiobotocore raises EndpointConnectionError also if an open connection was reset, after the request was sent.
     """
     if isinstance(error, boto.EndpointConnectionError):
         inner = error.kwargs.get("error")
@@ -83,10 +83,10 @@ def is_unreachable(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explained(root: str, name: str = "", at_start: bool = False) -> Iterator[None]:
-    """Turn what fsspec, botocore and the operating system raise for the object `name` of the storage `root` into ours.
+    """Translate errors of fsspec, botocore and the operating system for the object `name` of the storage `root`.
 
-    FileNotFoundError of a single object passes; that of a whole bucket is a StoreError. `at_start`: an endpoint that
-    cannot be reached is a mistake in its address, not a passing fault, and is reported at once.
+    FileNotFoundError of a single object passes; that of a whole bucket becomes a StoreError. `at_start`: an endpoint
+    that cannot be reached is a mistake in its address and no transient fault, so it is reported at once.
     """
     try:
         yield
@@ -95,12 +95,12 @@ def explained(root: str, name: str = "", at_start: bool = False) -> Iterator[Non
             raise explain(error.__cause__, root, name, at_start=True) from error.__cause__
         raise
     except store_exceptions() as error:
-        told = explain(error, root, name, at_start)
-        raise told from (None if isinstance(told, FileNotFoundError) else error)
+        explanation = explain(error, root, name, at_start)
+        raise explanation from (None if isinstance(explanation, FileNotFoundError) else error)
 
 
 def explain(error: BaseException, root: str, name: str = "", at_start: bool = False) -> Exception:
-    """Our exception for one of a store's: StoreError, TransientError, or FileNotFoundError for a single object."""
+    """Return StoreError, TransientError, or FileNotFoundError (for a single object) for an exception of a store."""
     code = store_code(error)
     bucket = root.partition("://")[2].split("/")[0]
     address = f"{root.rstrip('/')}/{name}" if name else root
@@ -132,7 +132,7 @@ def explain(error: BaseException, root: str, name: str = "", at_start: bool = Fa
 
 
 def _explain_local(error: OSError, root: str, address: str) -> StoreError | TransientError:
-    """What the operating system says of a local file: refused for good, or a fault that may pass."""
+    """Explain an error of the operating system about a local file: permanent or transient."""
     if isinstance(error, NotADirectoryError | FileExistsError):
         return StoreError(f"{root}: a file is where a folder is needed: give another place.")
     if isinstance(error, NotRegular | IsADirectoryError):
@@ -145,11 +145,11 @@ def _explain_local(error: OSError, root: str, address: str) -> StoreError | Tran
     reason = f"{os.strerror(code).lower()} ({errno.errorcode.get(code, type(error).__name__)})"
     if code in LOCAL_FOR_GOOD:
         return StoreError(f"{address}: {reason}: {LOCAL_FOR_GOOD[code]}.")
-    return TransientError(f"{address}: {reason}: {LOCAL_FAULTS.get(code, 'look at the disk and the mount')}.")
+    return TransientError(f"{address}: {reason}: {LOCAL_FAULTS.get(code, 'check the disk and the mount')}.")
 
 
 def store_code(error: BaseException) -> str:
-    """The store's own error code (NoSuchBucket, AccessDenied, 403, ...), which s3fs keeps in the cause."""
+    """Return the store's own error code (NoSuchBucket, AccessDenied, 403, ...), which s3fs keeps in the cause."""
     for exception in (error, error.__cause__):
         if isinstance(exception, boto.ClientError):
             return str(exception.response.get("Error", {}).get("Code", ""))
@@ -161,12 +161,12 @@ def store_code(error: BaseException) -> str:
 
 
 def no_bucket(root: str) -> StoreError:
-    """The bucket of an address does not exist."""
+    """Return the error for a bucket that does not exist."""
     bucket = root.partition("://")[2].split("/")[0]
     return StoreError(f"{root}: the bucket {bucket} does not exist: create it or correct the address.")
 
 
 def _is_forbidden(error: BaseException) -> bool:
-    """Whether it is gcsfs's bare OSError for status 403, or Azure's refusal of credentials."""
+    """Return whether it is gcsfs's bare OSError for status 403, or Azure's rejection of credentials."""
     bare = type(error) is OSError and error.errno is None and str(error).startswith("Forbidden:")
     return bare or _is(error, "azure.core.exceptions", "ClientAuthenticationError")

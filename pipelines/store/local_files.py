@@ -1,16 +1,17 @@
-"""Files of a local folder: listed, read, replaced and created so that neither a power cut nor a strange file harms.
+"""List, read, replace and create files of a local folder durably.
 
-A new object is a temporary file that is flushed, then linked or renamed to its name; then its folder is flushed, and
-before that the parent of each folder that was made for it. What file systems make of these calls, and what is done:
+A new object is a temporary file that is flushed and then linked or renamed to its name. Then its folder is flushed, and
+before that the parent of each new folder. How file systems differ, and what is done:
 
     link      vfat, exFAT and some FUSE file systems have no hard links and answer EPERM, ENOTSUP, ENOSYS, EINVAL or
               EMLINK: `HardLinksMissing`. A network file system may repeat a request whose answer was lost, and then
-              reports EEXIST although it made the link: the link count of the temporary file tells, as open(2) says.
-    rename    repeated in the same way, it reports ENOENT: the new name is read back.
-    fsync     of a folder: CIFS and others answer EINVAL or EBADF and flush folders themselves or not at all; nothing
-              more can be done there, so these are passed over, as PostgreSQL does. Every other failure counts.
+              reports EEXIST although it made the link. The link count of the temporary file shows that (see open(2)).
+    rename    repeated in the same way, it reports ENOENT: the new name is read back. fsync     of a folder: CIFS and
+    others answer EINVAL or EBADF, and flush folders themselves or not at all. Nothing more
+              can be done there, so these errors are ignored, as in PostgreSQL. All other errors count.
 
-Only regular files and links to them are objects. Pipes, sockets and devices are never opened: reading them may hang.
+Only regular files and links to them are objects. Pipes, sockets and devices are never opened, because reading may
+block.
 """
 
 from __future__ import annotations
@@ -25,28 +26,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-TEMPORARY = ".tmp-"  # files being written; listings leave them out
+TEMPORARY = ".tmp-"  # prefix of files that are being written; listings leave them out
 FOLDER_ATTEMPTS = 100
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EMLINK)
 NO_FOLDER_FLUSH = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-# Every folder that this system makes has such a name. `lost+found`, `.snapshot`, `$RECYCLE.BIN` or `@eaDir` have not.
+# Every folder that this system creates matches. `lost+found`, `.snapshot`, `$RECYCLE.BIN` or `@eaDir` do not.
 POSSIBLE_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class HardLinksMissing(Exception):
-    """The file system has no hard links; the message is its answer."""
+    """The file system has no hard links. The message is its error code."""
 
 
 class NotRegular(OSError):
-    """A folder, a pipe, a socket, a device, or a link that leads to no file."""
+    """A folder, a pipe, a socket, a device, or a broken link."""
 
 
 def walk(folder: str, everything: bool = False) -> Iterator[str]:
-    """Paths of the regular files under a folder, in no order. Links to files count, links to folders are not followed.
+    """Yield the paths of the regular files under a folder, in no order. Links to files count, links to folders do not.
 
-    A folder that this user may not list is an error, unless it has a name that this system never gives.
+    A folder that this user may not list is an error, unless this system never creates a folder of its name.
 
-    everything: also what is no regular file, and "path/" for a folder that is empty or may not be listed.
+    Args:
+        everything: also yield other entries, and "path/" for a folder that is empty or may not be listed.
     """
     pending = [folder]
     while pending:
@@ -72,20 +74,20 @@ def walk(folder: str, everything: bool = False) -> Iterator[str]:
 def _is_regular(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link in a circle, or through a folder that may not be entered
+    except OSError:  # a circular link, or a link through a folder that may not be entered
         return False
 
 
 def stat_file(path: str) -> os.stat_result:
-    """Size and times of a regular file. Raises FileNotFoundError, also for what is no file."""
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
+    """Return size and times of a regular file. Raises FileNotFoundError, also for other entries."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(errno.ENOENT, "no regular file", path)
-    return found
+    return status
 
 
 def open_file(path: str) -> BinaryIO:
-    """A regular file, to be read. Raises NotRegular for anything else, without opening it."""
+    """Open a regular file for reading. Raises NotRegular for anything else, without opening it."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise NotRegular(path)
     return open(path, "rb")
@@ -93,7 +95,7 @@ def open_file(path: str) -> BinaryIO:
 
 @contextlib.contextmanager
 def temporary_file(final: Path, data: bytes) -> Iterator[Path]:
-    """`data`, safely on disk under a temporary name beside `final`; removed at the end unless it was renamed."""
+    """Write `data` durably to a temporary name beside `final`. The file is removed at the end unless it was renamed."""
     temporary = final.parent / f"{TEMPORARY}{secrets.token_hex(8)}-{final.name}"
     try:
         with _open_new(temporary) as file:
@@ -102,22 +104,22 @@ def temporary_file(final: Path, data: bytes) -> Iterator[Path]:
             os.fsync(file.fileno())
         yield temporary
     finally:
-        with contextlib.suppress(OSError):  # what was written stands; garbage collection finds the rest
+        with contextlib.suppress(OSError):  # the object is written; garbage collection removes the rest
             temporary.unlink()
 
 
 def final_name(temporary: str) -> str:
-    """The name that a temporary file was to have."""
+    """Return the name that a temporary file was to get."""
     folder, _, name = temporary.rpartition("/")
     return f"{folder}/{name.removeprefix(TEMPORARY).partition('-')[2]}"
 
 
 def link(temporary: Path, final: Path) -> None:
-    """Give a temporary file its name if that is free.
+    """Link a temporary file to its name if that is free.
 
     Raises:
         FileExistsError: another file has the name.
-        NotRegular: something that is no file has the name, and no writer of ours put it there.
+        NotRegular: the name is taken by something that is no file and that no writer of this system created.
         HardLinksMissing: nothing was done.
     """
     try:
@@ -133,7 +135,7 @@ def link(temporary: Path, final: Path) -> None:
 
 
 def rename(temporary: Path, final: Path, data: bytes) -> None:
-    """Give a temporary file of these bytes its name, replacing what has it."""
+    """Rename a temporary file with these bytes to its name, replacing a file of that name."""
     try:
         os.replace(temporary, final)
     except FileNotFoundError:
@@ -142,11 +144,11 @@ def rename(temporary: Path, final: Path, data: bytes) -> None:
 
 
 def flush_folder(folder: Path) -> bool:
-    """Flush the names in a folder; False where the file system does not do that, or this user may not."""
+    """Flush the names in a folder. Returns False if the file system does not support that, or this user may not."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:
-        return False  # a folder that may be written and not read
+        return False  # a folder with write access and without read access
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -159,7 +161,7 @@ def flush_folder(folder: Path) -> bool:
 
 
 def _open_new(path: Path) -> BinaryIO:
-    """A new file, its folder made; made again where another process has just removed it because it was empty."""
+    """Create a file and its folder. The folder is created again if another process removed it because it was empty."""
     for _ in range(FOLDER_ATTEMPTS):
         with contextlib.suppress(FileNotFoundError):
             _make_folder(path.parent)
@@ -168,7 +170,7 @@ def _open_new(path: Path) -> BinaryIO:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it; the entry of each new one is flushed, so that no power cut takes it away."""
+    """Create a folder and its parents. The entry of each new folder is flushed, so that it survives a power cut."""
     missing = []
     while not folder.exists():
         missing.append(folder)

@@ -1,4 +1,4 @@
-"""How long to wait before a retry, and the driver's own patience with the store. Knows nothing of Ray."""
+"""Backoff with jitter, and retries of the driver's own requests to the store."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 def backoff_seconds(count: int) -> float:
-    """How long to wait before the retry that follows the count-th fault: doubled each time, never twice the same."""
+    """Return the wait before the retry that follows the count-th fault: exponential backoff with jitter."""
     return min(MOST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(count - 1, 16)) * random.uniform(0.5, 1.5)
 
 
 def patiently(call: Callable[[], Result], budget: int) -> Result:
-    """What the driver itself asks of the store, with the same patience as a shard's tasks have.
+    """Call a function of the driver that uses the store, with as many retries as a shard's tasks have.
 
-    `call` may have landed when it is made again.
+    A call that is repeated may have landed before.
+
     Raises:
         PermanentError: `budget` retries met transient faults too.
     """
@@ -34,7 +35,7 @@ def patiently(call: Callable[[], Result], budget: int) -> Result:
             return call()
         except TransientError as error:
             seconds = backoff_seconds(count)
-            logger.warning("%s, trying again in %.0f seconds", _sentence(error), seconds)
+            logger.warning("%s, retrying in %.0f seconds", _sentence(error), seconds)
             time.sleep(seconds)
     try:
         return call()

@@ -1,20 +1,20 @@
-"""One way to local folders and object stores: paths, reads, writes, and the create-only write everything rests on.
+"""One interface to local folders and object stores, with a create-only write.
 
-`Storage(uri)` is a folder or prefix; names inside it are relative, with "/". It is small and picklable: each process
+`Storage(uri)` is a folder or prefix. Names inside it are relative, with "/". It is small and picklable; each process
 opens its own connection. Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...)
 or the usual AWS files.
 
-Create-only, and why it is done like this (all measured):
-  local    fsspec's mode="create" is exists-then-open: two processes both won 225 of 1,500 races, and a kill leaves
-           half a file. So: temporary file, fsync, os.link to the final name (local_files.py).
+How the create-only write works, and why (all measured):
+  local    fsspec's mode="create" checks for existence and then opens: two processes both won 225 of 1,500 races, and a
+           kill leaves half a file. So: temporary file, fsync, os.link to the final name (local_files.py).
   S3       pipe_file(mode="create") sends If-None-Match. open(path, "xb") does not for zero bytes, so empty objects are
-           refused here; some servers answer a failed precondition as OSError errno 22; a response that got lost makes
-           the client's own retry meet its own object. So every answer but a plain yes is settled by reading back: our
-           bytes mean we won. s3fs sends 100 MiB and more in parts, and another request ends those: the probe does not
-           tell whether a store honours the condition there, and a lost answer to it comes back as a missing upload. So
-           objects to be created go in one request, which S3 takes up to 5 GiB.
-  GCS      pipe_file(mode="create") sends ifGenerationMatch=0 (gcsfs), in one request below 50 MiB, which the ledger's
-           objects are; a 412 comes back as FileExistsError.
+           refused here. Some servers report a failed precondition as OSError errno 22. After a lost response the
+           client's own retry finds its own object. So every answer but success is settled by reading back: our bytes
+           mean success. s3fs sends 100 MiB and more in parts, which end with another request: the probe does not cover
+           the condition there, and a lost answer to it looks like a missing upload. So objects are created in one
+           request, which S3 accepts up to 5 GiB.
+  GCS      pipe_file(mode="create") sends ifGenerationMatch=0 (gcsfs), in one request below 50 MiB, which holds for the
+           ledger's objects. A 412 becomes FileExistsError.
   Azure    pipe_file(mode="create") is upload_blob(overwrite=False) (adlfs), which sends If-None-Match: *.
 """
 
@@ -47,12 +47,12 @@ logger = logging.getLogger(__name__)
 
 
 class AlreadyExists(Exception):
-    """A create-only write met another writer's object, which stays as it is."""
+    """Another writer's object exists, and a create-only write left it as it is."""
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """An object as listed: its name in the storage, bytes, and what changes when it is rewritten."""
+    """A listed object: its name in the storage, its size in bytes, and an etag that changes when it is rewritten."""
 
     path: str
     size: int
@@ -61,7 +61,7 @@ class ObjectInfo:
 
 
 def for_input(uri: str) -> tuple[AbstractFileSystem, str]:
-    """The fsspec file system of a uri, and the path in it. Raises InputError for an address that no store can have."""
+    """Return the fsspec file system of a uri and the path in it. Raises InputError for an invalid address."""
     try:
         uri = normalise(uri)
     except ValueError as error:
@@ -70,13 +70,13 @@ def for_input(uri: str) -> tuple[AbstractFileSystem, str]:
 
 
 def uri_of(fs: AbstractFileSystem, path: str) -> str:
-    """The normalised uri of a path that a file system of ours listed."""
+    """Return the normalised uri of a path that a file system listed."""
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     return path if protocol in ("file", "local") else f"{SCHEMES[protocol]}://{path.lstrip('/')}"
 
 
 def etag_of(info: dict[str, Any]) -> str:
-    """What changes when a file changes: the store's ETag, or a local file's size and mtime in nanoseconds."""
+    """Return what changes when a file changes: the store's ETag, or a local file's size and mtime in nanoseconds."""
     etag = (
         info.get("ETag")
         or info.get("etag")
@@ -90,14 +90,14 @@ def etag_of(info: dict[str, Any]) -> str:
 
 
 class Storage:
-    """A folder or prefix in a store; see the top of the file for what its create-only write promises.
+    """A folder or prefix in a store. The module docstring describes its create-only write.
 
-    Every method raises StoreError for what stays wrong (bucket missing, no access, endpoint down at the start) and
-    TransientError for what may pass; FileNotFoundError where a named object does not exist.
+    Every method raises StoreError for permanent faults (bucket missing, no access, endpoint down at the start) and
+    TransientError for faults that may pass; FileNotFoundError if a named object does not exist.
     """
 
     def __init__(self, uri: str, single_writer: bool = False) -> None:
-        """`single_writer`: the user vouches for it, so a store without create-only writes will do."""
+        """`single_writer`: the user guarantees a single writer, so a store without create-only writes is allowed."""
         try:
             self.uri = normalise(uri)
         except ValueError as error:
@@ -113,7 +113,7 @@ class Storage:
 
     @property
     def is_local(self) -> bool:
-        """Whether this is a folder of the machine's own file system."""
+        """Whether this is a folder of the local file system."""
         return "://" not in self.uri
 
     @property
@@ -124,27 +124,27 @@ class Storage:
         return self._fs
 
     def path(self, name: str) -> str:
-        """The file system's path of a name in this storage."""
+        """Return the file system's path of a name in this storage."""
         root = self.uri.partition("://")[2] or self.uri
         if not name:
             return root
-        if name.startswith("/") or ".." in name.split("/"):  # such as one that a tampered ledger gives
+        if name.startswith("/") or ".." in name.split("/"):  # a tampered ledger may contain one
             raise StoreError(f"{self.uri}: the name {name!r} leads out of it: restore the ledger from a backup.")
         if not self._can_name(name):
             raise StoreError(f"{self.uri}: {name!r} is no name of an object: restore the ledger from a backup.")
         return f"{root.rstrip('/')}/{name}"
 
     def _can_name(self, name: str) -> bool:
-        """Whether an object can be asked for by this name: neither collapsed, nor cut, nor without an encoding."""
+        """Return whether an object can have this name: it is neither collapsed, nor cut, nor impossible to encode."""
         scheme = "" if self.is_local else self.uri.partition("://")[0]
         return not {"", ".", ".."} & set(name.split("/")) and not impossible(name, scheme)
 
     def uri_of(self, name: str) -> str:
-        """The full address of a name in this storage, for messages and cards."""
+        """Return the full address of a name in this storage, for messages and cards."""
         return f"{self.uri.rstrip('/')}/{name}" if name else self.uri
 
     def read_bytes(self, name: str) -> bytes:
-        """The whole object. Raises FileNotFoundError."""
+        """Return the whole object. Raises FileNotFoundError."""
         if self.is_local:
             with self.open(name) as file, explained(self.uri, name):
                 return file.read()
@@ -153,7 +153,7 @@ class Storage:
             return data
 
     def open(self, name: str) -> BinaryIO:
-        """The object as a seekable binary file, for reading columns of a Parquet file without the rest."""
+        """Open the object as a seekable binary file, to read columns of a Parquet file without the rest."""
         with explained(self.uri, name):
             if self.is_local:
                 return local_files.open_file(self.path(name))
@@ -161,7 +161,7 @@ class Storage:
             return file
 
     def exists(self, name: str) -> bool:
-        """Whether there is an object of this name."""
+        """Return whether there is an object of this name."""
         try:
             self.info(name)
         except FileNotFoundError:
@@ -169,39 +169,39 @@ class Storage:
         return True
 
     def info(self, name: str) -> ObjectInfo:
-        """Size and version of an object. Raises FileNotFoundError, also for a folder."""
+        """Return size and version of an object. Raises FileNotFoundError, also for a folder."""
         with explained(self.uri, name):
             if self.is_local:
                 return self._file_info(self.path(name))
-            found = self.fs.info(self.path(name))
-            if found["type"] != "file":
+            info = self.fs.info(self.path(name))
+            if info["type"] != "file":
                 raise FileNotFoundError(name)
-            return self._object_info(found)
+            return self._object_info(info)
 
     def names(self, folder: str, suffix: str = "", everything: bool = False) -> list[str]:
-        """Names of the objects directly or deeper in a folder, relative to it, sorted.
+        """Return the names of the objects in a folder and its subfolders, relative to it, sorted.
 
-        everything: also of what is no object: local pipes, broken links, empty folders ("name/"), unusable keys.
+        everything: also of local pipes, broken links and empty folders ("name/"), and of keys that cannot be used.
         """
         begin = len(self.path(folder).rstrip("/")) + 1
         if self.is_local:
             with explained(self.uri, folder):
-                found = list(self._walk(folder, temporary=False, everything=everything))
+                paths = list(self._walk(folder, temporary=False, everything=everything))
         else:
-            found = [info["name"] for info in self._find(folder, everything)]
-        # An empty name is the marker that the consoles of object stores make for a folder.
-        return sorted(path[begin:] for path in found if path.endswith(suffix) and path[begin:])
+            paths = [info["name"] for info in self._find(folder, everything)]
+        # An empty name is the marker that the consoles of object stores create for a folder.
+        return sorted(path[begin:] for path in paths if path.endswith(suffix) and path[begin:])
 
     def unfinished(self, folder: str) -> list[tuple[ObjectInfo, str]]:
-        """Local files that are being written, or whose writer was killed, each with the name it was to have."""
+        """Return local temporary files, of running or killed writers, each with the name that it was to get."""
         if not self.is_local:
-            return []  # an object store shows nothing before it is whole
+            return []  # an object store shows only complete objects
         with explained(self.uri, folder):
             files = sorted(self._walk_files(folder, temporary=True), key=lambda file: file.path)
         return [(file, local_files.final_name(file.path)) for file in files]
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
-        """All objects under a folder of the storage, sorted by name; none where the folder does not exist."""
+        """Return all objects under a folder, sorted by name; none if the folder does not exist."""
         if self.is_local:
             with explained(self.uri, prefix):
                 files = list(self._walk_files(prefix, temporary=False))
@@ -210,62 +210,62 @@ class Storage:
         return sorted(files, key=lambda file: file.path)
 
     def _find(self, prefix: str, everything: bool = False) -> Iterator[dict[str, Any]]:
-        """Objects under a prefix of an object store, as fsspec tells them.
+        """Yield the objects under a prefix of an object store, as fsspec describes them.
 
-        A key that no call could name again (such as `x?versionId=1`, which s3fs takes for a version of x) is left out.
+        A key that no call can name again (such as `x?versionId=1`, which s3fs takes for a version of x) is left out.
         """
         begin = len(self.path("")) + 1
         with explained(self.uri, prefix):
-            found = self.fs.find(self.path(prefix), detail=True)
-        for info in found.values():
+            infos = self.fs.find(self.path(prefix), detail=True)
+        for info in infos.values():
             if info["type"] == "file" and (everything or self._can_name(info["name"].lstrip("/")[begin:])):
                 yield info
 
     def _walk_files(self, prefix: str, temporary: bool) -> Iterator[ObjectInfo]:
-        """Local files under a folder. fsspec's own listing fails as a whole where a file vanishes while it looks."""
+        """Yield local files under a folder. fsspec's own listing fails completely if a file vanishes meanwhile."""
         for path in self._walk(prefix, temporary):
             with contextlib.suppress(FileNotFoundError):
                 yield self._file_info(path)
 
     def _walk(self, prefix: str, temporary: bool, everything: bool = False) -> Iterator[str]:
-        """Paths of local files under a folder."""
+        """Yield paths of local files under a folder."""
         for path in local_files.walk(self.path(prefix), everything):
             if os.path.basename(path).startswith(local_files.TEMPORARY) == temporary:
                 yield path
 
     def _file_info(self, path: str) -> ObjectInfo:
-        found = local_files.stat_file(path)
+        status = local_files.stat_file(path)
         name = path[len(self.path("").rstrip("/")) + 1 :]
-        return ObjectInfo(name, found.st_size, f"{found.st_size}-{found.st_mtime_ns}", found.st_mtime)
+        return ObjectInfo(name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}", status.st_mtime)
 
     def delete(self, name: str) -> None:
-        """Remove an object, and the local folder that it leaves empty; one that is gone already is no error."""
+        """Remove an object, and the local folder that becomes empty. A missing object is no error."""
         with explained(self.uri, name), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
             if self.is_local and "/" in name:
-                with contextlib.suppress(OSError):  # it holds more
+                with contextlib.suppress(OSError):  # the folder holds more files
                     os.rmdir(os.path.dirname(self.path(name)))
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write an object, replacing what is there; a reader sees the old bytes or the new, never a part."""
+        """Write an object, replacing an existing one. Readers see the old bytes or the new ones, never a part."""
         final = Path(self.path(name))
         if self.is_local:
             with self._written(name), local_files.temporary_file(final, data) as temporary:
                 local_files.rename(temporary, final, data)
-                local_files.flush_folder(final.parent)  # a commit may name it, and commits outlast a power cut
+                local_files.flush_folder(final.parent)  # a commit may name it, and commits survive a power cut
         else:
             with explained(self.uri, name):
                 self.fs.pipe_file(self.path(name), data)
 
     def create_bytes(self, name: str, data: bytes) -> None:
-        """Write an object only if its name is free; rivals' `data` must differ (carry a token) to tell who won.
+        """Write an object only if its name is free. The `data` of two writers must differ, as by a token.
 
         Raises:
-            AlreadyExists: somebody else's object is there.
+            AlreadyExists: another writer's object exists.
             CommitFailed: the store refused and nothing landed.
-            CommitUnknown: whether it landed cannot be told now.
+            CommitUnknown: whether it landed cannot be determined now.
         """
-        assert data, "an empty object cannot tell its writer"
+        assert data, "an empty object does not identify its writer"
         if self.is_local:
             self._create_local(name, data)
         elif self.single_writer:
@@ -277,7 +277,7 @@ class Storage:
             self._create_remote(name, data)
 
     def probe(self) -> None:
-        """Find out at the start whether the store can be reached, written and read, and refuses a second create.
+        """Check at the start that the store can be reached, written and read, and refuses a second create.
 
         Raises:
             StoreError: bucket missing, no access, endpoint down, or a store without create-only writes.
@@ -296,7 +296,7 @@ class Storage:
         """Create, create again, read and list an object."""
         try:
             self.create_bytes(name, b"first")
-        except FileNotFoundError:  # gcsfs has no word of its own for it
+        except FileNotFoundError:  # gcsfs has no other error for a missing bucket
             raise no_bucket(self.uri) from None
         if not self.single_writer and not self._refuses_second(name):
             raise StoreError(
@@ -308,8 +308,8 @@ class Storage:
         except FileNotFoundError:
             is_whole = False
         if not is_whole:
-            raise StoreError(f"{self.uri} does not give back what was written: use another store.")
-        if name.partition("/")[2] not in self.names("_probe"):  # some stores take a//b for a/b
+            raise StoreError(f"{self.uri} does not return what was written: use another store.")
+        if name.partition("/")[2] not in self.names("_probe"):  # some stores treat a//b as a/b
             raise StoreError(f"{self.uri} does not list what was written: give the address as the store lists it.")
         with self._written(name):
             is_flushed = not self.is_local or local_files.flush_folder(Path(self.path("_probe")))
@@ -325,7 +325,7 @@ class Storage:
 
     @contextlib.contextmanager
     def _written(self, name: str) -> Iterator[None]:
-        """Explain what goes wrong while a local object is written; a writer never gets a FileNotFoundError."""
+        """Explain errors of a local write. A writer never gets a FileNotFoundError."""
         try:
             with explained(self.uri, name):
                 yield
@@ -364,11 +364,11 @@ class Storage:
                 return
             except store_exceptions() as error:
                 doubtful = error
-            told = explain(doubtful, self.uri, name)
-            if not isinstance(told, TransientError):
-                raise told from None
+            explanation = explain(doubtful, self.uri, name)
+            if not isinstance(explanation, TransientError):
+                raise explanation from None
             if is_unreachable(doubtful):
-                raise CommitUnknown(str(told)) from doubtful
+                raise CommitUnknown(str(explanation)) from doubtful
             try:
                 if self._settle(name, data):
                     return
@@ -377,18 +377,18 @@ class Storage:
                     f"{address}: it may have been created, and cannot be read back."
                 ) from error.__cause__
             if attempt + 1 < CREATE_ATTEMPTS:
-                time.sleep(0.2 * 2**attempt)  # a 409 names a rival in flight; a throttled store wants a pause
+                time.sleep(0.2 * 2**attempt)  # after a 409 of a concurrent writer, or throttling
         if isinstance(doubtful.__cause__, ClientError):
             raise CommitFailed(f"{address}: the store refused to create it ({doubtful}).") from doubtful
         raise CommitUnknown(f"{address}: the store's answer to creating it was lost.") from doubtful
 
     def _settle(self, name: str, data: bytes) -> bool:
-        """Read an object back after a doubtful answer: True if it is ours, False if there is none."""
+        """Read an object back after a doubtful answer. Returns True if it is ours, False if there is none."""
         try:
-            found = self.read_bytes(name)
+            stored = self.read_bytes(name)
         except FileNotFoundError:
             return False
-        if found != data:
+        if stored != data:
             raise AlreadyExists(name)
         return True
 

@@ -24,7 +24,7 @@ from pipelines.spec.job import InputSpec
 from pipelines.stages.readers import check_columns, count_rows, format_of, list_files
 from pipelines.stages.readers.opening import open_input
 from pipelines.stages.readers.row_addresses import stored_value
-from pipelines.stages.readers.rows import RawRow, build_row, default_id, wanted_columns
+from pipelines.stages.readers.rows import RawRow, build_row, columns_of, default_id
 
 BLOCK_ROWS = 64  # in files without row groups
 CACHED_ROWS = 1024  # encoded rows in memory
@@ -116,7 +116,7 @@ class TablePairs:
 
     def _read_block(self, block: int) -> list[RawRow]:
         file, start, stop = self.layout[block]
-        rows = list(format_of(file).rows(file, start, stop, wanted_columns(self.input, TASK)))
+        rows = list(format_of(file).rows(file, start, stop, columns_of(self.input, TASK)))
         if len(rows) != stop - start:
             raise InputError(f"{file.uri} has fewer rows than at the start of training: restore the file.")
         return rows

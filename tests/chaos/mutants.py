@@ -7,8 +7,6 @@ A mutant is a function without arguments that patches modules of the engine in t
 from __future__ import annotations
 
 import dataclasses
-import json
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -80,9 +78,7 @@ def skip_taken_numbers() -> None:
         version, is_new = pipelines.dataset.publish._next_version(storage, ledger, latest, decide)
         while is_new:
             try:
-                fields = {**dataclasses.asdict(version), "token": secrets.token_hex(8), "format": 2}
-                name = f"_versions/{version.number:06d}/version.json"
-                storage.create_bytes(name, json.dumps(fields).encode())
+                storage.create_bytes(f"_versions/{version.number:06d}/version.json", version.to_bytes())
                 break
             except AlreadyExists:
                 version = dataclasses.replace(version, number=version.number + 1)

@@ -77,7 +77,7 @@ def test_depth_of_images_of_any_size(ray_cluster: None, make_spec, output: str, 
     assert decode_depth_png(small["depth"]["bytes"]).shape == (60, 40)
     (bad,) = rows_of(output, summary.version, "quarantined")
     assert bad["id"] == "broken.png:0/0"
-    assert "no known image format" in bad["error"]
+    assert "image has an unknown format" in bad["error"]
 
 
 def test_depth_to_image(ray_cluster: None, make_spec, output: str, tmp_path: Path) -> None:

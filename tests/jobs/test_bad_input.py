@@ -161,7 +161,7 @@ BAD: dict[str, Refused | SetAside] = {
     ),
     "output inside input": refused(RUN, "output.uri", "inside input.uri", output__uri="in/out", input__uri="in"),
     "input inside output": refused(PLAN, "input.uri", "inside output.uri", output__uri="in"),
-    "no such kind of store": refused(PLAN, "ftp:// is not a store this can use", input__uri="ftp://host/x"),
+    "no such kind of store": refused(PLAN, "ftp:// is not a supported store", input__uri="ftp://host/x"),
     "a store in memory": refused(RUN, "memory:// lives in one process", "s3://bucket/prefix", output__uri="memory://x"),
     "no bucket": refused(PLAN, "output.uri: 's3://' names no folder or bucket", output__uri="s3://"),
     "a credential in a field": refused(RUN, "input.secret_key looks like a credential", input__secret_key="hush"),
@@ -227,7 +227,7 @@ BAD: dict[str, Refused | SetAside] = {
     "status of no dataset": refused("status in", "in holds no job", "check the address"),
     "status of no bucket": refused(f"status {NOWHERE}", "s3://no-such-bucket/out"),
     "validate of no dataset": refused("validate in", "in holds no job", "check the address"),
-    "validate of no store": refused("validate ftp://host/out", "ftp:// is not a store this can use"),
+    "validate of no store": refused("validate ftp://host/out", "ftp:// is not a supported store"),
     # --- what looks after a dataset
     "a scheduled run of a bad spec": refused(f"{RUN} --if-idle", "model.step", "did you mean steps?", model__step=3),
     "a scheduled run of another job": refused(
@@ -251,7 +251,7 @@ BAD: dict[str, Refused | SetAside] = {
     "an image that is missing": refused("depth in/none.png -o out", "in/none.png cannot be read", "give the path"),
     "a folder for a map": refused("restyle in/maps cube -o out --kind metric", "in/maps cannot be read", "directory"),
     "a folder without images": refused("depth in/nothing -o out", "in/nothing has no images", "a folder with .png"),
-    "text for an image": refused("depth in/text.png -o out", "in/text.png", "no known image format"),
+    "text for an image": refused("depth in/text.png -o out", "in/text.png", "image has an unknown format"),
     "two images of one name": refused("depth in/image.png image.jpg -o out", "called image", "different folders"),
     "a file for the results": refused("depth in/image.png -o in/page.html", "in/page.html", "is a file: give a folder"),
     "a map in colours": refused("restyle in/image.png cube -o out", "in/image.png", "mode RGB", "one grey channel"),
@@ -299,12 +299,12 @@ BAD: dict[str, Refused | SetAside] = {
     "a path into another store": row("depth", {"image": "s3://b/x.png"}, "another kind of store", "put both in one"),
     "a path to a device": row("depth", {"image": "/dev/zero"}, "/dev/zero does not exist, or is no file"),
     "an image of zero bytes": row("depth", b"", "image has zero bytes"),
-    "an image that is text": row("depth", b"hello", "no known image format"),
+    "an image that is text": row("depth", b"hello", "image has an unknown format"),
     "a cut image": row(
         "depth", png(np.random.default_rng(0).integers(0, 256, COLOURS.shape, np.uint8))[:300], "decoded"
     ),
     "an image of gigapixels": row("depth", BOMB, "million pixels, the limit: scale it"),
-    "an image of program text": row("depth", b"%!PS-Adobe-3.0 EPSF-3.0\n", "no known image format"),
+    "an image of program text": row("depth", b"%!PS-Adobe-3.0 EPSF-3.0\n", "image has an unknown format"),
     "a map in many colours": row("depth-to-image", png(COLOURS), "mode RGB: give one grey channel"),
     "a map of one value": row("depth-to-image", npy(np.full((4, 4), 3.0)), "constant at 3"),
     "a map of holes": row("depth-to-image", npy(np.zeros((4, 4))), "no valid pixel: check input.depth"),

@@ -67,6 +67,15 @@ def test_retry_prints_its_plan_and_the_next_version_differs_by_it(job: LocalJob,
     assert main(["validate", uri]) == 0
 
 
+def test_refilter_as_json_has_both_versions(job: LocalJob, capsys) -> None:
+    uri = job.context.storage.uri
+    assert main(["refilter", uri, "--set", "quality.filters=[]", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert (content["before"]["number"], content["version"]["number"], content["is_new"]) == (1, 2, True)
+    assert content["version"]["spec"]["quality"]["filters"] == []
+    assert content["moved"] == {"rejected -> kept": 1}
+
+
 def test_gc_lists_objects_before_it_deletes_them(job: LocalJob, capsys) -> None:
     uri, storage = job.context.storage.uri, job.context.storage
     name = f"data/{job.ledger.planned()[0].shard.id}-0123456789abcdef.parquet"

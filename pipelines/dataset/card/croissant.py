@@ -1,7 +1,7 @@
-"""croissant.json: the dataset for readers of Croissant 1.0 (mlcommons.org/croissant), and of schema.org.
+"""croissant.json: the dataset in terms of Croissant 1.0 (mlcommons.org/croissant).
 
-A set of files an outcome, which names exactly those of the version, and a record set with its columns. Left out are
-columns that Croissant has no type for: binary latents, and points.
+It has a file set per outcome, which names exactly the files of the version, and a record set with the columns. Columns
+without a Croissant type are left out: binary latents, and points.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.dataset.card.metadata import CONFIGS, WHAT
-from pipelines.dataset.card.tables import Seen, spec_of
+from pipelines.dataset.card.tables import SampledTables
 from pipelines.ledger.entries import OUTCOMES, Outcome
 from pipelines.ledger.versions import Version
 from pipelines.stages.sinks.parquet import DESCRIPTIONS, IMAGE
@@ -57,10 +57,10 @@ CONTEXT = {
 }
 
 
-def render(version: Version, seen: Seen) -> bytes:
-    """The file's content."""
-    spec = spec_of(version)
-    found = [outcome for outcome in OUTCOMES if version.files_of(outcome)]
+def render(version: Version, sampled: SampledTables) -> bytes:
+    """Return the content of the file."""
+    spec = version.spec
+    outcomes = [outcome for outcome in OUTCOMES if version.files_of(outcome)]
     described = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
@@ -71,14 +71,14 @@ def render(version: Version, seen: Seen) -> bytes:
         "citeAs": "JointDiT (ICCV 2025), arXiv:2505.00482",
         "version": version_string(version),
         "datePublished": version.created,
-        "distribution": [_file_set(version, outcome) for outcome in found],
-        "recordSet": [_record_set(seen.schemas[outcome], outcome) for outcome in found],
+        "distribution": [_file_set(version, outcome) for outcome in outcomes],
+        "recordSet": [_record_set(sampled.schemas[outcome], outcome) for outcome in outcomes],
     }
     return (json.dumps(described, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 def version_string(version: Version) -> str:
-    """A version's number in the form that Croissant wants."""
+    """Return a version's number in the form that Croissant requires."""
     return f"{version.number}.0.0"
 
 
@@ -100,7 +100,7 @@ def _record_set(schema: pa.Schema, outcome: Outcome) -> dict[str, Any]:
         "@type": "cr:RecordSet",
         "@id": name,
         "name": name,
-        "description": f"One record a sample that was {outcome}.",
+        "description": f"One record per sample that was {outcome}.",
         "key": {"@id": f"{name}/id"},
         "field": [field for field in fields if field is not None],
     }
@@ -116,8 +116,8 @@ def _field(records: str, outcome: Outcome, column: pa.Field) -> dict[str, Any] |
     source = {"fileSet": {"@id": f"{outcome}-files"}, "extract": {"column": column.name}}
     kind = column.type
     if kind == IMAGE:
-        shown = {**source, "transform": {"jsonPath": "bytes"}}
-        return {**described, "dataType": "sc:ImageObject", "source": shown}
+        image = {**source, "transform": {"jsonPath": "bytes"}}
+        return {**described, "dataType": "sc:ImageObject", "source": image}
     if pa.types.is_struct(kind):
         scores = [
             {

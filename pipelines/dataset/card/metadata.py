@@ -1,7 +1,7 @@
-"""The head of README.md: what the Hugging Face hub shows and `load_dataset` goes by.
+"""The YAML head of README.md, as the Hugging Face hub shows it and `load_dataset` reads it.
 
-It names the files of each configuration, their columns with all types, and how many rows there are, so that files with
-fewer scores than others load together and a missing file is noticed.
+It names the files of each configuration, their columns with all types, and the number of rows. So files with fewer
+scores than others load together, and a missing file is noticed.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.dataset.card.tables import Seen, spec_of
+from pipelines.dataset.card.tables import SampledTables
 from pipelines.ledger.entries import OUTCOMES, Outcome
 from pipelines.ledger.versions import Version
-from pipelines.stages.sinks.parquet import IMAGE
+from pipelines.stages.sinks.parquet import IMAGE, dtype_name
 
 CONFIGS: dict[Outcome, str] = {"kept": "default", "rejected": "rejected", "quarantined": "quarantined"}
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -26,8 +26,8 @@ CATEGORIES = {
     "encode": ["depth-estimation"],
     "prepare": ["depth-estimation"],
 }
-GENERATED = ("joint", "depth-to-image")  # tasks whose images show nothing that exists
-WITH_TERMS = ("model.base", "model.name")  # whose terms go first
+GENERATED = ("joint", "depth-to-image")  # tasks whose images are synthetic
+WITH_TERMS = ("model.base", "model.name")  # weights whose terms the head names, the first that is there
 WHAT = {
     "joint": "RGB-D pairs: images and their depth, generated together from prompts",
     "depth": "Depth of the images of a corpus, estimated at each image's own size",
@@ -35,13 +35,14 @@ WHAT = {
     "encode": "Latents and text embeddings of images with depth and captions, for training",
     "prepare": "Images of a corpus with captions and relative disparity by teachers, for training",
 }
-TYPES = {"double": "float64", "float": "float32"}
 
 
-def metadata(version: Version, seen: Seen, sources: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """The fields of the head, ready for YAML. sources: of the job's weights."""
-    spec, kept = spec_of(version), version.counts.get("kept", 0)
-    found = [outcome for outcome in OUTCOMES if version.files_of(outcome)]
+def metadata(
+    version: Version, sampled: SampledTables, sources: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Return the fields of the head, ready for YAML. `sources` are those of the job's weights."""
+    spec, kept = version.spec, version.counts.get("kept", 0)
+    outcomes = [outcome for outcome in OUTCOMES if version.files_of(outcome)]
     tags = ["rgb-d", "depth", *(["synthetic"] if spec.task in GENERATED else []), "jointdit", "croissant"]
     return {
         "pretty_name": " ".join(spec.name.split()),
@@ -56,15 +57,15 @@ def metadata(version: Version, seen: Seen, sources: Mapping[str, Mapping[str, An
                 "data_files": [{"split": "train", "path": version.files_of(outcome)}],
                 **({"default": True} if outcome == "kept" else {}),
             }
-            for outcome in found
+            for outcome in outcomes
         ],
-        "dataset_info": [_info(version, seen, outcome) for outcome in found],
+        "dataset_info": [_info(version, sampled, outcome) for outcome in outcomes],
     }
 
 
 def _license_of_weights(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What the head says beside `license: other`: the name, and a link, of the base's own terms."""
-    terms: Mapping[str, Any] = next((sources[each].get("terms", {}) for each in WITH_TERMS if each in sources), {})
+    """Return name and link of the base weights' licence, which the head has beside `license: other`."""
+    terms: Mapping[str, Any] = next((sources[key].get("terms", {}) for key in WITH_TERMS if key in sources), {})
     if not terms.get("license"):
         return {}
     name = re.sub(r"[^a-z0-9.+-]+", "-", str(terms["license"]).lower()).strip("-")
@@ -72,12 +73,12 @@ def _license_of_weights(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, s
     return {"license_name": name, **({"license_link": link} if link.startswith(("http://", "https://")) else {})}
 
 
-def _info(version: Version, seen: Seen, outcome: Outcome) -> dict[str, Any]:
+def _info(version: Version, sampled: SampledTables, outcome: Outcome) -> dict[str, Any]:
     files = [file for file in version.files if file.outcome == outcome]
     size = sum(file.bytes for file in files)
     return {
         "config_name": CONFIGS[outcome],
-        "features": [{"name": field.name, **_feature(field.type)} for field in seen.schemas[outcome]],
+        "features": [{"name": field.name, **_feature(field.type)} for field in sampled.schemas[outcome]],
         "splits": [{"name": "train", "num_bytes": size, "num_examples": sum(file.rows for file in files)}],
         "download_size": size,
         "dataset_size": size,
@@ -85,7 +86,7 @@ def _info(version: Version, seen: Seen, outcome: Outcome) -> dict[str, Any]:
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
-    """A column's type as the `datasets` library writes it to YAML."""
+    """Return a column's type as the `datasets` library writes it to YAML."""
     if kind == IMAGE:
         return {"dtype": "image"}
     if pa.types.is_struct(kind):
@@ -94,4 +95,4 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
         inner = _feature(kind.value_type)
         nested: dict[str, Any] = {"list": inner["dtype"] if list(inner) == ["dtype"] else inner}
         return nested | ({"length": kind.list_size} if pa.types.is_fixed_size_list(kind) else {})
-    return {"dtype": TYPES.get(str(kind), str(kind))}
+    return {"dtype": dtype_name(kind)}

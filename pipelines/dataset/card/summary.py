@@ -1,4 +1,4 @@
-"""stats.json: counts, reasons, sizes, and quantiles and histograms of scores and depth."""
+"""stats.json: counts, reasons and sizes, with quantiles and histograms of scores and depth."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipelines.dataset.card.tables import Seen
+from pipelines.dataset.card.tables import SampledTables
 from pipelines.ledger.versions import Version
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BINS = 20
 
 
-def statistics(version: Version, seen: Seen) -> dict[str, Any]:
-    """The content of stats.json, ready for JSON. Scores and depth are of the tables that were looked at."""
-    found: dict[str, Any] = {
-        "name": version.spec["name"],
-        "task": version.spec["task"],
+def statistics(version: Version, sampled: SampledTables) -> dict[str, Any]:
+    """Return the content of stats.json, ready for JSON. Scores and depth are those of the sampled tables."""
+    content: dict[str, Any] = {
+        "name": version.spec.name,
+        "task": version.spec.task,
         "version": version.number,
         "created": version.created,
         "samples": sum(version.counts.values()),
@@ -28,18 +28,18 @@ def statistics(version: Version, seen: Seen) -> dict[str, Any]:
         "superseded": version.superseded,
         "files": len(version.files),
         "bytes": sum(file.bytes for file in version.files),
-        "scored_samples": seen.scored,
-        "scored_files": seen.scored_tables[0],
-        "scores": {name: summary(values) for name, values in seen.scores.items() if len(values)},
+        "scored_samples": sampled.scored,
+        "scored_files": sampled.scored_tables[0],
+        "scores": {name: summary(values) for name, values in sampled.scores.items() if len(values)},
     }
-    if seen.depth_images:
-        depth = {"disparity": summary(seen.disparity), "metres": summary(seen.metres)}
-        found["depth"] = {"pictures": seen.depth_images, **depth}
-    return found
+    if sampled.depth_images:
+        depth = {"disparity": summary(sampled.disparity), "metres": summary(sampled.metres)}
+        content["depth"] = {"pictures": sampled.depth_images, **depth}
+    return content
 
 
 def summary(values: ArrayLike) -> dict[str, Any]:
-    """Number, mean, quantiles and histogram of finite values, of which there is at least one."""
+    """Return number, mean, quantiles and histogram of finite values, at least one."""
     array = np.asarray(values, dtype=np.float64)
     low, high = float(array.min()), float(array.max())
     counts, edges = np.histogram(array, bins=BINS, range=(low, high if high > low else low + 1))
@@ -52,6 +52,6 @@ def summary(values: ArrayLike) -> dict[str, Any]:
 
 
 def bars(counts: Sequence[int]) -> str:
-    """A histogram as a line of blocks."""
+    """Draw a histogram as a line of block characters."""
     top = max(counts)
     return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // top)] for count in counts)

@@ -1,6 +1,7 @@
-"""What the card looks at: all of a version's tables up to a number, and from there on evenly spread ones.
+"""Read statistics and sample rows for the card from some of a version's tables.
 
-Of scores one column of a table is read, a few requests; of images and depth, the first rows of few tables.
+All tables of a small version are read, and evenly spread ones of a large version. For scores, one column of a table is
+read with a few requests. For images and depth, the first rows of few tables are read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,29 +22,30 @@ from jointdit.errors import RowError
 from jointdit.geometry.depth import Intrinsics, decode_depth_png, metric_depth
 from pipelines.ledger.entries import Outcome
 from pipelines.ledger.versions import Version
-from pipelines.spec.job import JobSpec, load_spec
 from pipelines.stages.readers.images import decode_image
-from pipelines.stages.sinks.parquet import data_schema
+from pipelines.stages.sinks.parquet import data_schema, image_bytes
+from pipelines.store.connections import PARALLEL_REQUESTS
 from pipelines.store.storage import Storage
 
 T = TypeVar("T")
-FILE_OUTCOMES: tuple[Outcome, ...] = ("kept", "rejected")  # that have pixels and scores
-SCORED_TABLES = 2048  # whose scores and columns are read, at most
-SCORED_SAMPLES = 500_000  # about as many scores of a kind are held in memory, at most
-DEPTH_TABLES, DEPTH_ROWS = 16, 128  # tables, and images in all of them, whose depth is read
-SHOWN_TABLES, SHOWN_ROWS = 4, 12  # tables, and rows in all of them, that are shown
-READERS = 16  # tables at once
+Disparity = NDArray[np.float32]
+FILE_OUTCOMES: tuple[Outcome, ...] = ("kept", "rejected")  # outcomes with pixels and scores
+SCORED_TABLES = 2048  # at most so many tables have their scores and columns read
+SCORED_SAMPLES = 500_000  # about as many values of each score are held in memory at most
+DEPTH_TABLES, DEPTH_ROWS = 16, 128  # at most so many tables, and images in all of them, have their depth read
+SHOWN_TABLES, SHOWN_ROWS = 4, 12  # at most so many tables, and rows in all of them, are shown
 DEPTH_PIXELS = 1024  # of each image, at most
 SHOWN_COLUMNS = ["id", "prompt", "rgb", "depth", "fx", "fy", "cx", "cy", "z_near", "z_far", "params"]
+DEPTH_COLUMNS = SHOWN_COLUMNS[3:]
 
 
 @dataclass(frozen=True)
-class SeenRow:
-    """A kept sample that is shown."""
+class SampleRow:
+    """A kept sample that the card shows."""
 
     id: str
     prompt: str | None
-    rgb: NDArray[np.uint8] | None  # (H, W, 3); None where only its address is kept
+    rgb: NDArray[np.uint8] | None  # (H, W, 3); None where only its address is stored
     disparity: NDArray[np.float32]  # (H, W)
     valid: NDArray[np.bool_] | None  # (H, W); None where every pixel has a depth
     intrinsics: Intrinsics
@@ -52,85 +54,84 @@ class SeenRow:
 
     @property
     def metres(self) -> NDArray[np.float32]:
-        """Depth (H, W), NaN in holes."""
+        """Depth (H, W) in metres, NaN in holes."""
         depth = metric_depth(self.disparity, self.z_near, self.z_far)
         return depth if self.valid is None else np.where(self.valid, depth, np.float32(np.nan))
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was found in the tables that were looked at."""
+class SampledTables:
+    """What was read from the sampled tables of a version."""
 
     schemas: Mapping[Outcome, pa.Schema]  # all columns that occur
-    scores: Mapping[str, NDArray[np.float32]]  # finite ones of kept and rejected samples, by name
+    scores: Mapping[str, NDArray[np.float32]]  # score -> finite values of kept and rejected samples
     scored: int  # samples whose scores were read
-    scored_tables: tuple[int, int] = (0, 0)  # tables whose scores were read, and tables that there are
-    rows: Sequence[SeenRow] = ()
-    disparity: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # of some pixels
-    metres: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
-    depth_images: int = 0  # whose pixels those are
+    scored_tables: tuple[int, int] = (0, 0)  # (tables whose scores were read, tables of the version)
+    rows: Sequence[SampleRow] = ()
+    disparity: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # (n) of some pixels
+    metres: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # (n) of the same pixels
+    depth_images: int = 0  # number of images that have these pixels
 
 
-def spec_of(version: Version) -> JobSpec:
-    """The spec of the run that published the version."""
-    return load_spec(version.spec)
-
-
-def read_tables(storage: Storage, version: Version) -> Seen:
-    """Read what the card needs of a version's tables."""
-    spec = spec_of(version)
+def read_tables(storage: Storage, version: Version) -> SampledTables:
+    """Read what the card needs from a version's tables."""
+    spec = version.spec
     schemas: dict[Outcome, pa.Schema] = {outcome: data_schema(spec, outcome) for outcome in FILE_OUTCOMES}
+    tables = [(outcome, path) for outcome in FILE_OUTCOMES for path in version.files_of(outcome)]
+    samples = sum(version.counts.get(outcome, 0) for outcome in FILE_OUTCOMES)
+    chosen = spread(tables, scored_tables(len(tables), samples))
     chunks: dict[str, list[NDArray[np.float32]]] = {}
     scored = 0
-    tables = [(outcome, path) for outcome in FILE_OUTCOMES for path in version.files_of(outcome)]
-    with ThreadPoolExecutor(READERS) as pool:
-        chosen = spread(tables, scored_tables(len(tables), sum(version.counts.get(each, 0) for each in FILE_OUTCOMES)))
-        for (outcome, _), scan in zip(chosen, pool.map(lambda each: _scan(storage, each[1]), chosen), strict=True):
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        for (outcome, _), scan in zip(chosen, pool.map(lambda table: _scan(storage, table[1]), chosen), strict=True):
             schemas[outcome] = _joined(schemas[outcome], scan.schema)
             scored += scan.rows
             for name, values in scan.scores.items():
                 chunks.setdefault(name, []).extend(values)
         scores = {name: np.concatenate(values) for name, values in chunks.items()}
-        looked_into = len(chosen), len(tables)
         schemas["quarantined"] = data_schema(spec, "quarantined")
+        result = SampledTables(schemas, scores, scored, (len(chosen), len(tables)))
         if spec.task == "encode":
-            return Seen(schemas, scores, scored, looked_into)
+            return result
         kept = version.files_of("kept")
-        shown, local_headers = spread(kept, SHOWN_TABLES), spread(kept, DEPTH_TABLES)
-        count, depth_count = (
-            math.ceil(n / max(1, len(t))) for n, t in ((SHOWN_ROWS, shown), (DEPTH_ROWS, local_headers))
+        shown = spread(kept, SHOWN_TABLES)
+        count = math.ceil(SHOWN_ROWS / max(1, len(shown)))
+        shown_rows = pool.map(lambda path: list(_rows(storage, path, count, SHOWN_COLUMNS)), shown)
+        rows = [row for part in shown_rows for row in part][:SHOWN_ROWS]
+        measured = spread(kept, DEPTH_TABLES)
+        depth_count = math.ceil(DEPTH_ROWS / max(1, len(measured)))
+        depth_pixels = pool.map(
+            lambda path: [_pixels(row) for row in _rows(storage, path, depth_count, DEPTH_COLUMNS)], measured
         )
-        tables_of_rows = pool.map(lambda path: list(_rows(storage, path, count, SHOWN_COLUMNS)), shown)
-        rows = [row for found in tables_of_rows for row in found][:SHOWN_ROWS]
-        tables_of_pixels = pool.map(
-            lambda path: [_pixels(row) for row in _rows(storage, path, depth_count, SHOWN_COLUMNS[3:])], local_headers
-        )
-        pixels = [pair for found in tables_of_pixels for pair in found][:DEPTH_ROWS]
-    disparity, metres = (np.concatenate([pair[i] for pair in pixels] or [np.empty(0, np.float32)]) for i in (0, 1))
-    return Seen(schemas, scores, scored, looked_into, rows, disparity, metres, len(pixels))
+        pixels = [pair for part in depth_pixels for pair in part][:DEPTH_ROWS]
+    if not pixels:
+        return replace(result, rows=rows)
+    disparity, metres = (np.concatenate(values) for values in zip(*pixels, strict=True))
+    return replace(result, rows=rows, disparity=disparity, metres=metres, depth_images=len(pixels))
 
 
 def scored_tables(tables: int, samples: int) -> int:
-    """How many of a version's tables have their scores read: all, until tables or samples are too many."""
+    """Return how many tables of a version have their scores read: all, unless tables or samples are too many."""
     return min(tables, SCORED_TABLES, max(1, SCORED_SAMPLES * tables // max(1, samples)))
 
 
 def spread(items: Sequence[T], count: int) -> Sequence[T]:
-    """`count` of the items, or all where there are no more, evenly spread, the first among them."""
+    """Return `count` evenly spread items, the first among them, or all items if there are not more."""
     return items if len(items) <= count else [items[number * len(items) // count] for number in range(count)]
 
 
-def _joined(wanted: pa.Schema, found: pa.Schema) -> pa.Schema:
-    """A schema with what a file written under other settings has more: columns, and scores in `quality`."""
-    for column in found:
-        position = wanted.get_field_index(column.name)
+def _joined(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """Add what a file written under other settings has more: columns, and scores in `quality`."""
+    for column in other:
+        position = schema.get_field_index(column.name)
         if position < 0:
-            wanted = wanted.append(column)
-        elif pa.types.is_struct(column.type) and column.type != wanted.field(position).type:
-            known = list(wanted.field(position).type)
-            more = [each for each in column.type if each.name not in {old.name for old in known}]
-            wanted = wanted.set(position, pa.field(column.name, pa.struct([*known, *more])))
-    return wanted
+            schema = schema.append(column)
+        elif pa.types.is_struct(column.type) and column.type != schema.field(position).type:
+            known = list(schema.field(position).type)
+            names = {score.name for score in known}
+            more = [score for score in column.type if score.name not in names]
+            schema = schema.set(position, pa.field(column.name, pa.struct([*known, *more])))
+    return schema
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Scan:
 
     schema: pa.Schema
     rows: int
-    scores: Mapping[str, Sequence[NDArray[np.float32]]]  # finite ones, in pieces
+    scores: Mapping[str, Sequence[NDArray[np.float32]]]  # score -> finite values, in chunks
 
 
 def _scan(storage: Storage, path: str) -> Scan:
@@ -155,8 +156,8 @@ def _scan(storage: Storage, path: str) -> Scan:
         return Scan(table.schema_arrow, table.metadata.num_rows, scores)
 
 
-def _rows(storage: Storage, path: str, count: int, columns: Sequence[str]) -> Iterator[SeenRow]:
-    """The first rows of a table whose depth can be read; `validate` tells about those that cannot."""
+def _rows(storage: Storage, path: str, count: int, columns: Sequence[str]) -> Iterator[SampleRow]:
+    """Yield the first rows of a table whose depth can be read. `validate` reports those that cannot be read."""
     with storage.open(path) as file:
         for batch in pq.ParquetFile(file).iter_batches(count, columns=columns, use_threads=False):
             for record in batch.to_pylist():
@@ -167,14 +168,14 @@ def _rows(storage: Storage, path: str, count: int, columns: Sequence[str]) -> It
             return
 
 
-def _row(record: Mapping[str, Any]) -> SeenRow:
+def _row(record: Mapping[str, Any]) -> SampleRow:
     disparity = decode_depth_png(record["depth"]["bytes"])
     has_holes = json.loads(record["params"] or "{}").get("valid_fraction", 1.0) < 1
-    image = record.get("rgb")
-    return SeenRow(
+    image = image_bytes(record.get("rgb"))
+    return SampleRow(
         id=record.get("id", ""),
         prompt=record.get("prompt"),
-        rgb=decode_image(image["bytes"])[0] if image and image["bytes"] is not None else None,
+        rgb=decode_image(image)[0] if image is not None else None,
         disparity=disparity,
         valid=disparity > 0 if has_holes else None,
         intrinsics=Intrinsics(*(record[name] for name in Intrinsics._fields)),
@@ -183,8 +184,8 @@ def _row(record: Mapping[str, Any]) -> SeenRow:
     )
 
 
-def _pixels(row: SeenRow) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Disparity and metres of some pixels of a row, evenly spread, without holes."""
+def _pixels(row: SampleRow) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return disparity and metres of some pixels of a row, evenly spread, without holes."""
     inside = np.flatnonzero(row.valid if row.valid is not None else np.ones(row.disparity.shape, bool))
     chosen = inside[:: max(1, math.ceil(len(inside) / DEPTH_PIXELS))]
     return row.disparity.ravel()[chosen], row.metres.ravel()[chosen]

@@ -1,9 +1,11 @@
-"""Rows -> the data files of a gallery. They are scripts, because a page on a disk may load nothing else.
+"""Write rows as the data files of a gallery, which are scripts.
+
+A page that is opened from a disk may load no other files.
 
     <folder>/index-000.js    gallery.index(0, {id: [...], outcome: [...], prompt: [...], reasons: [...], scores: {...}})
     <folder>/rows-00000.js   gallery.rows(0, [{rgb: ..., depth: ..., facts: ..., ...}, ...])
 
-All values are JSON in ASCII; the page shows them as text. Long texts are cut: the tables have them whole.
+All values are JSON in ASCII, and the page shows them as text. Long texts are truncated; the tables have them in full.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from pipelines.dataset.gallery.images import depth_grid, thumbnail
@@ -22,15 +25,15 @@ from pipelines.dataset.gallery.rows import GalleryRow
 from pipelines.ledger.entries import OUTCOMES, Outcome
 from pipelines.store.storage import Storage
 
-INDEX_ROWS = 1000
-BLOCK_ROWS = 10  # a screen of a sorted gallery may need one block a row, so they are small
-THREADS = min(8, os.cpu_count() or 1)  # codecs release the interpreter's lock
+BLOCK_ROWS = 10  # small, because a screen of a sorted gallery may need one block per row
+INDEX_ROWS = 100 * BLOCK_ROWS
+THREADS = min(8, os.cpu_count() or 1)  # codecs release the interpreter lock
 PROMPT_LENGTH, REASON_LENGTH, TRACEBACK_LENGTH = 4000, 1000, 10_000  # characters
 
 
 @dataclass
 class Written:
-    """What was written."""
+    """What was written, for the page's settings."""
 
     shown: Counter[Outcome] = field(default_factory=Counter)
     indexes: int = 0
@@ -39,53 +42,38 @@ class Written:
 
     @property
     def aspect(self) -> float:
-        """Width / height of most images, and 1 where there is none."""
+        """The most frequent width / height of the images, or 1 without images."""
         return self.aspects.most_common(1)[0][0] if self.aspects else 1.0
 
 
 def write_blocks(storage: Storage, folder: str, rows: Iterable[GalleryRow]) -> Written:
-    """Write rows, in order, into a folder; a few blocks at a time, so memory does not grow with the rows."""
+    """Write rows, in order, into a folder. Only a few blocks are in memory at a time, however many rows there are."""
     written = Written()
-    block: list[GalleryRow] = []
     index: list[dict[str, Any]] = []
-    pending: list[Future[None]] = []
+    pending: deque[Future[None]] = deque()
+    remaining = iter(rows)
     with ThreadPoolExecutor(THREADS) as pool:
-
-        def end_block() -> None:
+        while block := list(islice(remaining, BLOCK_ROWS)):
             name = f"{folder}/rows-{written.blocks:05d}.js"
-            pending.append(pool.submit(_write_rows, storage, name, written.blocks, block[:]))
+            pending.append(pool.submit(_write_rows, storage, name, written.blocks, block))
             written.blocks += 1
-            block.clear()
-            if len(pending) > 2 * THREADS:
-                pending.pop(0).result()
-
-        def end_index() -> None:
-            data = _call("index", written.indexes, _columns(index))
-            storage.write_bytes(f"{folder}/index-{written.indexes:03d}.js", data)
-            written.indexes += 1
-            index.clear()
-
-        for row in rows:
-            written.shown[row.outcome] += 1
-            if row.camera:
-                written.aspects[round(row.camera[4] / row.camera[5], 3)] += 1
-            index.append(_searched(row))
-            block.append(row)
-            if len(block) == BLOCK_ROWS:
-                end_block()
+            written.shown.update(row.outcome for row in block)
+            written.aspects.update(round(row.camera[4] / row.camera[5], 3) for row in block if row.camera)
+            index += [_searched(row) for row in block]
             if len(index) == INDEX_ROWS:
-                end_index()
-        if block:
-            end_block()
+                _write_index(storage, folder, written, index)
+                index = []
+            if len(pending) > 2 * THREADS:
+                pending.popleft().result()
         if index:
-            end_index()
+            _write_index(storage, folder, written, index)
         for future in pending:
             future.result()
     return written
 
 
 def _searched(row: GalleryRow) -> dict[str, Any]:
-    """What is searched, filtered and sorted by."""
+    """Return the fields that are searched, filtered and sorted by."""
     return {
         "id": row.id,
         "outcome": OUTCOMES.index(row.outcome),
@@ -101,12 +89,18 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return columns | {"scores": {name: [row["scores"].get(name) for row in rows] for name in names}}
 
 
+def _write_index(storage: Storage, folder: str, written: Written, index: Sequence[dict[str, Any]]) -> None:
+    data = _call("index", written.indexes, _columns(index))
+    storage.write_bytes(f"{folder}/index-{written.indexes:03d}.js", data)
+    written.indexes += 1
+
+
 def _write_rows(storage: Storage, name: str, number: int, rows: Sequence[GalleryRow]) -> None:
     storage.write_bytes(name, _call("rows", number, [_shown(row) for row in rows]))
 
 
 def _shown(row: GalleryRow) -> dict[str, Any]:
-    """What is seen, without what a row does not have."""
+    """Return the fields that are shown, without empty ones."""
     fields = {
         "rgb": thumbnail(row.rgb),
         "depth": depth_grid(row.depth, row.has_holes),
@@ -127,5 +121,5 @@ def _cut(text: str, length: int) -> str:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Six digits; JSON has neither NaN nor infinity."""
+    """Round to six digits. JSON has neither NaN nor infinity."""
     return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None

@@ -1,8 +1,9 @@
-"""A row's image and depth at the gallery's size, as text that a script can carry.
+"""Encode a row's image and depth at the gallery's size as text inside a script.
 
-Depth goes to the browser as numbers and not as an image: it is coloured there, read off under the pointer and turned
-into points, which 8 bits are too few for. 12 bits, each the difference to what its left, upper and upper left
-neighbours predict, deflated: 8.5 kB for a rendered scene of 128 x 128 pixels, where 16-bit PNG takes 23.6 kB.
+Depth is sent to the browser as numbers and not as an image, because the page colours it, shows the value under the
+pointer and turns it into points; 8 bits are too few for that. Each value has 12 bits. It is stored as the difference to
+a prediction from its left, upper and upper left neighbours and deflated: 8.5 kB for a rendered scene of 128 x 128
+pixels, where 16-bit PNG takes 23.6 kB.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from pipelines.stages.readers.images import decode_image
 
 IMAGE_SIDE = 256  # pixels, the longer side
 DEPTH_SIDE = 128  # pixels, the longer side: at most 16,384 points
-NEAREST = 4095  # 1 is the farthest, 0 a hole
+NEAREST = 4095  # 1 is farthest, 0 is a hole
 
 
 def thumbnail(data: bytes | None) -> str | None:
-    """An image as base64 of a WebP file; None where there is none or it is damaged, which `validate` tells."""
+    """Return an image as base64 of a WebP file, or None where it is missing or damaged (`validate` reports that)."""
     if data is None:
         return None
     try:
@@ -40,9 +41,9 @@ def thumbnail(data: bytes | None) -> str | None:
 
 
 def depth_grid(data: bytes | None, has_holes: bool = False) -> dict[str, Any] | None:
-    """{width, height, data} of a 16-bit depth image; None where there is none or it is damaged.
+    """Return {width, height, data} of a 16-bit depth image, or None where it is missing or damaged.
 
-    Values are picked, not averaged: the mean of both sides of an edge is a surface that is not there.
+    Values are picked and not averaged: the mean of both sides of an edge is a surface that does not exist.
     """
     if data is None:
         return None
@@ -58,11 +59,13 @@ def depth_grid(data: bytes | None, has_holes: bool = False) -> dict[str, Any] | 
 
 
 def pack(values: NDArray[np.int32]) -> bytes:
-    """Values (H, W) in [0, 4095], deflated; depth.js unpacks them."""
+    """Deflate values (H, W) in [0, 4095]. depth.js inflates them."""
     padded = np.pad(values, ((1, 0), (1, 0)))
     difference = padded[1:, 1:] - padded[1:, :-1] - padded[:-1, 1:] + padded[:-1, :-1]
-    unsigned = ((difference << 1) ^ (difference >> 31)).astype("<u2")  # small numbers of either sign are small
-    return zlib.compress(unsigned.ravel().view(np.uint8).reshape(-1, 2).T.tobytes(), 6)  # low bytes, then high ones
+    unsigned = ((difference << 1) ^ (difference >> 31)).astype(
+        "<u2"
+    )  # zigzag: small differences of either sign are small
+    return zlib.compress(unsigned.ravel().view(np.uint8).reshape(-1, 2).T.tobytes(), 6)  # low bytes, then high bytes
 
 
 def _picked(disparity: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -72,6 +75,6 @@ def _picked(disparity: NDArray[np.float32]) -> NDArray[np.float32]:
     return disparity[np.ix_(rows, columns)]
 
 
-def _centres(found: int, wanted: int) -> NDArray[np.int64]:
-    """The pixel under the centre of each of `wanted` equal parts of `found` pixels."""
-    return ((np.arange(wanted) + 0.5) * found / wanted).astype(np.int64)
+def _centres(pixels: int, parts: int) -> NDArray[np.int64]:
+    """Return the pixel under the centre of each of `parts` equal parts of a side."""
+    return ((np.arange(parts) + 0.5) * pixels / parts).astype(np.int64)

@@ -1,8 +1,8 @@
-"""The gallery's page: index.html with its styles and programs inside, and a policy that allows nothing else.
+"""The page of the gallery: index.html with inline styles and scripts, and its policy.
 
-The policy names the styles and programs by their hashes. Data files and three.js are allowed only as far as those
-programs load them ('strict-dynamic'): markup that came in with a text could not run even if it were parsed, which it is
-not. Nothing else is fetched, from anywhere.
+The policy allows the styles and scripts by their hashes. Data files and three.js are allowed only as those scripts load
+them ('strict-dynamic'): markup in a text could not run even if it were parsed, which it is not. Nothing else is
+fetched.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from pipelines.spec.job import JobSpec, PrepareSpec
 PROGRAMS = ("data", "colours", "depth", "selection", "card", "grid", "panel", "compare", "points", "detail", "main")
 
 
-def render(version: Version, spec: JobSpec, folder: str, written: Written, beside_dataset: bool) -> bytes:
-    """The page of data files in `folder`; `beside_dataset`: whether the dataset is one folder up, to link to it."""
+def render(version: Version, folder: str, written: Written, beside_dataset: bool) -> bytes:
+    """Return the page for the data files in `folder`. `beside_dataset`: whether the dataset is one folder up."""
     page = files(__package__).joinpath("page")
     style = page.joinpath("style.css").read_text(encoding="utf-8")
     programs = [page.joinpath(f"{name}.js").read_text(encoding="utf-8") for name in PROGRAMS]
     template = string.Template(page.joinpath("index.html").read_text(encoding="utf-8"))
     text = template.substitute(
-        title=html.escape(spec.name),
+        title=html.escape(version.spec.name),
         stamp=stamp_tag(version),
         style_source=_source(style),
         script_sources=" ".join(_source(program) for program in programs),
         style=style,
-        settings=_json_in_html(_settings(version, spec, folder, written, beside_dataset)),
+        settings=_json_in_html(_settings(version, folder, written, beside_dataset)),
         programs="\n".join(f"<script>{program}</script>" for program in programs),
     )
     return text.encode("utf-8", "replace")
 
 
 def stamp_tag(version: Version) -> str:
-    """The tag that says which version a page shows."""
+    """Return the tag that says which version a page shows."""
     return f'<meta name="dataset-version" content="{_stamp(version)}">'
 
 
@@ -52,7 +52,8 @@ def _stamp(version: Version) -> str:
     return f"{version.number} · {version.created}"
 
 
-def _settings(version: Version, spec: JobSpec, folder: str, written: Written, beside_dataset: bool) -> dict[str, Any]:
+def _settings(version: Version, folder: str, written: Written, beside_dataset: bool) -> dict[str, Any]:
+    spec = version.spec
     return {
         "name": spec.name,
         "folder": folder,
@@ -82,10 +83,10 @@ def _making(spec: JobSpec) -> dict[str, str]:
 
 
 def _json_in_html(value: object) -> str:
-    """JSON that cannot end the element it is in."""
+    """Return JSON that cannot close the HTML element around it."""
     return json.dumps(value).replace("<", "\\u003c")
 
 
 def _source(content: str) -> str:
-    """The source expression that allows an inline style or script in the policy."""
+    """Return the source expression that allows an inline style or script in the policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode('ascii')}'"

@@ -1,7 +1,7 @@
-"""The tables of a version -> the rows of a gallery, one at a time, as the tables have them.
+"""Read the rows of a gallery from the tables of a version, one at a time.
 
-Columns are taken as they come: `quality` gives the scores, `rgb` and `depth` the images, and every other column of
-one value a row is a fact to be shown, so a new score or a new column appears without a change here.
+Columns are taken as they are: `quality` has the scores, `rgb` and `depth` the images, and every other column of one
+value per row is shown as a fact. So a new score or column appears without a change here.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ import pyarrow.parquet as pq
 from pipelines.dataset.gallery.selection import shares, spread
 from pipelines.ledger.entries import OUTCOMES, Outcome
 from pipelines.ledger.versions import Version
+from pipelines.stages.sinks.parquet import image_bytes
 from pipelines.store.storage import Storage
 
 BATCH_ROWS = 16
-READ_BUFFER = 1 << 20  # bytes; without it Arrow reads a column of a row group whole, up to 100 MB of images
+READ_BUFFER = 1 << 20  # bytes; without it Arrow reads a whole column of a row group, up to 100 MB of images
 NAMED = ("id", "prompt", "rgb", "depth", "quality", "reasons", "pointcloud", "params", "error", "traceback")
 CAMERA = ("fx", "fy", "cx", "cy", "width", "height", "z_near", "z_far")
 
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One sample of a gallery. What an outcome does not have is empty."""
+    """One sample of a gallery. Fields that its outcome does not have are empty."""
 
     id: str
     outcome: Outcome
     prompt: str = ""
-    reasons: Sequence[str] = ()  # why it was rejected, or the error it was quarantined for
+    reasons: Sequence[str] = ()  # why it was rejected, or the error for which it was quarantined
     scores: Mapping[str, float | None] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)  # shown as they are
     rgb: bytes | None = None  # an encoded image
     depth: bytes | None = None  # 16-bit PNG of relative disparity
-    has_holes: bool = False  # 0 is a hole of the depth map then
-    camera: Sequence[float] = ()  # CAMERA; empty where one is missing
+    has_holes: bool = False  # whether 0 is a hole of the depth map
+    camera: Sequence[float] = ()  # the values of CAMERA; empty where one is missing
     pointcloud: str = ""  # path relative to the dataset
     traceback: str = ""
 
 
 def read_rows(storage: Storage, version: Version, limit: int) -> Iterator[GalleryRow]:
-    """At most `limit` rows, kept ones first, in the order of the version; see selection.py."""
+    """Yield at most `limit` rows, kept ones first, in the order of the version (selection.py)."""
     for outcome, count in _counts(version, limit):
         chosen = [file for file in version.files if file.outcome == outcome]
         for table, rows in spread(chosen, count):
@@ -70,7 +71,7 @@ def _first_rows(file: Any, outcome: Outcome, count: int) -> Iterator[GalleryRow]
 
 
 def _is_single(kind: pa.DataType) -> bool:
-    """Whether a column holds one printable value a row."""
+    """Return whether a column holds one printable value per row."""
     return any(
         test(kind) for test in (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     )
@@ -87,9 +88,9 @@ def _row(record: Mapping[str, Any], outcome: Outcome) -> GalleryRow:
         prompt=record.get("prompt") or "",
         reasons=(*(record.get("reasons") or ()), *((error,) if error else ())),
         scores=record.get("quality") or {},
-        facts={name: _told(value) for name, value in facts.items() if value is not None},
-        rgb=(record.get("rgb") or {}).get("bytes"),
-        depth=(record.get("depth") or {}).get("bytes"),
+        facts={name: _as_text(value) for name, value in facts.items() if value is not None},
+        rgb=image_bytes(record.get("rgb")),
+        depth=image_bytes(record.get("depth")),
         has_holes=float(parameters.get("valid_fraction", 1.0)) < 1.0,
         camera=[] if None in camera else [float(str(value)) for value in camera],
         pointcloud=record.get("pointcloud") or "",
@@ -101,5 +102,5 @@ def _parameters(text: str | None) -> dict[str, Any]:
     return {name: value for name, value in json.loads(text or "{}").items() if not isinstance(value, (dict, list))}
 
 
-def _told(value: object) -> str:
+def _as_text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,7 @@
-"""Which rows a gallery shows where a version has more than it takes: some of each outcome, spread over all files."""
+"""Choose the rows of a gallery where a version has more than the limit.
+
+Some rows of each outcome are shown, spread over all files.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from pipelines.ledger.versions import VersionFile
 
 
 def shares(counts: Mapping[Outcome, int], limit: int) -> dict[Outcome, int]:
-    """How many rows of each outcome, at most `limit` in all: rare outcomes whole, the rest to the frequent ones.
+    """Return how many rows of each outcome to show, at most `limit` in all.
 
-    What is rejected is what people look for, so 40 rejects among 100,000 rows are all shown.
+    Rare outcomes are shown in full and the rest goes to frequent ones, so 40 rejects among 100,000 rows are all shown.
     """
     left = limit
     chosen: dict[Outcome, int] = {}
@@ -23,7 +26,7 @@ def shares(counts: Mapping[Outcome, int], limit: int) -> dict[Outcome, int]:
 
 
 def spread(files: Sequence[VersionFile], count: int) -> Iterator[tuple[VersionFile, int]]:
-    """`count` rows over files in proportion to their rows, the same ones each time: (file, its first so many rows)."""
+    """Spread `count` rows over files in proportion to their rows. Yields (file, number of its first rows)."""
     total = sum(file.rows for file in files)
     before = taken = 0
     for file in files:

@@ -1,1 +1,1 @@
-"""Check an output from its files alone, with an account of its own. Start with validate.py."""
+"""Validate an output from its files alone. Start with validate.py."""

@@ -1,6 +1,6 @@
-"""What an object of a dataset must be: bytes as its commit says, tables of the schema, images, points.
+"""Check one object of a dataset: its bytes, schema, images and points.
 
-Each check yields its problems, one sentence each. They trust the job's spec and what the commit says, nothing else.
+Each check yields its problems as sentences. The checks trust only the job's spec and what the commit says.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from pipelines.ledger.entries import StoredObject, sha256
 from pipelines.spec.job import JobSpec
 from pipelines.stages.read import sample_seed
 from pipelines.stages.sinks.latents import ARRAYS
-from pipelines.stages.sinks.parquet import DEPTH_KIND, data_schema
+from pipelines.stages.sinks.parquet import DEPTH_KIND, POINT_COLUMNS, data_schema, image_bytes
 from pipelines.stages.sinks.ply import read_ply
 from pipelines.store.parquet import read_parquet
+from pipelines.store.safe_text import reason_of
 from pipelines.store.storage import Storage
 
-# Scores, hashes and points are recorded and may change between runs of one job; the other columns may not.
-CHANGING = ("quality", "phash", "points", "colors", "normals", "confidence")
-MAY_REFER = ("depth", "prepare")  # tasks whose images may stay where they are; output.rgb may change between runs
+# Scores, hashes and points may change between runs of one job. All other columns may not.
+CHANGING = ("quality", "phash", *POINT_COLUMNS)
+MAY_REFER = ("depth", "prepare")  # tasks whose images may be stored as addresses; output.rgb may change between runs
 
 
 @dataclass
 class Checked:
-    """What one object holds and what is wrong with it."""
+    """The problems of one object, and how many images it holds."""
 
     problems: list[str] = field(default_factory=list)
     images: int = 0
 
 
 def check_object(storage: Storage, spec: JobSpec, stored: StoredObject, pointclouds: Collection[str]) -> Checked:
-    """Read and check one object. `pointclouds`: paths of the point clouds that commits and versions name."""
+    """Read and check one object. `pointclouds` are the paths of the point clouds that commits and versions name."""
     try:
         data = storage.read_bytes(stored.path)
     except FileNotFoundError:
@@ -58,24 +59,22 @@ def _check_table(spec: JobSpec, stored: StoredObject, data: bytes, pointclouds: 
     try:
         table = read_parquet(data)
     except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError
-        return Checked([f"{stored.path} is not a readable Parquet file ({' '.join(str(error).split())})."])
-    found = Checked()
+        return Checked([f"{stored.path} is not a readable Parquet file ({reason_of(error)})."])
+    checked = Checked()
     if table.num_rows != stored.rows:
-        found.problems.append(f"{stored.path} has {table.num_rows} rows, its commit says {stored.rows}.")
-    wanted = {f.name: f.type for f in data_schema(spec, stored.outcome) if f.name not in CHANGING}
-    have = {f.name: f.type for f in table.schema}
-    for name, kind in wanted.items():
-        if have.get(name) != kind:
-            found.problems.append(
-                f"{stored.path}: column {name} is {have.get(name, 'missing')}, the schema says {kind}."
-            )
-    if found.problems:
-        return found
+        checked.problems.append(f"{stored.path} has {table.num_rows} rows, its commit says {stored.rows}.")
+    columns = {f.name: f.type for f in table.schema}
+    for field_ in data_schema(spec, stored.outcome):
+        if field_.name not in CHANGING and columns.get(field_.name) != field_.type:
+            kind = columns.get(field_.name, "missing")
+            checked.problems.append(f"{stored.path}: column {field_.name} is {kind}, the schema says {field_.type}.")
+    if checked.problems:
+        return checked
     for batch in table.to_batches(max_chunksize=64):  # images of a few rows at a time
         for row in batch.to_pylist():
-            found.problems += _check_row(spec, stored, row, pointclouds)
-            found.images += sum(_has_image(row, column) for column in ("rgb", "depth"))
-    return found
+            checked.problems += _check_row(spec, stored, row, pointclouds)
+            checked.images += sum(image_bytes(row.get(column)) is not None for column in ("rgb", "depth"))
+    return checked
 
 
 def _check_row(
@@ -102,7 +101,7 @@ def _check_row(
     if stored.outcome == "rejected" and not row["reasons"]:
         yield f"{name} is rejected without a reason."
     for column in ("rgb", "depth"):
-        if _has_image(row, column):
+        if image_bytes(row.get(column)) is not None:
             yield from _check_image(stored.path, row, column)
         elif column == "depth" or spec.task not in MAY_REFER:
             yield f"{stored.path}: {column} of sample {row['id']} is missing."
@@ -110,10 +109,6 @@ def _check_row(
         yield f"{name} names {row['pointcloud']}, which no commit and no version names."
     if row.get("points") is not None and len(row["points"]) != len(row["colors"] or ()):
         yield f"{name} has {len(row['points'])} points and {len(row['colors'] or ())} colours."
-
-
-def _has_image(row: Mapping[str, Any], column: str) -> bool:
-    return row.get(column) is not None and row[column]["bytes"] is not None
 
 
 def _check_image(path: str, row: Mapping[str, Any], column: str) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""Which planned samples a version must hold, counted without the code that publishing counts with (counting.py).
+"""Count which planned samples a version must hold, independently of ledger/counting.py.
 
-counting.py goes through the shards and asks of each sample whether it counts. This goes through the samples that were
-planned for the files as they are now, and asks of each which attempt made it and which file its row belongs to. A
-sample may be left out for one reason only: a file that was planned later holds a row with its id, and that row counts.
+counting.py iterates over shards and decides for each sample whether it counts. This file iterates over the samples that
+were planned for the current files, and finds the attempt that made each one and the file that its row belongs to. There
+is one reason to leave a sample out: a file that was planned later holds a row with its id, and that row counts.
 """
 
 from __future__ import annotations
@@ -10,25 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipelines.ledger.counting import CountedSample
+from pipelines.ledger.counting import CountedSample, RowKey
 from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome
-
-RowKey = tuple[str, str, int]  # uri, etag, row position
 
 
 @dataclass
 class _PlannedRow:
-    """A row of a file that counts, with all that the plan and the commits say of it."""
+    """A row of a current file, with all that the plan and the commits say about it."""
 
-    place: tuple[int, int]  # (plan, position) of the shard that plans it: of two rows with one id, the later one counts
+    place: tuple[int, int]  # (plan, position) of the shard that plans it; of two rows with one id the later one counts
     default_id: str
     makers: dict[int, PlannedShard] = field(default_factory=dict)  # sample index -> the shard whose result counts
-    ids: set[str] = field(default_factory=set)  # that its attempts recorded
+    ids: set[str] = field(default_factory=set)  # ids that its attempts recorded
 
     @property
     def id(self) -> str:
-        """The id that was read, where any attempt could read it."""
-        return next(iter(sorted(self.ids - {self.default_id})), self.default_id)
+        """The id that an attempt could read, else the default id."""
+        return min(self.ids - {self.default_id}, default=self.default_id)
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,14 @@ class Recount:
     """What a version of the whole plan must hold."""
 
     samples: list[CountedSample]  # in (plan, position) order
-    pending: list[PlannedShard]  # shards that must be committed before there can be such a version
+    pending: list[PlannedShard]  # shards without a commit that such a version needs
 
 
 def recount(planned: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> Recount:
     """Account for every planned sample of the files as they were planned last.
 
-    planned: in (plan, position) order.
+    Args:
+        planned: shards in (plan, position) order.
     """
     rows = _planned_rows(planned)
     makers = {id(maker): maker for row in rows.values() for maker in row.makers.values()}
@@ -65,7 +64,7 @@ def recount(planned: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> R
 
 
 def _planned_rows(planned: Sequence[PlannedShard]) -> dict[RowKey, _PlannedRow]:
-    """The rows of the file versions that were planned last, with the last shard that makes each of their samples."""
+    """Return the rows of the latest planned file versions, with the last shard that makes each of their samples."""
     version: dict[str, str] = {}  # uri -> etag
     for entry in planned:
         if entry.is_first:

@@ -1,8 +1,8 @@
-"""The whole account again, from the files alone: nothing lost, nothing doubled, nothing damaged.
+"""Validate a dataset from its files alone: nothing is lost, duplicated or damaged.
 
-It trusts no count that a run wrote down. The plan's shards must be what their ids say and hold each row of an input
-version once; each commit must end each of its shard's samples once, in objects that hold them; the latest version must
-be what the commits say, and each object that a commit or a version names is read whole (object_checks.py).
+No count that a run wrote is trusted. The shards of the plan must match their ids and hold each row of an input version
+once. Each commit must account for each sample of its shard once, in objects that hold it. The latest version must
+follow from the commits. Each object that a commit or a version names is read in full (checks.py).
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from jointdit.errors import JointDiTError
 from pipelines.dataset import card
 from pipelines.dataset.decisions import Criteria
 from pipelines.dataset.publish import decide_again
-from pipelines.dataset.validation.checks import check_object
+from pipelines.dataset.validation.checks import Checked, check_object
 from pipelines.dataset.validation.recount import recount
 from pipelines.ledger.counting import CountedSample
-from pipelines.ledger.entries import FOLDERS, OUTCOMES, Commit, Job, PlannedShard, StoredObject, sha256
+from pipelines.ledger.entries import OBJECT_FOLDERS, OUTCOMES, Commit, Job, PlannedShard, StoredObject, sha256
 from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.names import plan_file, version_object
 from pipelines.ledger.versions import Version, read_outcomes, read_version, version_numbers
 from pipelines.model.fingerprint import digest
 from pipelines.plan.shards import id_of
-from pipelines.spec.job import load_spec
+from pipelines.spec.job import JobSpec, load_spec
+from pipelines.store.connections import PARALLEL_TABLES
 from pipelines.store.storage import Storage
 
-READERS = 4  # tables at once; each is held in memory whole
-MOST_PROBLEMS = 200  # more of one dataset help nobody
+MOST_PROBLEMS = 200  # reported for one dataset
 
 
 @dataclass
 class Validation:
-    """What `jointdit validate` found. `problems` is empty for a dataset that is whole."""
+    """The result of `jointdit validate`. `problems` is empty for an intact dataset."""
 
     output: str
     problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # what is untidy and harms nothing
+    notes: list[str] = field(default_factory=list)  # untidy but harmless
     version: int | None = None
     counts: dict[str, int] = field(default_factory=dict)  # samples of the latest version
     files: int = 0
@@ -52,86 +53,97 @@ class Validation:
 
 
 def validate(uri: str) -> Validation:
-    """Recount a dataset. Raises StoreError where there is no job at all, or the store cannot be reached."""
+    """Validate a dataset. Raises StoreError where there is no job, or the store cannot be reached."""
     storage = Storage(uri)
     ledger = Ledger(storage)
     job = ledger.read_job()
-    found = Validation(storage.uri)
+    result = Validation(storage.uri)
     try:
         planned = ledger.planned()
     except JointDiTError as error:
-        found.problems.append(str(error))
-        return found
-    found.problems += check_plan(job, planned)
-    if found.problems:
-        return found  # what counts cannot be told from such a plan
-    commits = _read_commits(ledger, planned, found)
-    found.problems += _check_commits(planned, commits)
-    found.problems += _check_crashes(ledger, planned)
-    versions = _read_versions(storage, found)
+        result.problems.append(str(error))
+        return result
+    result.problems += check_plan(job, planned)
+    if result.problems:
+        return result  # such a plan does not say what counts
+    commits, unreadable = _read_commits(ledger, planned)
+    result.problems += [*unreadable, *_check_commits(planned, commits), *_check_crashes(ledger, planned)]
+    versions, unreadable = _read_versions(storage)
+    result.problems += unreadable
     if versions:
         latest = versions[-1]
-        found.version, found.counts = latest.number, dict(latest.counts)
-        _check_latest(storage, planned, commits, latest, found)
-    elif not found.problems:
-        found.problems.append("no version is published: the job has not run to its end.")
-    _check_objects(storage, job, commits, versions, found)
-    _note_orphans(storage, commits, versions, found)
-    found.notes += [f"{name} is no file of the ledger: it is passed over." for name in ledger.foreign_names()]
-    del found.problems[MOST_PROBLEMS:]
-    return found
+        result.version, result.counts = latest.number, dict(latest.counts)
+        result.problems += _check_version(storage, planned, commits, latest)
+        if later := sum(entry.plan not in latest.plans for entry in planned):
+            result.notes.append(f"{later} shards were planned after version {latest.number} and are not part of it.")
+    elif not result.problems:
+        result.problems.append("no version is published: the job has not run to its end.")
+    objects, contradictions = _objects_of(commits, versions)
+    result.problems += contradictions
+    for stored, checked in _check_objects(storage, load_spec(job.spec), objects):
+        result.problems += checked.problems
+        result.files += 1
+        result.bytes += stored.bytes
+        result.images += checked.images
+        result.pointclouds += stored.kind == "points"
+    result.notes += _orphans(storage, commits, versions)
+    result.notes += [f"{name} is no file of the ledger and is ignored." for name in ledger.foreign_names()]
+    del result.problems[MOST_PROBLEMS:]
+    return result
 
 
 def check_plan(job: Job, planned: Sequence[PlannedShard]) -> Iterator[str]:
-    """Shards have the ids they must have, plan files no gap, and each row of an input version is planned once."""
+    """Check that shards match their ids, plan files have no gap, and each row of an input version is planned once."""
     numbers = sorted({entry.plan for entry in planned})
     for number in sorted(set(range(1, numbers[-1] + 1 if numbers else 1)) - set(numbers)):
-        yield f"_plan/{number:06d}.parquet is missing."
+        yield f"{plan_file(number)} is missing."
     fingerprint, per_row = digest(job.fingerprint), int(job.resolved["input"]["samples_per_row"])
     spans: dict[tuple[str, int], list[tuple[int, int]]] = {}  # (uri, plan) -> rows
     versions: dict[str, list[tuple[str, int]]] = {}  # uri -> its input versions as they were planned
     for entry in planned:
         if entry.shard.id != id_of(entry, fingerprint, per_row):
-            yield f"_plan/{entry.plan:06d}.parquet: shard {entry.shard.id} is not what its id says."
+            yield f"{plan_file(entry.plan)}: shard {entry.shard.id} is not what its id says."
         for span in entry.shard.spans:
             if entry.is_first:
                 spans.setdefault((span.uri, entry.plan), []).append((span.start, span.stop))
                 if (span.etag, entry.plan) not in (history := versions.setdefault(span.uri, [])):
                     history.append((span.etag, entry.plan))
             elif span.uri not in versions:
-                yield f"_plan/{entry.plan:06d}.parquet: shard {entry.shard.id} is of {span.uri}, which was not planned."
+                yield f"{plan_file(entry.plan)}: shard {entry.shard.id} is of {span.uri}, which was not planned."
     for (uri, number), ranges in spans.items():
         at = 0
         for start, stop in sorted(ranges):
             if start != at:
-                what = "are in no shard" if start > at else "are in two shards"
-                yield f"_plan/{number:06d}.parquet: rows {min(at, start)} to {max(at, start)} of {uri} {what}."
+                fault = "are in no shard" if start > at else "are in two shards"
+                yield f"{plan_file(number)}: rows {min(at, start)} to {max(at, start)} of {uri} {fault}."
             at = max(at, stop)
     for uri, history in versions.items():
         for (etag, number), (later, again) in itertools.pairwise(history):
-            if etag == later and again == number + 1:  # after a plan in between, it is a file that is back
-                yield f"{uri} is planned twice, in _plan/{number:06d}.parquet and _plan/{again:06d}.parquet."
+            if etag == later and again == number + 1:  # with a plan in between, it is a file that was restored
+                yield f"{uri} is planned twice, in {plan_file(number)} and {plan_file(again)}."
 
 
-def _read_commits(ledger: Ledger, planned: Iterable[PlannedShard], found: Validation) -> dict[str, Commit]:
+def _read_commits(ledger: Ledger, planned: Iterable[PlannedShard]) -> tuple[dict[str, Commit], list[str]]:
+    """Return (commits of planned shards, problems)."""
     commits: dict[str, Commit] = {}
+    problems: list[str] = []
     known = {entry.shard.id for entry in planned}
     for shard in sorted(ledger.committed()):
         if shard not in known:
-            found.problems.append(f"_commits/{shard}.json commits a shard that no plan holds.")
+            problems.append(f"_commits/{shard}.json commits a shard that no plan holds.")
             continue
         try:
             commit = ledger.read_commit(shard)
         except JointDiTError as error:
-            found.problems.append(str(error))
+            problems.append(str(error))
             continue
         if commit is not None:
             commits[shard] = commit
-    return commits
+    return commits, problems
 
 
 def _check_commits(planned: Iterable[PlannedShard], commits: Mapping[str, Commit]) -> Iterator[str]:
-    """Each planned sample of a committed shard ends exactly once, and in an object that has room for it."""
+    """Check that each planned sample of a committed shard ends exactly once, in an object with enough rows."""
     owner: dict[str, str] = {}
     for entry in {entry.shard.id: entry for entry in planned}.values():
         commit, name = commits.get(entry.shard.id), f"shard {entry.shard.id}"
@@ -139,14 +151,14 @@ def _check_commits(planned: Iterable[PlannedShard], commits: Mapping[str, Commit
             continue
         if commit.shard != entry.shard.id:
             yield f"_commits/{entry.shard.id}.json is the commit of shard {commit.shard}."
-        wanted = {
+        expected = {
             (number, position, index)
             for number, span in enumerate(entry.shard.spans)
             for position in range(span.start, span.stop)
             for index in entry.indices
         }
-        have = Counter((sample.span, sample.position, sample.index) for sample in commit.samples)
-        lost, extra = len(wanted - have.keys()), sum((have - Counter(wanted)).values())
+        actual = Counter((sample.span, sample.position, sample.index) for sample in commit.samples)
+        lost, extra = len(expected - actual.keys()), sum((actual - Counter(expected)).values())
         if lost:
             yield f"{name}: {lost} of {entry.samples} planned samples are lost."
         if extra:
@@ -163,7 +175,7 @@ def _check_commits(planned: Iterable[PlannedShard], commits: Mapping[str, Commit
 
 
 def _check_crashes(ledger: Ledger, planned: Iterable[PlannedShard]) -> Iterator[str]:
-    """Crash records are whole and numbered without a gap: what isolates a shard's rows is read from them."""
+    """Check that crash records are intact and numbered without a gap, because isolation of rows depends on them."""
     known = {entry.shard.id for entry in planned}
     for shard in sorted(ledger.shards_with_crashes()):
         if shard not in known:
@@ -177,94 +189,83 @@ def _check_crashes(ledger: Ledger, planned: Iterable[PlannedShard]) -> Iterator[
             yield f"_crashes/{shard}: a record between the first and the last is missing."
 
 
-def _read_versions(storage: Storage, found: Validation) -> list[Version]:
-    """The published versions whose outcomes are as they were written."""
+def _read_versions(storage: Storage) -> tuple[list[Version], list[str]]:
+    """Return (published versions with intact outcomes, problems)."""
     versions: list[Version] = []
+    problems: list[str] = []
     for number in version_numbers(storage):
         try:
             version = read_version(storage, number)
         except (JointDiTError, KeyError, TypeError) as error:
-            found.problems.append(f"_versions/{number:06d}/version.json is damaged ({error})")
+            problems.append(f"{version_object(number, 'version.json')} is damaged ({error})")
             continue
         try:
-            intact = sha256(storage.read_bytes(version.outcomes)) == version.outcomes_sha256
+            is_intact = sha256(storage.read_bytes(version.outcomes)) == version.outcomes_sha256
         except FileNotFoundError:
-            if number in version_numbers(storage):  # else it was pruned since
-                found.problems.append(f"{version.outcomes} is missing.")
+            if number in version_numbers(storage):  # else it was pruned in the meantime
+                problems.append(f"{version.outcomes} is missing.")
             continue
-        if intact:
+        if is_intact:
             versions.append(version)
         else:
-            found.problems.append(f"{version.outcomes} has another SHA-256 than version.json says.")
-    return versions
+            problems.append(f"{version.outcomes} has another SHA-256 than version.json says.")
+    return versions, problems
 
 
-def _check_latest(
-    storage: Storage,
-    planned: Sequence[PlannedShard],
-    commits: Mapping[str, Commit],
-    version: Version,
-    found: Validation,
-) -> None:
-    """The version's outcomes are the committed samples that count, each id once, and its files hold exactly them."""
+def _check_version(
+    storage: Storage, planned: Sequence[PlannedShard], commits: Mapping[str, Commit], version: Version
+) -> Iterator[str]:
+    """Check that the outcomes are the samples that count, each id once, and that the files hold exactly them."""
     outcomes = read_outcomes(storage, version).select(["id", "outcome", "shard", "file"]).to_pylist()
-    doubled = [identifier for identifier, count in Counter(row["id"] for row in outcomes).items() if count > 1]
-    found.problems += [
-        f"sample {identifier} occurs more than once in version {version.number}." for identifier in doubled
-    ]
-    counted = Counter(row["outcome"] for row in outcomes)
-    if {outcome: counted[outcome] for outcome in OUTCOMES} != version.counts:
-        found.problems.append(
-            f"version {version.number} counts {version.counts} and its outcomes hold {dict(counted)}."
-        )
-    in_plans = [entry for entry in planned if entry.plan in version.plans]
-    account = recount(in_plans, commits)
+    for identifier, count in Counter(row["id"] for row in outcomes).items():
+        if count > 1:
+            yield f"sample {identifier} occurs more than once in version {version.number}."
+    counts = Counter(row["outcome"] for row in outcomes)
+    if {outcome: counts[outcome] for outcome in OUTCOMES} != version.counts:
+        yield f"version {version.number} counts {version.counts} and its outcomes hold {dict(counts)}."
+    account = recount([entry for entry in planned if entry.plan in version.plans], commits)
     for entry in account.pending:
-        found.problems.append(
-            f"shard {entry.shard.id}: {entry.samples} samples of version {version.number} have no commit."
-        )
+        yield f"shard {entry.shard.id}: {entry.samples} samples of version {version.number} have no commit."
     if not account.pending:
-        found.problems += _outcomes_differ(storage, version, account.samples, commits, outcomes)
-    found.problems += _files_differ(version, outcomes)
+        yield from _compare_outcomes(storage, version, account.samples, commits, outcomes)
+    yield from _compare_files(version, outcomes)
     if not card.is_about(storage, version):
-        found.problems.append(
-            f"README.md and stats.json are not those of version {version.number}: run the job again to write them anew."
-        )
-    by_file: dict[str, Counter[str]] = {file.path: Counter() for file in version.files}
+        yield f"README.md and stats.json are not those of version {version.number}: run the job again to rewrite them."
+    ids_by_file: dict[str, Counter[str]] = {file.path: Counter() for file in version.files}
     for row in outcomes:
-        by_file.setdefault(row["file"], Counter())[row["id"]] += 1
-    for path, ids in by_file.items():
-        found.problems += _ids_differ(storage, path, ids)
-    later = [entry for entry in planned if entry.plan not in version.plans]
-    if later:
-        found.notes.append(f"{len(later)} shards were planned after version {version.number} and are not part of it.")
+        ids_by_file.setdefault(row["file"], Counter())[row["id"]] += 1
+    for path, ids in ids_by_file.items():
+        yield from _compare_ids(storage, path, ids)
 
 
-def _outcomes_differ(
+def _compare_outcomes(
     storage: Storage,
     version: Version,
     counted: Sequence[CountedSample],
     commits: Mapping[str, Commit],
     outcomes: Sequence[Mapping[str, Any]],
 ) -> Iterator[str]:
-    """The version's samples are those that count, and each ended where its commit or the version's criteria put it."""
+    """Check that the version has the samples that count, each with the outcome of its commit or the criteria."""
     try:
         decided = decide_again(storage, version, counted, commits)
     except (JointDiTError, OSError, pa.ArrowException, KeyError) as error:
-        yield f"what version {version.number} must say cannot be found out ({type(error).__name__}: {error})."
+        yield f"what version {version.number} must contain cannot be determined ({type(error).__name__}: {error})."
         return
-    wanted = Counter((each.key[0], each.outcome, each.key[1]) for each in decided)
-    have = Counter((row["id"], row["outcome"], row["shard"]) for row in outcomes)
+    expected = Counter((sample.id, sample.outcome, sample.shard) for sample in decided)
+    actual = Counter((row["id"], row["outcome"], row["shard"]) for row in outcomes)
     is_by_commits = not version.refilter and not Criteria.from_json(version.criteria).needs_all
     by = "in the commit" if is_by_commits else "by the stored scores"
-    for i, o, s in wanted - have:
-        yield f"sample {i} is {o} {by} of shard {s} and not so in version {version.number}."
-    for i, o, s in have - wanted:
-        yield f"sample {i} is {o} in version {version.number} and not so {by} of shard {s}, if that counts."
+    for identifier, outcome, shard in expected - actual:
+        yield f"sample {identifier} is {outcome} {by} of shard {shard} and not so in version {version.number}."
+    for identifier, outcome, shard in actual - expected:
+        yield (
+            f"sample {identifier} is {outcome} in version {version.number} and not so {by} of shard {shard}, "
+            "if that counts."
+        )
 
 
-def _files_differ(version: Version, outcomes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The files that the version names, which is what readers see, are those in which its samples are."""
+def _compare_files(version: Version, outcomes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Check that the files that the version names, which readers see, are those that its outcomes name."""
     named = Counter({(file.path, file.outcome, file.shard): file.rows for file in version.files})
     held = Counter((row["file"], row["outcome"], row["shard"]) for row in outcomes)
     for path, outcome, shard in (named - held) + (held - named):
@@ -274,52 +275,52 @@ def _files_differ(version: Version, outcomes: Sequence[Mapping[str, Any]]) -> It
         )
 
 
-def _ids_differ(storage: Storage, path: str, wanted: Counter[str]) -> Iterator[str]:
+def _compare_ids(storage: Storage, path: str, expected: Counter[str]) -> Iterator[str]:
     try:
         with storage.open(path) as file:
-            have = Counter(pq.read_table(file, columns=["id"])["id"].to_pylist())
+            actual = Counter(pq.read_table(file, columns=["id"])["id"].to_pylist())
     except FileNotFoundError:
         return  # reported with the objects
     except (pa.ArrowException, OSError) as error:
         yield f"{path}: its ids cannot be read ({type(error).__name__})."
         return
-    for identifier in wanted - have:
+    for identifier in expected - actual:
         yield f"{path}: sample {identifier} is lost."
-    for identifier in have - wanted:
+    for identifier in actual - expected:
         yield f"{path}: sample {identifier} is there and should not be."
 
 
-def _check_objects(
-    storage: Storage, job: Job, commits: Mapping[str, Commit], versions: Iterable[Version], found: Validation
-) -> None:
-    """Each object that a commit or any version names, read whole."""
-    spec = load_spec(job.spec)
+def _objects_of(
+    commits: Mapping[str, Commit], versions: Iterable[Version]
+) -> tuple[dict[str, StoredObject], list[str]]:
+    """Return (path -> object that commits or versions name, contradictions between them)."""
     objects = {stored.path: stored for commit in commits.values() for stored in commit.objects}
+    problems = []
     for version in versions:
         for file in version.files:
-            stored = StoredObject(file.path, file.bytes, file.sha256, file.rows, file.outcome)
-            for each in (stored, *file.clouds):
-                if objects.setdefault(each.path, each) != each:
-                    found.problems.append(f"version {version.number} and a commit say different things of {each.path}.")
+            table = StoredObject(file.path, file.bytes, file.sha256, file.rows, file.outcome)
+            for stored in (table, *file.clouds):
+                if objects.setdefault(stored.path, stored) != stored:
+                    problems.append(f"version {version.number} and a commit say different things of {stored.path}.")
+    return objects, problems
+
+
+def _check_objects(
+    storage: Storage, spec: JobSpec, objects: Mapping[str, StoredObject]
+) -> Iterator[tuple[StoredObject, Checked]]:
+    """Read and check each object in full."""
     pointclouds = {stored.path for stored in objects.values() if stored.kind == "points"}
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(PARALLEL_TABLES) as pool:
         checks = pool.map(lambda stored: check_object(storage, spec, stored, pointclouds), objects.values())
-        for stored, checked in zip(objects.values(), checks, strict=True):
-            found.problems += checked.problems
-            found.files += 1
-            found.bytes += stored.bytes
-            found.images += checked.images
-            found.pointclouds += stored.kind == "points"
+        yield from zip(objects.values(), checks, strict=True)
 
 
-def _note_orphans(
-    storage: Storage, commits: Mapping[str, Commit], versions: Iterable[Version], found: Validation
-) -> None:
-    """Objects of attempts that lost or died: untidy, and no harm to anybody who reads the version's files."""
+def _orphans(storage: Storage, commits: Mapping[str, Commit], versions: Iterable[Version]) -> Iterator[str]:
+    """Note the objects of failed attempts. They are untidy, but readers of the version's files never see them."""
     named = {stored.path for commit in commits.values() for stored in commit.objects}
     named |= {path for version in versions for path in version.paths}
-    for folder in (*FOLDERS.values(), "pointclouds"):
-        orphans = [each for each in storage.list(folder) if each.path not in named]
+    for folder in OBJECT_FOLDERS:
+        orphans = [info for info in storage.list(folder) if info.path not in named]
         if orphans:
-            size = sum(each.size for each in orphans)
-            found.notes.append(f"{folder}/ has {len(orphans)} objects ({size} bytes) that no commit names.")
+            size = sum(info.size for info in orphans)
+            yield f"{folder}/ has {len(orphans)} objects ({size} bytes) that no commit names."

@@ -1,6 +1,6 @@
-"""Comma-separated values with a header (.csv, .csv.gz), quoted as RFC 4180 says. Lines without any value are no rows.
+"""Comma-separated values with a header (.csv, .csv.gz), quoted as RFC 4180 says.
 
-An empty cell is a missing value: CSV has no other way to say so.
+Lines without any value are no rows. An empty cell is a missing value, because CSV has no other way to express one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import BinaryIO
 from jointdit.errors import RowError
 from pipelines.records import SourceFile, Span
 from pipelines.stages.readers.opening import open_text
-from pipelines.stages.readers.rows import RawRow
+from pipelines.stages.readers.rows import RawRow, check_unique
 from pipelines.stages.readers.text_lines import (
     BOM,
     INDEX_EVERY,
@@ -25,20 +25,20 @@ from pipelines.stages.readers.text_lines import (
 )
 
 Record = list[str] | csv.Error
-csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))  # rows.py bounds each field; this is of the process
+csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))  # process-wide; rows.py limits each field
 
 
 class _Unclosed(csv.Error):
-    """A quote is opened and not closed within MAX_LINE_BYTES or the file: where the records after it begin is lost."""
+    """A quote that is not closed within MAX_LINE_BYTES or the file, so that the next records cannot be found."""
 
 
 class _Lines:
-    """The lines of a stream as text, counting lines and bytes given out. Bytes that are no UTF-8 become surrogates."""
+    """The lines of a stream as text, with the number of lines and bytes so far. Invalid UTF-8 becomes surrogates."""
 
     def __init__(self, stream: BinaryIO, offset: int) -> None:
         stream.seek(offset)
         self._lines, self.offset, self.number = bounded_lines(stream), offset, 0
-        self.begun = 0  # bytes given out before the current record
+        self.begun = 0  # bytes read before the current record
 
     def __iter__(self) -> _Lines:
         return self
@@ -53,14 +53,14 @@ class _Lines:
             raise csv.Error(f"line of {length} bytes, more than the limit of {MAX_LINE_BYTES >> 20} MiB")
         if self.offset - self.begun > MAX_LINE_BYTES:
             raise _Unclosed
-        return line.removeprefix(BOM).decode("utf-8", "surrogateescape")  # files put together have marks inside
+        return line.removeprefix(BOM).decode("utf-8", "surrogateescape")  # concatenated files have marks inside
 
 
 def _records(lines: _Lines) -> Iterator[Record]:
-    """Records of the lines; one that cannot be parsed is its error, and the next line starts a new one.
+    """Yield the records of the lines. A record that cannot be parsed is its error, and the next line starts a new one.
 
-    An unclosed quote is the last record. What follows a closing quote must be a comma or the line's end: else a quote
-    that was closed by the next one opened would join two records to a wrong one.
+    An unclosed quote is the last record. A closing quote must be followed by a comma or the end of the line. Otherwise
+    a quote that is closed by the next opening quote would join two records into a wrong one.
     """
     reader = csv.reader(lines, strict=True)
     while True:
@@ -92,7 +92,7 @@ def _explained(error: csv.Error, lines: int) -> csv.Error:
 
 @lru_cache(maxsize=64)
 def _index(uri: str, etag: str) -> tuple[tuple[str, ...], RowIndex, str]:
-    """(header, index of the records after it, what is wrong with the last) of one version of a file."""
+    """Return (header, index of the records after it, what is wrong with the last record) of one version of a file."""
     offsets, number, unclosed = [], 0, ""
     try:
         with open_text(uri) as stream:
@@ -116,28 +116,28 @@ def _index(uri: str, etag: str) -> tuple[tuple[str, ...], RowIndex, str]:
 
 
 def count(file: SourceFile | Span) -> int:
-    """Records after the header. Raises RowError where there is no header, or a quote swallows the rest."""
+    """Return the number of records. Raises RowError without a header, or where an unclosed quote hides the rest."""
     _, index, unclosed = _index(file.uri, file.etag)
     if unclosed:
-        raise RowError(f"{file.uri} is not valid CSV: {unclosed}, and it swallows all that follows.")
+        raise RowError(f"{file.uri} is not valid CSV: {unclosed}, so all that follows cannot be read.")
     return index.rows
 
 
-def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Fields that the header does not name. Raises RowError where it names one twice."""
+def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Return fields that the header does not name. Raises RowError where it names a column twice."""
     header, _, _ = _index(file.uri, file.etag)
-    _check_unique(file, header, wanted)
-    return [name for name, column in wanted.items() if column not in header], list(header)
+    check_unique(file, header, fields)
+    return [name for name, column in fields.items() if column not in header], list(header)
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
-    """Records by number; one with too few or too many values is bad, because its values may sit in wrong columns."""
+def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
+    """Yield records by number. A record with too few or too many values is bad, as its values may be misplaced."""
     header, index, unclosed = _index(file.uri, file.etag)
-    _check_unique(file, header, wanted)
+    check_unique(file, header, fields)
     if start >= min(stop, index.rows):
         return
     block = start // INDEX_EVERY
-    columns = {name: header.index(column) for name, column in wanted.items() if column in header}
+    columns = {name: header.index(column) for name, column in fields.items() if column in header}
     try:
         with open_text(file.uri) as stream:
             for number, record in enumerate(_records(_Lines(stream, index.offsets[block])), block * INDEX_EVERY):
@@ -145,16 +145,10 @@ def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, st
                     return
                 if number >= start:
                     if isinstance(record, _Unclosed):
-                        record = _Unclosed(unclosed)  # which knows the line
+                        record = _Unclosed(unclosed)  # names the line in the file
                     yield _raw_row(number, record, len(header), columns)
     except UNPACK_ERRORS as error:
         raise RowError(f"{file.uri} is damaged ({error}).") from error
-
-
-def _check_unique(file: SourceFile | Span, header: tuple[str, ...], wanted: Mapping[str, str]) -> None:
-    twice = next((column for column in wanted.values() if header.count(column) > 1), None)
-    if twice is not None:
-        raise RowError(f"{file.uri} names the column {twice!r} {header.count(twice)} times in its header.")
 
 
 def _raw_row(number: int, record: Record, width: int, columns: Mapping[str, int]) -> RawRow:

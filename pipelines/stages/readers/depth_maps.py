@@ -1,8 +1,7 @@
-"""Encoded depth maps -> float32 (H, W) in the units `input.depth` says, and which pixels are valid.
+"""Decode depth maps into float32 (H, W) with a mask of valid pixels.
 
-Taken: PNG with 16-bit grey (8-bit grey too, for what was made coarse), TIFF with 16-bit or float grey, NumPy .npy of
-any real number type, and nested lists of numbers from tables. Coloured maps are refused: their colours are no
-measurements.
+Accepted: PNG with 16-bit grey (8-bit grey too), TIFF with 16-bit or float grey, NumPy .npy of any real number type, and
+nested lists of numbers in tables. Coloured maps are refused, because their colours are no measurements.
 
     value = stored * input.depth.scale      metric: metres, z along the optical axis; disparity: near is high
     hole  = stored == input.depth.invalid, or not finite in float32, or (metric) <= 0
@@ -23,18 +22,20 @@ from PIL import Image
 from jointdit.errors import RowError
 from pipelines.spec.base import FARTHEST, NEAREST
 from pipelines.stages.readers.images import DECODE_ERRORS, MAX_PIXELS, check_pixels, open_checked
+from pipelines.store.safe_text import reason_of
 
 if TYPE_CHECKING:
     from pipelines.spec.job import DepthMaps
 
 NPY_MAGIC = b"\x93NUMPY"
+DEPTH_MAP_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
 
 
 def decode_depth(stored: bytes | list[Any], meaning: DepthMaps) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(depth in the units of `meaning` with 0 in holes, valid), each (H, W).
+    """Return (depth in the units of `meaning` with 0 in holes, valid), each (H, W).
 
-    Raises RowError for what cannot be decoded, is not one grey map, has no valid pixel, is constant, or lies beyond any
-    distance in metres.
+    Raises RowError for what cannot be decoded, is not one grey map, has no valid pixel, is constant, or is outside the
+    range of distances in metres.
     """
     raw = _decode(stored)
     valid = np.isfinite(raw)
@@ -51,8 +52,8 @@ def decode_depth(stored: bytes | list[Any], meaning: DepthMaps) -> tuple[NDArray
     lowest, highest = float(depth[valid].min()), float(depth[valid].max())
     if meaning.kind == "metric" and (lowest < NEAREST or highest > FARTHEST):
         raise RowError(
-            f"depth map lies between {lowest:g} and {highest:g} metres, which nobody measures: check input.depth scale "
-            "and invalid."
+            f"depth map lies between {lowest:g} and {highest:g} metres, which is not plausible: "
+            "check input.depth scale and invalid."
         )
     if lowest == highest:
         raise RowError(f"depth map is constant at {lowest:g} and has no relative disparity: take it out.")
@@ -69,7 +70,7 @@ def _decode(stored: bytes | list[Any]) -> NDArray[np.float64]:
         raise RowError("depth map has zero bytes: copy it again.")
     elif stored.startswith(NPY_MAGIC):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            warnings.simplefilter("ignore")  # about headers that Python 2 wrote
             array = _decode_npy(stored)
     else:
         array = _decode_image(stored)
@@ -92,7 +93,7 @@ def _decode_npy(data: bytes) -> NDArray[np.float64]:
     except RowError:
         raise
     except (*DECODE_ERRORS, tokenize.TokenError) as error:  # NumPy reads the header as Python literals
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        reason = reason_of(error, 80)
         raise RowError(f"depth map cannot be decoded as .npy ({reason}): save it again with numpy.save.") from error
 
 
@@ -101,7 +102,7 @@ def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
     read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
     try:
         shape, _, dtype = read_header(stream)
-    except MemoryError:  # of Python's parser, for a header that is nested too deep
+    except MemoryError:  # raised by Python's parser for a deeply nested header
         raise ValueError("its header is no description of an array") from None
     return shape, dtype
 
@@ -120,7 +121,7 @@ def _decode_image(data: bytes) -> NDArray[np.float64]:
                 f"depth map has more than {MAX_PIXELS // 10**6} million pixels, the limit: scale it."
             ) from None
         except DECODE_ERRORS as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = reason_of(error)
             raise RowError(f"depth map cannot be decoded as PNG, TIFF or .npy ({reason}): save it again.") from error
     if image.mode not in ("L", "F") and not image.mode.startswith("I"):
         raise RowError(f"depth map has mode {image.mode}: give one grey channel of 16 bits, not colours.")

@@ -1,12 +1,11 @@
-"""Encoded images of any kind -> uint8 RGB (H, W, 3) as a viewer shows them.
+"""Decode images of any format into uint8 RGB (H, W, 3), as a viewer shows them.
 
-EXIF rotation and colour profiles are applied (to sRGB); transparency is laid on white; 16-bit grey is scaled, CMYK,
-palette and grey are converted; of animations and multi-page files the first frame is taken. Formats that run code or
+EXIF rotation and colour profiles are applied (to sRGB), and transparency is composited on white. 16-bit grey is scaled;
+CMYK, palette and grey are converted. Animations and multi-page files give their first frame. Formats that run code or
 other programs (EPS, PDF, WMF) are not opened.
 
-A small file can unpack to gigabytes, so sizes are checked in the headers, before anything is unpacked: MAX_PIXELS for
-the image and for each tile of a TIFF; the text and the profile of a PNG by Pillow's own limits, 1 MiB a chunk and
-64 MiB a file.
+A small file can decompress to gigabytes, so sizes are checked in the headers first: MAX_PIXELS for the image and for
+each tile of a TIFF, and Pillow's own limits for the text and the profile of a PNG, 1 MiB per chunk and 64 MiB per file.
 """
 
 from __future__ import annotations
@@ -19,15 +18,16 @@ import zlib
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from jointdit.errors import RowError
+from pipelines.store.safe_text import reason_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif")
-MAX_PIXELS = 80_000_000  # a row above it is quarantined before it is decoded; below the size Pillow itself warns at
-# What decoders raise at damaged data, found by feeding them millions of damaged files. A MemoryError may be the node's:
-# the shard is tried again, and a row is blamed only if it goes on (row_boundary.py).
+MAX_PIXELS = 80_000_000  # larger images are quarantined before they are decoded; Pillow itself warns at a larger size
+# What decoders raise for damaged data, found with millions of damaged files. A MemoryError is not among them, because
+# it may be the node's: the shard is retried, and a row is blamed only if the error repeats (row_boundary.py).
 DECODE_ERRORS = (
     OSError,  # truncated, unidentified
     SyntaxError,  # PNG chunks
@@ -43,13 +43,11 @@ DECODE_ERRORS = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-ORIENTATION = 0x0112
-TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 TO_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 def decode_image(data: bytes) -> tuple[NDArray[np.uint8], bool]:
-    """The image (H, W, 3), and whether the encoded bytes show exactly it, so that they can be copied as they are.
+    """Return the image (H, W, 3), and whether its encoded bytes show exactly it, so that they can be copied.
 
     Raises RowError for what cannot be decoded and for more than MAX_PIXELS pixels.
     """
@@ -62,12 +60,12 @@ def decode_image(data: bytes) -> tuple[NDArray[np.uint8], bool]:
             image = open_checked(data, FORMATS)
             as_is = (
                 image.format in ("PNG", "JPEG", "WEBP")
-                and image.mode == "RGB"  # grey would be shown as two-dimensional by some readers
+                and image.mode == "RGB"  # some readers return grey as two-dimensional
                 and "transparency" not in image.info
                 and getattr(image, "n_frames", 1) == 1
             )
             image.load()
-            turned = image.getexif().get(ORIENTATION, 1) != 1
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
             converted = _in_srgb(image)
             as_is = as_is and converted is image
             rgb = np.asarray(_as_rgb(ImageOps.exif_transpose(converted) if turned else converted))
@@ -76,27 +74,28 @@ def decode_image(data: bytes) -> tuple[NDArray[np.uint8], bool]:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise RowError(f"image has more than {MAX_PIXELS // 10**6} million pixels, the limit: scale it.") from None
         except UnidentifiedImageError:
-            raise RowError(f"image is of no known image format: give one of {', '.join(FORMATS)}.") from None
+            raise RowError(f"image has an unknown format: give one of {', '.join(FORMATS)}.") from None
         except DECODE_ERRORS as error:
-            raise RowError(f"image cannot be decoded ({_reason(error)}): copy or save it again.") from error
+            raise RowError(f"image cannot be decoded ({reason_of(error)}): copy or save it again.") from error
     return rgb, as_is and not turned
 
 
 def open_checked(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    """The image with its header read and nothing unpacked. Raises RowError above MAX_PIXELS, and DECODE_ERRORS."""
+    """Read the header of an image. Raises RowError above MAX_PIXELS, and DECODE_ERRORS."""
     image = Image.open(io.BytesIO(data), formats=formats)
     check_pixels(*image.size)
     tags = getattr(image, "tag_v2", {})
-    if TILE_WIDTH in tags and TILE_LENGTH in tags:  # a tile is unpacked whole, however small the image is
-        check_pixels(int(tags[TILE_WIDTH]), int(tags[TILE_LENGTH]))
+    tile = (ExifTags.Base.TileWidth, ExifTags.Base.TileLength)
+    if tile[0] in tags and tile[1] in tags:  # a tile is decompressed in full, however small the image is
+        check_pixels(int(tags[tile[0]]), int(tags[tile[1]]))
     return image
 
 
-def check_pixels(width: int, height: int, what: str = "picture") -> None:
+def check_pixels(width: int, height: int, name: str = "image") -> None:
     """Raise RowError above MAX_PIXELS."""
     if width * height > MAX_PIXELS:
         limit = MAX_PIXELS // 10**6
-        raise RowError(f"{what} is {width} x {height} pixels, more than the limit of {limit} million: scale it.")
+        raise RowError(f"{name} is {width} x {height} pixels, more than the limit of {limit} million: scale it.")
 
 
 @functools.cache
@@ -105,7 +104,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _in_srgb(image: Image.Image) -> Image.Image:
-    """The image with its colour profile applied; the same object where there is none, or none that can be used."""
+    """Apply the colour profile. Returns the same object where there is none, or none that can be used."""
     data = image.info.get("icc_profile")
     if not data or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
@@ -115,18 +114,18 @@ def _in_srgb(image: Image.Image) -> Image.Image:
             return image
         colours = image.convert("RGB") if image.mode == "RGBA" else image
         converted = ImageCms.profileToProfile(colours, profile, _srgb(), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError):  # damaged, or of another kind of colour: viewers pass over it
+    except (ImageCms.PyCMSError, OSError):  # damaged, or of another colour space: viewers ignore it
         return image
     assert converted is not None
     if image.mode == "RGBA":
         converted.putalpha(image.getchannel("A"))
-    if ORIENTATION in image.getexif():
+    if ExifTags.Base.Orientation in image.getexif():
         converted.info["exif"] = image.getexif().tobytes()
     return converted
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, in the 32-bit container of some formats
+    if image.mode.startswith("I"):  # 16 bits; some formats use a 32-bit container
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise RowError(f"image has grey values from {values.min()} to {values.max()}: give 8 or 16 bits a channel.")
@@ -137,7 +136,3 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

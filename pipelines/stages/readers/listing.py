@@ -1,4 +1,4 @@
-"""Files, folders and globs -> a sorted list of source files, each one input version."""
+"""List files, folders and globs as source files, each of them an input version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from jointdit.errors import InputError
+from pipelines.ledger.versions import read_latest
 from pipelines.records import SourceFile
+from pipelines.stages.readers.depth_maps import DEPTH_MAP_SUFFIXES
 from pipelines.stages.readers.images import IMAGE_SUFFIXES
 from pipelines.store.addresses import impossible
 from pipelines.store.explain import explained
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from pipelines.spec.job import InputSpec
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".jsonl.gz", ".csv.gz", ".parquet", ".tar")
-DEPTH_MAP_SUFFIXES = (".png", ".npy", ".tif", ".tiff")
 SUFFIXES = {
     "joint": (".txt", ".txt.gz", *TABLE_SUFFIXES),
     "depth": (*IMAGE_SUFFIXES, *TABLE_SUFFIXES),
@@ -31,22 +32,25 @@ SUFFIXES = {
 
 
 def list_files(spec_input: InputSpec, task: str) -> list[SourceFile]:
-    """All files that `input.uri` names and the task can read, sorted by uri, each once.
+    """Return all files that `input.uri` names and the task can read, sorted by uri, each once.
 
-    A folder is listed with its subfolders; in folders and globs, hidden files and files of other kinds are passed over.
-    Links to files are followed, on a local disk, because the folder is the user's own; links to folders are not.
-    Of a dataset that this system published, the latest version's kept samples are listed.
-    Raises InputError for an address that names nothing, StoreError or TransientError for a store that does not answer.
+    A folder is listed with its subfolders. In folders and globs, hidden files and files of other kinds are ignored. On
+    a local disk, links to files are followed, because the folder is the user's own; links to folders are not. In a
+    dataset that this system published, the kept samples of the latest version are listed.
+
+    Raises:
+        InputError: an address names nothing.
+        StoreError, TransientError: the store does not answer.
     """
-    found: dict[str, SourceFile] = {}
+    files: dict[str, SourceFile] = {}
     for uri in spec_input.uri:
         for file in _list_uri(uri, SUFFIXES[task]):
-            found.setdefault(file.uri, file)
-    return [found[uri] for uri in sorted(found)]
+            files.setdefault(file.uri, file)
+    return [files[uri] for uri in sorted(files)]
 
 
 def suffix_of(uri: str) -> str:
-    """The suffix that decides the format, lower case: ".jsonl", ".jsonl.gz", ".png"."""
+    """Return the suffix that decides the format, in lower case: ".jsonl", ".jsonl.gz", ".png"."""
     name = uri.rsplit("/", 1)[-1].lower()
     stem, suffix = posixpath.splitext(name)
     return posixpath.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
@@ -89,9 +93,7 @@ def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
 
 
 def _published(uri: str) -> dict[str, dict[str, Any]]:
-    """The tables of kept samples in the latest version, where the folder is a dataset that this system published."""
-    from pipelines.ledger.versions import read_latest
-
+    """Return the tables of kept samples in the latest version, if the folder is a published dataset."""
     storage = Storage(uri)
     version = read_latest(storage)
     if version is None:
@@ -100,14 +102,14 @@ def _published(uri: str) -> dict[str, dict[str, Any]]:
 
 
 def _source_file(fs: Any, info: dict[str, Any], prefix: str) -> SourceFile:
-    """Raises FileNotFoundError for a local file that is gone: what tells its version is asked for here."""
+    """Return a listed file as a SourceFile. Raises FileNotFoundError for a local file that is gone."""
     name = info["name"]
     if any("\ud800" <= letter <= "\udfff" for letter in name):
         raise InputError(f"input.uri holds the file {name!r}, whose name is not valid UTF-8: rename it.")
     uri = uri_of(fs, name)
     if reason := impossible(name, uri.partition("://")[0] if "://" in uri else ""):
         raise InputError(f"input.uri holds {uri!r}, whose name {reason}: rename it.")
-    if prefix and not name.startswith(f"{prefix.rstrip('/')}/"):  # a store that takes a//b for a/b
+    if prefix and not name.startswith(f"{prefix.rstrip('/')}/"):  # a store that treats a//b as a/b
         raise InputError(f"input.uri {prefix} is listed by its store as {uri!r}: write the address as the store does.")
     return SourceFile(
         uri=uri,
@@ -127,7 +129,7 @@ def _is_hidden(relative: str) -> bool:
 
 
 def _refuse_mixture(uri: str, files: list[SourceFile]) -> None:
-    """A folder of images with a table about them: both would be read, and each image labelled twice."""
+    """Refuse a folder of images with a table about them: both would be read, and each image would be labelled twice."""
     suffixes = {file.relative_path: suffix_of(file.uri) for file in files}
     tables = [name for name, suffix in suffixes.items() if suffix in TABLE_SUFFIXES]
     if tables and any(suffix in IMAGE_SUFFIXES + DEPTH_MAP_SUFFIXES for suffix in suffixes.values()):

@@ -1,8 +1,7 @@
-"""Input files as seekable streams whose faults are ours: TransientError may pass, FileNotFoundError is gone.
+"""Open input files as seekable streams that tell faults of the store from damage.
 
 Decoders (Arrow, zlib, tarfile, Pillow) report damaged data as OSError, and so do networks. Reading through `open_input`
-tells them apart: a fault of the store is no OSError any more when it reaches the decoder's caller, so an OSError there
-is damage.
+separates them: a fault of the store is no OSError any more when the decoder's caller sees it, so an OSError is damage.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from botocore.exceptions import ClientError
 
 from jointdit.errors import RowError, StoreError
 from pipelines.store.explain import explained, store_code, store_exceptions
+from pipelines.store.safe_text import reason_of, shortened
 from pipelines.store.storage import etag_of, for_input
 
 BUFFER_BYTES = 1 << 20
 MAX_FILE_BYTES = 1 << 30  # of one encoded image, map or archive member; MAX_PIXELS of float64 are 0.64e9 bytes
-AGAIN = (408, 409, 425, 429)  # HTTP statuses below 500 that may pass
+AGAIN = (408, 409, 425, 429)  # HTTP statuses below 500 that are worth a retry
 OF_THE_PATH = (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)
-SHOWN_CHARACTERS = 200
 
 
 class _StoreFile(io.RawIOBase):
-    """A file of fsspec with the store's exceptions explained."""
+    """A file of fsspec whose store exceptions are explained."""
 
     def __init__(self, uri: str, cache: str) -> None:
         self._uri = uri
@@ -64,7 +63,7 @@ class _StoreFile(io.RawIOBase):
 
 
 def open_input(uri: str, random_access: bool = False) -> BinaryIO:
-    """The file as a buffered binary stream. `random_access` fetches ranges as asked, without reading ahead.
+    """Open a file as a buffered binary stream. `random_access` fetches ranges as requested, without read-ahead.
 
     Raises FileNotFoundError, StoreError or TransientError, here and while it is read.
     """
@@ -73,7 +72,7 @@ def open_input(uri: str, random_access: bool = False) -> BinaryIO:
 
 @contextlib.contextmanager
 def open_text(uri: str) -> Iterator[BinaryIO]:
-    """Like `open_input`, unpacking what ends in .gz."""
+    """Like `open_input`, and decompresses .gz files."""
     with open_input(uri) as stream:
         if uri.lower().endswith(".gz"):
             with gzip.GzipFile(fileobj=stream, mode="rb") as unpacked:
@@ -83,11 +82,11 @@ def open_text(uri: str) -> Iterator[BinaryIO]:
 
 
 def fetch(uri: str) -> bytes:
-    """The whole file.
+    """Return the whole file.
 
     Raises:
         RowError: it has more than MAX_FILE_BYTES, or cannot be opened on the local disk.
-        FileNotFoundError, StoreError, TransientError: it is gone; the store.
+        FileNotFoundError, StoreError, TransientError: it does not exist, or the store fails.
     """
     fs, path = for_input(uri)
     if "://" not in uri:
@@ -96,11 +95,10 @@ def fetch(uri: str) -> bytes:
         try:
             data: bytes = fs.cat_file(path, start=0, end=MAX_FILE_BYTES + 1)
         except store_exceptions() as error:
-            if store_code(error) == "InvalidRange":  # what S3 says to any range of an empty object
+            if store_code(error) == "InvalidRange":  # the answer of S3 to any range of an empty object
                 data = b""
             elif _is_refusal(error):
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise StoreError(f"{uri}: the store refuses this address ({reason}).") from error
+                raise StoreError(f"{uri}: the store refuses this address ({reason_of(error)}).") from error
             else:
                 raise
     check_bytes(len(data), uri)
@@ -108,7 +106,7 @@ def fetch(uri: str) -> bytes:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether a store's answer is about the request, so that asking again gives the same: most of 300 to 499.
+    """Return whether a store's answer is about the request, so that a retry gets the same: most statuses of 300 to 499.
 
     Missing objects and missing access are explained elsewhere.
     """
@@ -118,7 +116,7 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _statuses(error: BaseException) -> Iterator[int]:
-    """HTTP statuses that an exception of botocore, gcsfs or Azure carries."""
+    """Yield the HTTP statuses that an exception of botocore, gcsfs or Azure carries."""
     for exception in (error, error.__cause__):
         if isinstance(exception, ClientError):
             yield int(exception.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -130,7 +128,7 @@ def _statuses(error: BaseException) -> Iterator[int]:
 
 @contextlib.contextmanager
 def path_faults(path: str) -> Iterator[None]:
-    """Tell what is wrong with a local path, a FileNotFoundError or RowError, from the faults of a disk."""
+    """Turn errors about a local path into FileNotFoundError or RowError; faults of the disk pass."""
     try:
         yield
     except NotADirectoryError:
@@ -138,20 +136,19 @@ def path_faults(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in OF_THE_PATH:
             raise
-        shown = path if len(path) <= SHOWN_CHARACTERS else f"{path[:SHOWN_CHARACTERS]}..."
-        raise RowError(f"{shown} cannot be opened ({os.strerror(error.errno).lower()}).") from None
+        raise RowError(f"{shortened(path)} cannot be opened ({os.strerror(error.errno).lower()}).") from None
 
 
 def open_regular(path: str) -> io.FileIO:
-    """A local file for reading. Pipes, devices and what else has no end are refused, and never waited for.
+    """Open a local file for reading. Pipes, devices and other endless files are refused without blocking.
 
-    Looked at before it is opened, because opening a device may do something; O_NONBLOCK, because a pipe may have taken
-    the file's place since, and because some files of /proc wait for what is to come.
+    The file type is checked before opening, because opening a device may have effects. O_NONBLOCK is set because a pipe
+    may have replaced the file since, and because some files of /proc block.
 
     Raises:
-        RowError: its path is none that this system takes.
-        FileNotFoundError: nothing lies there, or something of another kind.
-        OSError: the disk, or this user may not read it.
+        RowError: the path is not valid on this system.
+        FileNotFoundError: nothing exists there, or something of another kind.
+        OSError: the disk fails, or this user may not read it.
     """
     with path_faults(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -179,19 +176,19 @@ def _fetch_local(path: str) -> bytes:
             return bytes(data)
 
 
-def check_bytes(size: int, what: str) -> None:
+def check_bytes(size: int, name: str) -> None:
     """Raise RowError above MAX_FILE_BYTES."""
     if size > MAX_FILE_BYTES:
-        raise RowError(f"{what} has more than {MAX_FILE_BYTES >> 30} GiB, the limit of one image or map.")
+        raise RowError(f"{name} has more than {MAX_FILE_BYTES >> 30} GiB, the limit of one image or map.")
 
 
 def check_unchanged(uri: str, etag: str) -> None:
-    """Raise RowError where the file is not the version that was planned, FileNotFoundError where it is gone."""
+    """Raise RowError where the file is not the version that was planned, FileNotFoundError where it does not exist."""
     fs, path = for_input(uri)
     with explained(uri), contextlib.nullcontext() if "://" in uri else path_faults(path):
-        found = etag_of(fs.info(path))
-    if found != etag:
+        current = etag_of(fs.info(path))
+    if current != etag:
         raise RowError(
-            f"{uri} has changed since it was planned (it was {etag}, now {found}): a new run plans a changed "
-            "file; once it is again what it was, plan these rows again with jointdit retry URI --quarantined."
+            f"{uri} has changed since it was planned (it was {etag}, now {current}): a new run plans a changed "
+            "file; if you restore it, plan these rows again with jointdit retry URI --quarantined."
         )

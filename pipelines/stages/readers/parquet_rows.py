@@ -1,6 +1,6 @@
-"""Parquet (.parquet), by row groups: only the groups and columns that are asked for are fetched.
+"""Parquet (.parquet): only the requested row groups and columns are fetched.
 
-A damaged page makes the rest of its row group bad rows, and the next group is read on.
+A damaged page makes the rest of its row group bad rows. Reading continues with the next group.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from jointdit.errors import RowError
 from pipelines.records import SourceFile, Span
 from pipelines.stages.readers.images import MAX_PIXELS
 from pipelines.stages.readers.opening import check_bytes, open_input
-from pipelines.stages.readers.rows import RawRow
+from pipelines.stages.readers.rows import RawRow, check_unique
+from pipelines.store.safe_text import reason_of
 
 BATCH_ROWS = 16  # of images in memory at once
-ARROW_ERRORS = (pa.ArrowException, OSError)  # damage; the store's own faults are no OSError here
+ARROW_ERRORS = (pa.ArrowException, OSError)  # damage; faults of the store are no OSError here
 CONVERSION_ERRORS = (ValueError, ArithmeticError, LookupError, TypeError, NotImplementedError)  # of cells
 
 
 def count(file: SourceFile | Span) -> int:
-    """Rows by the footer. Raises RowError where there is none."""
+    """Return the number of rows in the footer. Raises RowError where there is none."""
     with _opened(file.uri) as (parquet, _):
         return int(parquet.metadata.num_rows)
 
 
-def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Fields that the schema does not have."""
+def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Return fields that the schema lacks."""
     with _opened(file.uri) as (_, names):
-        _check_unique(file, names, wanted)
-    return [name for name, column in wanted.items() if column not in names], names
+        check_unique(file, names, fields)
+    return [name for name, column in fields.items() if column not in names], names
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
-    """Rows by number, from the row groups that hold them."""
+def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
+    """Yield rows by number from the row groups that hold them."""
     with _opened(file.uri) as (parquet, names):
-        _check_unique(file, names, wanted)
-        columns = {name: column for name, column in wanted.items() if column in names}
+        check_unique(file, names, fields)
+        columns = {name: column for name, column in fields.items() if column in names}
         first = 0
         for group in range(parquet.num_row_groups):
             end = first + parquet.metadata.row_group(group).num_rows
@@ -52,31 +53,31 @@ def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, st
 
 
 def texts(file: SourceFile | Span, column: str, at_once: int) -> Iterator[pa.LargeStringArray]:
-    """A column of texts or whole numbers as texts, in order. Ends early where that is not what it holds, or damaged."""
+    """Yield a column of strings or integers as strings, in order. Ends early for other types, and at damage."""
     with _opened(file.uri) as (parquet, _):
         kind = parquet.schema_arrow.field(column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
             return
         try:
             for batch in parquet.iter_batches(at_once, columns=[column], use_threads=False):
-                found = batch.column(0).cast(pa.large_string())
-                found.validate(full=True)  # UTF-8
-                yield found
+                strings = batch.column(0).cast(pa.large_string())
+                strings.validate(full=True)  # UTF-8
+                yield strings
         except ARROW_ERRORS:
             return
 
 
 @contextlib.contextmanager
 def _opened(uri: str) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
-    """The file and the names of its columns."""
+    """Open a file. Yields it and the names of its columns."""
     with open_input(uri, random_access=True) as stream:
         try:
             parquet = pq.ParquetFile(stream)
             names = parquet.schema_arrow.names
             groups = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
         except (*ARROW_ERRORS, UnicodeDecodeError) as error:
-            _raise_want_of_memory(error)
-            raise RowError(f"{uri} is not a readable Parquet file ({_reason(error)}).") from error
+            _raise_lack_of_memory(error)
+            raise RowError(f"{uri} is not a readable Parquet file ({reason_of(error)}).") from error
         if min(groups, default=0) < 0 or sum(groups) != parquet.metadata.num_rows:
             raise RowError(f"{uri} is not a readable Parquet file (its row groups do not add up to its rows).")
         yield parquet, names
@@ -99,26 +100,20 @@ def _group_rows(
             if position >= stop:
                 return
     except ARROW_ERRORS as error:
-        _raise_want_of_memory(error)
-        sentence = f"row group {group} is damaged ({_reason(error)})."
+        _raise_lack_of_memory(error)
+        sentence = f"row group {group} is damaged ({reason_of(error)})."
         yield from (RawRow(number, error=sentence) for number in range(max(position, start), stop))
     else:
         sentence = f"row group {group} has fewer rows than its header says."
         yield from (RawRow(number, error=sentence) for number in range(max(position, start), stop))
 
 
-def _raise_want_of_memory(error: BaseException) -> None:
-    """Raise the error itself where this node lacks memory; not where damaged data claims more than the node has."""
+def _raise_lack_of_memory(error: BaseException) -> None:
+    """Raise a MemoryError again where this node lacks memory, not where damaged data claims more than it has."""
     if isinstance(error, MemoryError):
         claimed = re.search(r"size (\d+)", str(error))
         if claimed is None or int(claimed[1]) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
             raise error
-
-
-def _check_unique(file: SourceFile | Span, names: list[str], wanted: Mapping[str, str]) -> None:
-    twice = next((column for column in wanted.values() if names.count(column) > 1), None)
-    if twice is not None:
-        raise RowError(f"{file.uri} has {names.count(twice)} columns named {twice!r}.")
 
 
 def _raw_row(batch: pa.RecordBatch, offset: int, position: int, columns: Mapping[str, str]) -> RawRow:
@@ -131,9 +126,9 @@ def _raw_row(batch: pa.RecordBatch, offset: int, position: int, columns: Mapping
 
 
 def _value(cell: pa.Scalar, column: str) -> Any:
-    """A cell as Python objects, of a struct only what stands for an encoded image.
+    """Return a cell as Python objects. Of a struct only the fields of an encoded image are read.
 
-    Runs of equal values are packed into a few bytes, so sizes are looked at before anything is unpacked.
+    Runs of equal values take few bytes in a file, so sizes are checked before anything is expanded.
     """
     while cell.is_valid and isinstance(cell, pa.ExtensionScalar | pa.DictionaryScalar | pa.RunEndEncodedScalar):
         cell = cell.value
@@ -149,19 +144,19 @@ def _value(cell: pa.Scalar, column: str) -> Any:
         return cell.as_py()
     except UnicodeDecodeError:
         raise RowError(f"column {column} holds text that is not valid UTF-8.") from None
-    except CONVERSION_ERRORS as error:  # a date beyond the year 9999, a time zone that nobody knows
-        raise RowError(f"column {column} holds a {cell.type} that cannot be read ({_reason(error)}).") from error
+    except CONVERSION_ERRORS as error:  # a date beyond the year 9999, an unknown time zone
+        raise RowError(f"column {column} holds a {cell.type} that cannot be read ({reason_of(error)}).") from error
 
 
 def _struct(cell: pa.StructScalar, column: str) -> dict[str, Any]:
     names = [cell.type.field(number).name for number in range(cell.type.num_fields)]
-    found = {}
+    fields = {}
     for name in ("bytes", "path"):
         if names.count(name) > 1:
             raise RowError(f"column {column} is a struct with {names.count(name)} fields named {name!r}.")
         if name in names:
-            found[name] = _value(cell[names.index(name)], column)
-    return found
+            fields[name] = _value(cell[names.index(name)], column)
+    return fields
 
 
 def _check_list(values: pa.Array, column: str) -> None:
@@ -171,7 +166,3 @@ def _check_list(values: pa.Array, column: str) -> None:
     if len(values) > MAX_PIXELS:
         limit = MAX_PIXELS // 10**6
         raise RowError(f"column {column} holds {len(values)} numbers, more than the limit of {limit} million.")
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

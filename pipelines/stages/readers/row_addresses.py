@@ -1,8 +1,8 @@
-"""Addresses that rows give: where they lead, what lies there, and whose fault it is where nothing can be read.
+"""Resolve and fetch addresses that rows give.
 
-Whatever is wrong with one address (nothing there, no access, no such bucket, no usable name) is wrong with its row. It
-is the job's only if the row's own table cannot be read any more either: S3 answers 403 for a missing key where listing
-is not allowed, and the same 403 for credentials that have expired. So the table is asked before a row is blamed.
+An address that cannot be read (nothing there, no access, no such bucket, invalid name) is the fault of its row. It is
+the fault of the job only if the row's own table cannot be read any more either: S3 answers 403 for a missing key where
+listing is not allowed, and the same 403 for expired credentials. So the table is checked before a row is blamed.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from jointdit.errors import RowError, StoreError
 from pipelines.stages.readers.opening import fetch
 from pipelines.store.addresses import normalise
 from pipelines.store.explain import explained
-from pipelines.store.safe_text import printable
+from pipelines.store.safe_text import printable, quoted, shortened
 from pipelines.store.storage import for_input
-
-SHOWN_CHARACTERS = 200  # a path whose end is cut off names nothing
 
 
 def stored_value(value: Any, name: str, manifest: str) -> bytes | list[Any]:
-    """Encoded bytes (or nested lists) of an image or depth value, fetched where it is a path.
+    """Return the encoded bytes (or nested lists) of an image or depth value. A path is fetched.
 
     Raises:
-        RowError: there is no such value, or nothing can be read at its address.
-        TransientError, StoreError: the store; `manifest`, the file that the row is from, cannot be read either.
+        RowError: there is no such value, or its address cannot be read.
+        TransientError, StoreError: the store fails, or `manifest`, the file of the row, cannot be read either.
     """
     if isinstance(value, Mapping):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
@@ -36,7 +34,7 @@ def stored_value(value: Any, name: str, manifest: str) -> bytes | list[Any]:
     if isinstance(value, bytes | list):
         return value
     if not isinstance(value, str):
-        raise RowError(f"{name} is {shown(value)}: give encoded bytes or a path.")
+        raise RowError(f"{name} is {quoted(value)}: give encoded bytes or a path.")
     uri = _beside(value, name, manifest)
     try:
         return fetch_for_row(uri, name, manifest)
@@ -45,12 +43,12 @@ def stored_value(value: Any, name: str, manifest: str) -> bytes | list[Any]:
 
 
 def fetch_for_row(uri: str, name: str, manifest: str) -> bytes:
-    """The bytes at the address `uri` that a row of the file `manifest` gives for its field `name`.
+    """Return the bytes at `uri`, which a row of the file `manifest` gives for its field `name`.
 
     Raises:
         RowError: this address alone cannot be read.
-        FileNotFoundError: nothing lies there.
-        TransientError, StoreError: the store; `manifest` cannot be read either.
+        FileNotFoundError: nothing exists there.
+        TransientError, StoreError: the store fails, or `manifest` cannot be read either.
     """
     try:
         return fetch(uri)
@@ -61,23 +59,23 @@ def fetch_for_row(uri: str, name: str, manifest: str) -> bytes:
         reason = str(error).removeprefix(f"{uri}: ")
         raise RowError(f"{name} {shortened(uri)} cannot be read: {printable(reason)}") from None
     except ValueError as error:  # of a library that builds a request from it
-        raise RowError(f"{name} is {shown(uri)}, which is no path.") from error
+        raise RowError(f"{name} is {quoted(uri)}, which is no path.") from error
 
 
 def check_reachable(uri: str) -> None:
-    """Raise StoreError or TransientError where a file or folder of the job's own input cannot be looked at."""
-    with explained(uri), contextlib.suppress(FileNotFoundError):  # what is gone is told elsewhere
+    """Raise StoreError or TransientError where a file or folder of the input cannot be accessed."""
+    with explained(uri), contextlib.suppress(FileNotFoundError):  # a missing file is reported elsewhere
         fs, path = for_input(uri)
         fs.info(path)
 
 
 def _beside(path: str, name: str, manifest: str) -> str:
-    """The address of a path given in a table: relative to the table's folder, or absolute in the same kind of store."""
+    """Resolve a path in a table: relative to the table's folder, or absolute in the same kind of store."""
     scheme = manifest.partition("://")[0] if "://" in manifest else ""
     if not path.strip():
         raise RowError(f"{name} is empty.")
     if "\0" in path:
-        raise RowError(f"{name} is {shown(path)}, which is no path.")
+        raise RowError(f"{name} is {quoted(path)}, which is no path.")
     if "://" in path:
         return _absolute(path, name, scheme)
     if not scheme:
@@ -85,29 +83,18 @@ def _beside(path: str, name: str, manifest: str) -> str:
     bucket, _, key = manifest.partition("://")[2].partition("/")
     joined = posixpath.normpath(posixpath.join(posixpath.dirname(key), path))
     if path.startswith("/") or joined == ".." or joined.startswith("../"):
-        raise RowError(f"{name} is {shown(path)}, outside the bucket of its table: give a path relative to the table.")
+        raise RowError(f"{name} is {quoted(path)}, outside the bucket of its table: give a path relative to the table.")
     return f"{scheme}://{bucket}/{joined}"
 
 
 def _absolute(path: str, name: str, scheme: str) -> str:
-    """The normalised form of an address with a scheme, which must be that of the table."""
+    """Normalise an address with a scheme, which must be that of the table."""
     try:
         uri = normalise(path)
     except ValueError as error:
-        raise RowError(f"{name} is {shown(path)}, which is no address this can read.") from error
+        raise RowError(f"{name} is {quoted(path)}, which is no address this can read.") from error
     if (uri.partition("://")[0] if "://" in uri else "") != scheme:
-        raise RowError(f"{name} is {shown(path)}, in another kind of store than its table: put both in one.")
+        raise RowError(f"{name} is {quoted(path)}, in another kind of store than its table: put both in one.")
     if not scheme and not path.partition("://")[2].startswith(("/", "~")):  # a host, or a path relative to nothing
-        raise RowError(f"{name} is {shown(path)}: after file:// give an absolute path, as in file:///data/a.png.")
+        raise RowError(f"{name} is {quoted(path)}: after file:// give an absolute path, as in file:///data/a.png.")
     return uri
-
-
-def shown(value: Any) -> str:
-    """A value as it is shown in a sentence: in one line, and not too long."""
-    return shortened(" ".join(repr(value).split()))
-
-
-def shortened(text: str) -> str:
-    """A text as it is shown in a sentence: without what is no visible character, and not too long."""
-    text = printable(text)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."

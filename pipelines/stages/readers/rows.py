@@ -1,13 +1,13 @@
-"""What a file format gives, and what becomes of it: a RawRow of values as found -> a Row with arrays, or a BadRow.
+"""What a file format yields, and how it becomes a row: RawRow -> Row with arrays, or BadRow.
 
-A format (one module each: text_lines, json_lines, csv_records, parquet_rows, webdataset, single_files) only knows how
-to find values. What a value means, and all that can be wrong with it, is decided here, the same for every format.
+A format (one module each: text_lines, json_lines, csv_records, parquet_rows, webdataset, single_files) only finds
+values. What a value means, and all that can be wrong with it, is decided here, in the same way for every format.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,14 +18,14 @@ from jointdit.errors import RowError
 from pipelines.records import BadRow, Row, SourceFile, Span
 from pipelines.stages.readers.depth_maps import decode_depth
 from pipelines.stages.readers.images import decode_image
-from pipelines.stages.readers.row_addresses import shown, stored_value
-from pipelines.store.safe_text import mask_secrets, printable
+from pipelines.stages.readers.row_addresses import stored_value
+from pipelines.store.safe_text import mask_secrets, printable, quoted
 
 if TYPE_CHECKING:
     from pipelines.spec.job import InputSpec
 
-MAX_ID_CHARACTERS = 1000  # an id stands in commits, tables and point clouds
-MAX_PROMPT_CHARACTERS = 100_000  # text encoders cut after some thousands
+MAX_ID_CHARACTERS = 1000  # an id is stored in commits, tables and point clouds
+MAX_PROMPT_CHARACTERS = 100_000  # text encoders truncate at some thousands
 NEEDED = {
     "joint": ("prompt",),
     "depth": ("image",),
@@ -37,41 +37,48 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class RawRow:
-    """Values by field (id, prompt, image, depth) as the format holds them; a field it does not have is not in `values`.
+    """Values by field (id, prompt, image, depth) as the format stores them. A field that is missing is not in `values`.
 
     image: bytes, a path, or a struct {bytes, path}; depth: those, or nested lists of numbers.
     """
 
     position: int
     values: Mapping[str, Any] = field(default_factory=dict)
-    error: str = ""  # one sentence; set means the row could not be read
+    error: str = ""  # one sentence where the row could not be read
 
 
 class Format(Protocol):
-    """A file format. `wanted` maps fields to the names they have in the file."""
+    """A file format. `fields` maps the fields that are read to their names in the file."""
 
     def count(self, file: SourceFile | Span) -> int:
-        """Rows in the file. Raises RowError where the file as a whole is damaged."""
+        """Return the number of rows. Raises RowError where the file as a whole is damaged."""
 
-    def lacking(self, file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
-        """(fields that the file does not have, names that it has)."""
+    def missing_fields(self, file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
+        """Return (fields that the file lacks, names that it has)."""
 
-    def rows(self, file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
-        """Rows [start, stop) in order, one RawRow for each."""
+    def rows(self, file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
+        """Yield one RawRow for each of the rows [start, stop), in order."""
 
 
-def wanted_columns(spec_input: InputSpec, task: str) -> dict[str, str]:
-    """Fields a task reads, with the names the spec gives them."""
+def columns_of(spec_input: InputSpec, task: str) -> dict[str, str]:
+    """Return the fields that a task reads, with the names that the spec gives them."""
     return {name: getattr(spec_input.columns, name) for name in ("id", *NEEDED[task])}
 
 
 def default_id(file: SourceFile | Span, position: int) -> str:
-    """The id of a row without one: "<relative path>:<row number>"."""
+    """Return the id of a row without one: "<relative path>:<row number>"."""
     return f"{file.relative_path}:{position}"
 
 
+def check_unique(file: SourceFile | Span, names: Sequence[str], fields: Mapping[str, str]) -> None:
+    """Raise RowError where a file has two columns of a wanted name."""
+    for column in fields.values():
+        if names.count(column) > 1:
+            raise RowError(f"{file.uri} has {names.count(column)} columns named {column!r}.")
+
+
 def build_row(raw: RawRow, file: SourceFile | Span, spec_input: InputSpec, task: str) -> Row | BadRow:
-    """Decode and check what the task needs. Whatever is wrong with this row becomes its BadRow."""
+    """Decode and check what the task needs. A row with any fault becomes a BadRow."""
     row_id = default_id(file, raw.position)
     try:
         if raw.error:
@@ -99,7 +106,7 @@ def build_row(raw: RawRow, file: SourceFile | Span, spec_input: InputSpec, task:
 
 
 def _check_pair(rgb: NDArray[np.uint8], depth: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
-    """A pair to learn from has depth at every pixel: a filled hole would be a label that nobody measured."""
+    """Check a training pair. It needs depth at every pixel: a filled hole would be a label without a measurement."""
     if depth.shape != rgb.shape[:2]:
         sizes = f"{depth.shape[1]} x {depth.shape[0]} and the image {rgb.shape[1]} x {rgb.shape[0]}"
         raise RowError(f"depth map is {sizes} pixels: give both at one size.")
@@ -111,9 +118,9 @@ def _check_pair(rgb: NDArray[np.uint8], depth: NDArray[np.float32], valid: NDArr
 
 
 def read_id(value: Any) -> str:
-    """An id column's value as text. Raises RowError for what is no id."""
+    """Return the value of an id column as text. Raises RowError for what is no id."""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError(f"id is {shown(value)}: give text or a whole number.")
+        raise RowError(f"id is {quoted(value)}: give text or a whole number.")
     text = str(value)
     if not text.strip():
         raise RowError("id is empty: give text or a whole number.")
@@ -128,7 +135,7 @@ def _prompt(value: Any, default: str | None) -> str:
     if value is None:
         raise RowError("prompt is missing: give one in the row, or input.prompt for all rows.")
     if not isinstance(value, str):
-        raise RowError(f"prompt is {shown(value)}: give text.")
+        raise RowError(f"prompt is {quoted(value)}: give text.")
     if not value.strip():
         raise RowError("prompt is empty: say what the image shows.")
     if len(value) > MAX_PROMPT_CHARACTERS:

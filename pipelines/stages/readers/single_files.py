@@ -1,6 +1,6 @@
 """Folders of images or depth maps: each file is one row.
 
-The prompt of a depth map `a.png` is the text of `a.txt` beside it, if there is one.
+The prompt of a depth map `a.png` is the text of `a.txt` beside it, if that exists.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from pipelines.stages.readers.rows import RawRow
 
 
 def count(file: SourceFile | Span) -> int:
-    """One, whatever is in it."""
+    """Return one, whatever the file holds."""
     return 1
 
 
-def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """An image has no id column. Whether its prompt exists is seen when it is read, one row at a time."""
-    return [name for name in wanted if name == "id"], []
+def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """An image has no id column. Whether its prompt exists is checked when it is read, one row at a time."""
+    return [name for name in fields if name == "id"], []
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
-    """The one row: its own address as image or depth, and its prompt."""
+def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
+    """Yield the one row: its own address as image or depth, and its prompt."""
     if not start <= 0 < stop:
         return
-    values: dict[str, str] = {name: file.uri for name in wanted if name in ("image", "depth")}
-    if "prompt" in wanted:
+    values: dict[str, str] = {name: file.uri for name in fields if name in ("image", "depth")}
+    if "prompt" in fields:
         try:
             beside = posixpath.splitext(file.uri)[0] + ".txt"
             values["prompt"] = fetch_for_row(beside, "prompt", file.uri).decode("utf-8-sig").strip()

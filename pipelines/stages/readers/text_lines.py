@@ -1,7 +1,7 @@
-"""Text, one prompt a line (.txt, .txt.gz); and lines by number, for the formats made of lines.
+"""Text with one prompt per line (.txt, .txt.gz), and lines by number.
 
-Lines are found through a sparse index of byte offsets, made by one streaming pass and kept in each process, so that a
-shard deep in a large file does not read all before it again.
+Lines are found through a sparse index of byte offsets. One streaming pass builds it, and each process caches it, so
+that a shard deep in a large file does not read everything before it again.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pipelines.records import SourceFile, Span
 from pipelines.stages.readers.opening import BUFFER_BYTES, open_text
 from pipelines.stages.readers.rows import RawRow
 
-MAX_LINE_BYTES = 1 << 24  # a small .gz can unpack to one endless line
-INDEX_EVERY = 1024  # rows between two remembered offsets
-UNPACK_ERRORS = (EOFError, OSError, zlib.error)  # of gzip; the store's own faults are no OSError here
+MAX_LINE_BYTES = 1 << 24  # a small .gz can decompress to one endless line
+INDEX_EVERY = 1024  # rows between two stored offsets
+UNPACK_ERRORS = (EOFError, OSError, zlib.error)  # of gzip; faults of the store are no OSError here
 BOM = b"\xef\xbb\xbf"
-LOOKED_AT_BYTES = 4096  # to tell the encoding
+LOOKED_AT_BYTES = 4096  # to detect the encoding
 MARKS = {  # in this order: one begins with another
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -33,29 +33,29 @@ MARKS = {  # in this order: one begins with another
 
 @dataclass(frozen=True)
 class RowIndex:
-    """How many rows a file has, and the byte offsets of rows 0, 1024, 2048, ..."""
+    """The number of rows of a file, and the byte offsets of rows 0, 1024, 2048, ..."""
 
     rows: int
     offsets: tuple[int, ...]
 
 
 def check_encoding(stream: BinaryIO, uri: str) -> None:
-    """Leave a stream at its begin. Raises RowError where its text is UTF-16 or UTF-32, whose lines are cut elsewhere.
+    """Leave a stream at its start. Raises RowError for UTF-16 or UTF-32, whose lines end in another way.
 
-    Without a byte order mark it is told by NULs: nearly every second byte of European text is one.
+    Without a byte order mark they are detected by NULs: nearly every second byte of European text is one.
     """
     head = stream.read(LOOKED_AT_BYTES)
     stream.seek(0)
-    found = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
+    encoding = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
     pairs = len(head) // 2
-    if found is None and max(head[0::2].count(0), head[1::2].count(0)) >= max(1, pairs / 2):
-        found = "UTF-16 or UTF-32"
-    if found is not None and pairs:
-        raise RowError(f"{uri} is {found} text: write it again as UTF-8.")
+    if encoding is None and max(head[0::2].count(0), head[1::2].count(0)) >= max(1, pairs / 2):
+        encoding = "UTF-16 or UTF-32"
+    if encoding is not None and pairs:
+        raise RowError(f"{uri} is {encoding} text: write it again as UTF-8.")
 
 
 def bounded_lines(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """(line with its end, its length in bytes) in order; of a line above MAX_LINE_BYTES only the beginning is kept."""
+    """Yield (line with its end, length in bytes) in order. A line above MAX_LINE_BYTES is truncated."""
     while line := stream.readline(MAX_LINE_BYTES + 1):
         length, piece = len(line), line
         while not piece.endswith(b"\n") and (piece := stream.readline(BUFFER_BYTES)):
@@ -65,7 +65,7 @@ def bounded_lines(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 @lru_cache(maxsize=64)
 def index_lines(uri: str, etag: str) -> RowIndex:
-    """The index of one version of a file of lines. Raises RowError for a damaged .gz."""
+    """Return the index of one version of a file of lines. Raises RowError for a damaged .gz."""
     offsets, offset, number = [], 0, 0
     try:
         with open_text(uri) as stream:
@@ -81,7 +81,7 @@ def index_lines(uri: str, etag: str) -> RowIndex:
 
 
 def read_lines(file: SourceFile | Span, start: int, stop: int) -> Iterator[tuple[int, bytes | RowError]]:
-    """(number, line without its end, or what is wrong with it) for lines [start, stop), those that exist."""
+    """Yield (number, line without its end, or what is wrong with it) for the existing lines of [start, stop)."""
     index = index_lines(file.uri, file.etag)
     if start >= min(stop, index.rows):
         return
@@ -95,28 +95,26 @@ def read_lines(file: SourceFile | Span, start: int, stop: int) -> Iterator[tuple
                 if number < start:
                     continue
                 if length > MAX_LINE_BYTES:
-                    yield (
-                        number,
-                        RowError(f"line has {length} bytes, more than the limit of {MAX_LINE_BYTES >> 20} MiB."),
-                    )
+                    error = RowError(f"line has {length} bytes, more than the limit of {MAX_LINE_BYTES >> 20} MiB.")
+                    yield number, error
                     continue
-                yield number, line.rstrip(b"\r\n").removeprefix(BOM)  # files put together have marks inside
+                yield number, line.rstrip(b"\r\n").removeprefix(BOM)  # concatenated files have marks inside
     except UNPACK_ERRORS as error:
         raise RowError(f"{file.uri} is damaged ({error}).") from error
 
 
 def count(file: SourceFile | Span) -> int:
-    """Lines of the file, blank ones too: each is a row."""
+    """Return the number of lines. Blank lines count, because each line is a row."""
     return index_lines(file.uri, file.etag).rows
 
 
-def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """A line is a prompt and nothing else."""
-    return [name for name in wanted if name != "prompt"], []
+def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """A line is a prompt and has no other field."""
+    return [name for name in fields if name != "prompt"], []
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
-    """Each line as a prompt."""
+def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
+    """Yield each line as a prompt."""
     for number, line in read_lines(file, start, stop):
         if isinstance(line, RowError):
             yield RawRow(number, error=str(line))

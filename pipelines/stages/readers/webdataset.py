@@ -1,14 +1,15 @@
-"""WebDataset archives (.tar, not compressed): consecutive members of one key are a row, extensions are columns.
+"""WebDataset archives (.tar, not compressed): members with one key are a row.
 
-`photos/0001.jpg` has the key `photos/0001` and the extension `jpg`. Fields are found like this, `columns` as in the
+`photos/0001.jpg` has the key `photos/0001` and the extension `jpg`. Fields are found as follows, with `columns` of the
 spec:
     image   the extension `<columns.image>`, `<columns.image>.png`..., else the first image extension
     depth   the extension `<columns.depth>`, `<columns.depth>.png`..., else npy, png, tif or tiff
     prompt  the key `<columns.prompt>` of the member `json`, else the member `<columns.prompt>` or `txt`
-    id      the key `<columns.id>` of the member `json`; `columns.id: __key__` takes the row's key
+    id      the key `<columns.id>` of the member `json`; `columns.id: __key__` uses the row's key
 
-The members' places are found by one pass over the headers, kept in each process; rows are then read from their places.
-Nothing is unpacked to a disk: names are keys and never paths, and links, devices and folders are passed over.
+One pass over the headers finds the positions of the members, and each process caches them. Rows are then read from
+their positions. Nothing is extracted to a disk: names are keys and never paths, and links, devices and folders are
+ignored.
 """
 
 from __future__ import annotations
@@ -21,20 +22,24 @@ from typing import Any, BinaryIO, cast
 
 from jointdit.errors import RowError
 from pipelines.records import SourceFile, Span
+from pipelines.stages.readers.depth_maps import DEPTH_MAP_SUFFIXES
 from pipelines.stages.readers.images import DECODE_ERRORS, IMAGE_SUFFIXES
 from pipelines.stages.readers.json_lines import LOOKED_AT, DuplicateKey, load_json
 from pipelines.stages.readers.opening import check_bytes, open_input
 from pipelines.stages.readers.rows import RawRow
+from pipelines.store.safe_text import reason_of
 
-IMAGES = tuple(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
-MAPS = ("npy", "png", "tif", "tiff")
-MAX_HEADER_BYTES = 1 << 20  # of long names and other extended headers, which are read whole
+EXTENSIONS = {
+    "image": tuple(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES),
+    "depth": tuple(suffix.lstrip(".") for suffix in DEPTH_MAP_SUFFIXES),
+}
+MAX_HEADER_BYTES = 1 << 20  # of long names and other extended headers, which are read in full
 Place = tuple[int, int]  # offset and size in bytes
 Members = dict[str, Place]  # by extension
 
 
 class _Headers:
-    """What tarfile reads of an archive; a header that claims to be huge is damage."""
+    """The stream that tarfile reads headers from. A header that claims to be huge is damaged."""
 
     def __init__(self, stream: BinaryIO, uri: str) -> None:
         self.stream, self.uri = stream, uri
@@ -48,8 +53,8 @@ class _Headers:
 
 @lru_cache(maxsize=64)
 def _index(uri: str, etag: str) -> tuple[tuple[str, Members], ...]:
-    """(key, members) of each row of one version of an archive. A cut archive ends with the last member begun."""
-    found: list[tuple[str, Members]] = []
+    """Return (key, members) of each row of one version of an archive. A truncated archive ends with its last member."""
+    index: list[tuple[str, Members]] = []
     with open_input(uri) as stream:
         length = stream.seek(0, io.SEEK_END)
         stream.seek(0)
@@ -62,37 +67,37 @@ def _index(uri: str, etag: str) -> tuple[tuple[str, Members], ...]:
                     stem, dot, extension = name.partition(".")
                     if member.isfile() and stem and dot:
                         key, extension = f"{folder}/{stem}" if folder else stem, extension.lower()
-                        if not found or found[-1][0] != key or extension in found[-1][1]:
-                            found.append((key, {}))
-                        found[-1][1][extension] = (member.offset_data, member.size)
+                        if not index or index[-1][0] != key or extension in index[-1][1]:
+                            index.append((key, {}))
+                        index[-1][1][extension] = (member.offset_data, member.size)
                     if member.offset_data + member.size > length:
-                        return tuple(found)
+                        return tuple(index)
                 rest = archive.offset
         except RowError:
             raise
         except (tarfile.TarError, EOFError) as error:
-            if not found:
+            if not index:
                 raise RowError(f"{uri} is not a readable tar archive ({error}).") from error
         except DECODE_ERRORS as error:
-            raise RowError(f"{uri} is damaged ({' '.join(str(error).split())[:200]}).") from error
+            raise RowError(f"{uri} is damaged ({reason_of(error)}).") from error
         else:
-            # tarfile takes a damaged header for the end of the archive: rows behind it would be lost in silence.
+            # tarfile takes a damaged header for the end of the archive, and rows after it would be lost silently.
             stream.seek(rest)
             block = stream.read(tarfile.BLOCKSIZE)
             if len(block) == tarfile.BLOCKSIZE and any(block):
                 raise RowError(f"{uri} is damaged: the member header at byte {rest} cannot be read.")
-    return tuple(found)
+    return tuple(index)
 
 
 def count(file: SourceFile | Span) -> int:
-    """Rows of the archive. Raises RowError for what is no tar archive."""
+    """Return the number of rows. Raises RowError for what is no tar archive."""
     return len(_index(file.uri, file.etag))
 
 
-def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Fields that none of the first rows has; nothing is lacking where no row can be read."""
+def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Return fields that none of the first rows has; none where no row can be read."""
     names: dict[str, None] = {}
-    missing = list(wanted)
+    missing = list(fields)
     with open_input(file.uri, random_access=True) as stream:
         for key, members in _index(file.uri, file.etag)[:LOOKED_AT]:
             try:
@@ -100,26 +105,26 @@ def lacking(file: SourceFile | Span, wanted: Mapping[str, str]) -> tuple[list[st
             except RowError:
                 continue
             names.update(dict.fromkeys([*members, *about]))
-            missing = [name for name in missing if _find(name, wanted[name], key, members, about) is None]
+            missing = [name for name in missing if _find(name, fields[name], key, members, about) is None]
             if not missing:
                 break
     return missing if names else [], list(names)
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, wanted: Mapping[str, str]) -> Iterator[RawRow]:
-    """Rows by number."""
+def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
+    """Yield rows by number."""
     with open_input(file.uri, random_access=True) as stream:
         for position, (key, members) in enumerate(_index(file.uri, file.etag)[start:stop], start):
             try:
-                yield RawRow(position, _values(stream, key, members, wanted))
+                yield RawRow(position, _values(stream, key, members, fields))
             except RowError as error:
                 yield RawRow(position, error=str(error))
 
 
-def _values(stream: BinaryIO, key: str, members: Members, wanted: Mapping[str, str]) -> dict[str, Any]:
+def _values(stream: BinaryIO, key: str, members: Members, fields: Mapping[str, str]) -> dict[str, Any]:
     about = _about(stream, members)
     values = {}
-    for name, column in wanted.items():
+    for name, column in fields.items():
         value = _find(name, column, key, members, about)
         if isinstance(value, tuple):
             value = _read(stream, value)
@@ -131,14 +136,14 @@ def _values(stream: BinaryIO, key: str, members: Members, wanted: Mapping[str, s
 
 
 def _find(name: str, column: str, key: str, members: Members, about: Mapping[str, Any]) -> Any:
-    """The value of a field, the place of the member that holds it, or None."""
+    """Return the value of a field, the position of the member that holds it, or None."""
     if name in ("id", "prompt"):
         if column in about:
             return about[column]
         if name == "id":
             return key if column == "__key__" else None
         return members.get(column) or members.get("txt")
-    kinds = IMAGES if name == "image" else MAPS
+    kinds = EXTENSIONS[name]
     candidates = (column, *(f"{column}.{kind}" for kind in kinds), *kinds)
     return next((members[extension] for extension in candidates if extension in members), None)
 

@@ -1,4 +1,4 @@
-"""The camera and the depth range of a sample: what turns its disparity into points, and where it comes from."""
+"""The camera and the depth range of a sample, and its points."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Geometry:
 
 
 def geometry_of(result: SampleResult, spec: JobSpec) -> Geometry:
-    """The geometry of a finished sample, whose disparity (H, W) has the size that is written.
+    """Return the geometry of a finished sample whose disparity (H, W) has its final size.
 
-    The field of view is that of the whole source image, of which a centred window may be left (`resize: crop`).
-    Metric depth maps bring their own range; else a calibration does where there is one, else the spec. Range and field
-    of view of the spec are assumptions unless it gives them.
+    The field of view is that of the whole source image, of which `resize: crop` may leave a centred window. Metric
+    depth maps define their own range; otherwise a calibration does, or else the spec. Range and field of view of the
+    spec are assumptions unless the user gave them.
     """
     assert result.disparity is not None
     points, row = spec.output.points, result.sample.row
@@ -66,7 +66,7 @@ def geometry_of(result: SampleResult, spec: JobSpec) -> Geometry:
 
 
 def valid_pixels(result: SampleResult) -> NDArray[np.bool_] | None:
-    """Where a depth map that was the input has measurements, (H, W); None where every pixel has a depth."""
+    """Return where an input depth map has measurements, (H, W), or None where every pixel has a depth."""
     assert result.disparity is not None
     valid = result.sample.row.depth_valid
     if valid is None:
@@ -78,7 +78,7 @@ def valid_pixels(result: SampleResult) -> NDArray[np.bool_] | None:
 
 
 def point_cloud(result: SampleResult, geometry: Geometry, points: PointsSpec) -> PointCloud:
-    """The sample's points in metres, x right, y down, z forward, as `output.points` asks for them."""
+    """Return the sample's points in metres, x right, y down, z forward, as `output.points` configures them."""
     assert result.rgb is not None
     assert result.disparity is not None
     return cloud_from(result.rgb, result.disparity, valid_pixels(result), geometry, points)
@@ -91,9 +91,10 @@ def cloud_from(
     geometry: Geometry,
     points: PointsSpec,
 ) -> PointCloud:
-    """The points of an image (H, W, 3) and its relative disparity (H, W), where that is `valid` (H, W).
+    """Return the points of an image (H, W, 3) and its relative disparity (H, W) where that is `valid` (H, W).
 
-    Holes and depth edges are left out; then points are downsampled and outliers removed, where the spec asks for it.
+    Holes and depth edges are left out. Then the cloud is downsampled, and outliers are removed, if the spec asks for
+    it.
     """
     depth = metric_depth(disparity, geometry.z_near, geometry.z_far)
     if valid is not None:

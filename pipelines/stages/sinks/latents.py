@@ -1,4 +1,4 @@
-"""The columns of task `encode`: a pair as training reads it, float16 numbers as bytes, row by row of each array."""
+"""The columns of task `encode`: training pairs as float16 numbers in bytes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pipelines.records import EncodedArrays, SampleResult
 if TYPE_CHECKING:
     from pipelines.spec.job import JobSpec
 
-ROW_GROUP_ROWS = 8  # FLUX at 512 x 512 pixels has 4.5 MB a pair, nearly all of it T5's states
+ROW_GROUP_ROWS = 8  # at 512 x 512 pixels FLUX has 4.5 MB per pair, mostly T5 states
 ARRAYS = ("latents_rgb", "latents_depth", "text_states", "text_pooled")
+ROW_COUNTS = {"latents_rgb": "tokens", "latents_depth": "tokens", "text_states": "text_tokens"}  # array -> its length
 
 ENCODED_FIELDS = [
     pa.field("id", pa.string()),
@@ -29,31 +30,31 @@ ENCODED_FIELDS = [
     pa.field("model", pa.string()),
 ]
 ENCODED_DESCRIPTIONS = {
-    "tokens": "of the packed latents",
-    "text_tokens": "of T5's states",
-    "latents_rgb": "float16 (tokens, channels): the image's packed latents",
-    "latents_depth": "float16 (tokens, channels): the relative disparity's packed latents",
-    "text_states": "float16 (text_tokens, width): T5's states of the prompt",
+    "tokens": "number of packed latents",
+    "text_tokens": "number of T5 states",
+    "latents_rgb": "float16 (tokens, channels): packed latents of the image",
+    "latents_depth": "float16 (tokens, channels): packed latents of the relative disparity",
+    "text_states": "float16 (text_tokens, width): T5 states of the prompt",
     "text_pooled": "float16 (width): CLIP's pooled output of the prompt",
-    "encoders": "SHA-256 over VAE, text encoders and tokenizers: training needs the same",
+    "encoders": "SHA-256 over VAE, text encoders and tokenizers: training needs the same ones",
 }
 
 
 def encoded_row(result: SampleResult, spec: JobSpec) -> dict[str, Any]:
-    """The row of an encoded pair."""
-    found, sample = result.encoded, result.sample
-    assert isinstance(found, EncodedArrays)
-    arrays = (found.rgb, found.disparity, found.states, found.pooled)
+    """Return the row of an encoded pair."""
+    encoded, sample = result.encoded, result.sample
+    assert isinstance(encoded, EncodedArrays)
+    arrays = (encoded.rgb, encoded.disparity, encoded.states, encoded.pooled)
     return {
         "id": sample.id,
         "source": sample.row.id,
         "prompt": sample.row.prompt,
-        "height": found.height,
-        "width": found.width,
-        "tokens": found.rgb.shape[0],
-        "text_tokens": found.states.shape[0],
+        "height": encoded.height,
+        "width": encoded.width,
+        "tokens": encoded.rgb.shape[0],
+        "text_tokens": encoded.states.shape[0],
         **{name: array.astype("<f2").tobytes() for name, array in zip(ARRAYS, arrays, strict=True)},
-        "encoders": found.encoders,
+        "encoders": encoded.encoders,
         "quality": None,
         "model": spec.model.name,
     }

@@ -1,19 +1,19 @@
-"""The dataset's Parquet files. The Arrow schema below is the contract with whoever reads them.
+"""The Parquet files of the dataset. The Arrow schema is the contract with all readers.
 
-    data/, rejected/   one row a sample; rejected ones have `reasons` too
-    quarantine/        one row a sample that could not be made: id, input, error, traceback
+    data/, rejected/   one row per sample; rejected samples also have `reasons`
+    quarantine/        one row per sample that could not be made: id, input, error, traceback
 
 `rgb` and `depth` are Hugging Face Image structs, and the schema's metadata says so: `datasets.load_dataset("parquet")`
-shows decoded images. `depth` is a 16-bit PNG of relative disparity: 65535 nearest, 0 farthest; in a sample whose
-input map had holes (`valid_fraction` in `params` below 1) 0 is a hole.
+returns decoded images. `depth` is a 16-bit PNG of relative disparity: 65535 is nearest, 0 is farthest. In a sample
+whose input map had holes (`valid_fraction` in `params` below 1), 0 is a hole.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jointdit.geometry.depth import encode_depth_png
+from pipelines.ledger.entries import Outcome
 from pipelines.quality import SCORES
 from pipelines.quality.near_duplicate import perceptual_hash
 from pipelines.records import SampleResult
@@ -33,13 +34,14 @@ from pipelines.stages.sinks.latents import ENCODED_DESCRIPTIONS, ENCODED_FIELDS,
 if TYPE_CHECKING:
     from pipelines.spec.job import JobSpec, PointsSpec
 
-Outcome = Literal["kept", "rejected", "quarantined"]
-ROW_GROUP_ROWS = 100  # what the `datasets` library writes for images: some 10 to 100 MB
+ROW_GROUP_ROWS = 100  # as the `datasets` library writes images: some 10 to 100 MB
 DEPTH_KIND = "relative_disparity"
 JPEG_QUALITY = 95
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 POINTS = pa.list_(pa.list_(pa.float32(), 3))
 COLOURS = pa.list_(pa.list_(pa.uint8(), 3))
+POINT_COLUMNS = ("points", "colors", "normals", "confidence")
+REASONS = pa.field("reasons", pa.list_(pa.string()))
 
 DATA_FIELDS = [
     pa.field("id", pa.string()),
@@ -60,17 +62,17 @@ DATA_FIELDS = [
     pa.field("pointcloud", pa.string()),
     pa.field("seed", pa.int64()),
     pa.field("round", pa.int32()),
-    # All scores there are, null where one was not computed: files written under other filters have one schema.
+    # All scores, null where one was not computed, so that files written under other filters have one schema.
     pa.field("quality", pa.struct([(name, pa.float64()) for name in SCORES])),
     pa.field("phash", pa.string()),
     pa.field("model", pa.string()),
     pa.field("params", pa.string()),
 ]
 DESCRIPTIONS = {
-    "id": "the sample: `<source>/<index>`",
-    "source": "the input row's id",
-    "prompt": "the text the image was made from; null for task depth",
-    "rgb": "the image; null bytes and the image's address where the corpus is not copied",
+    "id": "id of the sample: `<source>/<index>`",
+    "source": "id of the input row",
+    "prompt": "the text the image was generated from; null for task depth",
+    "rgb": "the image; null bytes and the image's address if the corpus is not copied",
     "depth": "relative disparity as 16-bit PNG: 65535 nearest, 0 farthest (or a hole of the input map)",
     "depth_kind": "always `relative_disparity`: an affine map of inverse depth, per image, without a unit",
     "width": "pixels",
@@ -79,39 +81,44 @@ DESCRIPTIONS = {
     "fy": "focal length in pixels",
     "cx": "principal point in pixels; the centre of pixel u is at u + 0.5",
     "cy": "principal point in pixels",
-    "intrinsics_source": "`assumed`, `given` or `calibrated` (a metric depth model says it)",
+    "intrinsics_source": "`assumed`, `given` or `calibrated` (by a metric depth model)",
     "z_near": "depth of the nearest pixel in metres: z = 1 / (A + B d), A = 1/z_far, B = 1/z_near - 1/z_far",
     "z_far": "depth of the farthest pixel in metres",
-    "pointcloud": "path of the sample's PLY file in the dataset; null where there is none, as of what was rejected",
-    "seed": "of the sample's noise",
-    "round": "of regeneration; 0 is the first",
-    "quality": "scores; null where a score was not computed",
-    "phash": "64 bits of the image's perceptual hash: those of like images differ in few",
+    "pointcloud": "path of the sample's PLY file in the dataset; null if there is none, as for rejected samples",
+    "seed": "seed of the sample's noise",
+    "round": "round of regeneration; 0 is the first",
+    "quality": "scores; null if a score was not computed",
+    "phash": "64-bit perceptual hash of the image; hashes of similar images differ in few bits",
     "model": "the weights",
-    "params": "JSON: task, sampling settings, where the depth range comes from",
-    "points": "x right, y down, z forward, metres; depth edges and holes left out",
-    "colors": "red, green, blue of each point",
-    "normals": "of each point: a unit vector towards the camera",
-    "confidence": "of each point: 1 where depth is even around it, 0 where it jumps by the edge threshold",
+    "params": "JSON: task, sampling settings, source of the depth range",
+    "points": "x right, y down, z forward, in metres; depth edges and holes are left out",
+    "colors": "red, green and blue of each point",
+    "normals": "unit vector of each point towards the camera",
+    "confidence": "confidence of each point: 1 where depth is even around it, 0 where it jumps by the edge threshold",
     "reasons": "why the sample was rejected",
     "input": "address of the input file and row number",
     "error": "one sentence",
-    "traceback": "empty where the sentence says it all",
+    "traceback": "empty if the sentence is sufficient",
     **ENCODED_DESCRIPTIONS,
 }
 
 
 def data_schema(spec: JobSpec, outcome: Outcome = "kept") -> pa.Schema:
-    """The schema of the files of one outcome, with the metadata of the `datasets` library."""
+    """Return the schema of the files of one outcome, with metadata for the `datasets` library."""
     if outcome == "quarantined":
         fields = [pa.field(name, pa.string()) for name in ("id", "input", "error", "traceback")]
     else:
         fields = list(ENCODED_FIELDS if spec.task == "encode" else DATA_FIELDS)
         fields += _point_fields(spec.output.points)
         if outcome == "rejected":
-            fields.append(pa.field("reasons", pa.list_(pa.string())))
+            fields.append(REASONS)
+    return pa.schema(fields, metadata=features_metadata(fields))
+
+
+def features_metadata(fields: Iterable[pa.Field]) -> dict[str, str]:
+    """Return the schema metadata that tells the `datasets` library the features of these columns."""
     features = {field.name: _feature(field.type) for field in fields}
-    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+    return {"huggingface": json.dumps({"info": {"features": features}})}
 
 
 def encode_samples(
@@ -120,10 +127,10 @@ def encode_samples(
     outcome: Outcome,
     pointclouds: Mapping[str, str] | None = None,
 ) -> pa.Table:
-    """A table of finished samples, in the order given.
+    """Return a table of finished samples, in the given order. Equal input gives equal tables.
 
-    `rgb` (H, W, 3) and `disparity` (H, W) have the size that is written; `sample.row` has the source's arrays where the
-    task reads them. `pointclouds` maps sample ids to paths in the dataset. Equal input gives equal tables.
+    `rgb` (H, W, 3) and `disparity` (H, W) have their final size. `sample.row` has the source's arrays if the task reads
+    them. `pointclouds` maps sample ids to paths in the dataset.
     """
     schema = data_schema(spec, outcome)
     if outcome == "quarantined":
@@ -137,15 +144,15 @@ def encode_samples(
         ]
         if outcome == "rejected":
             for row, result in zip(rows, results, strict=True):
-                row["reasons"] = list(result.reasons)
+                row[REASONS.name] = list(result.reasons)
     return pa.Table.from_pylist(rows, schema=schema)
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """A Parquet file. Equal tables give equal bytes."""
+    """Return a Parquet file. Equal tables give equal bytes."""
     sink = io.BytesIO()
     kinds = {field.name: field.type for field in table.schema}
-    numbers = {name for name, kind in kinds.items() if pa.types.is_binary(kind)}  # of latents
+    numbers = {name for name, kind in kinds.items() if pa.types.is_binary(kind)}  # arrays of latents
     incompressible = ({"rgb", "depth"} | numbers) & set(kinds)
     statistics = [name for name, kind in kinds.items() if not pa.types.is_nested(kind) and name not in numbers]
     pq.write_table(
@@ -162,7 +169,7 @@ def table_bytes(table: pa.Table) -> bytes:
 
 
 def encode_image(rgb: NDArray[np.uint8], image_format: str) -> bytes:
-    """An image as png or webp (both exact) or jpeg (quality 95, no chroma subsampling)."""
+    """Encode an image as png or webp (both lossless) or jpeg (quality 95, no chroma subsampling)."""
     buffer = io.BytesIO()
     options: dict[str, dict[str, Any]] = {
         "png": {"format": "PNG"},
@@ -171,6 +178,11 @@ def encode_image(rgb: NDArray[np.uint8], image_format: str) -> bytes:
     }
     Image.fromarray(rgb).save(buffer, **options[image_format])
     return buffer.getvalue()
+
+
+def image_bytes(value: Mapping[str, Any] | None) -> bytes | None:
+    """Return the encoded image of an Image struct, or None where there is none or only its address is stored."""
+    return None if value is None else value["bytes"]
 
 
 def _data_row(result: SampleResult, spec: JobSpec, pointcloud: str | None) -> dict[str, Any]:
@@ -237,12 +249,12 @@ def _model_of(spec: JobSpec) -> str | None:
 
 
 def _rgb(result: SampleResult, spec: JobSpec) -> dict[str, Any] | None:
-    """The image's struct: for task depth the source's own bytes where they show exactly it, or only its address."""
+    """Return the image struct. Task depth stores the source's bytes if they show exactly it, or only its address."""
     row = result.sample.row
     assert result.rgb is not None
     if spec.task in ("depth", "prepare"):
         if spec.output.rgb == "reference":
-            # An image inside a table has no address of its own: `source` names its row.
+            # An image inside a table has no address of its own; `source` names its row.
             return {"bytes": None, "path": row.uri} if row.uri.lower().endswith(IMAGE_SUFFIXES) else None
         if row.rgb_bytes is not None and row.rgb is not None and row.rgb.shape == result.rgb.shape:
             return {"bytes": row.rgb_bytes, "path": None}
@@ -257,7 +269,7 @@ def _quarantine_row(result: SampleResult) -> dict[str, Any]:
 
 
 def _feature(kind: pa.DataType) -> Any:
-    """The `datasets` feature of an Arrow type, as that library writes it to JSON."""
+    """Return the `datasets` feature of an Arrow type, as that library writes it to JSON."""
     if kind == IMAGE:
         return {"_type": "Image"}
     if pa.types.is_struct(kind):
@@ -266,11 +278,16 @@ def _feature(kind: pa.DataType) -> Any:
         return {"feature": _feature(kind.value_type), "length": kind.list_size, "_type": "List"}
     if pa.types.is_list(kind):
         return {"feature": _feature(kind.value_type), "_type": "List"}
-    return {"dtype": {"double": "float64", "float": "float32"}.get(str(kind), str(kind)), "_type": "Value"}
+    return {"dtype": dtype_name(kind), "_type": "Value"}
+
+
+def dtype_name(kind: pa.DataType) -> str:
+    """Return the name that the `datasets` library uses for a primitive Arrow type."""
+    return {"double": "float64", "float": "float32"}.get(str(kind), str(kind))
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """The Parquet column paths of a schema."""
+    """Return the Parquet column paths of a schema."""
 
     def paths(name: str, kind: pa.DataType) -> list[str]:
         if pa.types.is_struct(kind):

@@ -1,7 +1,9 @@
-"""Point clouds as PLY: binary little-endian, float32 x y z in metres, uint8 red green blue, maybe normals, confidence.
+"""Point clouds as binary PLY with colours, optional normals and confidence.
 
-The header's comments say what the numbers mean, because a PLY file has no other place for it. Format: Turk, "The PLY
-Polygon File Format", 1994; nx, ny, nz and confidence are named as the scans of that time named them.
+Little-endian: float32 x y z in metres, uint8 red green blue, float32 normals and confidence.
+
+The comments in the header say what the numbers mean, because PLY has no other place for it. Format: Turk, "The PLY
+Polygon File Format", 1994. The names nx, ny, nz and confidence follow the scans of that time.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ NAMES = {kind: name for name, kind in KINDS.items()}
 
 
 def ply_bytes(cloud: PointCloud, comments: list[str] | None = None) -> bytes:
-    """A PLY file of a point cloud. Comments are made printable ASCII, one line each."""
+    """Return a PLY file of a point cloud. Comments become printable ASCII, one line each."""
     fields = [*XYZ, *(NORMAL if cloud.normals is not None else []), *RGB]
     fields += CONFIDENCE if cloud.confidence is not None else []
     header = [
@@ -49,7 +51,7 @@ def ply_bytes(cloud: PointCloud, comments: list[str] | None = None) -> bytes:
 
 
 def read_ply(data: bytes) -> PointCloud:
-    """The cloud of a file that `ply_bytes` wrote. Raises ValueError for anything else, with what is wrong."""
+    """Read a file that `ply_bytes` wrote. Raises ValueError with what is wrong for anything else."""
     header, separator, body = data.partition(b"end_header\n")
     lines = header.decode("ascii", "replace").splitlines()
     counts = [line.split()[-1] for line in lines if line.startswith("element ")]
@@ -76,7 +78,7 @@ def read_ply(data: bytes) -> PointCloud:
 
 
 def describe(sample_id: str, geometry: Geometry, points: PointsSpec) -> list[str]:
-    """The comments of a sample's point cloud."""
+    """Return the comments of a sample's point cloud."""
     camera = geometry.intrinsics
     lines = [
         f"sample {sample_id}",
@@ -110,6 +112,6 @@ def _take(vertices: NDArray[Any], fields: list[tuple[str, str]], kind: Any) -> N
 
 
 def _one_line(text: str) -> str:
-    """Visible ASCII without the words that end a header: trimesh looks for them in any line."""
+    """Return visible ASCII on one line, without "end_header", which trimesh searches for in every line."""
     line = printable(" ".join(text.split())).encode("ascii", "backslashreplace").decode("ascii")
     return line.replace("end_header", "end-header")

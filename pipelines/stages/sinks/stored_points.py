@@ -1,7 +1,7 @@
-"""The point cloud of a row that is stored already: of a sample that was rejected when it was made, and is kept now.
+"""Make the point cloud of a stored row that was rejected when it was made.
 
-Its depth is what is stored, steps of 1/65535 of relative disparity, so a point lies up to half a step from where the
-run had put it. Everything else is as of any sample (geometry.py, ply.py).
+The stored depth has steps of 1/65535 of relative disparity, so a point lies up to half a step from where the run would
+have put it. Everything else is as for any other sample (geometry.py, ply.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from jointdit.errors import RowError
 from jointdit.geometry.depth import Intrinsics, decode_depth_png
 from pipelines.stages.readers.images import decode_image
 from pipelines.stages.sinks.geometry import Geometry, cloud_from
+from pipelines.stages.sinks.parquet import image_bytes
 from pipelines.stages.sinks.ply import describe, ply_bytes
 
 if TYPE_CHECKING:
@@ -24,11 +25,12 @@ SOURCE = "from the stored depth, 16 bits of relative disparity"
 
 
 def stored_points(row: Mapping[str, Any], points: PointsSpec) -> tuple[int, bytes] | None:
-    """(points, PLY file) of a row of data/ or rejected/, of which it takes the columns STORED.
+    """Return (number of points, PLY file) of a row of data/ or rejected/, from its columns STORED.
 
-    None where its image is not stored (`output.rgb: reference`), or no cloud can be made of it.
+    Returns None where its image is not stored (`output.rgb: reference`), or where no cloud can be made.
     """
-    if row["rgb"] is None or row["rgb"]["bytes"] is None:
+    image = image_bytes(row["rgb"])
+    if image is None:
         return None
     made_with = json.loads(row["params"])
     geometry = Geometry(
@@ -39,7 +41,7 @@ def stored_points(row: Mapping[str, Any], points: PointsSpec) -> tuple[int, byte
         range_source=made_with["range_source"],
     )
     try:
-        rgb, _ = decode_image(row["rgb"]["bytes"])
+        rgb, _ = decode_image(image)
         disparity = decode_depth_png(row["depth"]["bytes"])
         valid = None if made_with["valid_fraction"] == 1.0 else disparity > 0.0
         cloud = cloud_from(rgb, disparity, valid, geometry, points)

@@ -1,4 +1,4 @@
-"""Decisions over the whole set: made in the order of the plan, the same whoever asks, and never taken back."""
+"""Dataset-wide decisions: made in the order of the plan, deterministic, and never revoked."""
 
 from __future__ import annotations
 

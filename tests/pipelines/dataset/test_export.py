@@ -1,4 +1,4 @@
-"""What leaves the engine, as its readers see it: load_dataset with only a path, and the webdataset package."""
+"""Exports as their readers see them: load_dataset with only a path, and the webdataset package."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_version_that_kept_nothing_is_an_empty_tar(make_job: Any, tmp_path: Pa
 def test_an_export_says_what_is_wrong(job: LocalJob, make_job: Any, tmp_path: Path) -> None:
     storage = job.context.storage
     for form in (export_webdataset, export_hf):
-        with pytest.raises(PermanentError, match="lies inside the dataset"):
+        with pytest.raises(PermanentError, match="overlaps the dataset"):
             form(storage.uri, f"{storage.uri}/tars")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")

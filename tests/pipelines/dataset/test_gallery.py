@@ -1,4 +1,4 @@
-"""The files of a gallery: which rows, from which tables, what is in them, and what goes when a version is newer."""
+"""The files of a gallery: which rows they show, what they contain, and which are deleted later."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_page_allows_its_own_programs_alone_and_names_nothing_outside(storag
 
 
 def test_a_name_from_the_spec_stays_text(storage: Storage, version: Version) -> None:
-    gallery.write(storage, replace(version, spec={**version.spec, "name": NASTY}))
+    gallery.write(storage, replace(version, spec=version.spec.model_copy(update={"name": NASTY})))
     page = storage.read_bytes("gallery/index.html")
     tags: list[str] = []
     parser = HTMLParser()
@@ -235,7 +235,7 @@ def test_rows_are_read_as_they_are_wanted(storage: Storage, version: Version) ->
 def test_a_gallery_of_a_published_job_in_a_folder_of_its_own(make_job: Any, tmp_path: Path) -> None:
     job = make_job(["a cube", "a sphere", "FLAT"], quality={"filters": [{"kind": "depth_range", "min_span": 0.1}]})
     job.plan()
-    with pytest.raises(PermanentError, match="has no published version"):
+    with pytest.raises(PermanentError, match="has no version yet"):
         gallery.build(job.context.storage.uri)
     job.run()
     job.publish()

@@ -1,4 +1,4 @@
-"""The gallery in a real headless Chromium, from the disk: what people see, click, type and turn."""
+"""The gallery in a real headless Chromium, opened from a disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What gc may delete, and above all what it may not."""
+"""Which objects garbage collection deletes, and which it must keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Old versions go by policy: their numbers stay taken, their own files are deleted, the latest stay whole."""
+"""Pruning of old versions: numbers stay taken, own files are deleted, later versions stay intact."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def test_no_version_is_older_than_the_one_before_it(folder_job: LocalJob, tmp_pa
     folder_job.run()
     (tmp_path / "in" / "e.txt").write_text("e0\n")
     slow = Overtaken(storage, folder_job.complete)
-    version, is_new = publish(storage, slow, folder_job.context.spec.as_given())
+    version, is_new = publish(storage, slow, folder_job.context.spec)
     assert (version.number, is_new, version.counts["kept"]) == (2, False, 9)
     assert version_numbers(storage) == [1, 2]
 

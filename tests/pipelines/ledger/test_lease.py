@@ -1,4 +1,4 @@
-"""A lease tells others that a driver is at work. What happens without it is in tests/integration."""
+"""Leases show that a driver is running. tests/integration covers runs without them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_nobody_at_work_is_known_at_once(storage: Storage) -> None:
 
 def test_a_lease_is_there_while_the_block_runs_and_gone_after(storage: Storage) -> None:
     with Heartbeat(storage, beat_seconds=BEAT) as held:
-        found = find_live(storage, stale_seconds=50, look_seconds=BEAT)
+        found = find_live(storage, stale_seconds=50, poll_seconds=BEAT)
         assert found is not None
         assert found.token == held.token
     assert storage.list(FOLDER) == []
@@ -106,13 +106,13 @@ def test_the_lease_of_a_killed_driver_is_stale_and_tidied_away(storage: Storage)
         try:
             assert driver.stdout is not None
             assert driver.stdout.readline() == "held\n"
-            live = find_live(storage, stale_seconds=50, look_seconds=BEAT)
+            live = find_live(storage, stale_seconds=50, poll_seconds=BEAT)
             assert live is not None
             assert live.process == driver.pid
         finally:
             driver.kill()
     assert [lease.token for lease in read_leases(storage)] == [live.token], "SIGKILL leaves it"
-    assert find_live(storage, stale_seconds=1.0, look_seconds=BEAT) is None
+    assert find_live(storage, stale_seconds=1.0, poll_seconds=BEAT) is None
     assert storage.list(FOLDER) == []
 
 
@@ -133,7 +133,7 @@ def test_a_heartbeat_that_cannot_be_written_stops_nothing(
     with caplog.at_level(logging.WARNING), Heartbeat(storage, beat_seconds=0.001) as held:
         while held._counter < 5:
             time.sleep(0)
-    told = [record for record in caplog.records if "the lease of this run cannot be kept" in record.getMessage()]
+    told = [record for record in caplog.records if "the lease of this run cannot be written" in record.getMessage()]
     assert len(told) == 1, "once, and not with each beat"
 
 
@@ -150,7 +150,7 @@ def test_drivers_are_told_of_each_other_once_and_of_nobody_else(storage: Storage
         while second._counter < beats + 5:
             time.sleep(BEAT)
     assert len(notes) == 1
-    assert "another driver is at work on this output (process" in notes[0]
+    assert "another driver works on this output (process" in notes[0]
     assert first.token != second.token
 
 
@@ -187,5 +187,5 @@ def test_a_strange_file_among_the_leases_is_nobody_at_work(damage: str, name: st
     assert states(watch) == ["unknown"]
     clock.now += 30
     assert states(watch) == ["unknown"]
-    assert find_live(storage, stale_seconds=0, look_seconds=BEAT) is None
+    assert find_live(storage, stale_seconds=0, poll_seconds=BEAT) is None
     assert [each.name for each in (tmp_path / FOLDER).iterdir()] == [name], "only the stale lease is tidied away"

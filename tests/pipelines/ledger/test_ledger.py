@@ -157,7 +157,7 @@ OPENED_WITHOUT_ITS_JOB = {
     "pipelines/dataset/validation/validate.py": "reads",
     "pipelines/dataset/diff.py": "reads",
     "pipelines/dataset/status.py": "reads",
-    "pipelines/plan/propose.py": "the preview, which writes nothing",
+    "pipelines/run/preview.py": "the preview, which writes nothing",
     "pipelines/dataset/garbage.py": "deletes, and writes nothing that must be created once",
     "pipelines/dataset/gallery/__init__.py": "writes only what is rewritten",
     "pipelines/dataset/export.py": "reads an output; what it writes is none",

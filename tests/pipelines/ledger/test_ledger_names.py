@@ -1,4 +1,4 @@
-"""What file managers, editors and file systems leave in a ledger: never read, never in the way, always mentioned."""
+"""Foreign files in the ledger's folders are never read, never harmful, and always reported."""
 
 from __future__ import annotations
 
@@ -276,5 +276,5 @@ def test_a_littered_output_works_and_is_mentioned(make_job, tmp_path: Path) -> N
     assert [version.number for version in list_versions(uri)] == [1, 2, 3]
     found = validate(uri)
     assert found.problems == []
-    assert sorted(found.notes) == sorted(f"{name} is no file of the ledger: it is passed over." for name in litter)
+    assert sorted(found.notes) == sorted(f"{name} is no file of the ledger and is ignored." for name in litter)
     assert all((out / name).exists() for name in litter)

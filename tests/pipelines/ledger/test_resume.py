@@ -1,4 +1,4 @@
-"""What is left to make, with and without the roll-up of commits: a cache that may be missing, behind, or wrong."""
+"""What is left to make, with a roll-up of commits that may be missing, outdated or damaged."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_damaged_roll_up_costs_a_listing_and_nothing_else(
     Path(storage.path(ROLL_UP)).write_bytes({b"cut": whole[: len(whole) // 2], b"other": plan}.get(damage, damage))
     with caplog.at_level(logging.WARNING):
         assert left(job) == ([SHARDS - 1], SHARDS - 1)
-    assert "only costs a listing" in caplog.text
+    assert "costs one listing" in caplog.text
     assert storage.read_bytes(ROLL_UP) == whole, "the listing was kept in its place"
 
 
@@ -84,7 +84,7 @@ def test_a_roll_up_that_names_a_commit_which_is_gone_is_dropped_when_a_version_i
     storage.delete(f"_commits/{emptied.shard.id}.json")
     assert left(job)[0] == [], "the roll-up is believed"
     with pytest.raises(Unfinished):
-        publish(storage, job.ledger, job.context.spec.as_given())
+        publish(storage, job.ledger, job.context.spec)
     version, is_new = generate_and_publish(job.context, Ledger(storage), Progress())
     assert (version.number, is_new) == (2, False)
     assert job.ledger.is_committed(emptied.shard.id)

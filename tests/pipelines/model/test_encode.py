@@ -57,7 +57,7 @@ def run_here(spec: JobSpec) -> Any:
     for entry in pending_shards(ledger):
         rows, parts = read_shard(context, entry)
         finish_shard(context, entry, rows, *(worker.generate(part)[0] for part in parts))
-    version, _ = publish(storage, ledger, spec.as_given())
+    version, _ = publish(storage, ledger, spec)
     about.refresh(storage, ledger)
     return version
 

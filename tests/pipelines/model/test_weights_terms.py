@@ -139,7 +139,7 @@ def test_the_card_has_the_weights_licence(make_job: Callable[..., LocalJob], che
     assert "license: other\n" in head
     assert "license_name: flux-1-dev-non-commercial-license\n" in head
     assert "license_link: https://example.org/LICENSE.md\n" in head
-    assert "**A non-commercial licence is among them" in readme
+    assert "**At least one of these licences is non-commercial: read it" in readme
     assert "| `model.name` |" in readme
 
 

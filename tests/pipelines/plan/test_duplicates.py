@@ -1,4 +1,4 @@
-"""The search for duplicate ids: spilled to files, and never taken in by two ids of one hash."""
+"""The search for duplicate ids: spilled to files, and exact despite hash collisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that share names, move, vanish and come back: each row counts once, and none is replaced in silence."""
+"""Files that share names, move, vanish and return: each row counts exactly once."""
 
 from __future__ import annotations
 

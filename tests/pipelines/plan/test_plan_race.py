@@ -1,4 +1,4 @@
-"""Two drivers that list different inputs at the same moment: each row is planned once, whoever is first."""
+"""Two drivers that list different inputs at the same time plan each row once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rounds of new seeds: the same samples whoever plans them, however often they die, and each ends once."""
+"""Rounds of regeneration are deterministic and resumable, and each sample ends once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples planned again: each ends exactly once in each version, with the id and the seed it had."""
+"""Retried samples end exactly once in each version, with their id and seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pipelines.ledger.versions import Version, read_latest, read_outcomes, read_
 from pipelines.plan.regeneration import extend_with_regeneration
 from pipelines.plan.retry import plan_retry
 from pipelines.run.rounds import pending_shards
-from pipelines.spec.job import load_spec
 from tests.local_job import LocalJob
 
 FILTER = {"filters": [{"kind": "depth_range"}], "max_quarantined_fraction": 1.0}
@@ -124,7 +123,7 @@ def test_rejected_samples_are_decided_anew_and_keep_their_pixels(make_job) -> No
         assert (after[identifier]["seed"], after[identifier]["rgb"]) == (row["seed"], row["rgb"])
     assert list(before) == ["prompts.txt:1/0", "prompts.txt:1/1"]
     assert validate(job.context.storage.uri).problems == []
-    assert load_spec({**second.spec}).quality.filters == ()
+    assert second.spec.quality.filters == ()
 
 
 def test_one_sample_of_a_row_is_retried_alone(make_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,9 +241,7 @@ def test_rows_whose_file_changed_and_changed_back_are_healed_as_their_sentence_s
     assert version.counts == {"kept": 0, "rejected": 0, "quarantined": 2}
     errors = {row["error"].partition("): ")[2] for row in rows(job, version, "quarantined").values()}
     (sentence,) = errors
-    assert sentence.startswith(
-        "a new run plans a changed file; once it is again what it was, plan these rows again with"
-    )
+    assert sentence.startswith("a new run plans a changed file; if you restore it, plan these rows again with")
     assert job.complete() == version, "a run plans nothing: this version of the file is planned"
     assert plan_retry(job.context.storage.uri, ["quarantined"]).counts == {"quarantined": 2}
     assert job.complete().counts == {"kept": 2, "rejected": 0, "quarantined": 0}

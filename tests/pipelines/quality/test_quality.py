@@ -1,4 +1,4 @@
-"""Filters: clean samples pass, spoilt ones are rejected for the right reason, and a spec cannot name nonsense."""
+"""Filters keep clean samples and reject faulty ones for the right reason; specs are checked."""
 
 from __future__ import annotations
 

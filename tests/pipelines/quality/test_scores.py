@@ -1,4 +1,4 @@
-"""Scores that cost a model: measured where the spec asks, by the worker, without touching the sample."""
+"""Scores that cost a model: measured on request, by the worker, without changing the sample."""
 
 from __future__ import annotations
 
@@ -271,10 +271,10 @@ def test_models_that_scores_cannot_use_are_told_before_anything_is_written(
                 command(wrong)
     assert not (tmp_path / "out").exists()
     plan = preview(spec("depth_critic", model=str(critic)))
-    assert plan.scores == (("depth_critic", f"one look by {critic}"),)
+    assert plan.scores == (("depth_critic", f"one pass of {critic}"),)
     show_plan(plan)
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"score depth_critic: one look by {critic} per sample" in shown
+    assert f"score depth_critic: one pass of {critic} per sample" in shown
 
 
 def test_a_model_that_no_worker_can_load_is_a_permanent_error(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,6 @@ def test_a_calibration_that_is_made_anew_changes_no_decision_that_was_published(
     job = make_job(**sections)
     second = job.complete()
     assert second.counts == {"kept": 2, "rejected": 1, "quarantined": 0}
-    assert second.spec["quality"]["calibrated"][0]["quantile"] == 0.5
+    assert second.spec.quality.calibrated[0]["quantile"] == 0.5
     anew = refilter(job.context.storage.uri, ["quality.filters.0.min_span={quantile: 0.0}"])
     assert anew.version.counts["rejected"] == 3, "refilter decides the whole dataset by the number of today"

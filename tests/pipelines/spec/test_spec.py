@@ -166,7 +166,7 @@ BAD = {
     "no uris": (changed(MINIMAL, "input.uri", []), "input.uri must name at least one file, folder or glob."),
     "uri of another type": (changed(MINIMAL, "input.uri", 3), "input.uri must be a path, an s3:// address or a list"),
     "memory": (changed(MINIMAL, "output.uri", "memory://x"), "output.uri: memory:// lives in one process"),
-    "unknown store": (changed(MINIMAL, "input.uri", "ftp://h/x"), "input.uri: ftp:// is not a store this can use"),
+    "unknown store": (changed(MINIMAL, "input.uri", "ftp://h/x"), "input.uri: ftp:// is not a supported store"),
     "output inside input": (
         changed(changed(MINIMAL, "input.uri", "/data"), "output.uri", "/data/out"),
         "output.uri /data/out is inside input.uri /data: choose a folder outside the input.",

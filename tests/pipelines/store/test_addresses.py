@@ -1,4 +1,4 @@
-"""Addresses and names that a store, or the library before it, would take for another object."""
+"""Addresses and names that a store or its library would take for another object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answer to a commit is lost, or is not what it seems: on a real S3 server, behind the fault proxy."""
+"""Lost and misleading answers to a commit, on a real S3 server behind the fault proxy."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_opening_with_xb_overwrites_where_nothing_is_written_and_create_bytes_do
         pass
     assert storage.read_bytes("commit.json") == b"", "s3fs sends no condition for zero bytes"
     storage.create_bytes("other.json", b"the winner")
-    with pytest.raises(AssertionError, match="an empty object cannot tell its writer"):
+    with pytest.raises(AssertionError, match="an empty object does not identify its writer"):
         storage.create_bytes("other.json", b"")
     with pytest.raises(AlreadyExists):
         storage.create_bytes("other.json", b"x")

@@ -1,4 +1,4 @@
-"""Local files under failing system calls: what is said, what is left, and what a power cut may take."""
+"""Local files under failing system calls: messages, leftovers, and durability."""
 
 from __future__ import annotations
 

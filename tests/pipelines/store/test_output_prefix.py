@@ -1,4 +1,4 @@
-"""Nothing in the input leads out of the output: names of objects are made from shards and numbers, never from ids."""
+"""Names of objects come from shards and numbers, so no input escapes the output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The driver waits for a store that is busy: on a real S3 server, behind the fault proxy."""
+"""The driver waits for a busy store, on a real S3 server behind the fault proxy."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_run_outlasts_a_store_that_is_busy_at_each_of_its_steps(job: LocalJob,
     finally:
         logging.getLogger("pipelines.store.retries").removeHandler(recovery)
     assert len(recovery.waits) == len(steps), recovery.waits
-    assert all("the store" in wait and "trying again in" in wait for wait in recovery.waits)
+    assert all("the store" in wait and "retrying in" in wait for wait in recovery.waits)
     assert (summary.version.number, summary.is_new, summary.version.counts["kept"]) == (2, True, 2)
     assert version_numbers(job.context.storage) == [1, 2]
     assert job.ledger.plan_numbers() == [1, 2]

@@ -1,4 +1,4 @@
-"""Credentials never reach what is printed, logged or stored, and text from the input never steers the terminal."""
+"""Credentials and control characters never reach what is printed, logged or stored."""
 
 from __future__ import annotations
 

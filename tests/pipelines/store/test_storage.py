@@ -238,7 +238,7 @@ def test_a_dead_endpoint_in_the_middle_of_a_run_is_worth_another_try(s3_environm
     ("uri", "sentence"),
     [
         ("memory://x", "memory:// lives in one process"),
-        ("ftp://host/x", "ftp:// is not a store"),
+        ("ftp://host/x", "ftp:// is not a supported store"),
         ("s3://", "names no folder or bucket"),
         ("", "names no folder or bucket"),
     ],

@@ -109,7 +109,7 @@ BAD = {
     "NaN": (bad(with_nan()), r"depth map has no value \(NaN, or depth.invalid\) at 0.04% of its pixels"),
     "all NaN": (bad(npy(np.full((40, 60), np.nan))), "no valid pixel"),
     "constant": (bad(png(np.full((40, 60), 1000, np.uint16))), "depth map is constant at 1"),
-    "no image": (bad(image={"bytes": b"no", "path": None}), "image is of no known"),
+    "no image": (bad(image={"bytes": b"no", "path": None}), "image has an unknown format"),
 }
 
 

@@ -1,5 +1,5 @@
 "use strict";
-// One sample in the grid. Every text goes into the page as text.
+// One sample in the grid. Every text is inserted as text, never as HTML.
 const Card = (() => {
   const make = (tag, className, text) => {
     const element = document.createElement(tag);
@@ -7,7 +7,7 @@ const Card = (() => {
     if (text !== undefined) element.textContent = text;
     return element;
   };
-  const told = (value) => (value == null ? "none" : Number(value.toPrecision(4)).toString());
+  const formatted = (value) => (value == null ? "none" : Number(value.toPrecision(4)).toString());
 
   function create(row, position, total) {
     const { outcomes } = Data.settings;
@@ -37,15 +37,15 @@ const Card = (() => {
     if (row.prompt) words.append(make("p", "prompt", row.prompt));
     const low = make("p", "low");
     const { sort } = Selection.state;
-    const values = Selection.scores.get(sort); // what the cards are sorted by is on them
-    if (values) low.append(make("span", "score", sort), make("b", "", told(values[row.number])));
+    const values = Selection.scores.get(sort); // the value that the cards are sorted by
+    if (values) low.append(make("span", "score", sort), make("b", "", formatted(values[row.number])));
     else low.append(make("span", "id", row.id));
     words.append(low);
     card.append(words);
     return card;
   }
 
-  // Its images, when they have come; nothing where the card has gone by then.
+  // Load the images of a card and show them, unless the card was removed in the meantime.
   async function fill(card) {
     const pair = card.querySelector(".pair");
     if (!pair || !card.isConnected || card.dataset.filled) return;
@@ -63,9 +63,9 @@ const Card = (() => {
       if (shown.depth) Depth.draw(depth, await Depth.unpack(shown.depth));
     } catch (error) {
       delete card.dataset.filled;
-      Main.trouble(error);
+      Main.showError(error);
     }
   }
 
-  return { create, fill, make, told };
+  return { create, fill, make, formatted };
 })();

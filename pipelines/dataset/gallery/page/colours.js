@@ -1,6 +1,6 @@
 "use strict";
-// Colour maps from far to near. Inferno, viridis and grey rise evenly in lightness, so that they read in grey and for
-// the colour-blind; turbo shows more steps. Stops are Matplotlib's.
+// Colour maps from far to near. The lightness of inferno, viridis and grey rises evenly, so they work in grey and for
+// colour-blind readers; turbo shows more steps. The stops are Matplotlib's.
 const Colours = (() => {
   const STOPS = {
     inferno: "000004 1b0c41 4a0c6b 781c6d a52c60 cf4446 ed6925 fb9b06 f7d13d fcffa4",

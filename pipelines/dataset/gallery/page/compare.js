@@ -1,5 +1,5 @@
 "use strict";
-// Image and depth over each other, with a slider between them, and the depth under the pointer.
+// Image and depth on top of each other with a slider, and the depth under the pointer.
 const Compare = (() => {
   const figure = document.getElementById("compare");
   const frame = figure.querySelector(".frame");

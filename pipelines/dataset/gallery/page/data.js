@@ -1,11 +1,11 @@
 "use strict";
-// The data files are scripts that call `gallery`: what a page on a disk may load. Rows come in blocks when they are
-// looked at, and the blocks that were looked at longest ago are let go.
+// The data files are scripts that call `gallery`, because a page on a disk may load nothing else. Blocks of rows are
+// loaded when they are needed, and the least recently used blocks are dropped.
 const Data = (() => {
   const settings = JSON.parse(document.getElementById("settings").textContent);
   const KEPT_BLOCKS = 150;
-  const blocks = new Map(); // number -> promise of its rows, the latest used last
-  const arrived = new Map(); // file -> what it called with
+  const blocks = new Map(); // number -> promise of its rows, the most recently used last
+  const arrived = new Map(); // file -> the value that it called with
 
   const name = (kind, number, digits) => `${settings.folder}/${kind}-${String(number).padStart(digits, "0")}.js`;
   const indexFile = (number) => name("index", number, 3);
@@ -21,20 +21,20 @@ const Data = (() => {
       const element = document.createElement("script");
       element.src = file;
       element.onload = () => { element.remove(); resolve(); };
-      element.onerror = () => { element.remove(); reject(new Error(`${file} cannot be loaded: is the folder whole?`)); };
+      element.onerror = () => { element.remove(); reject(new Error(`${file} cannot be loaded: copy the whole gallery folder.`)); };
       document.head.append(element);
     });
   }
 
   async function load(file) {
     await script(file);
-    if (!arrived.has(file)) throw new Error(`${file} is not what this page expects: load the page again.`);
+    if (!arrived.has(file)) throw new Error(`${file} belongs to another version of this page: reload the page.`);
     const value = arrived.get(file);
     arrived.delete(file);
     return value;
   }
 
-  // Text and scores of all rows: {id, outcome, prompt, reasons, text} a row, and a column a score, null where it has none.
+  // Text and scores of all rows: {id, outcome, prompt, reasons, text} per row, and a column per score with null for none.
   async function readIndex(receive) {
     const rows = [];
     const scores = new Map();
@@ -57,14 +57,14 @@ const Data = (() => {
     return { rows, scores };
   }
 
-  // What is seen of a row: {rgb, depth, camera, facts, pointcloud, traceback}, each only where there is one.
+  // The fields of a row that are shown: {rgb, depth, camera, facts, pointcloud, traceback}, without missing ones.
   async function shown(number) {
     const block = Math.floor(number / settings.blockRows);
     let promise = blocks.get(block);
     if (promise) blocks.delete(block);
     else promise = load(rowsFile(block));
     blocks.set(block, promise);
-    promise.catch(() => blocks.delete(block)); // so that it is tried again
+    promise.catch(() => blocks.delete(block)); // so that it is retried
     for (const oldest of blocks.keys()) {
       if (blocks.size <= KEPT_BLOCKS) break;
       blocks.delete(oldest);

@@ -1,5 +1,5 @@
 "use strict";
-// Depth as numbers: unpacked once a row (images.py says how it is packed), then coloured as often as wanted.
+// Depth as numbers: unpacked once per row (images.py packs it), then coloured on demand.
 const Depth = (() => {
   const unpacked = new WeakMap(); // packed depth -> promise of {width, height, values}
   const nearest = Data.settings.nearest;
@@ -24,7 +24,7 @@ const Depth = (() => {
     return { width, height, values };
   }
 
-  // Promise of {width, height, values}: 0 is a hole, 1 the farthest, `nearest` the nearest.
+  // Promise of {width, height, values}: 0 is a hole, 1 is farthest, `nearest` is nearest.
   function unpack(packed) {
     if (!unpacked.has(packed)) unpacked.set(packed, read(packed));
     return unpacked.get(packed);

@@ -1,9 +1,9 @@
 "use strict";
-// One sample, large: slider, points, words, scores among all others'.
+// One sample in detail: slider, points, texts, and its scores within the distribution of all samples.
 const Detail = (() => {
   const dialog = document.getElementById("detail");
   const part = (name) => document.getElementById(`detail-${name}`);
-  const { make, told } = Card;
+  const { make, formatted } = Card;
   let position = 0;
 
   function scoreList(row) {
@@ -12,12 +12,12 @@ const Detail = (() => {
       const value = values[row.number];
       if (value == null) continue;
       const entry = make("div");
-      entry.append(make("dt", "", name), make("dd", "", told(value)));
-      const found = Panel.histogram(name);
-      if (found && found.high > found.low) {
+      entry.append(make("dt", "", name), make("dd", "", formatted(value)));
+      const histogram = Panel.histogram(name);
+      if (histogram && histogram.high > histogram.low) {
         const plot = make("div", "plot");
-        plot.style.setProperty("--at", `${(100 * (value - found.low)) / (found.high - found.low)}%`);
-        plot.append(Panel.bars(found), make("i"));
+        plot.style.setProperty("--at", `${(100 * (value - histogram.low)) / (histogram.high - histogram.low)}%`);
+        plot.append(Panel.bars(histogram), make("i"));
         entry.append(plot);
       }
       list.append(entry);
@@ -61,7 +61,7 @@ const Detail = (() => {
     const row = Grid.shown[position];
     const mine = position;
     words(row);
-    // Not `disabled`, which would drop the keyboard's focus.
+    // Not `disabled`, which would lose the keyboard focus.
     document.getElementById("previous").setAttribute("aria-disabled", String(position === 0));
     document.getElementById("next").setAttribute("aria-disabled", String(position === Grid.shown.length - 1));
     try {
@@ -74,7 +74,7 @@ const Detail = (() => {
       await Points.show(shown, depth);
       if (Grid.shown[position + 1]) Data.shown(Grid.shown[position + 1].number).catch(() => {});
     } catch (error) {
-      Main.trouble(error);
+      Main.showError(error);
       dialog.close();
     }
   }
@@ -87,9 +87,9 @@ const Detail = (() => {
   }
 
   function step(by) {
-    const wanted = position + by;
-    if (wanted < 0 || wanted >= Grid.shown.length) return;
-    position = wanted;
+    const next = position + by;
+    if (next < 0 || next >= Grid.shown.length) return;
+    position = next;
     fill();
   }
 

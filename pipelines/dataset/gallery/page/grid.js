@@ -1,11 +1,11 @@
 "use strict";
-// A virtual list: the page is as tall as all rows, and only cards near the window exist.
+// A virtual list: the page is as tall as all rows, but only cards near the window exist.
 const Grid = (() => {
   const grid = document.getElementById("grid");
-  const WIDTHS = { pair: 300, wipe: 220, picture: 220, depth: 220 }; // pixels, the least a card takes
+  const WIDTHS = { pair: 300, wipe: 220, image: 220, depth: 220 }; // minimum width of a card in pixels
   const GAP = 16;
-  const [TEXT, ID] = [92, 36]; // pixels below the images, with words and without
-  const FILL_DELAY = 60; // milliseconds: while somebody scrolls through thousands of rows, none of them is loaded
+  const [TEXT, ID] = [92, 36]; // pixels below the images, with text and without
+  const FILL_DELAY = 60; // milliseconds, so that fast scrolling through thousands of rows loads none of them
   const cards = new Map(); // position -> card
   let shown = [];
   let layout = { columns: 1, width: 300, height: 300 };
@@ -18,10 +18,10 @@ const Grid = (() => {
     const least = Math.min(WIDTHS[mode], total);
     const columns = Math.max(1, Math.floor((total + GAP) / (least + GAP)));
     const width = (total - GAP * (columns - 1)) / columns;
-    const pictures = Data.settings.outcomes[Selection.state.outcome] === "quarantined" ? 0
+    const imagesHeight = Data.settings.outcomes[Selection.state.outcome] === "quarantined" ? 0
       : (mode === "pair" ? width / 2 : width) / Data.settings.aspect;
-    layout = { columns, width, height: Math.round(pictures + (shown.some((row) => row.prompt || row.reasons.length) ? TEXT : ID)) };
-    grid.style.setProperty("--pictures", `${Math.round(pictures)}px`);
+    layout = { columns, width, height: Math.round(imagesHeight + (shown.some((row) => row.prompt || row.reasons.length) ? TEXT : ID)) };
+    grid.style.setProperty("--images", `${Math.round(imagesHeight)}px`);
     const lines = Math.ceil(shown.length / columns);
     grid.style.height = `${Math.max(0, lines * (layout.height + GAP) - GAP)}px`;
   }
@@ -50,7 +50,7 @@ const Grid = (() => {
       card.dataset.position = position;
       place(card, position);
       cards.set(position, card);
-      // In order, for who tabs or listens.
+      // In document order, for keyboard and screen reader users.
       const after = [...cards.keys()].filter((other) => other > position).sort((a, b) => a - b)[0];
       grid.insertBefore(card, after === undefined ? null : cards.get(after));
     }
@@ -85,7 +85,7 @@ const Grid = (() => {
     rebuild();
   }
 
-  // Go to a row by its position, into view, with the keyboard's focus on it.
+  // Scroll to a row by its position and focus it.
   function go(position) {
     if (!shown.length) return;
     current = Math.min(shown.length - 1, Math.max(0, position));
@@ -111,7 +111,7 @@ const Grid = (() => {
       go(isFirst ? current : current + step);
       return true;
     }
-    return false; // the browser scrolls
+    return false; // the browser scrolls instead
   }
 
   grid.addEventListener("click", (event) => {

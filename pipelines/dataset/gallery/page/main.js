@@ -1,5 +1,5 @@
 "use strict";
-// The page around the grid: heading, tabs, bar, keys; and the start.
+// The page around the grid: heading, tabs, toolbar and keys; starts the page.
 const Main = (() => {
   const { settings } = Data;
   const { make } = Card;
@@ -9,13 +9,13 @@ const Main = (() => {
   const total = settings.counts.reduce((a, b) => a + b, 0);
   const shownTotal = settings.shown.reduce((a, b) => a + b, 0);
 
-  // What a browser keeps for the next visit; some keep nothing for a page on a disk.
+  // Settings for the next visit. Some browsers store nothing for a page on a disk.
   const memory = {
     get(name) { try { return localStorage.getItem(`gallery-${name}`); } catch { return null; } },
-    set(name, value) { try { localStorage.setItem(`gallery-${name}`, value); } catch { /* then not */ } },
+    set(name, value) { try { localStorage.setItem(`gallery-${name}`, value); } catch { /* not stored */ } },
   };
 
-  function trouble(error) {
+  function showError(error) {
     at("trouble").textContent = error.message;
     at("trouble").hidden = false;
   }
@@ -60,12 +60,12 @@ const Main = (() => {
     });
     at("search").placeholder = `Search ${number(shownTotal)} prompts, ids, reasons`;
     if (shownTotal < total) {
-      at("limit").textContent = `Here are ${number(shownTotal)} of ${number(total)} samples, some of every file. `
-        + "More: jointdit gallery URI --rows N.";
+      at("limit").textContent = `This page shows ${number(shownTotal)} of ${number(total)} samples, some of every file. `
+        + "For more: jointdit gallery URI --rows N.";
       at("limit").hidden = false;
     }
     if (settings.dataset) {
-      for (const [name, file] of [["Dataset card", "README.md"], ["Figures", "stats.json"]]) {
+      for (const [name, file] of [["Dataset card", "README.md"], ["Statistics", "stats.json"]]) {
         const anchor = make("a", "", name);
         anchor.href = settings.dataset + file;
         at("links").append(" · ", anchor);
@@ -76,7 +76,7 @@ const Main = (() => {
 
   function sortChoices() {
     const chosen = Selection.state.sort;
-    const options = [new Option("as in the tables", ""), new Option("id"), ...[...Selection.scores.keys()].map((name) => new Option(name))];
+    const options = [new Option("table order", ""), new Option("id"), ...[...Selection.scores.keys()].map((name) => new Option(name))];
     at("sort").replaceChildren(...options);
     at("sort").value = chosen;
     if (at("sort").selectedIndex < 0) at("sort").value = "";
@@ -92,7 +92,7 @@ const Main = (() => {
     if (at("search").value !== search) at("search").value = search;
     at("sort").value = sort;
     at("direction").textContent = descending ? "↓" : "↑";
-    at("direction").setAttribute("aria-label", descending ? "Descending; change to ascending" : "Ascending; change to descending");
+    at("direction").setAttribute("aria-label", descending ? "Descending. Switch to ascending" : "Ascending. Switch to descending");
     const name = settings.outcomes[outcome];
     const isFiltered = search || ranges.size || kinds.size;
     at("count").textContent = isFiltered
@@ -153,18 +153,18 @@ const Main = (() => {
       memory.set("colours", Colours.current);
       Grid.rebuild();
       Compare.recolour();
-      Points.again();
+      Points.refresh();
     });
     addEventListener("hashchange", () => { Selection.fromAddress(); Selection.change({}); });
     if (matchMedia("(min-width: 1100px)").matches) Panel.toggle(true);
     try {
-      const { rows, scores } = await Data.readIndex((some, their) => {
-        Selection.receive(some, their);
+      const { rows, scores } = await Data.readIndex((rowsSoFar, scoresSoFar) => {
+        Selection.receive(rowsSoFar, scoresSoFar);
         sortChoices();
       });
       Selection.receive(rows, scores);
     } catch (error) {
-      trouble(error);
+      showError(error);
     }
     sortChoices();
     Panel.build();
@@ -172,6 +172,6 @@ const Main = (() => {
     root.dataset.ready = "yes";
   }
 
-  return { trouble, start };
+  return { showError, start };
 })();
 Main.start();

@@ -1,15 +1,15 @@
 "use strict";
-// The filters: a histogram a score with two handles, and the kinds of reasons. Whatever scores there are get one.
+// The filters: a histogram with two handles for each score, and the kinds of reasons.
 const Panel = (() => {
   const panel = document.getElementById("panel");
   const active = document.getElementById("active");
   const button = document.getElementById("toggle-panel");
-  const { make, told } = Card;
+  const { make, formatted } = Card;
   const BINS = 40;
   const STEPS = 1000;
   const SVG = "http://www.w3.org/2000/svg";
 
-  // {low, high, bins: counts by outcome} of a score, or null where no row has it.
+  // {low, high, bins: counts by outcome} of a score, or null if no row has it.
   function histogram(name) {
     const values = Selection.scores.get(name);
     let [low, high] = [Infinity, -Infinity];
@@ -52,18 +52,18 @@ const Panel = (() => {
   }
 
   function range(name) {
-    const found = histogram(name);
-    if (!found || found.low === found.high) return null;
-    const { low, high } = found;
+    const counts = histogram(name);
+    if (!counts || counts.low === counts.high) return null;
+    const { low, high } = counts;
     const box = make("fieldset", "range");
     box.dataset.score = name;
     box.append(make("legend", "", name));
     const plot = make("div", "plot");
-    const [from, to] = ["at least", "at most"].map((what) => {
+    const [from, to] = ["at least", "at most"].map((bound) => {
       const input = make("input");
       input.type = "range";
       Object.assign(input, { min: 0, max: STEPS, step: 1 });
-      input.setAttribute("aria-label", `${name} ${what}`);
+      input.setAttribute("aria-label", `${name} ${bound}`);
       return input;
     });
     const ends = make("p", "ends");
@@ -72,7 +72,7 @@ const Panel = (() => {
     const value = (input) => low + (Number(input.value) / STEPS) * (high - low);
     const limits = () => [Number(from.value) ? value(from) : -Infinity, Number(to.value) < STEPS ? value(to) : Infinity];
     const write = () => {
-      [least.textContent, most.textContent] = [told(value(from)), told(value(to))];
+      [least.textContent, most.textContent] = [formatted(value(from)), formatted(value(to))];
       for (const [input, output] of [[from, least], [to, most]]) input.setAttribute("aria-valuetext", output.textContent);
       plot.style.setProperty("--from", `${from.value / 10}%`);
       plot.style.setProperty("--to", `${to.value / 10}%`);
@@ -92,7 +92,7 @@ const Panel = (() => {
       if (document.activeElement !== to) to.value = step(last, STEPS);
       write();
     };
-    plot.append(bars(found), from, to);
+    plot.append(bars(counts), from, to);
     box.append(plot, ends);
     box.sync();
     return box;
@@ -120,7 +120,7 @@ const Panel = (() => {
   }
 
   let reasons = kinds();
-  // Anew for new rows.
+  // Rebuild the panel for the current rows.
   function build() {
     const key = make("p", "key");
     Data.settings.outcomes.slice(0, 2).forEach((outcome) => key.append(make("span", `key-${outcome}`, outcome)));
@@ -130,7 +130,7 @@ const Panel = (() => {
     reasons = kinds();
     const ranges = [...Selection.scores.keys()].map(range).filter(Boolean);
     panel.replaceChildren(reasons, ...(ranges.length ? [key] : []), ...ranges, close);
-    if (!ranges.length) panel.insertBefore(make("p", "note", "There is no score to filter by."), close);
+    if (!ranges.length) panel.insertBefore(make("p", "note", "There are no scores to filter by."), close);
   }
 
   function chip(text, remove) {
@@ -151,7 +151,7 @@ const Panel = (() => {
     for (const box of panel.querySelectorAll(".range")) box.sync();
     const { ranges, kinds: chosen, search } = Selection.state;
     const items = [...ranges].map(([name, [low, high]]) => chip(
-      [Number.isFinite(low) && `${told(low)} ≤ `, name, Number.isFinite(high) && ` ≤ ${told(high)}`].filter(Boolean).join(""),
+      [Number.isFinite(low) && `${formatted(low)} ≤ `, name, Number.isFinite(high) && ` ≤ ${formatted(high)}`].filter(Boolean).join(""),
       () => Selection.setRange(name, null),
     ));
     for (const kind of chosen) items.push(chip(kind, () => Selection.toggleKind(kind)));

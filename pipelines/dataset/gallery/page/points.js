@@ -1,5 +1,5 @@
 "use strict";
-// A row's point cloud, from its depth at the gallery's size, its camera and its range: turned with mouse, touch or keys.
+// The point cloud of a row, from its depth at the gallery's size, its camera and its range. Mouse, touch and keys rotate it.
 const Points = (() => {
   const figure = document.getElementById("points");
   const canvas = document.getElementById("view");
@@ -19,23 +19,23 @@ const Points = (() => {
       gl_PointSize = clamp(scale * spacing * -position.z * pixels / max(-seen.z, 1e-6), 1.0, 64.0);
     }`;
   const FRAGMENT = `
-    uniform sampler2D picture; uniform float depthShare;
+    uniform sampler2D rgb; uniform float depthShare;
     varying vec2 place; varying vec3 colour;
     void main() {
       vec2 off = gl_PointCoord - 0.5;
       if (dot(off, off) > 0.25) discard;
-      gl_FragColor = vec4(mix(texture2D(picture, place).rgb, colour, depthShare), 1.0);
+      gl_FragColor = vec4(mix(texture2D(rgb, place).rgb, colour, depthShare), 1.0);
     }`;
   let stage = null; // renderer, scene, camera, controls, material, cloud
-  let now = null; // what is shown: {shown, depth}
+  let now = null; // the current row: {shown, depth}
   let waiting = null;
 
-  // Depth in metres: z = 1 / (A + B d), see the dataset card.
+  // Depth in metres: z = 1 / (A + B d), as in the dataset card.
   function metres(disparity, [, , , , , , near, far]) {
     return 1 / (1 / far + (1 / near - 1 / far) * disparity);
   }
 
-  // {position, uv, value}: x right, y up, z backward as three.js has it, from x right, y down, z forward.
+  // {position, uv, value} in the axes of three.js (x right, y up, z backward), from x right, y down, z forward.
   function lift({ width, height, values }, camera, threshold) {
     const [fx, fy, cx, cy, fullWidth, fullHeight] = camera;
     const z = Float32Array.from(values, (value) => (value ? metres(Depth.disparity(value), camera) : NaN));
@@ -75,7 +75,7 @@ const Points = (() => {
       vertexShader: VERTEX,
       fragmentShader: FRAGMENT,
       uniforms: {
-        picture: { value: null }, depthShare: { value: 0 }, spacing: { value: 0 }, pixels: { value: 1 }, scale: { value: 1 },
+        rgb: { value: null }, depthShare: { value: 0 }, spacing: { value: 0 }, pixels: { value: 1 }, scale: { value: 1 },
       },
     });
     stage = { renderer, camera, controls, material, scene: new THREE.Scene(), cloud: null };
@@ -103,8 +103,9 @@ const Points = (() => {
     renderer.render(scene, camera);
   }
 
-  // From where the image was taken, a little to the side and above, and so far back that most points are seen: all of
-  // them would make a scene before a far wall small. It turns about the harmonic mean of depth, where images are rich.
+  // Place the camera near the position of the image, a little to the side and above, and so far back that most points are
+  // visible; showing all of them would make a scene in front of a far wall small. The view rotates about the harmonic mean
+  // of depth, where images have most detail.
   function reset() {
     if (!stage?.cloud) return;
     resize();
@@ -139,18 +140,18 @@ const Points = (() => {
     draw();
   }
 
-  function texture(source) {
+  function textureOf(source) {
     const image = new Image();
-    const made = new THREE.Texture(image);
-    image.onload = () => { made.needsUpdate = true; draw(); };
+    const texture = new THREE.Texture(image);
+    image.onload = () => { texture.needsUpdate = true; draw(); };
     image.src = source ? `data:image/webp;base64,${source}` : "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=";
-    return made;
+    return texture;
   }
 
   function build() {
     const { shown, depth } = now;
     const { scene, material } = stage;
-    // A step of the gallery's grid spans several pixels of the image, over which a slope changes that much more.
+    // A step of the gallery's grid spans several pixels of the image, so slopes change by that factor more.
     const step = Math.max(1, shown.camera[4] / depth.width);
     const threshold = edges.checked ? 0 : Data.settings.edgeThreshold * step;
     const { position, uv, value } = lift(depth, shown.camera, threshold);
@@ -181,24 +182,24 @@ const Points = (() => {
     if (!depth) return;
     note.textContent = "";
     if (!shown.camera) {
-      note.textContent = "This row has no camera: no points can be made of its depth.";
+      note.textContent = "This row has no camera, so its depth cannot be shown as points.";
       return;
     }
     try {
       await open();
     } catch (error) {
-      note.textContent = waiting && !window.THREE ? error.message : "This browser has no WebGL, which the points need.";
+      note.textContent = waiting && !window.THREE ? error.message : "This browser has no WebGL, which is needed to show points.";
       if (!window.THREE) waiting = null;
       return;
     }
     if (now !== mine) return;
-    stage.material.uniforms.picture.value?.dispose();
-    stage.material.uniforms.picture.value = texture(shown.rgb);
+    stage.material.uniforms.rgb.value?.dispose();
+    stage.material.uniforms.rgb.value = textureOf(shown.rgb);
     build();
     reset();
   }
 
-  function again() {
+  function refresh() {
     if (!stage || !now?.depth) return;
     build();
     draw();
@@ -231,6 +232,6 @@ const Points = (() => {
   document.getElementById("reset").addEventListener("click", reset);
   size.addEventListener("input", draw);
   asDepth.addEventListener("change", draw);
-  edges.addEventListener("change", again);
-  return { show, again, metres, lift };
+  edges.addEventListener("change", refresh);
+  return { show, refresh, metres, lift };
 })();

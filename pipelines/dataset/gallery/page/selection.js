@@ -1,6 +1,6 @@
 "use strict";
-// Which rows are shown, in which order: outcome, search, ranges of scores, kinds of reasons, sorting. It is kept in the
-// address, so that a view can be passed on.
+// Which rows are shown and in which order: outcome, search, ranges of scores, kinds of reasons, sorting. The address holds
+// this state, so that a view can be shared.
 const Selection = (() => {
   const state = { outcome: 0, search: "", sort: "", descending: false, ranges: new Map(), kinds: new Set() };
   let rows = [];
@@ -23,7 +23,7 @@ const Selection = (() => {
     const values = scores.get(state.sort);
     if (!values) return order * (first.number - second.number);
     const [a, b] = [values[first.number], values[second.number]];
-    if (a == null || b == null) return (a == null) - (b == null) || first.number - second.number; // last, either way
+    if (a == null || b == null) return (a == null) - (b == null) || first.number - second.number; // rows without the score come last in both orders
     return order * (a - b) || first.number - second.number;
   }
 
@@ -45,36 +45,36 @@ const Selection = (() => {
     for (const [name, [low, high]] of state.ranges) parts.append("range", `${low},${high},${name}`);
     try {
       history.replaceState(null, "", `#${parts}`);
-    } catch { /* some browsers refuse it on a disk: the view is as it is, only not in the address */ }
+    } catch { /* some browsers refuse this on a disk: the address then does not hold the view */ }
   }
 
   function fromAddress() {
     const parts = new URLSearchParams(location.hash.slice(1));
-    const wanted = Data.settings.outcomes.indexOf(parts.get("tab") || location.hash.slice(1));
+    const index = Data.settings.outcomes.indexOf(parts.get("tab") || location.hash.slice(1));
     const filled = Data.settings.shown.findIndex((count) => count > 0);
-    state.outcome = wanted >= 0 ? wanted : Math.max(0, filled);
+    state.outcome = index >= 0 ? index : Math.max(0, filled);
     state.search = parts.get("q") || "";
     state.sort = parts.get("sort") || "";
     state.descending = parts.get("desc") === "1";
     state.kinds = new Set(parts.getAll("reason"));
     state.ranges = new Map();
     for (const text of parts.getAll("range")) {
-      const found = /^([^,]+),([^,]+),(.+)$/.exec(text);
-      const limits = found && [Number(found[1]), Number(found[2])];
-      if (limits && !limits.some(Number.isNaN)) state.ranges.set(found[3], limits);
+      const match = /^([^,]+),([^,]+),(.+)$/.exec(text);
+      const limits = match && [Number(match[1]), Number(match[2])];
+      if (limits && !limits.some(Number.isNaN)) state.ranges.set(match[3], limits);
     }
   }
 
-  function tell() {
+  function notify() {
     const shown = chosen();
     for (const listener of listeners) listener(shown);
   }
 
-  // Change fields of the state, and tell everybody.
+  // Change fields of the state and notify all listeners.
   function change(fields) {
     Object.assign(state, fields);
     toAddress();
-    tell();
+    notify();
   }
 
   function setRange(name, limits) {
@@ -91,7 +91,7 @@ const Selection = (() => {
   function receive(newRows, newScores) {
     rows = newRows;
     scores = newScores;
-    tell();
+    notify();
   }
 
   return {

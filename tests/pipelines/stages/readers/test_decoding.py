@@ -1,4 +1,4 @@
-"""Images and depth maps of every awkward kind: decoded as a viewer shows them, or one sentence."""
+"""Images and depth maps of many kinds: decoded as a viewer shows them, or a clear error."""
 
 from __future__ import annotations
 
@@ -190,16 +190,16 @@ JPEG = encoded(Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)), "JPEG")
     ("data", "what"),
     [
         (b"", "zero bytes"),
-        (b"hello, I am text", "no known image format"),
+        (b"hello, I am text", "image has an unknown format"),
         (JPEG[: len(JPEG) // 2], "truncated"),
         (encoded(Image.fromarray(RGB))[:60], "cannot be decoded"),
-        (JPEG[:4], "no known image format"),
+        (JPEG[:4], "image has an unknown format"),
         (png_claiming(9000, 9000), "million"),
         (png_claiming(60_000, 60_000), "million"),
         (png_claiming(2**31 - 1, 2**31 - 1), "million"),
         (png_claiming(100, 100), "cannot be decoded"),
         (encoded(Image.fromarray(RGB[..., 0].astype(np.float32)), "TIFF"), "floating point"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no known image format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image has an unknown format"),
     ],
 )
 def test_what_is_no_image_is_one_sentence(data: bytes, what: str) -> None:
@@ -334,7 +334,7 @@ def test_maps_of_every_kind_give_metres_and_the_hole(stored: bytes | list[Any], 
 
 @pytest.mark.parametrize(("values", "scale"), [([1e-9, 1.0], 1.0), ([1.0, 1e30], 1.0), ([1.0, 2.0], 1e12)])
 def test_metres_that_nobody_measures_are_a_bad_row(values: list[float], scale: float) -> None:
-    with pytest.raises(RowError, match=r"metres, which nobody measures: check input.depth scale and invalid\.$"):
+    with pytest.raises(RowError, match=r"metres, which is not plausible: check input.depth scale and invalid\.$"):
         decode_depth(npy(np.array([values])), DepthMaps(kind="metric", scale=scale))
     decode_depth(npy(np.array([values])), DepthMaps(kind="disparity", scale=scale))
 

@@ -1,4 +1,4 @@
-"""What an input may not do: be endless, claim sizes it does not have, name what is no file, or share ids in secret."""
+"""Input limits: endless files, false sizes, special files and shared ids are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parquet of every type: the right rows or a sentence, and one row of a table never spoils another."""
+"""Parquet of every type: the right rows or a clear error, one row at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers: the same rows in every format, each row exactly once, bad rows alone, and one sentence for bad files."""
+"""Readers yield the same rows in every format, each exactly once, and isolate bad rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same readers on a real S3 server: listing, ranges, paths in tables, and its faults told from damage."""
+"""Readers on a real S3 server: listing, ranges, paths in tables, and faults of the store."""
 
 from __future__ import annotations
 

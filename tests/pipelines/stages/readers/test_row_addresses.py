@@ -1,4 +1,4 @@
-"""Addresses that rows give: a bad one quarantines its row and never the job, and nothing at one is waited for."""
+"""Bad addresses in rows quarantine their row, never the job, and never block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dataset's files as their readers see them: pyarrow for the columns, `datasets` for the images."""
+"""The dataset's Parquet files as pyarrow and `datasets` read them."""
 
 from __future__ import annotations
 

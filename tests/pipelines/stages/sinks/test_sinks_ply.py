@@ -1,4 +1,4 @@
-"""Point clouds as Open3D, trimesh and plyfile read them, and against scenes whose surface is known exactly."""
+"""Point clouds as Open3D, trimesh and plyfile read them, compared with exact scenes."""
 
 from __future__ import annotations
 
