@@ -69,5 +69,5 @@ def publish_tables(
         outcomes_sha256="",
         created="2026-01-02T03:04:05+00:00",
         code="0.1.0",
-        spec=spec,
+        recorded_spec=spec.as_given(),
     )

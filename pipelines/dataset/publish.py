@@ -204,7 +204,7 @@ def _next_version(storage: Storage, ledger: Ledger, latest: Version | None, deci
         outcomes_sha256=sha256(data),
         created=now(),
         code=code_version(),
-        spec=decision.spec,
+        recorded_spec=decision.spec.as_given(),
         criteria=decision.criteria.to_json(),
         refilter=attempt.number if decision.refilter is None else decision.refilter,
         held=decision.held.number if decision.held else 0,

@@ -118,7 +118,7 @@ def criteria_spec(version: Version, overrides: Sequence[str], spec_file: Path | 
         key = override.partition("=")[0].strip()
         if not any(key == name or key.startswith(f"{name}.") for name in SETTABLE):
             raise SpecError(f"--set {key} cannot be changed by refilter: set {' or '.join(SETTABLE[:2])}.")
-    given_before = version.spec.as_given()
+    given_before = version.recorded_spec
     quality = dict(given_before.get("quality", {}))
     if spec_file is not None:
         given = load_spec(spec_file).as_given().get("quality", {})

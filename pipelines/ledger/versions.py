@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -48,12 +49,17 @@ class Version:
     outcomes_sha256: str
     created: str
     code: str
-    spec: JobSpec  # of the run that published it: quality and batch size may differ from _job.json's
+    recorded_spec: dict[str, Any]  # of the run that published it: quality and batch size may differ from _job.json's
     criteria: dict[str, Any] = field(default_factory=dict)  # by what its samples are kept, with all thresholds
     refilter: int = 0  # the version in which `jointdit refilter` set the criteria; 0: each run's own at its commits
     held: int = 0  # the version whose decisions stand in this one; 0: none
     outcomes: str = ""  # path of the outcomes table
     held_outcomes: str = ""  # path of the decisions that stand: outcomes of the version before, or a copy of older ones
+
+    @cached_property
+    def spec(self) -> JobSpec:
+        """The recorded spec. Raises SpecError where the rules have become stricter since; all else can be read then."""
+        return load_spec(self.recorded_spec)
 
     @property
     def paths(self) -> set[str]:
@@ -67,7 +73,7 @@ class Version:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields ready for JSON."""
-        return {**asdict(self), "spec": self.spec.as_given()}
+        return {"spec" if name == "recorded_spec" else name: value for name, value in asdict(self).items()}
 
     def to_bytes(self) -> bytes:
         """Return the content of version.json. A new token makes it differ from that of any other publisher."""
@@ -126,8 +132,8 @@ def read_version(storage: Storage, number: int) -> Version:
         fields["outcomes"] = version_object(number, "outcomes.parquet")
         fields["held_outcomes"] = version_object(fields["held"], "outcomes.parquet") if fields.get("held") else ""
     del fields["token"], fields["format"]
-    spec = load_spec(translate_recorded(fields.pop("spec")))
-    return Version(files=files, plans=plans, spec=spec, **fields)
+    spec = translate_recorded(fields.pop("spec"))
+    return Version(files=files, plans=plans, recorded_spec=spec, **fields)
 
 
 def read_outcomes(storage: Storage, version: Version) -> pa.Table:

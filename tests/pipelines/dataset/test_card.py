@@ -89,12 +89,12 @@ def version(storage: Storage) -> Version:
         outcomes_sha256="",
         created="2026-01-02T03:04:05+00:00",
         code="0.1.0",
-        spec=job(format="ply"),
+        recorded_spec=job(format="ply").as_given(),
     )
 
 
 def renamed(version: Version, name: str) -> Version:
-    return replace(version, spec=version.spec.model_copy(update={"name": name}))
+    return replace(version, recorded_spec={**version.recorded_spec, "name": name})
 
 
 def readme(storage: Storage) -> str:
@@ -164,7 +164,9 @@ def test_the_metadata_is_what_the_hub_expects(storage: Storage, version: Version
 
 def test_a_licence_that_is_known_is_told(storage: Storage, version: Version) -> None:
     output = version.spec.output.model_copy(update={"license": "cc-by-4.0"})
-    card.write(storage, JOB, replace(version, spec=version.spec.model_copy(update={"output": output})))
+    card.write(
+        storage, JOB, replace(version, recorded_spec=version.spec.model_copy(update={"output": output}).as_given())
+    )
     assert front_matter(storage)["license"] == "cc-by-4.0"
     assert "does not know the licence" not in readme(storage)
 
@@ -319,7 +321,7 @@ def test_a_spec_or_a_prompt_cannot_break_out_of_its_place(storage: Storage, vers
     text = "a\n````\n# heading\n---\n<script>alert(1)</script> | cell |"
     given = version.spec.input.model_copy(update={"prompt": text})
     spec = version.spec.model_copy(update={"name": text, "input": given})
-    card.write(storage, JOB, replace(version, spec=spec))
+    card.write(storage, JOB, replace(version, recorded_spec=spec.as_given()))
     outside, fence = [], ""
     for line in readme(storage).split("\n---\n", 1)[1].splitlines():
         # Up to three spaces before a fence count: what YAML indents by two could close it.

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from jointdit.errors import PermanentError, StoreError
+from jointdit.errors import PermanentError, SpecError, StoreError
 from pipelines.dataset.diff import compare, list_versions, tally
+from pipelines.dataset.garbage import collect_garbage
+from pipelines.dataset.status import read_status
+from pipelines.ledger.versions import read_latest
 from pipelines.plan.retry import plan_retry
 from tests.local_job import LocalJob
 
@@ -75,3 +78,16 @@ def test_a_version_that_is_not_there_names_those_that_are(job: LocalJob) -> None
 def test_no_job_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no job"):
         list_versions(str(tmp_path))
+
+
+def test_a_version_whose_spec_today_refuses_is_listed_compared_and_kept_by_gc(job: LocalJob) -> None:
+    """Rules become stricter; what was published stays readable, and only what needs the spec says so."""
+    storage = job.context.storage
+    name = Path(storage.uri) / "_versions" / "000002" / "version.json"
+    name.write_text(name.read_text().replace('"spec": {', '"spec": {"key_of_old_code": 1, ', 1))
+    assert [version.number for version in list_versions(storage.uri)] == [1, 2]
+    assert compare(storage.uri, 1, 2).first.number == 1
+    assert collect_garbage(storage.uri, 0.0, dry_run=True).objects == ()
+    assert read_status(storage.uri).committed_shards > 0
+    with pytest.raises(SpecError, match="key_of_old_code"):
+        assert read_latest(storage).spec
