@@ -53,18 +53,18 @@ def value(random: random.Random, depth: int = 0) -> tuple[pa.DataType, Draw]:
 
 def array(kind: pa.DataType, values: list[Any]) -> pa.Array:
     """Return an array of raw values, also for types whose values Python cannot represent."""
-    empty = pa.array([each is None for each in values], pa.bool_())
+    empty = pa.array([item is None for item in values], pa.bool_())
     if pa.types.is_struct(kind):
-        parts = [array(kind.field(n).type, [each[n] if each else None for each in values]) for n in range(2)]
+        parts = [array(kind.field(n).type, [item[n] if item else None for item in values]) for n in range(2)]
         return pa.StructArray.from_arrays(parts, fields=list(kind), mask=empty)
     if pa.types.is_temporal(kind):
         return pa.array(values, pa.int64() if kind.bit_width == 64 else pa.int32()).view(kind)
     if pa.types.is_nested(kind) and not pa.types.is_fixed_size_list(kind):
-        offsets = np.cumsum([0, *(len(each or []) for each in values)])
-        flat = array(kind.value_type, [each for some in values for each in some or []])
+        offsets = np.cumsum([0, *(len(items or []) for items in values)])
+        flat = array(kind.value_type, [item for items in values for item in items or []])
         make = pa.ListArray if pa.types.is_list(kind) else pa.LargeListArray
         return make.from_arrays(pa.array(offsets, pa.int32() if make is pa.ListArray else pa.int64()), flat)
     if pa.types.is_fixed_size_list(kind):
-        flat = array(kind.value_type, [each for some in values for each in some or [None] * kind.list_size])
+        flat = array(kind.value_type, [item for items in values for item in items or [None] * kind.list_size])
         return pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
     return pa.array(values, kind)

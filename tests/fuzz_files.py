@@ -156,7 +156,7 @@ def parquet(random: random.Random) -> Case:
         return parquet(random)
     task = random.choice(["joint", "joint", "depth", "depth-to-image"])
     fields = {"depth": {"kind": "metric"}} if task == "depth-to-image" else {}
-    rows = [expected(each) for each in prompts] if task == "joint" else None
+    rows = [expected(text) for text in prompts] if task == "joint" else None
     return Case("a.parquet", sink.getvalue(), task, rows, fields=fields)
 
 

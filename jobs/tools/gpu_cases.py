@@ -1,4 +1,4 @@
-"""The cases of `python -m jobs.tools.gpu_check`: timing and memory of a random network of FLUX's size.
+"""The cases of the GPU check: time and memory of a random network of FLUX's size.
 
 A case is a size and a batch. A case that does not fit into memory or into the remaining time is recorded as left out,
 with the reason.
@@ -80,9 +80,12 @@ def run_case(
     is_compiled: bool = False,
 ) -> dict[str, Any]:
     """Measure a forward and `steps` steps: seconds, TFLOP/s, and the share of the device's peak if it is known."""
+    case: dict[str, Any] = {"size": size, "batch": batch, "compiled": is_compiled}
+    if clock.left <= 0:
+        return case | {"left_out": "no time is left"}
+    case["steps"] = steps
     device, tokens = network.device, (size // PATCH) ** 2
     inputs = denoise_inputs(network, architecture, size, batch)
-    case: dict[str, Any] = {"size": size, "batch": batch, "steps": steps}
 
     def forward() -> None:
         denoise(network, "joint", num_inference_steps=1, **inputs)

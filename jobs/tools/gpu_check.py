@@ -1,17 +1,18 @@
-"""Measure a GPU with `python -m jobs.tools.gpu_check -o gpu.json`, in 8 minutes, without a download.
+"""Measure a GPU in 8 minutes, without a download: `python -m jobs.tools.gpu_check`.
 
-A network of FLUX.1-dev's size gets random weights. The report has the seconds of a forward and of 20 steps at 512 and
-1024 pixels, for batches of 1 to 8, plain and compiled; FLOP use; memory beside the estimate; and the difference between
-device and CPU on the tiny checkpoint. `--device cpu --small` runs the same code at small size. `--estimate` prints only
-the table of estimated memory.
+`-o gpu.json` names the report. A network of FLUX.1-dev's size gets random weights. The report has the seconds of a
+forward and of 20 steps at 512 and 1024 pixels, for batches of 1 to 8, plain and compiled; FLOP use; memory beside the
+estimate; and the difference between device and CPU on the tiny checkpoint. `--device cpu --small` runs the same code at
+small size. `--estimate` prints only the table of estimated memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -22,7 +23,7 @@ from jobs.tools.gpu_cases import PATCH, Clock, measure_memory, parity, random_ne
 from jointdit.loading.offload import Offload
 from jointdit.loading.quantization import Quantization
 from jointdit.pipeline import TINY_CHECKPOINT
-from jointdit.profiling.activations import Architecture, Call, activation_bytes
+from jointdit.profiling.activations import Call, activation_bytes
 from jointdit.profiling.memory import estimate_memory, flux_model, read_model
 
 BUDGET = 450.0  # seconds
@@ -36,20 +37,6 @@ COLUMNS: Mapping[str, tuple[Quantization | None, Offload | None, bool]] = {  # w
     "offload: model, vae_slicing": (None, "model", True),
     "offload: group, vae_slicing": (None, "group", True),
 }
-
-
-class Plan(NamedTuple):
-    """The cases to run: all sizes with all batches."""
-
-    small: bool
-    sizes: tuple[int, ...]
-    batches: tuple[int, ...]
-
-    @classmethod
-    def of(cls, small: bool = False, sizes: Sequence[int] | None = None, batches: Sequence[int] | None = None) -> Plan:
-        """Return the plan of these sizes and batches, by default of all."""
-        all_sizes, all_batches = (SMALL_SIZES, SMALL_BATCHES) if small else (SIZES, BATCHES)
-        return cls(small, tuple(sizes or all_sizes), tuple(batches or all_batches))
 
 
 def gpu_check(
@@ -75,21 +62,23 @@ def gpu_check(
         return
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise typer.BadParameter("PyTorch finds no GPU: use --device cpu --small to test the command.")
-    plan = Plan.of(small, size, batch)
-    if unfit := [side for side in plan.sizes if side % PATCH]:
+    if unfit := [side for side in size or () if side % PATCH]:
         raise typer.BadParameter(f"--size is {unfit[0]}: give a multiple of {PATCH}.")
-    report = check(torch.device(device), plan, compiled, Clock(budget))
+    all_sizes, all_batches = (SMALL_SIZES, SMALL_BATCHES) if small else (SIZES, BATCHES)
+    pairs = list(itertools.product(size or all_sizes, batch or all_batches))
+    report = check(torch.device(device), small, pairs, compiled, Clock(budget))
     output.write_text(json.dumps(report, indent=1) + "\n")
     for line in summary(report):
         say(line)
     say(output)
 
 
-def check(device: torch.device, plan: Plan, compiled: bool, clock: Clock) -> dict[str, Any]:
-    """Return the report: parity, memory, plain cases, compiled cases, as far as time permits."""
-    architecture = (read_model(TINY_CHECKPOINT) if plan.small else flux_model()).architecture
-    dtype = torch.float32 if plan.small else torch.bfloat16
-    sizes, batches, steps = plan.sizes, plan.batches, SMALL_STEPS if plan.small else STEPS
+def check(
+    device: torch.device, small: bool, pairs: Sequence[tuple[int, int]], compiled: bool, clock: Clock
+) -> dict[str, Any]:
+    """Return the report on (size, batch) pairs: parity, memory, plain and compiled cases, as far as time permits."""
+    architecture = (read_model(TINY_CHECKPOINT) if small else flux_model()).architecture
+    dtype, steps = (torch.float32, SMALL_STEPS) if small else (torch.bfloat16, STEPS)
     report: dict[str, Any] = {
         "machine": machine(),
         "device": device_of(device),
@@ -101,38 +90,14 @@ def check(device: torch.device, plan: Plan, compiled: bool, clock: Clock) -> dic
         report["parameters"] = sum(parameter.numel() for parameter in network.parameters())
         report["built_after_seconds"] = clock.spent
         report["memory"] = [
-            measure_memory(network, vae, architecture, size, batch)
-            for size in sizes
-            for batch in batches
-            if clock.left > 0
+            measure_memory(network, vae, architecture, size, batch) for size, batch in pairs if clock.left > 0
         ]
-        report["cases"] = cases(network, architecture, sizes, batches, steps, clock, is_compiled=False)
+        report["cases"] = [run_case(network, architecture, *pair, steps, clock) for pair in pairs]
         if compiled and clock.left > 0:
             network.compile_repeated_blocks()
-            report["cases"] += cases(network, architecture, sizes, batches, steps, clock, is_compiled=True)
+            report["cases"] += [run_case(network, architecture, *pair, steps, clock, True) for pair in pairs]
     report["seconds"] = clock.spent
     return report
-
-
-def cases(
-    network: Any,
-    architecture: Architecture,
-    sizes: tuple[int, ...],
-    batches: tuple[int, ...],
-    steps: int,
-    clock: Clock,
-    is_compiled: bool,
-) -> list[dict[str, Any]]:
-    """Run the cases; those after the time limit are left out."""
-    results = []
-    for size in sizes:
-        for batch in batches:
-            if clock.left <= 0:
-                case: dict[str, Any] = {"size": size, "batch": batch, "left_out": "no time is left"}
-            else:
-                case = run_case(network, architecture, size, batch, steps, clock, is_compiled)
-            results.append(case | {"compiled": is_compiled})
-    return results
 
 
 def device_of(device: torch.device) -> dict[str, Any]:

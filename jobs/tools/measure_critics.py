@@ -1,4 +1,4 @@
-"""How well the scores of external models find faults: `python -m jobs.tools.measure_critics`.
+"""How well scores of external models find faults: `python -m jobs.tools.measure_critics`.
 
 The filters text_agreement, depth_critic and metric_fit use models of transformers. Large models cannot ship with the
 package, so small ones of the real classes are fitted to rendered scenes (scoring/critics.py), saved, and loaded like

@@ -9,25 +9,32 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import track
 
 from jobs.report import console, say
 from jobs.tools.filtering.faults import pair_of
-from jobs.tools.filtering.recall import Samples, measure_scenes, result_of, tested
+from jobs.tools.filtering.recall import Measured, Samples, measure_scenes, result_of, tested
 from jobs.tools.filtering.tables import (
     README,
     alarm_table,
+    percent,
     recall_table,
     save_sheet,
     threshold_table,
     write_section,
 )
+from jobs.tools.measure_scores import as_results, make_joint_samples, separate_pairs
+from jointdit.evaluation.scenes import held_out_scenes
 from jointdit.scenes import render_scene
 from jointdit.scenes.sampling import HELD_OUT_SEED
 from pipelines.quality import measure
+from pipelines.quality.self_consistency import SelfConsistency
+
+if TYPE_CHECKING:
+    from jointdit import JointDiTPipeline
 
 FIRST_SEED = HELD_OUT_SEED + 1_000_000  # scenes outside training and evaluation
 
@@ -53,7 +60,6 @@ def measure_filters(
     command = f"python -m jobs.tools.measure_filters -n {count} --size {size}"
     rows, generated = [], None
     if model is not None:
-        from jobs.tools.filtering.checkpoint import generated_by, swapped_row
         from pipelines.model.loading import load_pipeline
         from pipelines.spec.job import ModelSpec
 
@@ -72,7 +78,7 @@ def report(samples: Samples, command: str, rows: Sequence[Sequence[str]] = (), g
     """Return all tables in Markdown; `rows` and `generated` come from a checkpoint."""
     scenes = next(iter(samples.values()))
     count, half = len(scenes), len(tested(scenes))
-    costs = ", ".join(f"{seconds_a_sample(side) * 1e3:.1f} ms at {side} x {side} pixels" for side in (128, 512))
+    costs = ", ".join(f"{seconds_per_sample(side) * 1e3:.1f} ms at {side} x {side} pixels" for side in (128, 512))
     parts = [
         f"Measured by `{command}`. Of {count} scenes, {half} give the rates, at the filters' defaults; the "
         f"other {count - half}, by which the defaults were chosen, give the last table. Each scene has its own random "
@@ -87,7 +93,27 @@ def report(samples: Samples, command: str, rows: Sequence[Sequence[str]] = (), g
     return "\n\n".join(part.strip() for part in parts)
 
 
-def seconds_a_sample(size: int, scenes: int = 5) -> float:
+def swapped_row(pipe: JointDiTPipeline, count: int) -> list[str]:
+    """Return a row of the recall table: self-consistency on swapped depth maps of rendered scenes."""
+    scenes = held_out_scenes(count, pipe.config.default_width, pipe.config.default_height)
+    rule = SelfConsistency()
+    pairs, _ = separate_pairs(rule, pipe, as_results(scenes))
+    separation = pairs.swapped
+    false, recall = separation.rejected(rule)
+    best, auc = separation.best(rule)
+    rates = f"{percent(recall)} at {percent(false)} false alarms; ROC AUC {auc:.3f} by {best}"
+    return ["swapped depth", f"the maps of other scenes, {count} scenes", rule.kind, rates, ""]
+
+
+def generated_by(pipe: JointDiTPipeline, count: int, steps: int) -> Samples:
+    """Generate joint samples of held-out captions and score them; the key names their column."""
+    results, _ = make_joint_samples(pipe, count, steps)
+    return {
+        f"{count} of the checkpoint": [Measured(measure(result), result.sample.row.prompt or "") for result in results]
+    }
+
+
+def seconds_per_sample(size: int, scenes: int = 5) -> float:
     """Return the CPU time of all scores of one sample, the minimum over several scenes."""
     results = [result_of(pair_of(render_scene(FIRST_SEED + number, size, size))) for number in range(scenes)]
     times = []

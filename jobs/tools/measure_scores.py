@@ -1,4 +1,4 @@
-"""How well the scores of the job's model find faults: `python -m jobs.tools.measure_scores`.
+"""How well scores of the job's model find faults: `python -m jobs.tools.measure_scores`.
 
 Self-consistency is measured on rendered scenes, exact depth against planted faults, and on joint samples of a
 checkpoint, right pairs against the same images with the depth of others or with inverted depth. The spread of an

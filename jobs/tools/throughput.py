@@ -1,7 +1,8 @@
-"""Estimated output of 1,000 GPUs per day: `python -m jobs.tools.throughput --write` writes infra/throughput.md.
+"""Estimated output of 1,000 GPUs per day: `python -m jobs.tools.throughput --write`.
 
-Measured (BENCH.json): rows/s of finish per core, bytes per row, CPU time of the driver per shard. Counted: operations
-of FLUX.1-dev's real classes. Published or assumed, with the source: everything in `Assumptions`.
+Writes infra/throughput.md. Measured (BENCH.json): rows/s of finish per core, bytes per row, CPU time of the driver per
+shard. Counted: operations of FLUX.1-dev's real classes. Published or assumed, with the source: everything in
+`Assumptions`.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderKL
+from transformers import T5EncoderModel
 
 from jobs.tools.bench.frame import Line
 from jobs.tools.bench.record import Result, read_results
 from jointdit.errors import JointDiTError, SpecError
-from jointdit.profiling.flops import forward_flops
+from jointdit.profiling.activations import Architecture
+from jointdit.profiling.flops import forward_flops, operation_counter
+from jointdit.profiling.memory import flux_model
 
 TARGET = Path(__file__).parents[2] / "infra" / "throughput.md"
 DAY = 86_400  # seconds
 BENCH_SIDE = 512  # side of an image in the bench finish, in pixels
 SIDES, STEPS = (512, 1024), (20, 8, 4)
-TEXT_TOKENS = 512
 PARAMETERS = 11.90e9 + 2.354e9  # FLUX.1-dev and the adapter
 ONE_PUT, PART = 100 << 20, 50 << 20  # bytes: s3fs uploads larger objects in parts
 
@@ -84,62 +90,37 @@ def _driver_seconds(lines: Sequence[Line]) -> float | None:
 @cache
 def row_flops(side: int, steps: int) -> dict[str, float]:
     """Return the operations of FLUX.1-dev for one `joint` row of side x side pixels, by part."""
-    tokens = (side // 16) ** 2
+    flux, tokens = _architecture(), (side // 16) ** 2
     return {
-        "network": steps * forward_flops(_flux_config(), 1, tokens, TEXT_TOKENS).total,
+        "network": steps * forward_flops(flux.network, 1, tokens, flux.text_tokens).total,
         "VAE": 2 * _vae_flops(side),
         "text": _text_flops(),
     }
 
 
-def _flux_config() -> dict[str, Any]:
-    from diffusers import FluxTransformer2DModel
-    from torch import device
-
-    with device("meta"):
-        return dict(FluxTransformer2DModel(guidance_embeds=True, num_layers=1, num_single_layers=1).config) | {
-            "num_layers": 19,
-            "num_single_layers": 38,
-        }
+@cache
+def _architecture() -> Architecture:
+    return flux_model().architecture
 
 
 @cache
-def _vae_flops(side: int) -> float:
+def _vae_flops(side: int) -> int:
     """Return the operations of FLUX's autoencoder for decoding one image, counted on meta tensors."""
-    import torch
-    from diffusers import AutoencoderKL
-    from torch.utils.flop_counter import FlopCounterMode
-
     with torch.device("meta"):
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=16,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vae = AutoencoderKL.from_config(dict(_architecture().vae))
+        with operation_counter() as counter, torch.no_grad():
             vae.decode(torch.empty(1, 16, side // 8, side // 8))
-    return float(counter.get_total_flops())
+    return counter.get_total_flops()
 
 
 @cache
-def _text_flops() -> float:
-    """Return the operations of T5-XXL's encoder for a prompt of 512 tokens; CLIP adds less than 1%."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-    from transformers import T5Config, T5EncoderModel
-
-    config = T5Config(
-        d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu", vocab_size=32128
-    )
+def _text_flops() -> int:
+    """Return the operations of T5-XXL's encoder for one prompt; CLIP adds less than 1%."""
     with torch.device("meta"):
-        encoder = T5EncoderModel(config)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            encoder(torch.zeros(1, TEXT_TOKENS, dtype=torch.long))
-    return float(counter.get_total_flops())
+        encoder = T5EncoderModel(_architecture().t5)
+        with operation_counter() as counter, torch.no_grad():
+            encoder(torch.zeros(1, _architecture().text_tokens, dtype=torch.long))
+    return counter.get_total_flops()
 
 
 @dataclass(frozen=True)

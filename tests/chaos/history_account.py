@@ -211,12 +211,12 @@ class Account:
         """Check that a version has each expected sample of these plan files exactly once, and no other."""
         planned = [entry for number in plans for entry in self.plans[number]]
         current, expected = current_versions(planned), expected_samples(planned)
-        found: Counter[Identity] = Counter()
+        counts: Counter[Identity] = Counter()
         keys: dict[Key, set[str]] = defaultdict(set)  # a row -> the files that have it
         spans = {(span.uri, span.etag): span for entry in planned for span in entry.spans}
         for row in version.outcomes:
             identity = row["uri"], row["etag"], row["position"], row["index"]
-            found[identity] += 1
+            counts[identity] += 1
             name = f"version {version.number}: {row['id']} of {_short(row['uri'])} row {row['position']}"
             if identity not in expected:
                 yield Problem("superseded", f"{name} is superseded.")
@@ -235,11 +235,11 @@ class Account:
                     yield Problem("outcome", f"{name} is {row['outcome']}, and {outcome} in its commit.")
                 elif not version.refilter and not follows(row, outcome):
                     yield Problem("outcome", f"{name} is {row['outcome']} {row['reasons']}, {outcome} in its commit.")
-        for identity, times in found.items():
+        for identity, times in counts.items():
             if times > 1:
                 yield Problem("doubled", f"version {version.number}: {times} times {_shown(identity)}.")
         for identity in expected:
-            if identity not in found and not self._is_elsewhere(spans, identity, current, keys):
+            if identity not in counts and not self._is_elsewhere(spans, identity, current, keys):
                 yield Problem("lost", f"version {version.number}: {_shown(identity)} is in no outcome.")
         for name, times in Counter(row["id"] for row in version.outcomes).items():
             if times > 1:
@@ -271,11 +271,11 @@ class Account:
         to the file in the new place.
         """
         uri, etag, position, _ = identity
-        mine = spans[uri, etag]
+        span = spans[uri, etag]
         later = {file for file, (_, plan) in current.items() if plan > current[uri][1]} - {uri}
-        if keys.get(self._key(mine, position), set()) & later:
+        if keys.get(self._key(span, position), set()) & later:
             return True
-        moved = {span.uri for span in spans.values() if (span.etag, span.path) == (etag, mine.path)} & later
+        moved = {other.uri for other in spans.values() if (other.etag, other.path) == (etag, span.path)} & later
         return not self.contents[uri, etag][position].id and any(current[file][0] != etag for file in moved)
 
     def _doubled_rows(self, version: Published) -> Iterator[Problem]:

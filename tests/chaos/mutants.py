@@ -23,8 +23,8 @@ def lose_a_sample() -> None:
     """Publish leaves out the last sample if there are more than two."""
     counted = pipelines.ledger.counting.Counting.counted
 
-    def without_last(self: Any, *given: Any, **named: Any) -> Any:
-        samples = list(counted(self, *given, **named))
+    def without_last(self: Any, *args: Any, **kwargs: Any) -> Any:
+        samples = list(counted(self, *args, **kwargs))
         return iter(samples[:-1] if len(samples) > 2 else samples)
 
     pipelines.ledger.counting.Counting.counted = without_last  # type: ignore[method-assign]
@@ -61,9 +61,9 @@ def borrow_from_older_versions() -> None:
     storages: list[Any] = []
     following = pipelines.dataset.publish._next_version
 
-    def next_version(storage: Any, *given: Any) -> Any:
+    def next_version(storage: Any, *args: Any) -> Any:
         storages.append(storage)
-        return following(storage, *given)
+        return following(storage, *args)
 
     pipelines.dataset.publish._before = before_of_all
     pipelines.dataset.publish._next_version = next_version

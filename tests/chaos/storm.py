@@ -134,7 +134,7 @@ class Storm:
             for name, job in planted.items():
                 output, clean = self._output("storm", name), self._output("calm", name)
                 swept = collect_garbage(output, 0)
-                self.say(f"{name}: gc deletes {len(swept.objects)} objects ({swept.bytes} bytes) that are orphaned")
+                self.say(f"{name}: gc deletes {len(swept.objects)} orphaned objects ({swept.bytes} bytes)")
                 self._show(take_account(name, job, output, clean, tolerance), job)
         return self.problems
 

@@ -29,12 +29,12 @@ def scraped(dataset: str) -> dict[tuple[str, str], float]:
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(address, timeout=10) as answer:
         text = answer.read().decode()
-    own = {measure.exported: measure.labels for measure in MEASURES}
+    own_labels = {measure.exported: measure.labels for measure in MEASURES}
     values: Counter[tuple[str, str]] = Counter()
     for name, labels, value in SAMPLE.findall(text):
         pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        if pairs.get("dataset") == dataset and name in own:
-            values[name, pairs[own[name][0]] if own[name] else ""] += float(value)
+        if pairs.get("dataset") == dataset and name in own_labels:
+            values[name, pairs[own_labels[name][0]] if own_labels[name] else ""] += float(value)
     return dict(values)
 
 

@@ -1,13 +1,13 @@
-"""Benchmarks of the engine and the model, each compared with a baseline measured in the same run.
+"""Benchmarks, each compared with a baseline that is measured in the same run.
 
     frame.py      alternating turns of two sides, medians with quartiles, ratios, targets; rejects unequal work
     record.py     results with machine and commit, as JSON and as the table in jobs/tools/BENCH.md
     tried.py      for each missed target: the limiting factor, and what was tried
     machine.py    machine, package versions, commit
     command.py    `jointdit bench`; running.py runs the benches
-    the others    one bench a file, each with `measure(settings)`, which yields lines of the table
+    the others    benches: functions `measure(settings)` that yield lines of the table
 
-To add a bench, write a file with `measure` and add an entry to BENCHES. The command line imports this file, so it
+To add a bench, write such a function and add an entry to BENCHES. The command line imports this file, so it
 imports nothing heavy; a bench is imported when it runs.
 """
 
@@ -64,6 +64,18 @@ BENCHES = {
         "20 steps",
         180,
     ),
-    "text": Bench("text", "depth with the empty prompt encoded once", "encoding the prompt for every batch", 20),
-    "compile": Bench("compiled", "blocks with torch.compile (`model.compile: true`)", "blocks without it", 60),
+    "text": Bench(
+        "steps",
+        "depth with the empty prompt encoded once",
+        "encoding the prompt for every batch",
+        20,
+        function="measure_text",
+    ),
+    "compile": Bench(
+        "forward",
+        "blocks with torch.compile (`model.compile: true`)",
+        "blocks without it",
+        60,
+        function="measure_compiled",
+    ),
 }

@@ -1,4 +1,4 @@
-"""The joint connection alone, from q, k, v to the input of the output projection, beside a naive version."""
+"""The joint connection alone, beside a naive version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `jointdit bench`: one bench runs in this process, several run in a process each."""
+"""The command `jointdit bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CPU time and memory of the driver per shard: real runs without weights, extrapolated to 10,000 shards.
+"""CPU time and memory of the driver per shard, extrapolated to 10,000 shards.
 
 For each number of shards a fresh process runs the whole job: plan, dispatch, publish, card. Its CPU time includes all
 its threads, also those of Ray; workers and tasks are other processes. The slope is the cost of a shard. Card and

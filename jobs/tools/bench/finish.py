@@ -1,4 +1,4 @@
-"""Rows/s that one CPU core scores, encodes and writes at 512 x 512, relative to a GPU's rate.
+"""Rows/s that one CPU core scores, encodes and writes, relative to a GPU's rate.
 
 `finish_shard` writes to a local disk. Rendered scenes get the noise of a model's output, because clean renderings
 compress far better. The time is the CPU time of all threads of the process, so the rate is per core.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -174,6 +174,3 @@ def slope(points: Mapping[float, float]) -> tuple[float, float]:
     """Fit a line to at least two points by least squares; return its slope and its value at 0."""
     fitted = statistics.linear_regression(list(points), list(points.values()))
     return fitted.slope, fitted.intercept
-
-
-Measure = Callable[[Settings], Iterator[Line]]

@@ -1,4 +1,4 @@
-"""Whole jobs with a model that sleeps for a GPU's time: rows/s beside the same sleep alone.
+"""Whole jobs with a model that sleeps for a GPU's time, beside the same sleep alone.
 
 The input is noisy images of 512 x 512 pixels in Parquet, the task is depth. Only the network is replaced: the job reads
 and decodes rows, scores and encodes depth, writes and commits. Sleep takes no CPU time, so sixteen workers fit on a

@@ -1,8 +1,8 @@
-"""Networks and inputs of the model's benches: JointDiT and the plain FLUX as its baseline.
+"""Networks and inputs of the model's benches.
 
-Width 512, one double and two single blocks (FLUX has 19 and 38), 64 text tokens, LoRA rank 64 in every layer. What
-JointDiT adds weighs more here than in FLUX.1, because the width is small: the share of attention grows with
-tokens / width, and a rank of 64 is an eighth of this width.
+JointDiT and the plain FLUX as its baseline. Width 512, one double and two single blocks (FLUX has 19 and 38), 64 text
+tokens, LoRA rank 64 in every layer. What JointDiT adds weighs more here than in FLUX.1, because the width is small: the
+share of attention grows with tokens / width, and a rank of 64 is an eighth of this width.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows/s of a whole job on one warm worker, beside a plain loop of the same model over the same batches.
+"""Rows/s of a whole job on one warm worker, beside a plain loop of the same model.
 
 The model has one thread on both sides. The engine uses the other cores for Ray, the driver, and the read and finish
 tasks; the plain loop reads and writes nothing.

@@ -1,4 +1,4 @@
-"""Rows/s and memory of planning 100 million prompt rows, extrapolated from smaller plans by the slope.
+"""Rows/s and memory of planning 100 million rows, extrapolated from smaller plans.
 
 A fresh process plans each size and reports its time and peak memory. As in `jointdit run`, it lists files, reads
 footers or counts lines, cuts shards and writes the plan file. The search for duplicate ids is measured separately.

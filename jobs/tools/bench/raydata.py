@@ -1,9 +1,10 @@
-"""The same job on Ray Data, beside ours: `map_batches` with an actor pool, encoding tasks, Parquet output.
+"""The same job on Ray Data, beside ours.
 
-Both sides read the same Parquet files (one per shard), run the same batches on one warm worker with one thread, compute
-the same scores, write the same PNG images, and use the other cores for the rest. Ray Data has no row accounting, no
-quarantine, no commits and no resume here. A block holds a shard's rows, so that reading, generating and encoding
-overlap. Both clocks run from the warm model to the last file.
+Ray Data's side: `map_batches` with an actor pool, encoding tasks, Parquet output. Both sides read the same Parquet
+files (one per shard), run the same batches on one warm worker with one thread, compute the same scores, write the same
+PNG images, and use the other cores for the rest. Ray Data has no row accounting, no quarantine, no commits and no
+resume here. A block holds a shard's rows, so that reading, generating and encoding overlap. Both clocks run from the
+warm model to the last file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Seconds until a driver knows the pending shards of a job with many commits, as `run` reads its ledger.
+"""Seconds until a driver knows the pending shards of a job with many commits.
 
 The engine writes the plan; the commits are records like those of `finish`. A fresh process with a fresh connection
 reads the ledger and reports its time and peak memory. The first process finds no roll-up and writes one, the second

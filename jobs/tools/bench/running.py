@@ -19,7 +19,7 @@ from rich.table import Table
 
 from jobs.report import console, say
 from jobs.tools.bench import BENCHES
-from jobs.tools.bench.frame import Line, Measure, Settings
+from jobs.tools.bench.frame import Line, Settings
 from jobs.tools.bench.machine import commit, load, machine
 from jobs.tools.bench.record import COLUMNS, Result, cells, write_results
 from jointdit.errors import PermanentError
@@ -68,7 +68,7 @@ def json_alone() -> Iterator[TextIO]:
 def run(name: str, quick: bool = False) -> Result:
     """Run a bench in this process. Raises PermanentError if its sides did different work or it cannot run here."""
     entry = BENCHES[name]
-    measure: Measure = getattr(importlib.import_module(f"jobs.tools.bench.{entry.module}"), entry.function)
+    measure = getattr(importlib.import_module(f"jobs.tools.bench.{entry.module}"), entry.function)
     before, started = load(), time.monotonic()
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="jointdit-bench-") as folder:

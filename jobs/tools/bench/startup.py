@@ -1,4 +1,4 @@
-"""Seconds that `jointdit --help` and `jointdit plan` take in a fresh process, beside `python -c pass`."""
+"""Seconds that `jointdit --help` and `jointdit plan` take in a fresh process."""
 
 from __future__ import annotations
 

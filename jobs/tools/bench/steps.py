@@ -1,7 +1,7 @@
-"""Error and time of depth with few sampling steps and a cached image half (`condition_refresh`), beside 20 steps.
+"""Depth with few sampling steps, a cached image half or a cached text: error and time.
 
-The tiny checkpoint on held-out scenes. Each batch runs with all settings, so it gives one ratio of times per setting.
-Errors are over all scenes.
+The tiny checkpoint on held-out scenes, beside 20 steps. Each batch runs with all settings, so it gives one ratio of
+times per setting. Errors are over all scenes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from jobs.tools.bench.frame import Line, Reach, Settings, Spread
-from jobs.tools.bench.networks import use_all_cores
+from jobs.tools.bench.frame import Line, Reach, Settings, Side, Spread, Turn, alternate, timed
+from jobs.tools.bench.networks import check_equal, use_all_cores
 from jointdit.evaluation.scenes import held_out_scenes, score_depth
 from jointdit.scenes import Scene
 
@@ -106,3 +107,41 @@ def _line(sampling: Sampling, seconds: dict[Sampling, list[float]], errors: dict
         Spread.of(seconds[REFERENCE]),
         work={"scenes": scenes, "steps": sampling.steps, "condition_refresh": sampling.condition_refresh},
     )
+
+
+def measure_text(settings: Settings) -> Iterator[Line]:
+    """Yield one line per number of steps: the ratio of the times with and without the cache."""
+    from jointdit import JointDiTPipeline
+
+    cores = use_all_cores(settings.quick)
+    cached, encoding = (JointDiTPipeline.from_pretrained("tiny") for _ in range(2))
+    for pipe in (cached, encoding):
+        pipe.set_progress_bar_config(disable=True)
+    cached.keep_texts(1)
+    images = [scene.rgb for scene in held_out_scenes(1 if settings.quick else BATCH)]
+    for steps in (1,) if settings.quick else (1, 4):
+        maps = [_depth(pipe, images, steps) for pipe in (cached, encoding)]
+        check_equal("the disparity", *map(torch.from_numpy, maps))
+        turns = alternate(
+            _text_side(cached, images, steps),
+            _text_side(encoding, images, steps),
+            pairs=2 if settings.quick else 15,
+            seconds=settings.seconds / 2,
+            warm_up=False,
+        )
+        what = f"depth of {len(images)} images, {steps} step{'s' if steps > 1 else ''}, tiny"
+        note = f"so encoding takes {1 - turns.ratio.median:.1%} of the call; {cores} threads"
+        yield turns.line(what, "s", None, [note])
+
+
+def _depth(pipe: JointDiTPipeline, images: list, steps: int):  # type: ignore[no-untyped-def, type-arg]
+    seeds = list(range(len(images)))
+    return pipe(image=images, task="depth", seeds=seeds, num_inference_steps=steps).disparity
+
+
+def _text_side(pipe: JointDiTPipeline, images: list, steps: int) -> Side:  # type: ignore[type-arg]
+    def side() -> Turn:
+        seconds, disparity = timed(lambda: _depth(pipe, images, steps))
+        return Turn(seconds, {"maps": len(disparity)})
+
+    return side

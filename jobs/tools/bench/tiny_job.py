@@ -1,7 +1,7 @@
-"""A job on the tiny checkpoint that benches compare: prompts in, PNG images and depth in Parquet out.
+"""A job on the tiny checkpoint, which several benches compare.
 
-Each side runs the same batches on the same model with one thread, and runs one batch before its clock starts. Outputs
-are compared by a digest of all pixels.
+Prompts in, PNG images and depth in Parquet out. Each side runs the same batches on the same model with one thread, and
+runs one batch before its clock starts. Outputs are compared by a digest of all pixels.
 """
 
 from __future__ import annotations

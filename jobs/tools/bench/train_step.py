@@ -1,4 +1,4 @@
-"""A training step, forward and backward, beside the plain FLUX with as many trainable parameters."""
+"""A training step beside the plain FLUX with as many trainable parameters."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""For each missed target: the limiting factor, and what was tried. BENCH.md prints them.
+"""For each missed target: the limiting factor, and what was tried.
 
-Each fact was measured once, on the machine that BENCH.md names. A line that meets its target prints none of them.
+BENCH.md prints these facts. Each was measured once, on the machine that BENCH.md names. A line that meets its target
+prints none of them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 faults.py           faults planted in clean samples, and clean samples in several styles
 recall.py           scores of all samples: recall, false alarms, thresholds
-checkpoint.py       self-consistency on swapped depth maps, and what the filters reject of a checkpoint's samples
 tables.py           the tables and the image of pipelines/quality/README.md
 near_duplicates.py  recall and false alarms of perceptual hashes, a command of its own
 """

@@ -1,4 +1,4 @@
-"""Faults planted in clean samples, each for the filter that must find it, and clean samples in several styles.
+"""Faults planted in clean samples, and clean samples in several styles.
 
 Lengths are fractions of the longer side, so that a fault is the same at any size. The severity is drawn for each
 sample, from just harmful to obvious.

@@ -62,8 +62,10 @@ def measure_near_duplicates(
     hashes = [hash_of(image) for image in images]
     default = NearDuplicate().max_distance
     heads = [f"{distance}{' (default)' if distance == default else ''}" for distance in DISTANCES]
-    say(f"{count} scenes of {size} x {size} pixels; columns: `max_distance`\n")
-    say(f"| image | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
+    say(f"{count} scenes of {size} x {size} pixels; columns: `max_distance`")
+    say("")
+    say(f"| image | {' | '.join(heads)} |")
+    say(f"|---|{'---:|' * len(heads)}")
     for name, change in CHANGES.items():
         changed = [hash_of(np.asarray(change(Image.fromarray(image)))) for image in images]
         distances = [(one ^ other).bit_count() for one, other in zip(hashes, changed, strict=True)]

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from jobs.tools.filtering.faults import FAULTS, STYLES, Fault, Pair
 from jobs.tools.filtering.recall import THRESHOLDS, Samples, measured, rejected_share, tested, variants
+from jobs.tools.scoring.sheet import Example, save_examples
 from jointdit.scenes import render_scene
 from pipelines.dataset.card.figures import colour_depth
 from pipelines.quality import PIXEL_FILTERS
 
 README = Path(__file__).parents[3] / "pipelines" / "quality" / "README.md"
 COLUMNS = 6
-CELL = 112  # side of an image in pixels
-LABEL = 16  # height of a label in pixels
-LARGEST_SHEET = 400_000  # bytes
 
 
 def recall_table(samples: Samples, extra: Sequence[Sequence[str]] = ()) -> str:
@@ -57,18 +54,10 @@ def threshold_table(samples: Samples) -> str:
 
 def save_sheet(path: Path, seed: int, size: int) -> Path:
     """Save a clean sample and one of each fault, image above depth, as a PNG; return its path."""
-    cells = [_cell("clean", _pair(seed, size, "as rendered"))]
     shown = [fault for fault in FAULTS if fault.kind != "caption"]
-    cells += [_cell(fault.name, _rejected(fault, seed + number, size)) for number, fault in enumerate(shown, 1)]
-    blank = Image.new("RGB", cells[0].size, "white")
-    cells += [blank] * (-len(cells) % COLUMNS)
-    width, height = cells[0].size
-    sheet = Image.new("RGB", (COLUMNS * width, len(cells) // COLUMNS * height), "white")
-    for number, cell in enumerate(cells):
-        sheet.paste(cell, (number % COLUMNS * width, number // COLUMNS * height))
-    sheet.save(path, optimize=True)
-    assert path.stat().st_size < LARGEST_SHEET, f"{path} has {path.stat().st_size} bytes"
-    return path
+    columns = [_column("clean", _pair(seed, size, "as rendered"))]
+    columns += [_column(fault.name, _rejected(fault, seed + number, size)) for number, fault in enumerate(shown, 1)]
+    return save_examples(path, [columns[start : start + COLUMNS] for start in range(0, len(columns), COLUMNS)])
 
 
 def write_section(path: Path, name: str, text: str) -> None:
@@ -99,14 +88,8 @@ def _rejected(fault: Fault, seed: int, size: int) -> Pair:
     return pair
 
 
-def _cell(name: str, pair: Pair) -> Image.Image:
-    cell = Image.new("RGB", (CELL + 8, 2 * CELL + LABEL + 8), "white")
-    ImageDraw.Draw(cell).text((4, 2), name, fill="black", font=ImageFont.load_default(11))
-    depth = colour_depth(np.nan_to_num(pair.disparity, posinf=0, neginf=0))
-    for number, image in enumerate((pair.rgb, depth)):
-        shown = Image.fromarray(image).resize((CELL, CELL), Image.Resampling.NEAREST)
-        cell.paste(shown, (4, LABEL + number * CELL))
-    return cell
+def _column(title: str, pair: Pair) -> Example:
+    return Example(title, (pair.rgb, colour_depth(np.nan_to_num(pair.disparity, posinf=0, neginf=0))), "")
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Shared parts of `python -m jobs.tools.measure_scores` and `python -m jobs.tools.measure_critics`.
+"""Shared parts of measure_scores and measure_critics.
 
 separation.py    scores of right and of faulty samples: ROC AUC, rejected shares, tables in Markdown
 sheet.py         images of rejected samples, one per fault

@@ -1,4 +1,4 @@
-"""Small critics of the real classes of transformers, fitted to rendered scenes in minutes on one core.
+"""Small critics of the real classes of transformers, fitted to rendered scenes.
 
 A GLPN that estimates metric depth, and a CLIP with a vocabulary from the scenes' captions. The filters load them like
 any other checkpoint. They work on rendered scenes only.

@@ -1,4 +1,4 @@
-"""How well scores separate right samples from wrong ones, and what a filter rejects of both."""
+"""How well scores separate right samples from wrong ones."""
 
 from __future__ import annotations
 

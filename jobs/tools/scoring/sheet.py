@@ -1,4 +1,4 @@
-"""Sheets of samples that a filter with a model rejects: a clean sample, and one of each fault."""
+"""Sheets of samples that a filter rejects: a clean one, and one of each fault."""
 
 from __future__ import annotations
 

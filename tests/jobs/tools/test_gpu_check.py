@@ -9,7 +9,7 @@ import torch
 import typer
 
 from jobs.tools.gpu_cases import Clock, random_network, run_case
-from jobs.tools.gpu_check import BATCHES, SIZES, SMALL_SIZES, Plan, cases, gpu_check, summary
+from jobs.tools.gpu_check import gpu_check, summary
 from jointdit.pipeline import TINY_CHECKPOINT
 from jointdit.profiling.memory import read_model
 
@@ -45,18 +45,16 @@ def test_measured_memory_is_within_15_percent_of_the_estimate(report):
 def test_cases_beyond_the_time_limit_are_left_out_with_the_reason(report):
     architecture = read_model(TINY_CHECKPOINT).architecture
     network = random_network(architecture.network, torch.device("cpu"), torch.float32)
-    late = cases(network, architecture, (32, 64), (1,), 2, Clock(0.0), is_compiled=True)
-    assert late == [{"size": size, "batch": 1, "left_out": "no time is left", "compiled": True} for size in (32, 64)]
-    assert "64 px, batch 1, compiled: left out, no time is left" in summary({**report, "cases": late})
+    late = run_case(network, architecture, 64, 1, 2, Clock(0.0), is_compiled=True)
+    assert late == {"size": 64, "batch": 1, "compiled": True, "left_out": "no time is left"}
+    assert "64 px, batch 1, compiled: left out, no time is left" in summary({**report, "cases": [late]})
     long = run_case(network, architecture, 32, 1, 10**9, Clock(60.0))
     assert "forward_seconds" in long
     assert "steps_seconds" not in long
     assert long["left_out"].startswith("1000000000 steps take longer than the")
 
 
-def test_default_sizes_and_options_that_are_refused(tmp_path, monkeypatch):
-    assert Plan.of() == Plan(False, SIZES, BATCHES)
-    assert Plan.of(True, None, [3]) == Plan(True, SMALL_SIZES, (3,))
+def test_options_that_are_refused(tmp_path, monkeypatch):
     with pytest.raises(typer.BadParameter, match="--size is 500: give a multiple of 16"):
         gpu_check(tmp_path / "report.json", device="cpu", size=[500], **OPTIONS)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
