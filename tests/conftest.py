@@ -18,20 +18,22 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # the default of ten seconds would delay tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Spread the files of each folder over the run, so that files that wait for Ray run beside files that compute.
 
-    The short files of tests/pipelines run until the end, so that all processes of `make test` end at the same time.
+    Storms and histories begin first and files that wait for Ray end early; the short files of tests/pipelines run until
+    the end, so that all processes of `make test` end at the same time.
     """
-    folders: dict[Path, list[Path]] = {}
+    ends = {"chaos": 0.0, "integration": 0.6, "pipelines": 1.0}
+    folders: dict[str, list[Path]] = {}
     for path in dict.fromkeys(item.path for item in items):
-        folders.setdefault(path.parent, []).append(path)
+        folders.setdefault(path.relative_to(ROOT).parts[0], []).append(path)
     places: dict[Path, float] = {}
     for folder, files in folders.items():
-        end = 1.0 if "pipelines" in folder.parts else 0.75
-        places |= {path: end * number / len(files) for number, path in enumerate(files)}
+        places |= {path: ends.get(folder, 0.75) * number / len(files) for number, path in enumerate(files)}
     items.sort(key=lambda item: places[item.path])
 
 

@@ -255,8 +255,10 @@ def test_a_plan_tells_the_memory_of_a_worker_and_refuses_what_cannot_fit(folder_
     room = need.bytes / 1e9
     assert preview(load_spec({**folder_spec, "resources": {"gpu_memory_gb": room}})).memory == need
     small = {**folder_spec, "resources": {"gpu_memory_gb": room - 0.001}}
-    numbers = rf"gives a worker [\d.]+ GB, and a batch of 8 at 32 x 48 needs {room:.1f} GB \(weights 0.0 GB; denoise"
-    with pytest.raises(SpecError, match=numbers + r".*; model\.batch_size: 4 fits\."):
+    numbers = (
+        rf"gives a worker [\d.]+ GB, and a batch of 8 at 32 x 48 needs {room:.1f} GB \(weights 0.0 GB; activations of "
+    )
+    with pytest.raises(SpecError, match=numbers + r"denoise.*; model\.batch_size: 4 fits\."):
         preview(load_spec(small))
     shared = {**folder_spec, "resources": {"gpu_memory_gb": 2 * room - 0.1, "gpus_per_worker": 0.5}}
     with pytest.raises(SpecError, match=r"not even batch_size 1 fits: model\.vae_slicing"):

@@ -82,7 +82,7 @@ def test_a_training_spec_with_the_old_key_is_refused(file: str, section: str, tm
 
 def test_records_with_the_old_key_are_translated(tmp_path: Path) -> None:
     ledger = stored_output(tmp_path, load_spec(depth("condition_refresh")))
-    stored = (ledger.read_job().spec, ledger.read_job().resolved, read_version(ledger.storage, 1).spec)
+    stored = (ledger.read_job().spec, ledger.read_job().resolved, read_version(ledger.storage, 1).recorded_spec)
     assert [load_spec(spec).model.condition_refresh for spec in stored] == [4, 4, 4]
 
 
