@@ -219,7 +219,7 @@ def evaluate(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="Evaluate on scenes: vae, depth, styles, lifting, steps, joint, restyle or spectra; can be repeated.",
+            help="Evaluate on scenes: vae, depth, styles, lifting, steps, joint or restyle; can be repeated.",
             show_default="all, or none where benchmarks are given",
         ),
     ] = None,

@@ -19,7 +19,7 @@ from rich.table import Table
 from jobs.evaluation.benchmarks import BenchmarkChoice, benchmark_table, check_benchmarks
 from jobs.evaluation.context import SceneEvaluation, Sizes
 from jobs.evaluation.depth import depth_tables, lifting_tables, step_tables, style_tables, vae_tables
-from jobs.evaluation.generation import joint_tables, restyle_tables, spectra_tables
+from jobs.evaluation.generation import joint_tables, restyle_tables
 from jobs.report import console, say
 from jointdit.errors import InputError, SpecError
 from jointdit.evaluation.published import depth_to_image_table, joint_models_table, robust_table, text_to_image_table
@@ -44,7 +44,6 @@ SCENE_PARTS: dict[str, Callable[[SceneEvaluation], list[ResultTable]]] = {
     "steps": step_tables,
     "joint": joint_tables,
     "restyle": restyle_tables,
-    "spectra": spectra_tables,
 }
 
 NOT_COMPARABLE = (

@@ -21,7 +21,6 @@ from jointdit.evaluation.tables import Column, ResultTable
 from jointdit.geometry.depth import grey_image
 from jointdit.scenes.colours import ColourReport, check_two_objects
 
-SPECTRA_PROMPTS = 16  # at most
 IS_SPLITS = 10
 SHUFFLED = "the next sample's prompt"
 
@@ -29,12 +28,6 @@ COLOUR_COLUMNS = tuple(Column(name, ".0%") for name in ("found", "floor", "wall"
 TWO_OBJECT_COLUMNS = (Column("object colours found", ".0%"), Column("images with both", ".0%"))
 AGREEMENT_COLUMNS = (Column("AbsRel"), Column("δ1"), Column("AbsRel over shuffled", ".2f"))
 GENERATION_COLUMNS = tuple(Column(name, ".2f") for name in ("FID", "IS", "CLIP score"))
-SPECTRA_COLUMNS = (
-    Column("high share, first step"),
-    Column("high share, last step"),
-    Column("low settled at step", ".0f"),
-    Column("high settled at step", ".0f"),
-)
 
 
 def joint_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
@@ -70,26 +63,6 @@ def restyle_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
         _colour_table(evaluation, "depth-to-image", made),
         _agreement_table(evaluation, title, "the condition is exact depth", made, truths),
     ]
-
-
-def spectra_tables(evaluation: SceneEvaluation) -> list[ResultTable]:
-    """Low and high frequencies of both branches over the steps."""
-    from jointdit.evaluation.spectra import BRANCHES, record_spectra
-
-    prompts, steps = evaluation.captions[:SPECTRA_PROMPTS], evaluation.sizes.steps
-    spectra = record_spectra(evaluation.pipe, prompts, steps)
-    how = (
-        f"{len(prompts)} joint samples, {steps} steps; energy of the clean estimate of the latents, high: above half "
-        "the highest frequency; settled: from then on within 10 % of the last step's"
-    )
-    table = ResultTable("Spectra of the branches", how, SPECTRA_COLUMNS)
-    for branch in BRANCHES:
-        share = spectra.high_share(branch)
-        settled = [float(spectra.settled_at(branch, high)) for high in (False, True)]
-        values = [float(share[0]), float(share[-1]), *settled]
-        table.measured(branch, {column.name: value for column, value in zip(SPECTRA_COLUMNS, values, strict=True)})
-    evaluation.details["high_share_by_step"] = {branch: spectra.high_share(branch).tolist() for branch in BRANCHES}
-    return [table]
 
 
 def _colour_table(evaluation: SceneEvaluation, task: str, made: Images) -> ResultTable:

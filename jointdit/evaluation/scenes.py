@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointdit.evaluation.alignment import Alignment
-from jointdit.evaluation.baselines import constant_disparity, mean_training_disparity
 from jointdit.evaluation.images import opponent_r2, psnr
 from jointdit.evaluation.metrics import SCENE_RANGE, clipped_depth, metrics_of_pixels
 from jointdit.scenes import Scene, render_scene
@@ -41,22 +40,6 @@ class DepthScore:
 
 
 @dataclass(frozen=True)
-class DepthReport:
-    """Scores of an estimator, of the same with swapped images, and of two baselines without an image."""
-
-    scenes: int
-    model: DepthScore
-    wrong_image: DepthScore
-    constant: DepthScore
-    mean_disparity: DepthScore
-
-    @property
-    def error_ratio(self) -> float:
-        """AbsRel divided by that of the better baseline."""
-        return self.model.abs_rel / min(self.constant.abs_rel, self.mean_disparity.abs_rel)
-
-
-@dataclass(frozen=True)
 class VaeReport:
     """Mean PSNR in dB, R^2 on the opponent axes, and the share of pixels that keep each named colour."""
 
@@ -69,27 +52,6 @@ def held_out_scenes(count: int, width: int = 128, height: int = 128, skip: int =
     """Render `count` held-out scenes, after the first `skip` ones."""
     first = HELD_OUT_SEED + skip
     return [render_scene(seed, width, height) for seed in range(first, first + count)]
-
-
-def evaluate_depth(
-    estimate: EstimateDepth, scenes: Sequence[Scene], mean_disparity: NDArray[np.float32] | None = None
-) -> DepthReport:
-    """Score an estimator on scenes of one size, and the baselines.
-
-    mean_disparity: (H, W), result of `mean_training_disparity`; None renders the training scenes for it.
-    """
-    height, width = scenes[0].depth.shape
-    if mean_disparity is None:
-        mean_disparity = mean_training_disparity(height, width)
-    estimates = estimate([scene.rgb for scene in scenes])
-    return DepthReport(
-        scenes=len(scenes),
-        model=score_depth(estimates, scenes),
-        # The estimate of the next scene's image.
-        wrong_image=score_depth([*estimates[1:], estimates[0]], scenes),
-        constant=score_depth([constant_disparity(height, width)] * len(scenes), scenes),
-        mean_disparity=score_depth([mean_disparity] * len(scenes), scenes),
-    )
 
 
 def score_depth(

@@ -10,7 +10,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
@@ -183,8 +182,3 @@ DEPTH_GUIDANCE = 1.0
 
 LORA_RANKS = {"vector_in.in_layer": 64, "vector_in.out_layer": 128, "txt_in": 128, "blocks": 64}
 """Ranks of the tiny adapter: 64 in the blocks as in the paper, less than its 512 and 1024 at the inputs."""
-
-
-def parameter_count(*modules: torch.nn.Module) -> int:
-    """Parameters of all modules together."""
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())

@@ -2,7 +2,6 @@
 
     frame.py      alternating turns of two sides, medians with quartiles, ratios, targets; rejects unequal work
     record.py     results with machine and commit, as JSON and as the table in jobs/tools/BENCH.md
-    tried.py      for each missed target: the limiting factor, and what was tried
     machine.py    machine, package versions, commit
     command.py    `jointdit bench`; running.py runs the benches
     the others    benches: functions `measure(settings)` that yield lines of the table

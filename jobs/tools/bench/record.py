@@ -1,7 +1,6 @@
 """Results of benches with machine and commit, as JSON, as text and as BENCH.md.
 
-jobs/tools/BENCH.json holds the last result of each bench. BENCH.md is written from it, and from tried.py, which records
-what was tried for a missed target.
+jobs/tools/BENCH.json holds the last result of each bench. BENCH.md is written from it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 
 from jobs.tools.bench import BENCHES
 from jobs.tools.bench.frame import Line, Reach, Spread
-from jobs.tools.bench.tried import tried
 
 FOLDER = Path(__file__).parents[1]
 SIGNS = {"at least": "≥", "at most": "≤"}
@@ -98,8 +96,6 @@ def markdown(results: Sequence[Result], command: str) -> str:
         for line in result.lines:
             parts.append(f"- {line.what}: {_work(line.work)}{_repetitions(line)}")
             parts += [f"  - {note}" for note in line.notes]
-            if line.reached is False:
-                parts += [f"  - target missed: {fact}" for fact in tried(result.name, line.what)]
         parts.append("")
     parts.append("## The machine\n")
     machines = {json.dumps(result.machine, sort_keys=True): result.machine for result in results}

@@ -27,11 +27,6 @@ class Terms:
             known = f"{self.license} (by {self.told_by}{where})"
         return known + ("; gated on the hub" if self.gated else "")
 
-    @property
-    def is_non_commercial(self) -> bool:
-        """Whether the licence's name says that it is non-commercial."""
-        return "non-commercial" in self.license.lower() or "noncommercial" in self.license.lower()
-
 
 def terms_of_card(data: Mapping[str, Any] | None, told_by: str, gated: bool | None = None) -> Terms:
     """Return the terms in the metadata of a model card; for the licence `other`, the field license_name counts."""

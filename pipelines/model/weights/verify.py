@@ -31,11 +31,6 @@ class PinnedFile:
         """Whether the file affects the model's outputs: all files except the model card."""
         return not self.name.endswith(".md")
 
-    @property
-    def is_hashed(self) -> bool:
-        """Whether its content can be verified, not only its size."""
-        return not self.digest.startswith("etag:")
-
 
 def mismatch(path: Path, file: PinnedFile) -> str | None:
     """Describe the difference between a file and its pin; None if there is none."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from jobs.tools.bench import BENCHES
 from jobs.tools.bench.frame import Line, Reach, Spread, Turn, alternate, check_same_work, repeat, slope
 from jobs.tools.bench.record import Result, cells, markdown, number, read_results, write_results
 from jobs.tools.bench.running import json_alone
-from jobs.tools.bench.tried import TRIED, tried
 from jointdit.errors import PermanentError
 
 
@@ -98,16 +96,6 @@ def test_the_last_result_of_each_bench_is_kept_and_the_table_is_written(tmp_path
     assert "a CPU, 2 cores" in text
     assert cells(first.lines[1])[-3:] == ("1 (0.95 to 1.05)", "", "")
     assert markdown([first], "x") == markdown([first], "x")
-
-
-def test_facts_are_printed_for_a_missed_target_only():
-    reached = result_of("raydata")
-    slow = replace(reached.lines[0], what="one worker, to the last file", reach=Reach("at least", 2.0))
-    fact = tried("raydata", slow.what)[0]
-    assert f"  - target missed: {fact}" in markdown([replace(reached, lines=(slow,))], "x")
-    fast = replace(slow, reach=Reach("at least", 0.5))
-    assert "target missed" not in markdown([replace(reached, lines=(fast,))], "x")
-    assert TRIED.keys() <= BENCHES.keys()
 
 
 def test_the_list_names_every_bench_and_each_has_a_file(capsys):

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 
 from jointdit.errors import InputError
 from jointdit.evaluation.agreement import assumed_depth, depth_agreement, typical_range
 from jointdit.evaluation.lifting import planes_of, score_lifting
 from jointdit.evaluation.scenes import held_out_scenes
-from jointdit.evaluation.spectra import radial_counts, radial_power, record_spectra
 from jointdit.geometry.depth import disparity_from_depth
 from jointdit.scenes import COLOURS, FLAT_SHAPES
 from jointdit.scenes.colours import check_two_objects, names_two_objects
@@ -17,47 +15,6 @@ from jointdit.scenes.colours import check_two_objects, names_two_objects
 @pytest.fixture(scope="module")
 def scenes():
     return held_out_scenes(6, 96, 96)
-
-
-# --- spectra --------------------------------------------------------------------------------------------------------
-
-
-def test_a_wave_has_its_power_at_its_radius_and_the_sum_is_the_variance():
-    rows, columns = np.mgrid[0:16, 0:16]
-    wave = np.sin(2 * np.pi * 3 * columns / 16) + 0.5 * np.sin(2 * np.pi * 6 * rows / 16) + 7
-    power = radial_power(torch.from_numpy(wave)[None, None])
-    energy = power * radial_counts(16, 16)
-    assert energy[3] == pytest.approx(256 * 0.5)
-    assert energy[6] == pytest.approx(256 * 0.125)
-    assert energy.sum() == pytest.approx(256 * wave.var())
-    assert energy[0] == 0
-
-
-def test_radius_is_counted_along_the_shorter_side():
-    columns = np.mgrid[0:8, 0:32][1]
-    power = radial_power(torch.from_numpy(np.sin(2 * np.pi * 8 * columns / 32))[None, None])
-    assert power.argmax() == 2  # 8 cycles in 32 are 2 in 8
-
-
-def test_the_last_clean_estimate_is_the_sample_and_both_branches_are_kept_apart(small_pipeline):
-    small_pipeline.set_progress_bar_config(disable=True)
-    seen = []
-    spectra = record_spectra(small_pipeline, ["a", "b"], num_inference_steps=3, seed=5)
-    small_pipeline(prompt=["a", "b"], seeds=[5, 6], num_inference_steps=3, on_step=lambda *step: seen.append(step[1:]))
-    from jointdit.model.latents import unpack_latents
-
-    rgb, depth = (unpack_latents(half, 8, 6) for half in seen[-1][0].chunk(2))
-    np.testing.assert_allclose(spectra.clean["rgb"][-1], radial_power(rgb), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(spectra.clean["depth"][-1], radial_power(depth), rtol=1e-4, atol=1e-6)
-    velocity = unpack_latents(seen[1][1].chunk(2)[1], 8, 6)
-    np.testing.assert_allclose(spectra.velocity["depth"][1], radial_power(velocity), rtol=1e-4, atol=1e-6)
-    # by its definition: x_t - t v at the first step, where x_t is the noise
-    noise = unpack_latents(small_pipeline.prepare_noise([5, 6], 64, 48)[0], 8, 6)
-    first = noise - unpack_latents(seen[0][1].chunk(2)[0], 8, 6)
-    np.testing.assert_allclose(spectra.clean["rgb"][0], radial_power(first), rtol=1e-4, atol=1e-6)
-    assert spectra.noise_level[0] == pytest.approx(1)
-    assert spectra.high_share("rgb").shape == (3,)
-    assert 1 <= spectra.settled_at("depth", high=True) <= 3
 
 
 # --- points ---------------------------------------------------------------------------------------------------------

@@ -164,7 +164,6 @@ def test_a_gated_repository_says_what_to_do(hub: Hub, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     one = pinned()
     assert "gated on the hub" in str(one.terms)
-    assert one.terms.is_non_commercial
     assert local_path(one).is_dir()
     monkeypatch.delenv("HF_TOKEN")
     assert local_path(one).is_dir()  # it is here already
