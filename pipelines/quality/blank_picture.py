@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +18,7 @@ class BlankPicture(Filter):
 
     kind: ClassVar[str] = "blank_picture"
     scores: ClassVar[tuple[str, ...]] = ("rgb_span",)
+    reasons: ClassVar[tuple[str, ...]] = ("colours span {0:.3f}, less than {1:g}",)
     looks_at: ClassVar[frozenset[str]] = frozenset({"rgb"})
 
     min_span: Fraction = 0.08
@@ -32,8 +32,3 @@ class BlankPicture(Filter):
             low, high = np.searchsorted(reached, (0.01, 0.99))
             spans.append(int(high) - int(low))
         return {"rgb_span": max(spans) / 255}
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        if scores["rgb_span"] >= self.min_span:
-            return None
-        return f"colours span {scores['rgb_span']:.3f}, less than {self.min_span:g}"

@@ -40,6 +40,12 @@ class Caption(Filter):
         "min_characters": "caption_characters",
         "min_letters": "caption_letter_fraction",
     }
+    reasons: ClassVar[tuple[str, ...]] = (
+        "the caption has {0:.0f} words, less than {1}",
+        "the caption has {0:.0f} words, more than {1}",
+        "the caption has {0:.0f} characters, less than {1}",
+        "{0:.3f} of the caption are letters, less than {1:g}",
+    )
 
     min_words: Annotated[int, Field(ge=0)] = 1
     max_words: Annotated[int, Field(ge=1)] = 400  # FLUX reads 512 tokens of T5
@@ -57,18 +63,6 @@ class Caption(Filter):
             "caption_characters": float(len(characters)),
             "caption_letter_fraction": letters / max(1, len(characters)),
         }
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        words, characters, letters = (scores[name] for name in self.scores)
-        if not words >= self.min_words:
-            return f"the caption has {words:.0f} words, less than {self.min_words}"
-        if not words <= self.max_words:
-            return f"the caption has {words:.0f} words, more than {self.max_words}"
-        if not characters >= self.min_characters:
-            return f"the caption has {characters:.0f} characters, less than {self.min_characters}"
-        if not letters >= self.min_letters:
-            return f"{letters:.3f} of the caption are letters, less than {self.min_letters:g}"
-        return None
 
     def reject_caption(self, caption: str) -> str | None:
         words = f" {' '.join(_words(caption))} "

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +18,7 @@ class ClippedPicture(Filter):
 
     kind: ClassVar[str] = "clipped_picture"
     scores: ClassVar[tuple[str, ...]] = ("rgb_clipped_fraction",)
+    reasons: ClassVar[tuple[str, ...]] = ("{0:.3f} of the image is clipped, more than {1:g}",)
     looks_at: ClassVar[frozenset[str]] = frozenset({"rgb"})
 
     max_clipped: Fraction = 0.3
@@ -30,8 +30,3 @@ class ClippedPicture(Filter):
         for channel in range(3):
             clipped |= (rgb[..., channel] == 0) | (rgb[..., channel] == 255)
         return {"rgb_clipped_fraction": float(np.mean(clipped))}
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        if scores["rgb_clipped_fraction"] <= self.max_clipped:
-            return None
-        return f"{scores['rgb_clipped_fraction']:.3f} of the image is clipped, more than {self.max_clipped:g}"

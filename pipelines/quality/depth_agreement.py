@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,11 @@ class DepthAgreement(ModelScored):
     """
 
     estimate_name: ClassVar[str]  # what a reason calls the estimate
+    reasons: ClassVar[tuple[str, ...]] = (
+        "AbsRel of its depth to {filter.estimate_name} is {0:.3f}, more than {1:g}",
+        "{0:.0%} of its depth is within 25 % of {filter.estimate_name}, less than {1:.0%}",
+        "its details correlate by {0:.2f} with {filter.estimate_name}, less than {1:g}",
+    )
 
     max_abs_rel: float = Field(0.35, ge=0)
     min_delta1: Fraction = 0.4
@@ -39,15 +44,3 @@ class DepthAgreement(ModelScored):
         pairs = zip(estimates, disparities, strict=True)
         compared = [pair_agreement(estimate, disparity, alignment) for estimate, disparity in pairs]
         return [dict(zip(self.scores, pair, strict=True)) if pair else {} for pair in compared]
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        abs_rel, delta1, correlation = (scores[name] for name in self.scores)
-        if not abs_rel <= self.max_abs_rel:
-            return f"AbsRel of its depth to {self.estimate_name} is {abs_rel:.3f}, more than {self.max_abs_rel:g}"
-        if not delta1 >= self.min_delta1:
-            name, limit = self.estimate_name, f"less than {self.min_delta1:.0%}"
-            return f"{delta1:.0%} of its depth is within 25 % of {name}, {limit}"
-        if not correlation >= self.min_correlation:
-            name, limit = self.estimate_name, f"less than {self.min_correlation:g}"
-            return f"its details correlate by {correlation:.2f} with {name}, {limit}"
-        return None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,6 +15,7 @@ class DepthRange(Filter):
 
     kind: ClassVar[str] = "depth_range"
     scores: ClassVar[tuple[str, ...]] = ("depth_span",)
+    reasons: ClassVar[tuple[str, ...]] = ("depth spans {0:.3f}, less than {1:g}",)
     looks_at: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     min_span: Fraction = 0.1
@@ -25,8 +25,3 @@ class DepthRange(Filter):
         _, disparity = pixels(result)
         low, high = np.percentile(disparity, (1, 99))
         return {"depth_span": float(high - low)}
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        if scores["depth_span"] >= self.min_span:
-            return None
-        return f"depth spans {scores['depth_span']:.3f}, less than {self.min_span:g}"

@@ -8,8 +8,7 @@ Trans. Geoscience Electronics 8(4), 1970).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +35,10 @@ class EdgeAlignment(Filter):
 
     kind: ClassVar[str] = "edge_alignment"
     scores: ClassVar[tuple[str, ...]] = ("edge_alignment", "edge_peak")
+    reasons: ClassVar[tuple[str, ...]] = (
+        "{0:.3f} of depth edges are the image's, less than {1:g}",
+        "shifted depth would fit better: peak ratio {0:.3f}, less than {1:g}",
+    )
 
     min_alignment: Fraction = 0.5
     min_peak: Fraction = 0.75
@@ -55,13 +58,6 @@ class EdgeAlignment(Filter):
         here = float(correlation[reach - step : reach + step + 1, reach - step : reach + step + 1].max())
         best = float(correlation.max())
         return {"edge_alignment": min(max(here, 0.0), 1.0), "edge_peak": here / best if best > 1e-3 else 0.0}
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        if not scores["edge_alignment"] >= self.min_alignment:
-            return f"{scores['edge_alignment']:.3f} of depth edges are the image's, less than {self.min_alignment:g}"
-        if not scores["edge_peak"] >= self.min_peak:
-            return f"shifted depth would fit better: peak ratio {scores['edge_peak']:.3f}, less than {self.min_peak:g}"
-        return None
 
 
 def _second_difference(values: FloatArray, step: int) -> FloatArray:

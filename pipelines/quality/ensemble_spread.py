@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -24,6 +23,10 @@ class EnsembleSpread(ModelScored):
 
     kind: ClassVar[str] = "ensemble_spread"
     scores: ClassVar[tuple[str, ...]] = ("ensemble_abs_rel_spread", "ensemble_correlation")
+    reasons: ClassVar[tuple[str, ...]] = (
+        "{filter.estimates} estimates of its depth differ by {0:.3f}, more than {1:g}",
+        "details of {filter.estimates} estimates of its depth correlate by {0:.2f}, less than {1:g}",
+    )
     measured_with: ClassVar[tuple[str, ...]] = ("estimates", "steps")
 
     max_spread: float = Field(0.1, ge=0)
@@ -50,12 +53,3 @@ class EnsembleSpread(ModelScored):
             return [compare(np.stack(maps)) for maps in members]
 
         return score
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        spread, correlation = (scores[name] for name in self.scores)
-        if not spread <= self.max_spread:
-            return f"{self.estimates} estimates of its depth differ by {spread:.3f}, more than {self.max_spread:g}"
-        if not correlation >= self.min_correlation:
-            details = f"details of {self.estimates} estimates of its depth correlate by {correlation:.2f}"
-            return f"{details}, less than {self.min_correlation:g}"
-        return None

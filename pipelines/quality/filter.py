@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,18 @@ Correlation = Annotated[float, Field(ge=-1, le=1)]
 SIDE = 512  # pixels; of larger images every n-th pixel is used, so that scores cost about the same at any size
 
 
+class Limit(NamedTuple):
+    """A threshold field of a filter, and the score that it limits."""
+
+    field: str
+    score: str
+
+    @property
+    def is_lower(self) -> bool:
+        """Whether scores below the threshold are rejected, not those above."""
+        return self.field.startswith("min_")
+
+
 class Filter(BaseModel, ABC):
     """A frozen model whose fields are the thresholds. All fields have defaults."""
 
@@ -27,6 +39,7 @@ class Filter(BaseModel, ABC):
     # Threshold -> the score that it bounds, from below (min_...) or above (max_...). None: thresholds and scores
     # correspond in their order.
     bounds: ClassVar[Mapping[str, str] | None] = None
+    reasons: ClassVar[tuple[str, ...]] = ()  # for each threshold: a format of (score, threshold, filter=)
     looks_at: ClassVar[frozenset[str]] = frozenset({"prompt", "rgb", "depth"})  # parts of a sample that its scores use
 
     @staticmethod
@@ -34,9 +47,21 @@ class Filter(BaseModel, ABC):
     def measure(result: SampleResult) -> dict[str, float]:
         """Return the scores of a sample with pixels, in the order of `scores`, independent of thresholds."""
 
-    @abstractmethod
+    @classmethod
+    def limits(cls) -> tuple[Limit, ...]:
+        """Return the thresholds that bound one score each: fields min_... and max_..., by `bounds`."""
+        fields = [name for name in cls.model_fields if name.startswith(("min_", "max_"))]
+        if cls.bounds is not None:
+            return tuple(Limit(name, cls.bounds[name]) for name in fields if name in cls.bounds)
+        return tuple(map(Limit, fields, cls.scores)) if len(fields) == len(cls.scores) else ()
+
     def reject(self, scores: Mapping[str, Any]) -> str | None:
         """Return a short reason to reject a sample with these scores, or None to keep it. NaN is never kept."""
+        for limit, reason in zip(self.limits(), self.reasons, strict=True):
+            score, threshold = scores[limit.score], getattr(self, limit.field)
+            if not (score >= threshold if limit.is_lower else score <= threshold):
+                return reason.format(score, threshold, filter=self)
+        return None
 
     def reject_caption(self, caption: str) -> str | None:
         """Return a short reason to reject this caption, or None to keep it. The caption is stored like the scores."""

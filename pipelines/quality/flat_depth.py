@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +20,7 @@ class FlatDepth(Filter):
 
     kind: ClassVar[str] = "flat_depth"
     scores: ClassVar[tuple[str, ...]] = ("depth_flat_fraction",)
+    reasons: ClassVar[tuple[str, ...]] = ("{0:.3f} of depth is at one distance, more than {1:g}",)
     looks_at: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     max_flat: Fraction = 0.8
@@ -31,8 +31,3 @@ class FlatDepth(Filter):
         inside = disparity[np.isfinite(disparity)]
         filled = np.bincount(np.clip(inside * BINS, 0, BINS - 1).astype(np.intp), minlength=BINS)
         return {"depth_flat_fraction": int((filled[1:] + filled[:-1]).max()) / disparity.size}
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        if scores["depth_flat_fraction"] <= self.max_flat:
-            return None
-        return f"{scores['depth_flat_fraction']:.3f} of depth is at one distance, more than {self.max_flat:g}"

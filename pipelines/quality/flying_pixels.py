@@ -8,8 +8,7 @@ workshops 2018).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ class FlyingPixels(Filter):
 
     kind: ClassVar[str] = "flying_pixels"
     scores: ClassVar[tuple[str, ...]] = ("flying_pixel_fraction",)
+    reasons: ClassVar[tuple[str, ...]] = ("{0:.3f} of depth edges are ramps, more than {1:g}",)
     looks_at: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     max_flying: Fraction = 0.6
@@ -40,11 +40,6 @@ class FlyingPixels(Filter):
         arm = max(2, max(disparity.shape) // 32)
         jumps, ramps = map(sum, zip(_count(disparity, arm), _count(disparity.T, arm), strict=True))
         return {"flying_pixel_fraction": ramps / jumps if jumps else 0.0}
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        if scores["flying_pixel_fraction"] <= self.max_flying:
-            return None
-        return f"{scores['flying_pixel_fraction']:.3f} of depth edges are ramps, more than {self.max_flying:g}"
 
 
 def _count(values: NDArray[np.float32], arm: int) -> tuple[int, int]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -20,6 +19,10 @@ class MetricFit(Filter):
 
     kind: ClassVar[str] = "metric_fit"
     scores: ClassVar[tuple[str, ...]] = ("calibration_residual", "calibration_inlier_ratio")
+    reasons: ClassVar[tuple[str, ...]] = (
+        "its depth is {0:.0%} off the metric model's, more than {1:.0%}",
+        "{0:.0%} of its depth agrees with the metric model, less than {1:.0%}",
+    )
 
     max_residual: float = Field(0.25, ge=0)
     min_inlier_ratio: Fraction = 0.3
@@ -28,11 +31,3 @@ class MetricFit(Filter):
     def measure(result: SampleResult) -> dict[str, float]:
         """Return nothing, because pixels alone are not enough."""
         return {}
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        residual, ratio = (scores[name] for name in self.scores)
-        if not residual <= self.max_residual:
-            return f"its depth is {residual:.0%} off the metric model's, more than {self.max_residual:.0%}"
-        if not ratio >= self.min_inlier_ratio:
-            return f"{ratio:.0%} of its depth agrees with the metric model, less than {self.min_inlier_ratio:.0%}"
-        return None

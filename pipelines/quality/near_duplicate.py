@@ -7,8 +7,7 @@ images stays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +34,6 @@ class NearDuplicate(Filter):
     @staticmethod
     def measure(result: SampleResult) -> dict[str, float]:
         return {}
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        return None
 
 
 def perceptual_hash(rgb: NDArray[np.uint8]) -> str:

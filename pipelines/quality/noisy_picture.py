@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +21,7 @@ class NoisyPicture(Filter):
 
     kind: ClassVar[str] = "noisy_picture"
     scores: ClassVar[tuple[str, ...]] = ("rgb_noise",)
+    reasons: ClassVar[tuple[str, ...]] = ("noise is {0:.1f} of 255, more than {1:g}",)
     looks_at: ClassVar[frozenset[str]] = frozenset({"rgb"})
 
     max_noise: Levels = 6.0
@@ -30,8 +30,3 @@ class NoisyPicture(Filter):
     def measure(result: SampleResult) -> dict[str, float]:
         rgb, _ = pixels(result)
         return {"rgb_noise": roughness(luminance(rgb))}
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        if scores["rgb_noise"] <= self.max_noise:
-            return None
-        return f"noise is {scores['rgb_noise']:.1f} of 255, more than {self.max_noise:g}"

@@ -6,8 +6,7 @@ Single wrong pixels are specks. A plane is affine in disparity, so a small piece
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +33,11 @@ class Planarity(Filter):
 
     kind: ClassVar[str] = "planarity"
     scores: ClassVar[tuple[str, ...]] = ("depth_roughness", "depth_speck_fraction", "depth_distinct_fraction")
+    reasons: ClassVar[tuple[str, ...]] = (
+        "surfaces are rough by {0:.4f}, more than {1:g}",
+        "{0:.4f} of depth are specks, more than {1:g}",
+        "{0:.3f} of depths on slopes are distinct, less than {1:g}",
+    )
     looks_at: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     max_roughness: Fraction = 0.005
@@ -48,16 +52,6 @@ class Planarity(Filter):
             "depth_speck_fraction": _specks(disparity),
             "depth_distinct_fraction": _distinct(disparity),
         }
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        rough, specks, distinct = (scores[name] for name in self.scores)
-        if not rough <= self.max_roughness:
-            return f"surfaces are rough by {rough:.4f}, more than {self.max_roughness:g}"
-        if not specks <= self.max_specks:
-            return f"{specks:.4f} of depth are specks, more than {self.max_specks:g}"
-        if not distinct >= self.min_distinct:
-            return f"{distinct:.3f} of depths on slopes are distinct, less than {self.min_distinct:g}"
-        return None
 
 
 def _specks(values: FloatArray) -> float:

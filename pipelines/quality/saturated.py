@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +24,12 @@ class Saturated(Filter):
         "depth_near_saturated_fraction",
         "rgb_saturated_fraction",
     )
+    reasons: ClassVar[tuple[str, ...]] = (
+        "depth nonfinite fraction is {0:.3f}, more than {1:g}",
+        "depth saturated fraction is {0:.3f}, more than {1:g}",
+        "depth near saturated fraction is {0:.3f}, more than {1:g}",
+        "rgb saturated fraction is {0:.3f}, more than {1:g}",
+    )
 
     max_nonfinite: Fraction = 0.0
     max_depth: Fraction = 0.9
@@ -45,10 +50,3 @@ class Saturated(Filter):
             "depth_near_saturated_fraction": float(np.mean(near)),
             "rgb_saturated_fraction": float(np.mean(at_an_end)),
         }
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        thresholds = (self.max_nonfinite, self.max_depth, self.max_near, self.max_rgb)
-        for name, limit in zip(self.scores, thresholds, strict=True):
-            if not scores[name] <= limit:
-                return f"{name.replace('_', ' ')} is {scores[name]:.3f}, more than {limit:g}"
-        return None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -20,6 +19,7 @@ class TextAgreement(ForeignModel):
 
     kind: ClassVar[str] = "text_agreement"
     scores: ClassVar[tuple[str, ...]] = ("text_agreement",)
+    reasons: ClassVar[tuple[str, ...]] = ("CLIP score of image and text is {0:.1f}, less than {1:g}",)
     model_kind: ClassVar[str] = "a CLIP model"
 
     min_score: float = Field(15.0, ge=-100, le=100)
@@ -46,8 +46,3 @@ class TextAgreement(ForeignModel):
             return [{self.kind: text_agreement(clip, image, text)} if text else {} for image, text in pairs]
 
         return score
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        if scores[self.kind] >= self.min_score:
-            return None
-        return f"CLIP score of image and text is {scores[self.kind]:.1f}, less than {self.min_score:g}"

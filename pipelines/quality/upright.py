@@ -9,8 +9,7 @@ not use the filter for them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +22,7 @@ class Upright(Filter):
 
     kind: ClassVar[str] = "upright"
     scores: ClassVar[tuple[str, ...]] = ("depth_ground_correlation",)
+    reasons: ClassVar[tuple[str, ...]] = ("depth is nearest at the top: correlation {0:.3f}, less than {1:g}",)
     looks_at: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     min_correlation: Correlation = -0.35
@@ -36,9 +36,3 @@ class Upright(Filter):
         if spread < 1e-9:
             return {"depth_ground_correlation": 0.0}
         return {"depth_ground_correlation": float(np.mean((means - means.mean()) * rows)) / spread}
-
-    def reject(self, scores: Mapping[str, Any]) -> str | None:
-        correlation = scores["depth_ground_correlation"]
-        if correlation >= self.min_correlation:
-            return None
-        return f"depth is nearest at the top: correlation {correlation:.3f}, less than {self.min_correlation:g}"

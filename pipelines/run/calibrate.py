@@ -31,12 +31,13 @@ from pipelines.ledger.ledger import Ledger, open_output
 from pipelines.model.fingerprint import Fingerprint, digest
 from pipelines.plan.shards import cut_rows, make_shard
 from pipelines.quality import FILTERS, load_filters
+from pipelines.quality.filter import Limit
 from pipelines.records import Span
 from pipelines.run.opening import open_job
 from pipelines.run.rounds import generate_all
 from pipelines.spec.file import apply_overrides, read_yaml
 from pipelines.spec.job import JobSpec, load_spec
-from pipelines.spec.quantiles import Calibration, Limit, limits_of, value_of, without_quantiles
+from pipelines.spec.quantiles import Calibration, value_of, without_quantiles
 from pipelines.stages.readers import check_columns, count_rows, list_files
 from pipelines.store.storage import AlreadyExists, Storage
 
@@ -110,7 +111,7 @@ def propose_thresholds(spec: JobSpec, calibration: Calibration, reject: float) -
     filters = {loaded.kind: loaded for loaded in load_filters(spec.quality.filters)}
     proposals = []
     for kind in filters or FILTERS:
-        for limit in limits_of(FILTERS[kind]):
+        for limit in FILTERS[kind].limits():
             if scores := calibration.scores.get(limit.score):
                 fraction = reject if limit.is_lower else 1 - reject
                 value = value_of(FILTERS[kind], limit, calibration.quantile(limit.score, fraction))

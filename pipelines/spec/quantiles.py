@@ -12,31 +12,20 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pydantic import FiniteFloat, TypeAdapter
 
 from jointdit.errors import SpecError, StoreError
 from pipelines.quality import FILTERS, Filter
+from pipelines.quality.filter import Limit
 from pipelines.store.errors import TransientError
 from pipelines.store.safe_text import shown_message
 from pipelines.store.storage import Storage
 
 FILE = "calibration.json"
 FORMAT = 1
-
-
-class Limit(NamedTuple):
-    """A threshold field of a filter, and the score that it limits."""
-
-    field: str
-    score: str
-
-    @property
-    def is_lower(self) -> bool:
-        """Whether scores below the threshold are rejected, not those above."""
-        return self.field.startswith("min_")
 
 
 @dataclass(frozen=True)
@@ -80,19 +69,6 @@ def read_calibration(uri: str) -> Calibration:
         raise SpecError(
             f"quality.calibration {shown_message(uri)}: {FILE} is unreadable ({type(error).__name__}): create it again."
         ) from None
-
-
-def limits_of(kind: type[Filter]) -> tuple[Limit, ...]:
-    """Return the thresholds of a filter that limit one score each: fields min_... and max_..., by its `bounds`.
-
-    Without `bounds` they are in the order of the scores.
-    """
-    fields = [name for name in kind.model_fields if name.startswith(("min_", "max_"))]
-    if kind.bounds is None:
-        if len(fields) != len(kind.scores):
-            return ()
-        return tuple(Limit(*pair) for pair in zip(fields, kind.scores, strict=True))
-    return tuple(Limit(name, kind.bounds[name]) for name in fields if name in kind.bounds)
 
 
 def value_of(kind: type[Filter], limit: Limit, quantile: float) -> float | int:
@@ -148,7 +124,7 @@ def _resolve(where: str, setting: Mapping[str, Any], field: str, quality: Mappin
     fraction = value.get("quantile")
     if set(value) != {"quantile"} or type(fraction) not in (int, float) or not 0 <= fraction <= 1:
         raise SpecError(f"{where} must be a number, or {{quantile: 0.05}} with a quantile from 0 to 1.")
-    limits = {limit.field: limit for limit in limits_of(kind)}
+    limits = {limit.field: limit for limit in kind.limits()}
     if field not in limits:
         names = ", ".join(limits) or "none"
         raise SpecError(f"{where} cannot be a quantile: the thresholds of {kind.kind} that can are {names}.")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from jobs.tools.filtering.tables import percent
 from pipelines.quality import Filter, decide
-from pipelines.spec.quantiles import limits_of, value_of
+from pipelines.spec.quantiles import value_of
 
 HIGHER_IS_BETTER = ("delta1", "correlation", "agreement", "inlier_ratio")  # endings of score names
 REJECT = 0.02  # share of clean samples that each calibrated threshold rejects
@@ -65,7 +65,7 @@ def rejected_share(rule: Filter, scores: Scores) -> float:
 def calibrated(rule: Filter, clean: Scores, reject: float = REJECT) -> Filter:
     """Return the filter with thresholds that each reject a fraction of clean samples, as `jointdit calibrate` does."""
     thresholds: dict[str, Any] = {}
-    for limit in limits_of(type(rule)):
+    for limit in rule.limits():
         values = clean[limit.score][np.isfinite(clean[limit.score])]
         quantile = float(np.quantile(values, reject if limit.is_lower else 1 - reject))
         thresholds[limit.field] = value_of(type(rule), limit, quantile)
@@ -90,5 +90,5 @@ def rates_table(rule: Filter, clean: Mapping[str, Scores], faulty: Mapping[str, 
         shares = " | ".join(percent(rejected_share(filter_, scores)) for filter_ in (rule, tuned))
         shown = f"*clean, {name}*" if name in clean else name
         lines.append(f"| {shown} | {len(scores[rule.scores[0]])} | {auc} | {shares} |")
-    limits = ", ".join(f"{limit.field} {getattr(tuned, limit.field):.3g}" for limit in limits_of(type(rule)))
+    limits = ", ".join(f"{limit.field} {getattr(tuned, limit.field):.3g}" for limit in rule.limits())
     return "\n".join([*lines, "", f"Calibrated: {limits}."])

@@ -198,3 +198,20 @@ def test_wrong_settings_are_one_sentence(setting: dict[str, Any], parts: tuple[s
     assert "\n" not in str(caught.value)
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", sorted(FILTERS))
+def test_each_threshold_has_its_reason(kind: str) -> None:
+    """A score at its threshold is kept, one beyond it is rejected with both numbers, and NaN is never kept."""
+    filter_ = FILTERS[kind](model="critic") if "model" in FILTERS[kind].model_fields else FILTERS[kind]()
+    limits = filter_.limits()
+    assert len(limits) == len(filter_.reasons)
+    at_threshold = {limit.score: float(getattr(filter_, limit.field)) for limit in limits if limit.is_lower}
+    at_threshold |= {limit.score: float(getattr(filter_, limit.field)) for limit in limits if not limit.is_lower}
+    assert filter_.reject(at_threshold) is None
+    for limit in limits:
+        threshold = float(getattr(filter_, limit.field))
+        for beyond in (threshold - 1 if limit.is_lower else threshold + 1, float("nan")):
+            reason = filter_.reject({**at_threshold, limit.score: beyond})
+            assert reason
+            assert "than" in reason

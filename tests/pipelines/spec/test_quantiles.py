@@ -11,7 +11,7 @@ from jointdit.errors import SpecError
 from pipelines.dataset.refilter import refilter
 from pipelines.quality import FILTERS
 from pipelines.spec.job import JobSpec, load_spec
-from pipelines.spec.quantiles import Calibration, limits_of, value_of, without_quantiles
+from pipelines.spec.quantiles import Calibration, value_of, without_quantiles
 from pipelines.store.storage import Storage
 from tests.local_job import input_folder
 
@@ -29,13 +29,13 @@ def spec_with(quality: dict, *overrides: str) -> JobSpec:
     )
 
 
-KINDS = [kind for kind in FILTERS if limits_of(FILTERS[kind])]
+KINDS = [kind for kind in FILTERS if FILTERS[kind].limits()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_threshold_bounds_the_score_that_its_filter_rejects_by(kind: str) -> None:
     """A score beyond one threshold, all others at theirs: the filter rejects; at the threshold it keeps."""
-    limits = limits_of(FILTERS[kind])
+    limits = FILTERS[kind].limits()
     assert {limit.score for limit in limits} == set(FILTERS[kind].scores), "each of its scores has a threshold"
     settings = {name: {} for name in ("model",) if name in FILTERS[kind].model_fields}
     given = {"model": "somewhere"} if settings else {}
@@ -124,7 +124,7 @@ def test_a_calibration_that_is_not_there_is_one_sentence(tmp_path: Path) -> None
 
 def test_whole_numbers_are_rounded_to_the_side_that_rejects_less() -> None:
     for kind, found in FILTERS.items():
-        for limit in limits_of(found):
+        for limit in found.limits():
             value = value_of(found, limit, 3.4)
             if found.model_fields[limit.field].annotation is int:
                 assert value == (3 if limit.is_lower else 4), kind
