@@ -6,94 +6,33 @@ in its place, and the rows before and after it are read. Checkpoints that do not
 
 from __future__ import annotations
 
-import copy
-import gzip
-import importlib
-import io
 import json
-import os
 import shlex
-import sys
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
-import yaml
-from PIL import Image
 
 from jobs.cli import main
-from pipelines.ledger.ledger import Ledger
-from pipelines.model.fingerprint import fingerprint_of
-from pipelines.model.identity import identify
 from pipelines.records import BadRow, Row
-from pipelines.spec.job import InputSpec, load_spec
+from pipelines.spec.job import InputSpec
 from pipelines.stages.readers import count_rows, list_files, read_rows
-from pipelines.store.storage import Storage
+from tests.bad_inputs import (
+    BOMB,
+    COLOURS,
+    GREY,
+    NOWHERE,
+    PLAN,
+    RUN,
+    Refused,
+    SetAside,
+    npy,
+    png,
+    refused,
+    row,
+)
 
-PROMPTS = ["a red cube on a blue floor in front of a white wall", "a green sphere on a gray floor"]
-JOINT: dict[str, Any] = {"task": "joint", "input": {"uri": "in/prompts.txt"}, "output": {"uri": "out"}}
-NOWHERE = "s3://no-such-bucket/out"
-
-
-def png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=True)
-    return buffer.getvalue()
-
-
-GREY = np.arange(64, dtype=np.uint16).reshape(8, 8) * 900
-COLOURS = np.zeros((20, 20, 3), np.uint8)
-HEADER = b"IHDR" + (40_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
-BOMB = png(COLOURS)[:12] + HEADER + zlib.crc32(HEADER).to_bytes(4, "big") + png(COLOURS)[33:]
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A command line that fails with a sentence that has these parts; `spec` is written to spec.yaml first."""
-
-    command: str
-    parts: tuple[str, ...]
-    spec: str
-
-
-@dataclass(frozen=True)
-class SetAside:
-    """A line of a table, or a file, between two good ones; its error has these parts."""
-
-    task: str
-    data: bytes
-    parts: tuple[str, ...]
-
-
-def refused(command: str, *parts: str, spec: str = "", **changes: Any) -> Refused:
-    """`changes`: fields of a good joint job, "section__field"; None removes the field."""
-    data = copy.deepcopy(JOINT)
-    for path, value in changes.items():
-        section: Any = data
-        *parents, last = path.split("__")
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[last] = value
-        if value is None:
-            del section[last]
-    return Refused(command, parts, spec or yaml.safe_dump(data))
-
-
-def row(task: str, data: bytes | dict[str, Any], *parts: str) -> SetAside:
-    return SetAside(task, data if isinstance(data, bytes) else json.dumps(data).encode(), parts)
-
-
-RUN, PLAN = "run spec.yaml", "plan spec.yaml"
 BAD: dict[str, Refused | SetAside] = {
     # --- the spec as a file
     "spec missing": refused("run none.yaml", "none.yaml does not exist", "give the path of a job spec"),
@@ -313,49 +252,6 @@ BAD: dict[str, Refused | SetAside] = {
 }
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with small inputs, models and outputs of every kind. No test may change it."""
-    folder = tmp_path_factory.mktemp("bad")
-    files: dict[str, bytes] = {
-        "in/prompts.txt": "".join(f"{prompt}\n" for prompt in PROMPTS).encode(),
-        "in/empty.txt": b"",
-        "in/empty.csv": b"",
-        "in/captions.jsonl": json.dumps({"name": "a", "caption": PROMPTS[0]}).encode(),
-        "in/twice.jsonl": b"".join(json.dumps({"id": "same", "prompt": p}).encode() + b"\n" for p in PROMPTS),
-        "in/named.jsonl": json.dumps({"id": "prompts.txt:0", "prompt": "x"}).encode(),
-        "in/maps/a.png": png(GREY),
-        "in/maps/a.txt": PROMPTS[0].encode(),
-        "in/mixed/a.png": png(COLOURS),
-        "in/mixed/metadata.jsonl": b"{}\n",
-        "in/image.png": png(COLOURS),
-        "in/text.png": b"no image",
-        "in/page.html": b"<p>",
-        "in/bad.parquet": b"PAR1",
-        "in/bad.tar": b"x" * 2000,
-        "in/cut.txt.gz": gzip.compress(b"one\ntwo\n" * 1000)[:-20],
-        "no-json/model_index.json": b"{",
-        "no-json/x.safetensors": b"",
-        "no-size/model_index.json": b'{"default_height": "big"}',
-        "no-size/x.safetensors": b"",
-        "no-guidance/model_index.json": b'{"default_depth_guidance": "much"}',
-        "no-guidance/x.safetensors": b"",
-        "pickled/model_index.json": b"{}",
-        "pickled/vae/diffusion_pytorch_model.safetensors": b"",
-        "pickled/transformer/diffusion_pytorch_model.bin": b"",
-        "damaged/_job.json": b"{",
-        "newer/_job.json": b'{"format": 99}',
-    }
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    (folder / "in" / "nothing").mkdir()
-    os.mkfifo(folder / "in" / "pipe.jsonl")
-    started = load_spec({**JOINT, "output": {"uri": str(folder / "started")}})
-    Ledger(Storage(started.output.uri)).open_job(started, fingerprint_of(started, identify(started.model)))
-    return folder
-
-
 def files_below(folder: Path) -> dict[Path, int]:
     return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
@@ -424,60 +320,3 @@ def assert_sentence(text: str, parts: tuple[str, ...]) -> None:
     assert "Traceback" not in text
     assert "hush" not in text
     assert len(text) < 500
-
-
-def test_no_access(s3, workspace, monkeypatch, capsys):
-    bucket = s3.make_bucket()
-    monkeypatch.chdir(workspace)
-    Path("spec.yaml").write_text(yaml.safe_dump({**JOINT, "output": {"uri": f"{bucket}/out"}}))
-    with monkeypatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", s3.reader_key)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", s3.reader_secret)
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        assert_refused(["run", "spec.yaml"], (bucket, "no access"), capsys)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    assert Storage(bucket).list("") == [], "nothing is written"
-
-
-def test_a_missing_package(workspace, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    for name in ("gs", "gcs"):
-        monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, name, raising=False)
-    monkeypatch.chdir(workspace)
-    Path("spec.yaml").write_text(yaml.safe_dump({**JOINT, "output": {"uri": "gs://bucket/out"}}))
-    assert_refused(shlex.split(RUN), ("gs://", "install jointdit[gcs]"), capsys)
-
-
-@pytest.mark.parametrize("command", [RUN, PLAN, "status s3://bucket/out"])
-def test_endpoint_down(command, s3_environment, workspace, monkeypatch, capsys):
-    monkeypatch.chdir(workspace)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    Path("spec.yaml").write_text(yaml.safe_dump({**JOINT, "output": {"uri": "s3://bucket/out"}}))
-    assert_refused(command.split(), ("http://127.0.0.1:9 cannot be reached",), capsys)
-
-
-def test_debug_shows_the_traceback_anywhere_on_the_line(workspace, monkeypatch):
-    monkeypatch.chdir(workspace)
-    for arguments in (["--debug", "plan", "none.yaml"], ["plan", "none.yaml", "--debug"]):
-        with pytest.raises(Exception, match=r"none\.yaml does not exist"):
-            main(arguments)
-
-
-WRONG_USAGE = [
-    "scenes -n 0 -o x",
-    "runn spec.yaml",
-    "generate cube",
-    "retry started",
-    "diff started 0 1",
-    "diff started one two",
-    "generate cube -o x --steps many",
-    "restyle in/maps/a.png cube -o x --kind inverse",
-]
-
-
-@pytest.mark.parametrize("command", WRONG_USAGE)
-def test_wrong_usage_says_so_with_exit_code_2(command, workspace, monkeypatch, capsys):
-    monkeypatch.chdir(workspace)
-    assert main(shlex.split(command)) == 2
-    assert "Usage: jointdit" in capsys.readouterr().err
-    assert not os.path.exists("x")
