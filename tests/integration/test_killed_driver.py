@@ -51,7 +51,7 @@ def test_a_killed_driver_is_resumed_with_the_tiny_model(
     assert ids == [f"prompts.txt:{n}/0" for n in range(12)]
 
 
-@pytest.mark.slow  # the last test kills four drivers too
+@pytest.mark.slow  # the last test kills drivers too
 @pytest.mark.timeout(900)
 def test_a_job_finishes_after_repeated_kills_of_drivers(
     ray_cluster: None, make_spec, output: str, tmp_path: Path
@@ -92,7 +92,7 @@ def committed_samples(ledger: Ledger) -> set[str]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_only_samples_in_flight_at_a_kill_are_generated_twice(
     ray_cluster: None, make_spec, tmp_path: Path, kills: int
 ) -> None:
