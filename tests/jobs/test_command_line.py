@@ -79,8 +79,8 @@ def test_a_run_that_stops_at_a_budget_exits_with_3(ray_cluster, tmp_path: Path, 
     assert stopped["version"] is None
     assert stopped["stopped"]["reason"] == "budget.max_rows 1 is reached"
     assert stopped["stopped"]["samples"] == 6 - stopped["samples_now"]
-    assert main(["run", str(spec), "--zero-at-limit", "--set", "budget.max_gpu_hours=0"]) == 0
-    assert "budget.max_gpu_hours 0 is spent" in capsys.readouterr().out
+    assert main(["run", str(spec), "--zero-at-limit"]) == 0
+    assert "budget.max_rows 1 is reached" in capsys.readouterr().out
 
     assert main(["run", str(spec), "--set", "budget={}", "--json"]) == 0
     done = json.loads(capsys.readouterr().out)
