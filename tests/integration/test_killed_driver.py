@@ -23,6 +23,7 @@ from tests.integration.driver_process import kill, start_driver, wait_until
 from tests.stand_in import SlowWorker, StandInWorker, read_calls
 
 
+@pytest.mark.slow  # the last test kills drivers with the stand-in, and a storm does with everything else
 @pytest.mark.timeout(900)
 def test_a_killed_driver_is_resumed_with_the_tiny_model(
     ray_cluster: None, make_spec, output: str, tmp_path: Path

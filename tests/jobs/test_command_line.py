@@ -57,7 +57,9 @@ def test_exit_codes_of_errors_and_of_wrong_usage(tmp_path: Path, capsys) -> None
     assert "0 done, 1 error, 2 wrong usage, 3 stopped at a limit with work left, 130 interrupted" in printed
 
 
-def test_a_run_that_stops_at_a_budget_exits_with_3(ray_cluster, tmp_path: Path, capsys) -> None:
+@pytest.fixture
+def limited(tmp_path: Path) -> Path:
+    """A spec of six prompts whose budget ends after the first shard."""
     (tmp_path / "prompts.txt").write_text("".join(f"a red cube {number}\n" for number in range(6)))
     spec = tmp_path / "spec.yaml"
     settings = {
@@ -69,6 +71,11 @@ def test_a_run_that_stops_at_a_budget_exits_with_3(ray_cluster, tmp_path: Path, 
         "budget": {"max_rows": 1},
     }
     spec.write_text(yaml.safe_dump(settings))
+    return spec
+
+
+def test_a_run_that_stops_at_a_budget_exits_with_3(ray_cluster, limited: Path, capsys) -> None:
+    spec = limited
     assert main(["plan", str(spec), "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["pending_samples"], plan["committed_samples"], plan["new_shards"]) == (6, 0, 3)
@@ -79,6 +86,13 @@ def test_a_run_that_stops_at_a_budget_exits_with_3(ray_cluster, tmp_path: Path, 
     assert stopped["version"] is None
     assert stopped["stopped"]["reason"] == "budget.max_rows 1 is reached"
     assert stopped["stopped"]["samples"] == 6 - stopped["samples_now"]
+
+
+@pytest.mark.slow  # two more workers load the model
+def test_schedulers_may_take_a_limit_for_success_and_the_end_is_one_json_object(
+    ray_cluster, limited: Path, capsys
+) -> None:
+    spec = limited
     assert main(["run", str(spec), "--zero-at-limit"]) == 0
     assert "budget.max_rows 1 is reached" in capsys.readouterr().out
 
