@@ -137,7 +137,7 @@ def test_a_retained_version_keeps_its_files(make_job, tmp_path: Path) -> None:
     lost = rewritten[0].replace("-v000002-", "-v000003-")
     storage.write_bytes(lost, b"of a publisher that lost the race for version 3")
     working = rewritten[0].replace("-v000002-", "-v000004-")
-    storage.write_bytes(working, b"of a publisher that is at work")
+    storage.write_bytes(working, b"of an active publisher")
     found = collect_garbage(storage.uri, 0)
     assert [each.path for each in found.objects] == [lost]
     assert found.undecided == 1
@@ -176,7 +176,7 @@ def test_a_version_that_is_published_meanwhile_keeps_its_files(
     monkeypatch.setattr(Storage, "create_bytes", create_bytes)
     for step in range(1, 20):
         version = job.publish()[0]
-        assert held, "it is at work"
+        assert held, "the publisher waits before it creates version.json"
         monkeypatch.setattr(Storage, at, ask_and_publish)
         steps = step
         collect_garbage(storage.uri, 0)
