@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SEED ?= 1
+# With it, each process of a test run and each worker of Ray compiles the code again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-quantization test-slow chaos histories histories-s3 bench bench-million image manifests clean
