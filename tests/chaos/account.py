@@ -37,8 +37,13 @@ class Account:
     problems: list[str] = field(default_factory=list)
 
 
-def take_account(job: str, planted: Planted, output: str, clean: str, tolerance: float) -> Account:
-    """Recount a job's output from its files. `tolerance` is for pixels, in units of 1/255; 0 requires equal bytes."""
+def take_account(job: str, planted: Planted, output: str, clean: str | None, tolerance: float) -> Account:
+    """Recount a job's output from its files.
+
+    Args:
+        clean: the output of the calm run, with whose rows those of the storm are compared.
+        tolerance: for pixels, in units of 1/255; 0 requires equal bytes.
+    """
     account = Account(job)
     storage = Storage(output)
     ledger, version = Ledger(storage), read_latest(storage)
@@ -71,7 +76,8 @@ def take_account(job: str, planted: Planted, output: str, clean: str, tolerance:
 
     checked = validate(output)
     account.problems += [*checked.problems, *checked.notes]  # after gc there are no notes either
-    _compare(account, storage, Storage(clean), tolerance)
+    if clean is not None:
+        _compare(account, storage, Storage(clean), tolerance)
     return account
 
 

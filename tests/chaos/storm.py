@@ -3,7 +3,8 @@
     python -m tests.chaos.storm --seed 1 --rows 2000 --faults 300        (make chaos)
 
 1. plant: prompts and images with planted bad rows (corpus.py).
-2. calm: both jobs run once without faults; the storm's rows are compared with their output.
+2. calm: both jobs run once without faults; the storm's rows are compared with their output. A short storm of the
+   stand-in leaves this out.
 3. storm: both jobs run again behind a proxy that injects faults of the store (proxy.py). One to three concurrent
    drivers run and are killed, workers are killed and stopped, tasks are killed, planned input is deleted, nodes die
    (victims.py).
@@ -93,6 +94,7 @@ class Storm:
         self.options = options
         self.is_tiny = options.model == "tiny"
         self.is_short = options.rows < MANY_ROWS
+        self.has_calm_run = self.is_tiny or not self.is_short
         self.shard_rows = SHARD_ROWS * (1 if self.is_short else 2)
         self.started = time.monotonic()
         self.faults: Counter[str] = Counter()  # without those of proxy and reaper
@@ -127,12 +129,13 @@ class Storm:
             stack.callback(self.nodes.shut_down)
             stack.callback(self._end_drivers)
             self.environment["RAY_ADDRESS"] = self.nodes.address
-            self._calm(planted)
+            if self.has_calm_run:
+                self._calm(planted)
             self._storm(planted)
             self._check_nothing_is_left()
             tolerance = 2.0 if self.is_tiny else 0.0
             for name, job in planted.items():
-                output, clean = self._output("storm", name), self._output("calm", name)
+                output, clean = self._output("storm", name), self._output("calm", name) if self.has_calm_run else None
                 swept = collect_garbage(output, 0)
                 self.say(f"{name}: gc deletes {len(swept.objects)} orphaned objects ({swept.bytes} bytes)")
                 self._show(take_account(name, job, output, clean, tolerance), job)

@@ -1,4 +1,4 @@
-"""A short storm: all phases of storm.py in under a minute; `make chaos` runs a long one."""
+"""A short storm: storm.py without its calm run, in about a minute; `make chaos` runs a long one."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def committed_samples(ledger: Ledger) -> set[str]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_only_samples_in_flight_at_a_kill_are_generated_twice(
     ray_cluster: None, make_spec, tmp_path: Path, kills: int
 ) -> None:

@@ -36,7 +36,7 @@ def counted(model, rows, image_tokens, text_tokens):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("size", ["small", "FLUX.1-dev"])
+@pytest.mark.parametrize("size", ["small", pytest.param("FLUX.1-dev", marks=pytest.mark.slow)])
 def test_the_formula_is_what_pytorch_counts(size):
     pairs, image_tokens, text_tokens = 3, 60, 17
     settings = {**SMALL, "lora_ranks": {"blocks": 16, "txt_in": 8}} if size == "small" else {"guidance_embeds": True}

@@ -295,6 +295,7 @@ def test_the_recipe_from_nothing_to_a_checkpoint(scenes_folder: Path, tmp_path: 
     assert losses_of(lines) == []  # every stage is finished
 
 
+@pytest.mark.slow
 def test_the_ablation_trains_four_ways_on_one_base_and_goes_on_where_it_stopped(
     scenes_folder: Path, tmp_path: Path
 ) -> None:
