@@ -286,7 +286,7 @@ def show_versions(uri: str, versions: Sequence[Version]) -> None:
     if not versions:
         say(f"{uri} has no version yet: run the job to its end.")
     for version in versions:
-        size = readable(sum(file.bytes for file in version.files))
+        size = readable(sum(size.bytes for size in version.sizes.values()))
         plans = f"plan{'s' if len(version.plans) > 1 else ''} {', '.join(map(str, version.plans))}"
         gone = f", {version.superseded} superseded" if version.superseded else ""
         by = f"; filters of the refilter to version {version.refilter}" if version.refilter else ""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.ledger.entries import FOLDERS, OUTCOMES, Outcome, sha256
-from pipelines.ledger.versions import Version, VersionFile
+from pipelines.ledger.segments import VersionFile
+from pipelines.ledger.versions import Version, sizes_of
 from pipelines.quality import SCORES
 from pipelines.records import Row, Sample, SampleResult
 from pipelines.spec.job import JobSpec, load_spec
@@ -62,11 +63,11 @@ def publish_tables(
     return Version(
         number=number,
         counts=counts,
-        files=tuple(files),
+        listed=tuple(files),
+        sizes=sizes_of(files),
         superseded=0,
         reasons={},
         plans=(1,),
-        outcomes_sha256="",
         created="2026-01-02T03:04:05+00:00",
         code="0.1.0",
         recorded_spec=spec.as_given(),

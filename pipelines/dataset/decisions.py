@@ -4,10 +4,10 @@
     keep_best         the k best samples of each row among those that passed the filters
     near_duplicate    rejects remaining samples that look like an earlier one
 
-The order is (plan file, position), whatever the order in which shards were made. `held` decisions of an earlier version
-stand, and later samples are compared with them. So a later run never changes an earlier winner: a sample that joins a
-full row, or looks like a kept one, is rejected however good it is. A retried sample (plan/retry.py) is a new one.
-Nothing is planned here: new seeds replace only what filters rejected at a commit (plan/regeneration.py).
+The order is (version that decided first, plan file, position), whatever the order in which shards were made. Decisions
+of earlier versions stand, and later samples are compared with them. So a later run never changes an earlier winner: a
+sample that joins a full row, or looks like a kept one, is rejected however good it is. A retried sample (plan/retry.py)
+is a new one. Nothing is planned here: new seeds replace only what filters rejected at a commit (plan/regeneration.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any, Self
 
 import pyarrow.parquet as pq
 
-from pipelines.ledger.counting import CountedSample
 from pipelines.ledger.entries import Commit, Outcome
 from pipelines.ledger.versions import Key, Verdict, is_over_the_set
 from pipelines.quality import Filter, KeepBest, NearDuplicate, decide, load_filters
@@ -71,28 +70,27 @@ class Criteria:
         return self.keep_best is not None or self.max_distance is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decided:
-    """A sample that counts, and its outcome."""
+    """A sample that counts, and where it ends."""
 
-    counted: CountedSample
+    id: str
+    shard: str
     outcome: Outcome
     reasons: tuple[str, ...] = ()
-
-    @property
-    def id(self) -> str:
-        """The id of the sample."""
-        return self.counted.sample.id
-
-    @property
-    def shard(self) -> str:
-        """The id of the shard that made it."""
-        return self.counted.entry.shard.id
+    made: Outcome = "kept"  # its outcome in the commit
+    made_reasons: tuple[str, ...] = ()
+    since: int = 0  # the version whose decision stands; 0: it is decided now
 
     @property
     def key(self) -> Key:
         """(id, shard), which is unique among all samples that were ever made."""
         return self.id, self.shard
+
+    @property
+    def source(self) -> str:
+        """The id of its row."""
+        return self.id.rpartition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -104,54 +102,63 @@ class Facts:
     prompt: str | None = None
 
 
-def by_commits(counted: Iterable[CountedSample]) -> list[Decided]:
-    """Decide samples as the filters of the run that made them did."""
-    return [Decided(sample, sample.sample.outcome, sample.sample.reasons) for sample in counted]
+@dataclass(frozen=True)
+class Standing:
+    """What decisions of earlier versions mean for samples that are decided now."""
+
+    taken: Mapping[str, int]  # row -> its kept samples
+    hashes: Sequence[tuple[str, str]] = ()  # (perceptual hash, id) of kept samples, in the order of their decisions
 
 
-def by_scores(counted: Iterable[CountedSample], filters: Sequence[Filter], facts: Mapping[Key, Facts]) -> list[Decided]:
+def by_scores(decided: Iterable[Decided], filters: Sequence[Filter], facts: Mapping[Key, Facts]) -> list[Decided]:
     """Decide samples by filters on their stored scores. Quarantined samples stay quarantined."""
-    decided = []
-    for sample in by_commits(counted):
-        if sample.outcome != "quarantined":
+    result = []
+    for sample in decided:
+        if sample.made == "quarantined":
+            sample = replace(sample, outcome="quarantined", reasons=sample.made_reasons)
+        else:
             stored = facts[sample.key]
             reasons = tuple(decide(filters, stored.scores, stored.prompt))
             sample = replace(sample, outcome="rejected" if reasons else "kept", reasons=reasons)
-        decided.append(sample)
-    return decided
+        result.append(sample)
+    return result
 
 
 def settle(
-    decided: Sequence[Decided], criteria: Criteria, facts: Mapping[Key, Facts], held: Mapping[Key, Verdict], task: str
+    decided: Sequence[Decided], criteria: Criteria, facts: Mapping[Key, Facts], standing: Standing, task: str
 ) -> list[Decided]:
-    """Apply dataset-wide rules. `decided` is in the order of the plan; `held` decisions stand."""
-    settled = [replace(d, outcome=held[d.key][0], reasons=held[d.key][1]) if d.key in held else d for d in decided]
+    """Apply dataset-wide rules to samples in the order of the plan. Those with `since` stand and are not compared."""
+    settled = list(decided)
     if criteria.keep_best is not None:
-        settled = _keep_best(settled, criteria.keep_best, facts, held)
+        settled = _keep_best(settled, criteria.keep_best, facts, standing.taken)
     if criteria.max_distance is not None:
-        settled = _drop_duplicates(settled, criteria.max_distance, facts, held, task in SAME_IMAGE)
+        settled = _drop_duplicates(settled, criteria.max_distance, facts, standing.hashes, task in SAME_IMAGE)
     return settled
 
 
-def agree(decided: Decided, verdict: Verdict) -> bool:
+def standing_among(decided: Iterable[Decided], facts: Mapping[Key, Facts]) -> Standing:
+    """Return what the samples with `since` mean for the others."""
+    kept = sorted((s for s in decided if s.since and s.outcome == "kept"), key=lambda sample: sample.since)
+    hashes = [(phash, s.id) for s in kept if s.key in facts and (phash := facts[s.key].phash) is not None]
+    return Standing(Counter(s.source for s in kept), hashes)
+
+
+def agree(made_now: Decided, verdict: Verdict) -> bool:
     """Return whether a version's verdict can follow from what the filters say about a sample."""
     outcome, reasons = verdict
-    return outcome == decided.outcome or (decided.outcome == "kept" and is_over_the_set(outcome, reasons))
+    return outcome == made_now.outcome or (made_now.outcome == "kept" and is_over_the_set(outcome, reasons))
 
 
 def read_facts(
-    storage: Storage, commits: Mapping[str, Commit], shards: Iterable[str], criteria: Criteria | None = None
+    storage: Storage, tables: Iterable[tuple[str, str]], criteria: Criteria | None = None
 ) -> dict[Key, Facts]:
-    """Read scores, hashes and captions of samples with pixels from the tables of some shards. No image is read.
+    """Read scores, hashes and captions of samples with pixels. No image is read.
 
-    Only the scores that `criteria` use are kept: all scores of a million samples would take gigabytes.
+    Args:
+        tables: (shard, path of a table of its kept or rejected samples).
+        criteria: only the scores that they use are kept: all scores of a million samples would take gigabytes.
     """
-    tables = [
-        (shard, stored.path)
-        for shard in shards
-        for stored in commits[shard].objects
-        if stored.kind == "table" and stored.outcome != "quarantined"
-    ]
+    tables = list(tables)
     facts: dict[Key, Facts] = {}
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         for (shard, _), rows in zip(tables, pool.map(lambda table: _read(storage, table[1]), tables), strict=True):
@@ -163,6 +170,15 @@ def read_facts(
     return facts
 
 
+def tables_in(commit: Commit) -> list[tuple[str, str]]:
+    """Return (shard, path) of the tables of samples with pixels that a commit names."""
+    return [
+        (commit.shard, stored.path)
+        for stored in commit.objects
+        if stored.kind == "table" and stored.outcome != "quarantined"
+    ]
+
+
 def missing_scores(decided: Iterable[Decided], criteria: Criteria, facts: Mapping[Key, Facts]) -> dict[str, list[str]]:
     """Map each score (or "phash") that the criteria use and some samples lack to the ids of these samples.
 
@@ -171,13 +187,13 @@ def missing_scores(decided: Iterable[Decided], criteria: Criteria, facts: Mappin
     """
     shards: dict[str, list[Decided]] = {}
     for sample in decided:
-        if sample.outcome != "quarantined":
+        if sample.made != "quarantined":
             shards.setdefault(sample.shard, []).append(sample)
     missing: dict[str, list[str]] = {}
     for samples in shards.values():
         for name in criteria.scores:
             without = [sample for sample in samples if facts[sample.key].scores.get(name) is None]
-            tried = any(f": {name} was not computed" in reason for s in without for reason in s.counted.sample.reasons)
+            tried = any(f": {name} was not computed" in reason for s in without for reason in s.made_reasons)
             if len(without) == len(samples) and not tried:
                 missing.setdefault(name, []).extend(sample.id for sample in without)
         if criteria.max_distance is not None:
@@ -194,20 +210,16 @@ def _read(storage: Storage, path: str) -> list[dict[str, Any]]:
 
 
 def _keep_best(
-    decided: Sequence[Decided], best: KeepBest, facts: Mapping[Key, Facts], held: Mapping[Key, Verdict]
+    decided: Sequence[Decided], best: KeepBest, facts: Mapping[Key, Facts], taken: Mapping[str, int]
 ) -> list[Decided]:
-    taken: Counter[str] = Counter()
     rivals: dict[str, list[int]] = {}  # row -> places of its samples that are not decided yet
     for place, sample in enumerate(decided):
-        if sample.outcome == "kept":
-            if sample.key in held:
-                taken[sample.counted.source] += 1
-            else:
-                rivals.setdefault(sample.counted.source, []).append(place)
+        if sample.outcome == "kept" and not sample.since:
+            rivals.setdefault(sample.source, []).append(place)
     settled = list(decided)
     for row, places in rivals.items():
         ranked = sorted(places, key=lambda place: (best.rank(facts[decided[place].key].scores.get(best.by)), place))
-        for place in ranked[max(0, best.k - taken[row]) :]:
+        for place in ranked[max(0, best.k - taken.get(row, 0)) :]:
             score = facts[decided[place].key].scores.get(best.by)
             value = "is missing" if score is None else f"is {score:.4g}"
             reason = f"keep_best: {best.by} {value}, not among the {best.k} {best.order} of its row"
@@ -219,24 +231,19 @@ def _drop_duplicates(
     decided: Sequence[Decided],
     max_distance: int,
     facts: Mapping[Key, Facts],
-    held: Mapping[Key, Verdict],
+    standing: Sequence[tuple[str, str]],
     same_image: bool,
 ) -> list[Decided]:
     index = HashIndex(max_distance)
-
-    def hash_of(sample: Decided) -> int | None:
-        phash = facts[sample.key].phash
-        return None if phash is None else int(phash, 16)
-
-    for sample in decided:
-        if sample.outcome == "kept" and sample.key in held and (value := hash_of(sample)) is not None:
-            index.add(value, sample.id, sample.counted.source)
+    for known, identifier in standing:
+        index.add(int(known, 16), identifier, identifier.rpartition("/")[0])
     settled = []
     for sample in decided:
-        if sample.outcome == "kept" and sample.key not in held and (value := hash_of(sample)) is not None:
-            nearest = index.nearest(value, not_of=sample.counted.source if same_image else None)
+        phash = facts[sample.key].phash if sample.outcome == "kept" and not sample.since else None
+        if phash is not None:
+            nearest = index.nearest(int(phash, 16), not_of=sample.source if same_image else None)
             if nearest is None:
-                index.add(value, sample.id, sample.counted.source)
+                index.add(int(phash, 16), sample.id, sample.source)
             else:
                 distance, identifier = nearest
                 reason = f"near_duplicate: {distance} of 64 bits from {identifier}"

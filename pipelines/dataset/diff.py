@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from jointdit.errors import PermanentError
 from pipelines.ledger.entries import OUTCOMES
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.versions import Version, read_outcomes, read_version, version_numbers
+from pipelines.ledger.versions import Version, outcome_tables, read_version, version_numbers
 from pipelines.store.storage import Storage
 
 
@@ -53,13 +57,13 @@ def compare(uri: str, first: int, second: int) -> Difference:
     storage = Storage(uri)
     Ledger(storage).read_job()
     versions = [_version(storage, number) for number in (first, second)]
-    before, after = (
-        {row["id"]: row for row in read_outcomes(storage, version).select(COLUMNS).to_pylist()} for version in versions
-    )
-    added, changed, made_again, same = [], [], [], 0
+    shared = _shared_shards(*versions)
+    before, after = (_samples(storage, version, shared) for version in versions)
+    added, changed, made_again = [], [], []
+    same = sum(versions[1].counts.values()) - len(after)
     for identifier, row in after.items():
         old = before.get(identifier)
-        change = Change(identifier, old and old["outcome"], row["outcome"], tuple(row["reasons"] or ()))
+        change = Change(identifier, old["outcome"] if old else None, row["outcome"], tuple(row["reasons"] or ()))
         if old is None:
             added.append(change)
         elif old["outcome"] != row["outcome"]:
@@ -82,6 +86,27 @@ def compare(uri: str, first: int, second: int) -> Difference:
         same=same,
         reasons={kind: count for kind, count in sorted(reasons.items()) if count},
     )
+
+
+def _shared_shards(first: Version, second: Version) -> set[str]:
+    """Return the shards that two versions have from the same segments, so that nothing about them differs."""
+    if not (first.has_segments and second.has_segments):
+        return set()
+    places = (
+        {(shard, segment.path) for segment, shards in version.content.shards for shard in shards["shard"].to_pylist()}
+        for version in (first, second)
+    )
+    return {shard for shard, _ in set.intersection(*places)}
+
+
+def _samples(storage: Storage, version: Version, without: set[str]) -> dict[str, dict[str, Any]]:
+    """Return the samples of all shards but some, by id."""
+    chosen = pa.array(sorted(without), pa.string())
+    return {
+        row["id"]: row
+        for table in outcome_tables(storage, version, COLUMNS)
+        for row in table.filter(pc.invert(pc.is_in(table["shard"], chosen))).to_pylist()
+    }
 
 
 COLUMNS = ["id", "outcome", "shard", "reasons"]

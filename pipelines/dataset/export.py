@@ -29,7 +29,8 @@ from jointdit.geometry.points import PointCloud
 from pipelines.dataset import card
 from pipelines.ledger.entries import sha256
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.versions import Version, VersionFile, require_latest
+from pipelines.ledger.segments import VersionFile
+from pipelines.ledger.versions import Version, require_latest
 from pipelines.stages.sinks.latents import ROW_COUNTS
 from pipelines.stages.sinks.parquet import IMAGE, POINT_COLUMNS, image_bytes
 from pipelines.stages.sinks.ply import ply_bytes
@@ -84,7 +85,7 @@ def export_hf(uri: str, target: str) -> Export:
         PermanentError: no version is published.
     """
     storage, version, out = _open(uri, target)
-    kept = [file for file in version.files if file.outcome == "kept"]
+    kept = [file for file in version.iter_files() if file.outcome == "kept"]
     copies: list[VersionFile] = []
     for number, file in enumerate(kept):
         data = _read(storage, file.path)
@@ -95,7 +96,7 @@ def export_hf(uri: str, target: str) -> Export:
             out.write_bytes(cloud, _read(storage, cloud))
         out.write_bytes(path, data)
         copies.append(replace(file, path=path))
-    card.write(out, Ledger(storage).read_job(), replace(version, files=tuple(copies)), has_gallery=False)
+    card.write(out, Ledger(storage).read_job(), version.with_files(copies), has_gallery=False)
     samples, size = sum(file.rows for file in copies), sum(file.bytes for file in copies)
     return _finish(out, Export("hf", storage.uri, version.number, samples, len(copies), size))
 

@@ -15,7 +15,8 @@ may be running. A minimum age is an additional condition and never the reason: w
 The order of reads is part of the proof. Candidates are listed first. Then *one* listing of the versions says which
 numbers are taken and which versions name objects. A version that is published after that listing builds on its highest
 version or on a later one. All that it borrows is therefore named by that highest version, named by commits, or written
-under a number that the listing does not show as taken. Commits are read last.
+under a number that the listing does not show as taken. Commits are read last, and only those of shards with objects
+that no version names.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from jointdit.errors import StoreError
 from pipelines.ledger.entries import FORMAT, OBJECT_FOLDERS, Commit, json_bytes, new_token, now
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.names import version_object
@@ -42,7 +44,10 @@ WRITING_SECONDS = 3600.0  # longer than any write of one file takes
 NAME = re.compile(
     r"[a-z]+/(?P<shard>[0-9a-f]+)-(?:v(?P<version>\d+)-(?:[0-9a-f]+-)?)?[0-9a-f]+(?:\.parquet|\.ply|/[^/]+\.ply)"
 )
-OF_A_VERSION = re.compile(r"_versions/(?P<version>\d{6,})/(?:outcomes|held)(?:-[0-9a-f]+)?\.parquet")
+OF_A_VERSION = re.compile(
+    r"_versions/(?:(?P<version>\d{6,})/(?:outcomes|held)(?:-[0-9a-f]+)?"
+    r"|segments/(?P<segment>\d{6,})-[0-9a-f]+-[0-9a-f]+(?:-shards)?)\.parquet"
+)
 MINIMUM_AGE_SECONDS = 3600.0
 LEDGER = ("_plan", "_commits", "_crashes", "_versions", "_leases", "_reports", "_rollup")
 
@@ -79,12 +84,14 @@ def collect_garbage(uri: str, older_than_seconds: float = MINIMUM_AGE_SECONDS, d
     temporary = [pair for folder in OBJECT_FOLDERS for pair in storage.unfinished(folder)]
     leftovers = [info for folder in LEDGER for info, _ in storage.unfinished(folder)] + storage.list("_probe")
     taken, versions = _versions(storage)
-    commits = ledger.read_commits(ledger.committed())
+    named = {path for version in versions for path in _paths_of(storage, version)}
+    orphans = [info for info in listed if info.path not in named]
+    in_question = {shard_of(name) for name in [*(i.path for i in orphans), *(name for _, name in temporary)]}
+    commits = ledger.read_commits(sorted(filter(None, in_question)))
     named = {stored.path for commit in commits.values() for stored in commit.objects}
-    named |= {path for version in versions for path in version.paths}
     needs_age = older_than_seconds > 0 or temporary or leftovers
     now = _store_time(storage) if needs_age else math.inf
-    orphans = [info for info in listed if info.path not in named]
+    orphans = [info for info in orphans if info.path not in named]
     final = [info for info in orphans if is_decided(info.path, commits, taken)]
     objects = [info for info in final if info.modified <= now - older_than_seconds]
     oldest = now - max(older_than_seconds, WRITING_SECONDS)
@@ -112,14 +119,32 @@ def _versions(storage: Storage) -> tuple[set[int], list[Version]]:
     return {*listing.published, *versions}, list(versions.values())
 
 
+def _paths_of(storage: Storage, version: Version) -> set[str]:
+    """Return what a version names; nothing if it has been pruned and collected since the versions were listed."""
+    try:
+        return set(version.paths())
+    except FileNotFoundError as error:
+        if version.number in version_listing(storage).pruned:
+            return version.own_paths
+        raise StoreError(f"{error} is missing, so nothing is deleted: restore it from a backup.") from error
+
+
 def is_decided(path: str, commits: Mapping[str, Commit], taken: Collection[int]) -> bool:
     """Return whether the shard or version that an object was written for is final, so that nothing new can name it."""
-    match = NAME.fullmatch(path) or OF_A_VERSION.fullmatch(path)
+    if match := OF_A_VERSION.fullmatch(path):
+        return int(match["version"] or match["segment"]) in taken
+    match = NAME.fullmatch(path)
     if match is None:
         return False  # not written by this system
     if match["version"] is not None:
         return int(match["version"]) in taken
     return match["shard"] in commits
+
+
+def shard_of(path: str) -> str:
+    """Return the id of the shard that an object was written for; empty for other objects."""
+    match = NAME.fullmatch(path)
+    return match["shard"] if match else ""
 
 
 def _store_time(storage: Storage) -> float:

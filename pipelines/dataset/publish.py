@@ -1,18 +1,20 @@
 """Make a published version from commits.
 
-    _versions/000001/version.json              counts, the files of the version, what it was made from; create-only
-    _versions/000001/outcomes-<token>.parquet  one row per sample: id, origin, outcome
-    README.md  stats.json  gallery/            describe the latest version; rewritten with each one
+    _versions/000001/version.json     counts, the segments of the version, what it was made from; create-only
+    _versions/segments/...            samples and shards as columns (ledger/segments.py)
+    README.md  stats.json  gallery/   describe the latest version; rewritten with each one
 
 The plan decides which samples count (ledger/counting.py), decisions.py decides where they end, and tables.py writes the
-tables that do not exist yet. A run that finds nothing new publishes nothing.
+tables that do not exist yet. A version keeps the segments of the version before it and adds one with the shards that
+are new or changed (changes.py). So only commits that no segment covers are read, and a run that finds nothing new reads
+no commit and publishes nothing.
 
 Creating `version.json` is the only step that publishes. A publisher reads the highest version, N - 1, and then the
-plan. It writes outcomes and tables under names of its own and creates `version.json` of N. If the create succeeds, N -
+plan. It writes segments and tables under names of its own and creates `version.json` of N. If the create succeeds, N -
 1 was the latest version until then, so no decision was missed and garbage collection kept every object that N - 1
-names. If the create fails, the publisher drops what it wrote and decides again from the new latest version. A version
-therefore borrows objects only from the version before it and from commits; what only older versions have is copied.
-Once a number is taken, `jointdit gc` deletes what other publishers wrote for it.
+names. If the create fails, the publisher decides again from the new latest version, under new names. A version
+therefore borrows objects only from the version before it and from commits; what only older versions have is written
+again. Once a number is taken, `jointdit gc` deletes what other publishers wrote for it.
 
 The criteria of a version come from the spec of the run that published it, until `jointdit refilter` (refilter.py) sets
 them for the whole dataset. From then on they hold for later samples too, and the criteria in specs are ignored.
@@ -21,33 +23,29 @@ them for the whole dataset. From then on they hold for later samples too, and th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jointdit.errors import PermanentError, StoreError
-from pipelines.dataset.decisions import Criteria, Decided, agree, by_commits, by_scores, read_facts, settle
-from pipelines.dataset.tables import Before, PublishAttempt, ids_by_outcome, write_tables
-from pipelines.ledger.counting import CountedSample, Counting
-from pipelines.ledger.entries import OUTCOMES, Commit, Outcome, new_token, now, sha256
+from pipelines.dataset.before import Before
+from pipelines.dataset.changes import Changes, find_changes
+from pipelines.dataset.decide import DecidedShard, Undecided, decide_shards
+from pipelines.dataset.decisions import Criteria, Decided
+from pipelines.dataset.merging import merged
+from pipelines.dataset.tables import PublishAttempt, ShardTables, ids_by_outcome
+from pipelines.ledger.entries import OUTCOMES, Outcome, new_token, now
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.names import version_object
-from pipelines.ledger.versions import (
-    OUTCOMES_SCHEMA,
-    Key,
-    Verdict,
-    Version,
-    VersionFile,
-    read_latest,
-    read_outcomes,
-    verdicts,
-    verdicts_at,
-)
+from pipelines.ledger.segments import SAMPLES, SegmentWriter, ShardRows
+from pipelines.ledger.versions import Size, Version, read_latest
 from pipelines.model.fingerprint import code_version
-from pipelines.spec.job import JobSpec, QualitySpec
-from pipelines.store.parquet import parquet_bytes
+from pipelines.spec.job import JobSpec, PointsSpec, QualitySpec
+from pipelines.store.connections import PARALLEL_TABLES
 from pipelines.store.storage import AlreadyExists, Storage
 
 PUBLISH_ATTEMPTS = 100
@@ -55,25 +53,15 @@ PUBLISH_ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class Decision:
-    """The content of a version before its number is known."""
+    """The content of a version."""
 
-    samples: Sequence[Decided]
+    shards: Iterable[Sequence[DecidedShard]]  # those that may differ from the version before, in the order of the plan
     spec: JobSpec
     criteria: Criteria
-    refilter: int | None  # None: this version sets the criteria
-    held: Version | None = None  # the version whose decisions stand
-
-    def matches(self, version: Version, outcomes: pa.Table) -> bool:
-        """Return whether a published version, with its outcomes table, already has this content."""
-        if self.refilter is None and version.criteria != self.criteria.to_json():
-            return False
-        rows = [(*sample.key, sample.outcome) for sample in self.samples]
-        columns = (outcomes[name].to_pylist() for name in ("id", "shard", "outcome"))
-        return rows == list(zip(*columns, strict=True))
+    is_refilter: bool = False  # whether this version sets the criteria
 
 
-Decide = Callable[[Version | None, Sequence[CountedSample], Mapping[str, Commit]], Decision]
-"""Decides from (latest version, samples that count, commits)."""
+Decide = Callable[[Undecided], Decision]
 
 
 def publish(storage: Storage, ledger: Ledger, spec: JobSpec) -> tuple[Version, bool]:
@@ -82,64 +70,16 @@ def publish(storage: Storage, ledger: Ledger, spec: JobSpec) -> tuple[Version, b
     Raises:
         Unfinished: a shard that counts has no commit.
     """
-    return publish_decision(storage, ledger, partial(decide_run, storage, spec))
+    return publish_decision(storage, ledger, partial(decide_run, spec))
 
 
-def decide_run(
-    storage: Storage,
-    spec: JobSpec,
-    latest: Version | None,
-    counted: Sequence[CountedSample],
-    commits: Mapping[str, Commit],
-) -> Decision:
+def decide_run(spec: JobSpec, work: Undecided) -> Decision:
     """Decide the version of a run: decisions of the latest version stand, samples that it lacks are decided now."""
+    latest = work.before.latest
     spec = spec_in_force(spec, latest)
-    refilter = latest.refilter if latest else 0
-    criteria = Criteria.from_json(latest.criteria) if latest and refilter else Criteria.of(spec.quality)
-    held = verdicts(storage, latest) if latest else {}
-    decided = decide_all(storage, counted, commits, criteria, refilter > 0, held, spec.task)
-    return Decision(decided, spec, criteria, refilter, latest)
-
-
-def decide_all(
-    storage: Storage,
-    counted: Sequence[CountedSample],
-    commits: Mapping[str, Commit],
-    criteria: Criteria,
-    is_refiltered: bool,
-    held: Mapping[Key, Verdict],
-    task: str,
-) -> list[Decided]:
-    """Decide where samples end under these criteria, except where a decision is `held`. Reads scores only if needed."""
-    decided = by_commits(counted)
-    new = {sample.shard for sample in decided if sample.key not in held}
-    if not new or not (is_refiltered or criteria.needs_all):
-        return settle(decided, Criteria(), {}, held, task)
-    shards = {sample.shard for sample in decided} if criteria.max_distance is not None else new
-    facts = read_facts(storage, commits, sorted(shards), criteria)
-    if is_refiltered:
-        undecided = [sample.counted for sample in decided if sample.key not in held]
-        by_key = {sample.key: sample for sample in by_scores(undecided, criteria.filters, facts)}
-        decided = [by_key.get(sample.key, sample) for sample in decided]
-    return settle(decided, criteria, facts, held, task)
-
-
-def decide_again(
-    storage: Storage, version: Version, counted: Sequence[CountedSample], commits: Mapping[str, Commit]
-) -> list[Decided]:
-    """Decide the samples of a published version again, by its criteria and the decisions that stand in it.
-
-    A decision that stands is accepted only where the sample's commit, or its scores, allow it.
-    """
-    criteria = Criteria.from_json(version.criteria)
-    decided, facts = by_commits(counted), {}
-    if version.refilter or criteria.needs_all:
-        facts = read_facts(storage, commits, sorted({sample.shard for sample in decided}), criteria)
-    if version.refilter:
-        decided = by_scores(counted, criteria.filters, facts)
-    stand = verdicts_at(storage, version.held_outcomes) if version.held_outcomes else {}
-    held = {s.key: stand[s.key] for s in decided if s.key in stand and agree(s, stand[s.key])}
-    return settle(decided, criteria, facts, held, version.spec.task)
+    is_refiltered = latest is not None and latest.refilter > 0
+    criteria = Criteria.from_json(latest.criteria) if latest and is_refiltered else Criteria.of(spec.quality)
+    return Decision(decide_shards(work, criteria, is_refiltered, spec.task), spec, criteria)
 
 
 def spec_in_force(spec: JobSpec, latest: Version | None) -> JobSpec:
@@ -180,81 +120,159 @@ def publish_decision(storage: Storage, ledger: Ledger, decide: Decide) -> tuple[
 
 def _next_version(storage: Storage, ledger: Ledger, latest: Version | None, decide: Decide) -> tuple[Version, bool]:
     """Write the objects of the next version. Returns (next version, True), or (latest, False) if nothing changed."""
-    planned = ledger.planned()
-    if not planned:
+    before = Before(storage, latest)
+    has_segments = latest is not None and latest.has_segments
+    changes = find_changes(ledger, before.covered, latest.plans if latest and has_segments else ())
+    if not changes.plans:
         raise PermanentError(f"{storage.uri} has no plan: there is nothing to publish.")
-    commits = ledger.read_commits({entry.shard.id for entry in planned})
-    counted = list(Counting(planned).counted(commits))
-    decision = decide(latest, counted, commits)
-    outcomes = read_outcomes(storage, latest) if latest else OUTCOMES_SCHEMA.empty_table()
-    if latest is not None and decision.matches(latest, outcomes):
-        return latest, False
     attempt = PublishAttempt(latest.number + 1 if latest else 1, new_token())
-    points = decision.spec.output.points
-    files = write_tables(storage, attempt, decision.samples, commits, _before(latest, outcomes), points)
-    data = parquet_bytes(_outcomes_table(decision.samples, files))
-    storage.write_bytes(attempt.path("outcomes"), data)
-    version = Version(
-        number=attempt.number,
-        counts={outcome: sum(sample.outcome == outcome for sample in decision.samples) for outcome in OUTCOMES},
-        files=tuple(files),
-        superseded=sum(len(commit.samples) for commit in commits.values()) - len(counted),
-        reasons=dict(Counter(reason.split(":")[0] for sample in decision.samples for reason in sample.reasons)),
-        plans=tuple(sorted({entry.plan for entry in planned})),
-        outcomes_sha256=sha256(data),
-        created=now(),
-        code=code_version(),
-        recorded_spec=decision.spec.as_given(),
-        criteria=decision.criteria.to_json(),
-        refilter=attempt.number if decision.refilter is None else decision.refilter,
-        held=decision.held.number if decision.held else 0,
-        outcomes=attempt.path("outcomes"),
-        held_outcomes=_held_outcomes(storage, attempt, latest, decision.held),
-    )
-    return version, True
+    decision = decide(Undecided(storage, ledger, before, changes, attempt.number))
+    writer = SegmentWriter(storage, attempt.number, attempt.token, decision.criteria.max_distance is not None)
+    publication = _Publication(storage, attempt, before, writer, decision)
+    publication.write()
+    has_criteria = latest is not None and latest.criteria == decision.criteria.to_json()
+    if latest is not None and not publication.has_changed and (has_criteria or not decision.is_refilter):
+        for segment in writer.segments:
+            for path in segment.paths:
+                storage.delete(path)
+        return latest, False
+    return publication.version(changes), True
 
 
-def _held_outcomes(storage: Storage, attempt: PublishAttempt, latest: Version | None, held: Version | None) -> str:
-    """Return the path of the decisions that stand. Those of an older version are copied, because it may be pruned."""
-    if held is None:
-        return ""
-    if latest is not None and held.number == latest.number:
-        return held.outcomes
-    storage.write_bytes(attempt.path("held"), storage.read_bytes(held.outcomes))
-    return attempt.path("held")
+class _Publication:
+    """One attempt to write a version: the shards of its decision, and sums over all shards."""
 
+    def __init__(
+        self, storage: Storage, attempt: PublishAttempt, before: Before, writer: SegmentWriter, decision: Decision
+    ) -> None:
+        self.storage, self.attempt, self.before, self.writer = storage, attempt, before, writer
+        self.decision = decision
+        self.has_changed = before.latest is None
+        latest = before.latest if before.latest and not before.is_old else None
+        self.counts = Counter[str](latest.counts if latest else {})
+        self.reasons = Counter[str](latest.reasons if latest else {})
+        self.superseded = latest.superseded if latest else 0
+        self.sizes: dict[str, Counter[str]] = {
+            outcome: Counter({"files": size.files, "rows": size.rows, "bytes": size.bytes})
+            for outcome, size in (latest.sizes if latest else {}).items()
+        }
+        self._seen = 0  # samples of an old version that are still there
 
-def _before(latest: Version | None, outcomes: pa.Table) -> Before:
-    """Return what the latest version has. `outcomes` is its outcomes table."""
-    if latest is None:
-        return Before({}, (), {})
-    shards: dict[str, list[tuple[Outcome, str]]] = {}
-    for row in outcomes.select(["shard", "outcome", "id"]).to_pylist():
-        shards.setdefault(row["shard"], []).append((row["outcome"], row["id"]))
-    known = {(file.shard, file.sha256): file.path for file in latest.files}
-    known |= {(file.shard, cloud.sha256): cloud.path for file in latest.files for cloud in file.clouds}
-    return Before({shard: ids_by_outcome(samples) for shard, samples in shards.items()}, latest.files, known)
+    def write(self) -> None:
+        """Write the tables and segments of the decided shards."""
+        points = self.decision.spec.output.points
+        with ThreadPoolExecutor(PARALLEL_TABLES) as pool:
+            for shards in self.decision.shards:
+                known = self.before.shards([each.entry.shard.id for each in shards])
+                made = pool.map(lambda each, known=known: self._make(each, known, points), shards)
+                for decided, rows in zip(shards, made, strict=True):
+                    self._add(known.get(decided.entry.shard.id), rows)
+        if self.before.is_old and self.before.old_samples != self._seen:
+            self.has_changed = True
+        self.writer.flush()
 
+    def _make(self, decided: DecidedShard, known: Mapping[str, ShardRows], points: PointsSpec) -> ShardRows:
+        """Write the tables of a shard that do not exist yet. Returns what the segment holds of it."""
+        entry, old = decided.entry, known.get(decided.entry.shard.id)
+        ids = ids_by_outcome((sample.outcome, sample.id) for sample in decided.decided.values())
+        files = old.files if old is not None else ()
+        if old is None or ids != _ids_of(old):
+            borrowed = {file.sha256: file.path for file in files}
+            borrowed |= {cloud.sha256: cloud.path for file in files for cloud in file.clouds}
+            tables = ShardTables(self.storage, self.attempt, decided, borrowed, points)
+            files = tuple(tables.files(ids))
+        samples = _samples_of(decided, {file.outcome: file.path for file in files}, self.attempt.number)
+        superseded = len(decided.commit.samples) - len(decided.decided)
+        is_covered = old is not None and not self.before.is_old
+        return ShardRows(entry.shard.id, entry.plan, entry.position, samples, files, superseded, is_covered)
 
-def _outcomes_table(samples: Sequence[Decided], files: Sequence[VersionFile]) -> pa.Table:
-    file_of = {(file.shard, file.outcome): file.path for file in files}
-    records = []
-    for decided in samples:
-        counted = decided.counted
-        span, sample, shard = counted.span, counted.sample, counted.entry.shard
-        records.append(
-            {
-                "id": sample.id,
-                "source": counted.source,
-                "uri": span.uri,
-                "etag": span.etag,
-                "position": sample.position,
-                "index": sample.index,
-                "round": shard.round,
-                "shard": shard.id,
-                "outcome": decided.outcome,
-                "reasons": list(decided.reasons),
-                "file": file_of[shard.id, decided.outcome],
-            }
+    def _add(self, old: ShardRows | None, new: ShardRows) -> None:
+        """Add a shard to the segment, unless the segment that has it says the same of it."""
+        is_same = old is not None and _content_of(old) == _content_of(new)
+        if is_same:
+            self._seen += len(new.samples)
+            if not self.before.is_old:
+                return
+        elif old is not None or len(_counted(new)):
+            self.has_changed = True
+        if old is not None and not self.before.is_old:
+            self._sum(old, -1)
+        self._sum(new, 1)
+        self.writer.add(new)
+
+    def _sum(self, shard: ShardRows, sign: int) -> None:
+        counted = _counted(shard)
+        for outcome in counted["outcome"].to_pylist():
+            self.counts[outcome] += sign
+        for reasons in counted["reasons"].to_pylist():
+            for reason in reasons or ():
+                self.reasons[reason.split(":")[0]] += sign
+        self.superseded += sign * shard.superseded
+        for file in shard.files:
+            size = self.sizes.setdefault(file.outcome, Counter())
+            size.update({"files": sign, "rows": sign * file.rows, "bytes": sign * file.bytes})
+
+    def version(self, changes: Changes) -> Version:
+        """Return the version that the written objects make."""
+        latest, decision = self.before.latest, self.decision
+        segments = [*(latest.segments if latest else ()), *self.writer.segments]
+        return Version(
+            number=self.attempt.number,
+            counts={outcome: self.counts[outcome] for outcome in OUTCOMES},
+            superseded=self.superseded,
+            reasons={kind: count for kind, count in self.reasons.items() if count},
+            plans=changes.plans,
+            created=now(),
+            code=code_version(),
+            recorded_spec=decision.spec.as_given(),
+            criteria=decision.criteria.to_json(),
+            refilter=self.attempt.number if decision.is_refilter else latest.refilter if latest else 0,
+            sizes={outcome: Size(**size) for outcome, size in self.sizes.items() if size["files"]},
+            segments=tuple(merged(self.storage, segments, self.attempt)),
+            storage=self.storage,
         )
-    return pa.Table.from_pylist(records, schema=OUTCOMES_SCHEMA)
+
+
+def _counted(shard: ShardRows) -> pa.Table:
+    return shard.samples.filter(pc.greater(shard.samples["since"], 0))
+
+
+def _ids_of(shard: ShardRows) -> dict[Outcome, list[str]]:
+    counted = _counted(shard)
+    return ids_by_outcome(zip(counted["outcome"].to_pylist(), counted["id"].to_pylist(), strict=True))
+
+
+def _content_of(shard: ShardRows) -> list[tuple[object, ...]]:
+    """Return what a version says of a shard's samples: (id, outcome, reasons), and that some do not count."""
+    counts = pc.greater(shard.samples["since"], 0)
+    columns = (shard.samples["id"], counts, shard.samples["outcome"], shard.samples["reasons"])
+    rows = zip(*(column.to_pylist() for column in columns), strict=True)
+    return [(i, outcome, tuple(reasons or ())) if counted else (i,) for i, counted, outcome, reasons in rows]
+
+
+def _samples_of(decided: DecidedShard, file_of: Mapping[Outcome, str], number: int) -> pa.Table:
+    """Return the rows of a shard in its segment."""
+    entry, spans = decided.entry, decided.entry.shard.spans
+    rows = decided.rows
+    ends: list[Decided | None] = [decided.decided.get(sample.id) for sample, _ in rows]
+    count = len(rows)
+    columns: dict[str, list[object]] = {
+        "id": [sample.id for sample, _ in rows],
+        "row": [row for _, row in rows],
+        "uri": [spans[sample.span].uri for sample, _ in rows],
+        "etag": [spans[sample.span].etag for sample, _ in rows],
+        "position": [sample.position for sample, _ in rows],
+        "index": [sample.index for sample, _ in rows],
+        "round": [entry.shard.round] * count,
+        "shard": [entry.shard.id] * count,
+        "plan": [entry.plan] * count,
+        "place": [entry.position] * count,
+        "since": [0 if end is None else end.since or number for end in ends],
+        "outcome": [end and end.outcome for end in ends],
+        "reasons": [end and end.reasons for end in ends],
+        "made": [sample.outcome for sample, _ in rows],
+        "made_reasons": [sample.reasons or None for sample, _ in rows],
+        "file": [end and file_of[end.outcome] for end in ends],
+        "phash": [decided.hashes.get(sample.id) for sample, _ in rows],
+    }
+    return pa.table([pa.array(columns[field.name], field.type) for field in SAMPLES], schema=SAMPLES)

@@ -11,24 +11,21 @@ its cloud is made here from the stored image and depth (sinks/stored_points.py).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.dataset.decisions import Decided
-from pipelines.ledger.entries import FOLDERS, OUTCOMES, Commit, Outcome, StoredObject, sha256
-from pipelines.ledger.names import version_object
-from pipelines.ledger.versions import VersionFile
+from pipelines.ledger.entries import FOLDERS, OUTCOMES, Outcome, StoredObject, sha256
+from pipelines.ledger.segments import VersionFile
 from pipelines.stages.sinks.parquet import REASONS, features_metadata, table_bytes
 from pipelines.stages.sinks.stored_points import STORED, stored_points
-from pipelines.store.connections import PARALLEL_TABLES
 from pipelines.store.parquet import read_parquet
 from pipelines.store.storage import Storage
 
 if TYPE_CHECKING:
+    from pipelines.dataset.decide import DecidedShard
     from pipelines.spec.job import PointsSpec
 
 CLOUD = "pointcloud"
@@ -42,47 +39,6 @@ class PublishAttempt:
     number: int
     token: str
 
-    def path(self, kind: Literal["outcomes", "held"]) -> str:
-        """Return the path of a table about the whole version."""
-        return version_object(self.number, f"{kind}-{self.token}.parquet")
-
-
-@dataclass(frozen=True)
-class Before:
-    """What the previous version has."""
-
-    ids: Mapping[str, IdsByOutcome]  # by shard
-    files: Sequence[VersionFile]
-    known: Mapping[
-        tuple[str, str], str
-    ]  # (shard, SHA-256) -> path of a table, or of a point cloud that no commit names
-
-
-def write_tables(
-    storage: Storage,
-    attempt: PublishAttempt,
-    decided: Sequence[Decided],
-    commits: Mapping[str, Commit],
-    before: Before,
-    points: PointsSpec,
-) -> list[VersionFile]:
-    """Write the tables that do not exist yet. Returns the files of the version in the order of the plan."""
-    shards: dict[str, list[Decided]] = {}
-    for sample in decided:
-        shards.setdefault(sample.shard, []).append(sample)
-    files_before: dict[str, list[VersionFile]] = {}
-    for file in before.files:
-        files_before.setdefault(file.shard, []).append(file)
-
-    def files_of(shard: str) -> list[VersionFile]:
-        ids = ids_by_outcome((sample.outcome, sample.id) for sample in shards[shard])
-        if before.ids.get(shard) == ids:
-            return files_before[shard]
-        return _ShardTables(storage, attempt, commits[shard], shards[shard], before.known, points).files(ids)
-
-    with ThreadPoolExecutor(PARALLEL_TABLES) as pool:
-        return [file for files in pool.map(files_of, shards) for file in files]
-
 
 def ids_by_outcome(samples: Iterable[tuple[Outcome, str]]) -> IdsByOutcome:
     """Group ids by outcome. `samples` are (outcome, id) in the order of the plan."""
@@ -92,22 +48,28 @@ def ids_by_outcome(samples: Iterable[tuple[Outcome, str]]) -> IdsByOutcome:
     return ids
 
 
-class _ShardTables:
+class ShardTables:
     """The tables of one shard, each read when it is first needed."""
 
     def __init__(
         self,
         storage: Storage,
         attempt: PublishAttempt,
-        commit: Commit,
-        decided: Sequence[Decided],
-        known: Mapping[tuple[str, str], str],
+        shard: DecidedShard,
+        borrowed: Mapping[str, str],
         points: PointsSpec,
     ) -> None:
-        self.storage, self.attempt, self.commit, self.known, self.points = storage, attempt, commit, known, points
-        self.reasons = {sample.id: list(sample.reasons) for sample in decided}
-        self.stored = {stored.outcome: stored for stored in commit.objects if stored.kind == "table"}
-        self.committed = ids_by_outcome((sample.outcome, sample.id) for sample in commit.samples)
+        """borrowed: SHA-256 -> path of the objects of this shard that only the version before it names."""
+        self.storage, self.attempt, self.commit, self.borrowed, self.points = (
+            storage,
+            attempt,
+            shard.commit,
+            borrowed,
+            points,
+        )
+        self.reasons = {sample.id: list(sample.reasons) for sample in shard.decided.values()}
+        self.stored = {stored.outcome: stored for stored in self.commit.objects if stored.kind == "table"}
+        self.committed = ids_by_outcome((sample.outcome, sample.id) for sample in self.commit.samples)
         self._tables: dict[Outcome, pa.Table] = {}
 
     def files(self, ids_of: IdsByOutcome) -> list[VersionFile]:
@@ -151,7 +113,7 @@ class _ShardTables:
     ) -> StoredObject:
         """Write an object, unless the previous version has the same object of this shard."""
         digest = sha256(data)
-        path = self.known.get((self.commit.shard, digest))
+        path = self.borrowed.get(digest)
         if path is None:
             attempt = f"v{self.attempt.number:06d}-{self.attempt.token}"
             path = f"{folder}/{self.commit.shard}-{attempt}-{digest[:16]}{suffix}"

@@ -41,6 +41,16 @@ class CountedSample:
         return row_id(self.sample)
 
 
+@dataclass(frozen=True, slots=True)
+class JudgedSample:
+    """A committed sample, the id of its row, and whether it counts."""
+
+    entry: PlannedShard
+    sample: SampleOutcome
+    row: str
+    counts: bool
+
+
 class InputVersions:
     """The input versions that count. `versions`: uri -> (its latest planned etag, the number of that plan file)."""
 
@@ -68,14 +78,26 @@ class InputVersions:
 class Counting(InputVersions):
     """Decides which samples of a plan count. `planned` is in (plan, position) order."""
 
-    def __init__(self, planned: Sequence[PlannedShard]) -> None:
-        super().__init__({})
+    def __init__(
+        self,
+        planned: Sequence[PlannedShard],
+        versions: dict[str, tuple[str, int]] | None = None,
+        retries: Sequence[PlannedShard] | None = None,
+    ) -> None:
+        """Take all shards of a plan, or a part of it together with what the rest of the plan says about that part.
+
+        Args:
+            versions: uri -> (latest planned etag, number of that plan file) of the whole plan.
+            retries: the retries of the whole plan.
+        """
+        super().__init__({} if versions is None else versions)
         self.planned = planned
         self.retries: dict[Identity, tuple[int, int]] = {}  # -> (plan, position) of the last retry that makes it
-        for entry in planned:
+        for entry in planned if versions is None else ():
             if entry.is_first:
                 self.versions.update({span.uri: (span.etag, entry.plan) for span in entry.shard.spans})
-            elif entry.retry:
+        for entry in planned if retries is None else retries:
+            if entry.retry:
                 self.retries.update(dict.fromkeys(identities(entry), (entry.plan, entry.position)))
         self._retried: dict[str, list[int]] = {}  # uri -> row positions that retries name, sorted
         for uri, position in sorted({(uri, position) for uri, _, position, _ in self.retries}):
@@ -114,15 +136,30 @@ class Counting(InputVersions):
         for entry in entries:
             if entry.shard.id not in commits and not unfinished:
                 raise Unfinished(f"shard {entry.shard.id} is planned and not committed: run the job to its end first.")
-        committed = [entry for entry in entries if entry.shard.id in commits]
+        for judged in self.judge(commits):
+            if judged.counts:
+                yield CountedSample(judged.entry, judged.sample)
+
+    def judge(self, commits: Mapping[str, Commit]) -> Iterator[JudgedSample]:
+        """Yield the committed samples of current files that no later retry replaces, and whether each counts."""
+        committed = [e for e in self.planned if e.shard.id in commits and not self.is_superseded(e)]
         names = self._read_ids(committed, commits)
         row_versions = self._row_versions(committed, commits, names)
         for entry in committed:
             for sample in commits[entry.shard.id].samples:
-                span = entry.shard.spans[sample.span]
-                version = row_versions.get(_id_of_row(names, span, sample))
-                if version == (span.uri, span.etag) and self.makes(entry, sample):
-                    yield CountedSample(entry, sample)
+                if self.makes(entry, sample):
+                    span = entry.shard.spans[sample.span]
+                    row = _id_of_row(names, span, sample)
+                    yield JudgedSample(entry, sample, row, row_versions.get(row) == (span.uri, span.etag))
+
+    def made(self, commits: Mapping[str, Commit]) -> Iterator[JudgedSample]:
+        """Like `judge`, where no two files can have the same row, so that all of them count."""
+        committed = [e for e in self.planned if e.shard.id in commits and not self.is_superseded(e)]
+        names = self._read_ids(committed, commits)
+        for entry in committed:
+            for sample in commits[entry.shard.id].samples:
+                if self.makes(entry, sample):
+                    yield JudgedSample(entry, sample, _id_of_row(names, entry.shard.spans[sample.span], sample), True)
 
     def row_versions(self, commits: Mapping[str, Commit]) -> dict[str, InputVersion]:
         """Map the row ids of committed shards to the input version whose row counts."""

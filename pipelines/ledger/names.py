@@ -20,13 +20,19 @@ NAMES = {  # folder -> pattern of the names in it, relative to it
     "_plan": re.compile(rf"{NUMBER}\.parquet"),
     "_commits": re.compile(rf"(?P<shard>{HEX})\.json"),
     "_crashes": re.compile(rf"(?P<shard>{HEX})/(?P<number>[1-9][0-9]{{0,11}})\.json"),
-    "_versions": re.compile(rf"{NUMBER}/(?P<part>version\.json|pruned\.json|(?:outcomes|held)(?:-{HEX})?\.parquet)"),
+    "_versions": re.compile(
+        rf"{NUMBER}/(?P<part>version\.json|pruned\.json|(?:outcomes|held)(?:-{HEX})?\.parquet)"
+        rf"|segments/(?P<segment>[0-9]{{6,}})-{HEX}-{HEX}(?:-shards)?\.parquet"
+    ),
     "_leases": re.compile(rf"(?P<token>{HEX})\.json"),
     "_reports": re.compile(rf"[0-9T]+-{HEX}\.(?:json|md)"),
     "_rollup": re.compile(r"commits\.parquet"),
     "_probe": re.compile(HEX),
 }
-SUBFOLDERS = {"_crashes": re.compile(f"{HEX}/"), "_versions": re.compile(f"{NUMBER}/")}  # left by killed writers
+SUBFOLDERS = {
+    "_crashes": re.compile(f"{HEX}/"),
+    "_versions": re.compile(f"{NUMBER}/|segments/"),
+}  # left by killed writers
 
 
 def matches(folder: str, names: Iterable[str]) -> Iterator[re.Match[str]]:
@@ -46,7 +52,8 @@ def versions_in(storage: Storage) -> dict[int, set[str]]:
     """
     parts: dict[int, set[str]] = {}
     for match in in_folder(storage, "_versions"):
-        parts.setdefault(int(match["number"]), set()).add(match["part"])
+        if match["number"] is not None:
+            parts.setdefault(int(match["number"]), set()).add(match["part"])
     return dict(sorted(parts.items()))
 
 
@@ -58,6 +65,11 @@ def plan_file(number: int) -> str:
 def version_object(number: int, part: str) -> str:
     """Return the name of an object of a version, such as "version.json"."""
     return f"_versions/{number:06d}/{part}"
+
+
+def segment_object(name: str) -> str:
+    """Return the path of an object of a segment."""
+    return f"_versions/segments/{name}"
 
 
 def foreign_names(storage: Storage) -> list[str]:

@@ -99,7 +99,7 @@ def files_of(tables: Mapping[int, pa.Table]) -> dict[str, PlannedFile]:
     """Map each uri to the version of the file that was planned last. Retries and regeneration are ignored."""
     files: dict[str, PlannedFile] = {}
     for number in sorted(tables):
-        spans = _flat(tables[number].filter(is_first(tables[number])))
+        spans = flat_spans(tables[number].filter(is_first(tables[number])))
         names = ["uri", "etag", "relative_path"]
         columns = pa.table({name: spans.field(name) for name in names}).group_by(names, False).aggregate([]).to_pydict()
         rows = zip(*(columns[name] for name in names), strict=True)
@@ -111,7 +111,7 @@ def owners_of(tables: Mapping[int, pa.Table], etags: Collection[str]) -> dict[st
     """Map each ETag to the files that were ever planned with it. Retries and regeneration are ignored."""
     owners: dict[str, list[str]] = {}
     for number in sorted(tables):
-        spans = _flat(tables[number].filter(is_first(tables[number])))
+        spans = flat_spans(tables[number].filter(is_first(tables[number])))
         spans = spans.filter(pc.is_in(spans.field("etag"), pa.array(sorted(etags), pa.string())))
         pairs = pa.table({name: spans.field(name) for name in ("uri", "etag")}).group_by(["uri", "etag"], False)
         for row in pairs.aggregate([]).to_pylist():
@@ -129,14 +129,14 @@ def is_first(table: pa.Table) -> pa.ChunkedArray:
     return pc.and_(pc.equal(table["round"], 0), pc.equal(pc.fill_null(table["retry"], 0), 0))
 
 
-def _flat(table: pa.Table) -> pa.StructArray:
+def flat_spans(table: pa.Table) -> pa.StructArray:
     """Return all spans of a table as one array."""
     spans = table["spans"].combine_chunks()
     return (spans.combine_chunks() if isinstance(spans, pa.ChunkedArray) else spans).flatten()
 
 
 def _spans_of(table: pa.Table) -> list[Span]:
-    flat = _flat(table)
+    flat = flat_spans(table)
     texts = []
     for name in ("uri", "etag", "relative_path"):
         encoded = flat.field(name).dictionary_encode()

@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from jointdit.errors import InputError, PermanentError, SpecError
-from pipelines.dataset.decisions import read_facts
+from pipelines.dataset.decisions import read_facts, tables_in
 from pipelines.engine.limits import Limits
 from pipelines.engine.progress import Progress
 from pipelines.ledger.entries import PlannedShard, now
@@ -193,7 +193,7 @@ def _append(ledger: Ledger, shards: Sequence[PlannedShard]) -> None:
 def _measure(storage: Storage, ledger: Ledger, shards: Sequence[PlannedShard], fingerprint: Fingerprint) -> Calibration:
     ids = [entry.shard.id for entry in shards]
     commits = ledger.read_commits(ids)
-    facts = read_facts(storage, commits, ids)
+    facts = read_facts(storage, (table for commit in commits.values() for table in tables_in(commit)))
     scores: dict[str, list[float]] = {}
     for sample in facts.values():
         for name, score in sample.scores.items():

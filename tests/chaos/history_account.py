@@ -21,12 +21,13 @@ from tests.chaos.ledger_account import (
     Published,
     Rows,
     current_versions,
+    described_by,
     expected_samples,
     follows,
     is_by,
-    outcomes_name,
     read_commit,
     read_plan,
+    read_published,
     table_rows,
 )
 from tests.chaos.objects import Objects, Stamp
@@ -181,15 +182,15 @@ class Account:
                 fields = self.versions[number].fields
             else:
                 fields = json.loads(self._read_once(f"{name}/version.json"))
-            outcomes = outcomes_name(number, fields)
             if is_pruned:
                 continue
-            if outcomes not in self.files:
-                yield Problem("file", f"version {number}: {outcomes} is missing.")
+            described = described_by(fields)
+            for path, digest in described.items():
+                yield from self._check_bytes(f"version {number}", path, None, digest)
+            if not described.keys() <= self.files.keys():
                 continue
-            yield from self._check_bytes(f"version {number}", outcomes, None, fields["outcomes_sha256"])
             if number not in self.versions:
-                version = Published(number, fields, tuple(table_rows(self.objects.read(outcomes))))
+                version = read_published(number, fields, self.objects.read)
                 yield from self._check_new(version)
                 self.versions[number] = version
 
@@ -301,10 +302,15 @@ class Account:
         rows_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in version.outcomes:
             rows_of[row["file"]].append(row)
-        named = {file["path"]: file for file in version.fields["files"]}
+        named = {file["path"]: file for file in version.files}
+        sizes: dict[str, Counter[str]] = defaultdict(Counter)
+        for file in named.values():
+            sizes[file["outcome"]].update(files=1, rows=file["rows"], bytes=file["bytes"])
+        if sizes != version.fields["sizes"]:
+            yield Problem("counts", f"version {version.number}: its files do not add up to {version.fields['sizes']}.")
         if rows_of.keys() != named.keys():
             yield Problem("file", f"version {version.number}: outcomes and files name different tables.")
-        clouds = {cloud["path"] for file in named.values() for cloud in file.get("clouds", ())}
+        clouds = {cloud["path"] for file in named.values() for cloud in file["clouds"]}
         clouds |= {
             item["path"] for commit in self.commits.values() for item in commit.objects if item["kind"] == "points"
         }
@@ -355,8 +361,8 @@ class Account:
             for item in commit.objects:
                 yield from self._check_bytes(f"commit {commit.shard}", item["path"], item["bytes"], item["sha256"])
         for version in self.retained():
-            for file in version.fields["files"]:
-                for item in (file, *file.get("clouds", ())):
+            for file in version.files:
+                for item in (file, *file["clouds"]):
                     yield from self._check_bytes(
                         f"version {version.number}", item["path"], item["bytes"], item["sha256"]
                     )

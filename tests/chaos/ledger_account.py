@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,7 @@ class Published:
     number: int
     fields: dict[str, Any]
     outcomes: tuple[dict[str, Any], ...]
+    files: tuple[dict[str, Any], ...]
 
     @property
     def refilter(self) -> int:
@@ -118,9 +119,29 @@ def read_commit(data: bytes, planned: Planned) -> Committed:
     return Committed(fields["shard"], tuple(fields["objects"]), samples, len(columns["id"]), fields["counts"])
 
 
-def outcomes_name(number: int, fields: dict[str, Any]) -> str:
-    """Return the name of a version's outcomes, from version.json or the default of older versions."""
-    return str(fields.get("outcomes") or f"_versions/{number:06d}/outcomes.parquet")
+def described_by(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of the objects that describe a version, with their SHA-256."""
+    names = {segment["path"]: segment["sha256"] for segment in fields["segments"]}
+    return names | {segment["shards_path"]: segment["shards_sha256"] for segment in fields["segments"]}
+
+
+def read_published(number: int, fields: dict[str, Any], read: Callable[[str], bytes]) -> Published:
+    """Return a version with its samples and files; `read` returns the bytes of an object.
+
+    Segments are listed oldest first, and a shard that says that it replaces another one hides all older ones.
+    """
+    samples: list[dict[str, Any]] = []
+    files: list[dict[str, Any]] = []
+    hidden: set[str] = set()
+    for segment in reversed(fields["segments"]):
+        shards = [row for row in table_rows(read(segment["shards_path"])) if row["shard"] not in hidden]
+        live = {row["shard"] for row in shards}
+        for row in table_rows(read(segment["path"])):
+            if row["shard"] in live and row["since"]:
+                samples.append({**row, "source": row["id"].rpartition("/")[0]})
+        files += [{**file, "shard": row["shard"]} for row in shards for file in row["files"]]
+        hidden |= {row["shard"] for row in shards if row["replaces"]}
+    return Published(number, fields, tuple(samples), tuple(files))
 
 
 def current_versions(planned: Sequence[Planned]) -> dict[str, tuple[str, int]]:

@@ -10,9 +10,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import pipelines.dataset.decide
 import pipelines.dataset.garbage
 import pipelines.dataset.publish
 import pipelines.dataset.refilter
+import pipelines.dataset.tables
 import pipelines.ledger.counting
 import pipelines.ledger.versions
 import pipelines.plan.propose
@@ -20,19 +22,22 @@ from pipelines.store.storage import AlreadyExists
 
 
 def lose_a_sample() -> None:
-    """Publish leaves out the last sample if there are more than two."""
-    counted = pipelines.ledger.counting.Counting.counted
+    """Publish leaves out the last sample of each file if there are more than two."""
+    decided = pipelines.dataset.decide._with_standing
 
-    def without_last(self: Any, *args: Any, **kwargs: Any) -> Any:
-        samples = list(counted(self, *args, **kwargs))
-        return iter(samples[:-1] if len(samples) > 2 else samples)
+    def without_last(*args: Any) -> Any:
+        shards = decided(*args)
+        for shard in shards:
+            if len(shard.decided) > 2:
+                shard.decided.popitem()
+        return shards
 
-    pipelines.ledger.counting.Counting.counted = without_last  # type: ignore[method-assign]
+    pipelines.dataset.decide._with_standing = without_last
 
 
 def forget_decisions() -> None:
     """Publish ignores the decisions of the previous version."""
-    pipelines.dataset.publish.verdicts = lambda *_: {}
+    pipelines.dataset.decide.decisions_in = lambda _: []
 
 
 def list_versions_twice() -> None:
@@ -47,27 +52,20 @@ def list_versions_twice() -> None:
 
 
 def borrow_from_older_versions() -> None:
-    """Publish reuses tables and decisions of any retained version without a copy."""
-    before = pipelines.dataset.publish._before
+    """Publish reuses tables and segments of any retained version without a copy."""
+    write = pipelines.dataset.tables.ShardTables.__init__
 
-    def before_of_all(latest: Any, table: Any) -> Any:
-        state = before(latest, table)
-        storage = storages[-1]
-        numbers = pipelines.ledger.versions.version_numbers(storage)
-        versions = [pipelines.ledger.versions.read_version(storage, number) for number in numbers]
-        known = {(file.shard, file.sha256): file.path for version in versions for file in version.files}
-        return dataclasses.replace(state, known={**known, **state.known})
+    def borrowing(self: Any, storage: Any, attempt: Any, shard: Any, borrowed: Any, points: Any) -> None:
+        listing = pipelines.ledger.versions.version_listing(storage)
+        files = [
+            file
+            for number in listing.retained
+            for file in pipelines.ledger.versions.read_version(storage, number).files
+            if file.shard == shard.commit.shard
+        ]
+        write(self, storage, attempt, shard, {**{file.sha256: file.path for file in files}, **borrowed}, points)
 
-    storages: list[Any] = []
-    following = pipelines.dataset.publish._next_version
-
-    def next_version(storage: Any, *args: Any) -> Any:
-        storages.append(storage)
-        return following(storage, *args)
-
-    pipelines.dataset.publish._before = before_of_all
-    pipelines.dataset.publish._next_version = next_version
-    pipelines.dataset.publish._held_outcomes = lambda storage, attempt, latest, held: held.outcomes if held else ""
+    pipelines.dataset.tables.ShardTables.__init__ = borrowing  # type: ignore[method-assign]
 
 
 def skip_taken_numbers() -> None:

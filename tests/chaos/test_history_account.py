@@ -18,7 +18,7 @@ import pytest
 
 from tests.chaos.history_account import Account
 from tests.chaos.ledger_account import Planned as PlannedRows
-from tests.chaos.ledger_account import Rows, expected_samples, outcomes_name, read_plan
+from tests.chaos.ledger_account import Rows, expected_samples, read_plan
 from tests.chaos.objects import LocalObjects
 from tests.chaos.world import InputRow
 from tests.local_job import job_in
@@ -72,12 +72,14 @@ def kinds(account: Account) -> set[str]:
 
 
 def publish_forged(output: Path, forge: Callable[[Table, dict[str, Table]], None]) -> None:
-    """Write a second version: outcomes and tables (outcome -> rows) of the first one, changed by `forge`."""
+    """Write a second version: samples and tables (outcome -> rows) of the first one, changed by `forge`."""
     version = json.loads((output / "_versions/000001/version.json").read_bytes())
-    outcomes = pq.read_table(output / outcomes_name(1, version))
-    paths = {file["outcome"]: file for file in version["files"]}
+    (segment,) = version["segments"]
+    samples, shards = (pq.read_table(output / segment[name]) for name in ("path", "shards_path"))
+    (shard,) = shards.to_pylist()
+    paths = {file["outcome"]: file for file in shard["files"]}
     tables = {outcome: pq.read_table(output / file["path"]) for outcome, file in paths.items()}
-    rows, parts = outcomes.to_pylist(), {outcome: table.to_pylist() for outcome, table in tables.items()}
+    rows, parts = samples.to_pylist(), {outcome: table.to_pylist() for outcome, table in tables.items()}
     forge(rows, parts)
     for outcome, part in parts.items():
         file, schema = paths[outcome], tables[outcome].schema
@@ -86,12 +88,15 @@ def publish_forged(output: Path, forge: Callable[[Table, dict[str, Table]], None
             file |= _write(output / file["path"], pa.Table.from_pylist(part, schema=schema)) | {"rows": len(part)}
             for row in rows:
                 row["file"] = file["path"] if row["file"] == before else row["file"]
-    version["files"] = [file for file in version["files"] if file["rows"]]
+    shard["files"] = [file for file in shard["files"] if file["rows"]]
+    for name, table, columns in (("", rows, samples), ("shards_", [shard], shards)):
+        path = f"_versions/segments/000002-f0-{name or 'samples'}.parquet"
+        written = _write(output / path, pa.Table.from_pylist(table, schema=columns.schema))
+        segment |= {f"{name}path": path, f"{name}sha256": written["sha256"]}
     (output / "_versions/000002").mkdir()
-    written = _write(output / "_versions/000002/outcomes.parquet", pa.Table.from_pylist(rows, schema=outcomes.schema))
     counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in version["counts"]}
-    version.pop("outcomes", None)  # without it the default name applies
-    version |= {"number": 2, "outcomes_sha256": written["sha256"], "counts": counts}
+    sizes = {f["outcome"]: {"files": 1, "rows": f["rows"], "bytes": f["bytes"]} for f in shard["files"]}
+    version |= {"number": 2, "counts": counts, "sizes": sizes}
     (output / "_versions/000002/version.json").write_text(json.dumps(version))
 
 
@@ -198,7 +203,7 @@ def test_a_pruned_version_may_lose_its_files(output: Path, account: Account) -> 
     publish_forged(output, nothing)
     assert kinds(account) == set()
     (output / "_versions/000001/pruned.json").write_text("{}")
-    next((output / "_versions/000001").glob("outcomes*.parquet")).unlink()
+    next((output / "_versions/segments").glob("000001-*.parquet")).unlink()
     assert kinds(account) == set()
 
 

@@ -95,8 +95,9 @@ def test_a_finished_job_generates_nothing_again(run_stand_in, make_spec) -> None
     assert seen(spec) == [], "nothing is generated for rejected or quarantined samples"
     assert seen(spec, "loads") == [], "no worker starts"
     assert (again.version, again.is_new, again.committed_now) == (first.version, False, 0)
-    outcomes = first.version.outcomes.removeprefix("_versions/")
-    assert storage.names("_versions") == [outcomes, "000001/version.json"]
+    (segment,) = first.version.segments
+    described = [path.removeprefix("_versions/") for path in segment.paths]
+    assert sorted(storage.names("_versions")) == sorted([*described, "000001/version.json"])
 
     lost = Ledger(storage).planned()[1]  # as if the driver had been killed before this commit
     for name in (f"_commits/{lost.shard.id}.json", "_versions/000001/version.json"):

@@ -60,7 +60,7 @@ CONTEXT = {
 def render(version: Version, sampled: SampledTables) -> bytes:
     """Return the content of the file."""
     spec = version.spec
-    outcomes = [outcome for outcome in OUTCOMES if version.files_of(outcome)]
+    outcomes = [outcome for outcome in OUTCOMES if version.size_of(outcome).files]
     described = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",

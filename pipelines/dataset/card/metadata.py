@@ -42,7 +42,7 @@ def metadata(
 ) -> dict[str, Any]:
     """Return the fields of the head, ready for YAML. `sources` are those of the job's weights."""
     spec, kept = version.spec, version.counts.get("kept", 0)
-    outcomes = [outcome for outcome in OUTCOMES if version.files_of(outcome)]
+    outcomes = [outcome for outcome in OUTCOMES if version.size_of(outcome).files]
     tags = ["rgb-d", "depth", *(["synthetic"] if spec.task in GENERATED else []), "jointdit", "croissant"]
     return {
         "pretty_name": " ".join(spec.name.split()),
@@ -74,14 +74,13 @@ def _license_of_weights(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, s
 
 
 def _info(version: Version, sampled: SampledTables, outcome: Outcome) -> dict[str, Any]:
-    files = [file for file in version.files if file.outcome == outcome]
-    size = sum(file.bytes for file in files)
+    size = version.size_of(outcome)
     return {
         "config_name": CONFIGS[outcome],
         "features": [{"name": field.name, **_feature(field.type)} for field in sampled.schemas[outcome]],
-        "splits": [{"name": "train", "num_bytes": size, "num_examples": sum(file.rows for file in files)}],
-        "download_size": size,
-        "dataset_size": size,
+        "splits": [{"name": "train", "num_bytes": size.bytes, "num_examples": size.rows}],
+        "download_size": size.bytes,
+        "dataset_size": size.bytes,
     }
 
 

@@ -48,7 +48,7 @@ def render(
         rows=sampled.rows,
         outcomes=OUTCOMES,
         planned=sum(version.counts.values()),
-        other_configs=[CONFIGS[name] for name in OUTCOMES[1:] if version.files_of(name)],
+        other_configs=[CONFIGS[name] for name in OUTCOMES[1:] if version.size_of(name).files],
         depth_images=sampled.depth_images,
         depth=_summaries({"relative disparity, 1 nearest": sampled.disparity, "depth in metres": sampled.metres}),
         scores=_summaries(sampled.scores),

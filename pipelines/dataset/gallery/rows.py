@@ -47,15 +47,14 @@ class GalleryRow:
 def read_rows(storage: Storage, version: Version, limit: int) -> Iterator[GalleryRow]:
     """Yield at most `limit` rows, kept ones first, in the order of the version (selection.py)."""
     for outcome, count in _counts(version, limit):
-        chosen = [file for file in version.files if file.outcome == outcome]
-        for table, rows in spread(chosen, count):
+        chosen = (file for file in version.iter_files() if file.outcome == outcome)
+        for table, rows in spread(chosen, version.size_of(outcome).rows, count):
             with storage.open(table.path) as file:
                 yield from _first_rows(file, outcome, rows)
 
 
 def _counts(version: Version, limit: int) -> list[tuple[Outcome, int]]:
-    counts = {outcome: sum(file.rows for file in version.files if file.outcome == outcome) for outcome in OUTCOMES}
-    chosen = shares(counts, limit)
+    chosen = shares({outcome: version.size_of(outcome).rows for outcome in OUTCOMES}, limit)
     return [(outcome, chosen[outcome]) for outcome in OUTCOMES]
 
 

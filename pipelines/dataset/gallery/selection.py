@@ -5,10 +5,10 @@ Some rows of each outcome are shown, spread over all files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from pipelines.ledger.entries import Outcome
-from pipelines.ledger.versions import VersionFile
+from pipelines.ledger.segments import VersionFile
 
 
 def shares(counts: Mapping[Outcome, int], limit: int) -> dict[Outcome, int]:
@@ -25,9 +25,11 @@ def shares(counts: Mapping[Outcome, int], limit: int) -> dict[Outcome, int]:
     return chosen
 
 
-def spread(files: Sequence[VersionFile], count: int) -> Iterator[tuple[VersionFile, int]]:
-    """Spread `count` rows over files in proportion to their rows. Yields (file, number of its first rows)."""
-    total = sum(file.rows for file in files)
+def spread(files: Iterable[VersionFile], total: int, count: int) -> Iterator[tuple[VersionFile, int]]:
+    """Spread `count` rows over files in proportion to their rows. Yields (file, number of its first rows).
+
+    total: the rows of all files.
+    """
     before = taken = 0
     for file in files:
         before += file.rows

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from jointdit.errors import JointDiTError
 from pipelines.dataset import card
+from pipelines.dataset.decide import decide_again
 from pipelines.dataset.decisions import Criteria
-from pipelines.dataset.publish import decide_again
 from pipelines.dataset.validation.checks import Checked, check_object
 from pipelines.dataset.validation.recount import recount
 from pipelines.ledger.counting import CountedSample
@@ -199,17 +199,23 @@ def _read_versions(storage: Storage) -> tuple[list[Version], list[str]]:
         except (JointDiTError, KeyError, TypeError) as error:
             problems.append(f"{version_object(number, 'version.json')} is damaged ({error})")
             continue
-        try:
-            is_intact = sha256(storage.read_bytes(version.outcomes)) == version.outcomes_sha256
-        except FileNotFoundError:
-            if number in version_numbers(storage):  # else it was pruned in the meantime
-                problems.append(f"{version.outcomes} is missing.")
-            continue
-        if is_intact:
+        described = {version.outcomes: version.outcomes_sha256} if version.outcomes else {}
+        described |= {segment.path: segment.sha256 for segment in version.segments}
+        described |= {segment.shards_path: segment.shards_sha256 for segment in version.segments}
+        faults = [fault for path, digest in described.items() for fault in _fault_of(storage, path, digest)]
+        if not faults:
             versions.append(version)
-        else:
-            problems.append(f"{version.outcomes} has another SHA-256 than version.json says.")
+        elif number in version_numbers(storage):  # else it was pruned in the meantime
+            problems += faults
     return versions, problems
+
+
+def _fault_of(storage: Storage, path: str, digest: str) -> Iterator[str]:
+    try:
+        if sha256(storage.read_bytes(path)) != digest:
+            yield f"{path} has another SHA-256 than version.json says."
+    except FileNotFoundError:
+        yield f"{path} is missing."
 
 
 def _check_version(
@@ -297,7 +303,7 @@ def _objects_of(
     objects = {stored.path: stored for commit in commits.values() for stored in commit.objects}
     problems = []
     for version in versions:
-        for file in version.files:
+        for file in version.iter_files():
             table = StoredObject(file.path, file.bytes, file.sha256, file.rows, file.outcome)
             for stored in (table, *file.clouds):
                 if objects.setdefault(stored.path, stored) != stored:
@@ -318,7 +324,7 @@ def _check_objects(
 def _orphans(storage: Storage, commits: Mapping[str, Commit], versions: Iterable[Version]) -> Iterator[str]:
     """Note the objects of failed attempts. They are untidy, but readers of the version's files never see them."""
     named = {stored.path for commit in commits.values() for stored in commit.objects}
-    named |= {path for version in versions for path in version.paths}
+    named |= {path for version in versions for path in version.paths()}
     for folder in OBJECT_FOLDERS:
         orphans = [info for info in storage.list(folder) if info.path not in named]
         if orphans:

@@ -19,7 +19,8 @@ from PIL import Image
 from pipelines.dataset import card
 from pipelines.dataset.card import figures, tables
 from pipelines.ledger.entries import Job, Outcome, sha256
-from pipelines.ledger.versions import Version, VersionFile
+from pipelines.ledger.segments import VersionFile
+from pipelines.ledger.versions import Version, sizes_of
 from pipelines.quality import SCORES, measure
 from pipelines.records import Row, Sample, SampleResult
 from pipelines.spec.job import JobSpec, load_spec
@@ -82,11 +83,11 @@ def version(storage: Storage) -> Version:
     return Version(
         number=1,
         counts={"kept": 3, "rejected": 1, "quarantined": 1},
-        files=files,
+        listed=files,
+        sizes=sizes_of(files),
         superseded=0,
         reasons={"depth_range": 1},
         plans=(1,),
-        outcomes_sha256="",
         created="2026-01-02T03:04:05+00:00",
         code="0.1.0",
         recorded_spec=job(format="ply").as_given(),
@@ -136,7 +137,7 @@ def test_files_of_other_settings_load_together(storage: Storage, version: Versio
     data = table_bytes(older)
     storage.write_bytes("data/four-d.parquet", data)
     fewer = VersionFile("data/four-d.parquet", "kept", 1, len(data), sha256(data), "four")
-    mixed = replace(version, files=(*version.files[:1], fewer, with_points), counts={**version.counts, "kept": 4})
+    mixed = replace(version.with_files((*version.files[:1], fewer, with_points)), counts={**version.counts, "kept": 4})
     card.write(storage, JOB, mixed)
     found = datasets.load_dataset(storage.uri, split="train", cache_dir=str(tmp_path / "cache"))
     assert found["id"][:] == ["row-0/0", "row-1/0", "row-2/0", "row-6/0"]
@@ -276,7 +277,7 @@ def test_the_look_is_as_long_for_a_thousand_files(
 
     monkeypatch.setattr(Storage, "open", counted)
     monkeypatch.setattr(tables, "SCORED_TABLES", 24)
-    many = replace(version, files=thousand, counts={"kept": 2000, "rejected": 0, "quarantined": 0})
+    many = replace(version.with_files(thousand), counts={"kept": 2000, "rejected": 0, "quarantined": 0})
     seen = tables.read_tables(storage, many)
     assert len(opened) <= 24 + tables.DEPTH_TABLES + tables.SHOWN_TABLES
     assert seen.scored == 2 * 24
@@ -350,6 +351,6 @@ def test_terms_and_addresses_of_weights_cannot_break_the_card(storage: Storage, 
 
 
 def test_a_version_that_kept_nothing_has_a_card(storage: Storage, version: Version) -> None:
-    card.write(storage, JOB, replace(version, files=(), counts=dict.fromkeys(version.counts, 0), reasons={}))
+    card.write(storage, JOB, replace(version.with_files(()), counts=dict.fromkeys(version.counts, 0), reasons={}))
     assert "No sample was kept" in readme(storage)
     assert "dataset_info: []" in readme(storage)

@@ -26,7 +26,8 @@ from pipelines.dataset.gallery.images import NEAREST, depth_grid, pack, thumbnai
 from pipelines.dataset.gallery.rows import read_rows
 from pipelines.dataset.gallery.selection import shares, spread
 from pipelines.ledger.entries import OUTCOMES
-from pipelines.ledger.versions import Version, VersionFile
+from pipelines.ledger.segments import VersionFile
+from pipelines.ledger.versions import Version
 from pipelines.store.storage import Storage
 from tests.published import FIRST, publish_tables, quarantined, rejected, slope
 
@@ -139,7 +140,7 @@ def test_a_limit_takes_rows_of_every_outcome_and_file(storage: Storage, version:
 @given(st.lists(st.integers(0, 50), max_size=8), st.integers(0, 200))
 def test_rows_are_spread_over_files_in_proportion(rows: list[int], count: int) -> None:
     files = [VersionFile(str(number), "kept", size, 0, "", "") for number, size in enumerate(rows)]
-    taken = {file.path: share for file, share in spread(files, count)}
+    taken = {file.path: share for file, share in spread(files, sum(rows), count)}
     assert sum(taken.values()) == min(count, sum(rows))
     for file in files:
         exact = min(count, sum(rows)) * file.rows / max(sum(rows), 1)

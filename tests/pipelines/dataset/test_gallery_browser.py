@@ -7,6 +7,7 @@ import http.server
 import io
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from jointdit.geometry.depth import depth_edges, metric_depth, unproject
 from pipelines.dataset import gallery
 from pipelines.dataset.gallery.images import NEAREST
 from pipelines.ledger.entries import sha256
-from pipelines.ledger.versions import VersionFile
+from pipelines.ledger.segments import VersionFile
 from pipelines.stages.sinks.parquet import table_bytes
 from pipelines.store.storage import Storage
 from tests.browser import Trouble, find_chromium, load, open_page, running_chromium
@@ -345,7 +346,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
         storage.write_bytes(f"data/{shard}-a.parquet", data)
         files.append(VersionFile(f"data/{shard}-a.parquet", "kept", len(table), len(data), sha256(data), str(shard)))
     counts = {"kept": ROWS, "rejected": 0, "quarantined": 0}
-    version = type(version)(**{**version.__dict__, "files": tuple(files), "counts": counts})
+    version = replace(version.with_files(files), counts=counts)
     gallery.write(storage, version, limit=ROWS)
     return Path(storage.uri, "gallery", "index.html").as_uri()
 

@@ -183,7 +183,7 @@ def test_a_version_that_is_published_meanwhile_keeps_its_files(
         monkeypatch.setattr(Storage, at, ask)
         if held:
             break  # gc has fewer steps than that
-        assert [path for path in version.paths if not storage.exists(path)] == [], f"{at}, step {step}"
+        assert [path for path in version.paths() if not storage.exists(path)] == [], f"{at}, step {step}"
         storage.delete(f"_versions/{version.number:06d}/version.json")
     assert step > 1
 
@@ -208,7 +208,7 @@ def test_a_version_that_the_listing_missed_keeps_its_files(
     prune_versions(storage, 1, 0)
     monkeypatch.undo()
     assert version_numbers(storage) == [3, 4]
-    assert [path for n in (3, 4) for path in read_version(storage, n).paths if not storage.exists(path)] == []
+    assert [path for n in (3, 4) for path in read_version(storage, n).paths() if not storage.exists(path)] == []
 
 
 def test_a_damaged_commit_stops_it_before_anything_is_deleted(make_job) -> None:
@@ -216,6 +216,7 @@ def test_a_damaged_commit_stops_it_before_anything_is_deleted(make_job) -> None:
     job.complete()
     (entry,) = job.ledger.planned()
     job.context.storage.write_bytes(f"_commits/{entry.shard.id}.json", b"{")
+    job.context.storage.write_bytes(f"data/{entry.shard.id}-{'0' * 16}.parquet", b"of a killed attempt")
     before = paths(job)
     with pytest.raises(StoreError, match="is not valid JSON"):
         collect_garbage(job.context.storage.uri, 0)

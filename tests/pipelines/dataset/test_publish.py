@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,6 +20,7 @@ from pipelines.run.job import generate_and_publish
 from pipelines.run.rounds import pending_shards
 from pipelines.store.storage import Storage
 from tests.local_job import LocalJob, input_folder
+from tests.old_outputs import as_earlier_format
 
 
 def ids_in_files(storage: Storage, version: Version, outcome: str = "kept") -> list[str]:
@@ -118,23 +118,12 @@ def test_the_claim_of_an_earlier_format_is_overtaken(folder_job: LocalJob, tmp_p
     assert [each.path for each in collect_garbage(storage.uri, 0).objects] == [claim]
 
 
-def as_format_1(storage: Storage) -> None:
-    """Make the versions what the first format had: outcomes under a fixed name, and decisions that stand by number."""
-    for number in version_numbers(storage):
-        name = f"_versions/{number:06d}/version.json"
-        fields = json.loads(storage.read_bytes(name))
-        old = f"_versions/{number:06d}/outcomes.parquet"
-        storage.write_bytes(old, storage.read_bytes(fields["outcomes"]))
-        storage.delete(fields.pop("outcomes"))
-        del fields["held_outcomes"]
-        storage.write_bytes(name, json.dumps({**fields, "format": 1}).encode())
-
-
-def test_an_output_of_an_earlier_format_goes_on(folder_job: LocalJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_output_of_an_earlier_format_goes_on(folder_job: LocalJob, tmp_path: Path, number: int) -> None:
     storage = folder_job.context.storage
     (tmp_path / "in" / "a.txt").write_text("a0 changed\n")
     folder_job.complete()
-    as_format_1(storage)
+    as_earlier_format(storage, number)
     assert validate(storage.uri).problems == []
     assert folder_job.publish()[1] is False
     assert collect_garbage(storage.uri, 0).objects == ()
@@ -144,7 +133,7 @@ def test_an_output_of_an_earlier_format_goes_on(folder_job: LocalJob, tmp_path: 
     assert back.number == 4
     assert validate(storage.uri).problems == []
     assert prune_versions(storage, 1, 0) == [1, 2, 3]
-    assert not storage.exists("_versions/000002/outcomes.parquet")
+    assert [info.path for info in storage.list("_versions/000002") if "outcomes" in info.path] == []
     assert validate(storage.uri).problems == []
 
 
@@ -156,12 +145,12 @@ def test_what_a_publisher_wrote_that_died_is_garbage_once_its_number_is_taken(
     second = folder_job.complete()
     storage.delete("_versions/000002/version.json")
     left = collect_garbage(storage.uri, 0)
-    assert (left.objects, left.undecided) == ((), 2), "its publisher may be about to take the number"
+    assert (left.objects, left.undecided) == ((), 3), "its publisher may be about to take the number"
     again, is_new = folder_job.publish()
     assert (again.number, is_new, again.counts) == (2, True, second.counts)
-    lost = second.paths - again.paths - {file.path for file in read_version(storage, 1).files}
+    lost = set(second.paths()) - set(again.paths()) - set(read_version(storage, 1).paths())
     assert {each.path for each in collect_garbage(storage.uri, 0).objects} == lost
-    assert len(lost) == 2, "the outcomes and the one table that was written for version 2"
+    assert len(lost) == 3, "the segment and the one table that was written for version 2"
     assert validate(storage.uri).problems == []
 
 

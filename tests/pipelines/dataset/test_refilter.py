@@ -266,7 +266,7 @@ def test_a_run_that_publishes_at_the_same_moment_does_not_undo_it(job: LocalJob,
     before_version_json(monkeypatch, 2, lambda: published.append(longer.publish()[0].number))
     found = refilter(storage.uri, [LAX])
     assert published == [2]
-    assert (found.before.number, found.version.number, found.version.refilter, found.version.held) == (2, 3, 3, 0)
+    assert (found.before.number, found.version.number, found.version.refilter) == (2, 3, 3)
     assert found.version.counts == {"kept": 10, "rejected": 0, "quarantined": 1}
     assert validate(storage.uri).problems == []
 
@@ -289,7 +289,7 @@ def test_the_version_that_a_refilter_goes_back_to_may_be_pruned_at_the_last_mome
     refilter(storage.uri, ["quality.filters.0.min_span=0.2"])
     before_version_json(monkeypatch, 4, lambda: prune_versions(storage, 1, 0))
     back = refilter(storage.uri, [LAX]).version
-    assert (back.number, back.held, back.counts) == (4, lax.number, lax.counts)
+    assert (back.number, back.counts) == (4, lax.counts)
     assert version_numbers(storage) == [3, 4]
     assert not [file.path for file in lax.files if "-v000002-" in file.path and storage.exists(file.path)]
     assert validate(storage.uri).problems == []

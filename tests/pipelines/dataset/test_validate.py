@@ -19,6 +19,7 @@ from pipelines.ledger.ledger import PLAN_SCHEMA
 from pipelines.ledger.versions import read_version
 from pipelines.stages.sinks.parquet import table_bytes
 from pipelines.store.parquet import parquet_bytes
+from tests.edited_segments import edit_segments
 from tests.local_job import LocalJob, job_in
 
 PROMPTS = ["a", "b", "FLAT", "NAN", "c", "d"]
@@ -67,13 +68,17 @@ def rewrite(job: LocalJob, folder: str, data: bytes, rows: int | None = None) ->
     name = str(path.relative_to(job.context.storage.path("")))
     path.write_bytes(data)
     storage = job.context.storage
-    for info in [*storage.list("_commits"), *storage.list("_versions")]:
-        if info.path.endswith(".json"):
-            fields = json.loads(storage.read_bytes(info.path))
-            for stored in fields.get("objects", fields.get("files")):
-                if stored["path"] == name:
-                    stored.update(bytes=len(data), sha256=sha256(data), **({} if rows is None else {"rows": rows}))
-            storage.write_bytes(info.path, json.dumps(fields).encode())
+
+    def update(files: list[dict]) -> None:
+        for stored in files:
+            if stored["path"] == name:
+                stored.update(bytes=len(data), sha256=sha256(data), **({} if rows is None else {"rows": rows}))
+
+    for info in storage.list("_commits"):
+        fields = json.loads(storage.read_bytes(info.path))
+        update(fields["objects"])
+        storage.write_bytes(info.path, json.dumps(fields).encode())
+    edit_segments(storage, shards=lambda shards: [update(shard["files"]) for shard in shards])
 
 
 def with_image(job: LocalJob, column: str, image: Image.Image | bytes) -> bytes:
@@ -159,18 +164,13 @@ def edit_version(job: LocalJob, change: Callable[[dict], object]) -> None:
     path.write_text(json.dumps(fields))
 
 
-def outcomes_of(job: LocalJob) -> str:
-    return read_version(job.context.storage, 1).outcomes
+def segment_of(job: LocalJob) -> str:
+    return read_version(job.context.storage, 1).segments[0].path
 
 
-def edit_outcomes(job: LocalJob, column: str, value: str) -> None:
-    """Another value in the first row of the version's outcomes, and the hash that agrees."""
-    path = Path(job.context.storage.path(outcomes_of(job)))
-    records = pq.read_table(path)
-    values = [value, *records[column].to_pylist()[1:]]
-    data = parquet_bytes(records.set_column(records.schema.get_field_index(column), column, pa.array(values)))
-    path.write_bytes(data)
-    edit_version(job, lambda fields: fields.update(outcomes_sha256=sha256(data)))
+def edit_shard(job: LocalJob, change: Callable[[dict], object]) -> None:
+    """Change the first shard of the version's segment."""
+    edit_segments(job.context.storage, shards=lambda shards: change(shards[0]))
 
 
 def broken_page(job: LocalJob) -> bytes:
@@ -319,7 +319,7 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
         "_versions/000001/version.json is damaged",
     ),
     "a version without outcomes": (
-        lambda job: job.context.storage.delete(outcomes_of(job)),
+        lambda job: job.context.storage.delete(segment_of(job)),
         ".parquet is missing.",
     ),
     "no version": (
@@ -327,19 +327,21 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
         "no version is published: the job has not run to its end",
     ),
     "a file that the version does not name": (
-        lambda job: edit_version(job, lambda fields: fields["files"].pop(0)),
+        lambda job: edit_shard(job, lambda shard: shard["files"].pop(0)),
         "for 0 kept samples of shard",
     ),
     "a file of another outcome": (
-        lambda job: edit_version(job, lambda fields: fields["files"][0].update(outcome="rejected")),
+        lambda job: edit_shard(job, lambda shard: shard["files"][0].update(outcome="rejected")),
         "version 1 and a commit say different things of data/",
     ),
-    "a sample of a shard that does not count": (
-        lambda job: edit_outcomes(job, "shard", "0123"),
-        "sample prompts.txt:0/0 is kept in version 1 and not so in the commit of shard 0123",
+    "a sample of another outcome": (
+        lambda job: edit_segments(
+            job.context.storage, samples=lambda rows: rows[0].update(outcome="rejected", reasons=["x"])
+        ),
+        "sample prompts.txt:0/0 is rejected in version 1 and not so in the commit of shard",
     ),
     "a file of another shard": (
-        lambda job: edit_version(job, lambda fields: fields["files"][0].update(shard="0123")),
+        lambda job: edit_shard(job, lambda shard: shard.update(shard="0123")),
         "kept samples of shard 0123, its outcomes for 0",
     ),
     "a card of another version": (
@@ -351,7 +353,7 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
     "no card": (lambda job: job.context.storage.delete("README.md"), "README.md and stats.json are not those"),
     "outcomes that were rewritten": (
         lambda job: job.context.storage.write_bytes(
-            outcomes_of(job), job.context.storage.read_bytes(outcomes_of(job)) + b"PAR1"
+            segment_of(job), job.context.storage.read_bytes(segment_of(job)) + b"PAR1"
         ),
         ".parquet has another SHA-256 than version.json says",
     ),

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import os
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jointdit.errors import InputError
 from pipelines.dataset.validation.validate import validate
 from pipelines.ledger.counting import Counting
-from pipelines.ledger.entries import sha256
 from pipelines.ledger.versions import read_latest, read_outcomes
 from pipelines.plan import propose as plan
 from pipelines.plan.regeneration import extend_with_regeneration
 from pipelines.plan.retry import plan_retry
 from pipelines.run.rounds import pending_shards
-from pipelines.store.parquet import parquet_bytes
+from tests.edited_segments import edit_segments
 from tests.local_job import LocalJob
 
 
@@ -137,8 +134,8 @@ def test_the_account_of_validate_is_its_own(make_job, tmp_path: Path, monkeypatc
     """A publisher that loses samples cannot make validate lose them too."""
     path = csv(tmp_path / "in" / "p.csv", r0="a", r1="b")
     job = job_on(make_job, path)
-    counted = Counting.counted
-    monkeypatch.setattr(Counting, "counted", lambda self, *of: list(counted(self, *of))[:1])
+    made = Counting.made
+    monkeypatch.setattr(Counting, "made", lambda self, *of: list(made(self, *of))[:1])
     job.complete()
     problems = validate(job.context.storage.uri).problems
     assert any(problem.startswith("sample r1/0 is kept in the commit of shard") for problem in problems), problems
@@ -333,12 +330,9 @@ def test_equal_tables_of_two_shards_are_sound(make_job, tmp_path: Path) -> None:
     (file,) = version.files
     other = f"data/{'0' * 20}-v000001-{file.sha256[:16]}.parquet"
     storage.write_bytes(other, storage.read_bytes(file.path))
-    fields = json.loads(storage.read_bytes("_versions/000001/version.json"))
-    fields["files"][0]["path"] = other
-    outcomes = pq.read_table(io.BytesIO(storage.read_bytes(version.outcomes)))
-    column = outcomes.schema.get_field_index("file")
-    data = parquet_bytes(outcomes.set_column(column, "file", pa.array([other])))
-    storage.write_bytes(version.outcomes, data)
-    fields["outcomes_sha256"] = sha256(data)
-    storage.write_bytes("_versions/000001/version.json", json.dumps(fields).encode())
+    edit_segments(
+        storage,
+        samples=lambda rows: [row.update(file=other) for row in rows],
+        shards=lambda shards: [file.update(path=other) for shard in shards for file in shard["files"]],
+    )
     assert [p for p in validate(storage.uri).problems if "README" not in p] == []
