@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipelines.ledger.entries import PlannedShard
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.plan_tables import flat_spans, is_first, versions_of
+from pipelines.ledger.plan_tables import flat_spans, is_first, parents_of, versions_of
 
 SHARDS_AT_ONCE = 512
 
@@ -102,9 +102,3 @@ def _with_rows(table: pa.Table, rows: Mapping[tuple[str, str], list[int]]) -> It
         following = bisect_left(positions, span["start"])
         if following < len(positions) and positions[following] < span["stop"]:
             yield place
-
-
-def parents_of(table: pa.Table) -> pa.Array:
-    """Return the place of the shard of each span of a plan file (n)."""
-    spans = table["spans"].combine_chunks()
-    return pc.list_parent_indices(spans.combine_chunks() if isinstance(spans, pa.ChunkedArray) else spans)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.ledger.counting import Counting
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.dataset.before import Before
+from pipelines.dataset.changes import Changes, find_changes
+from pipelines.ledger.counting import Counting, row_id
 from pipelines.ledger.entries import OUTCOMES, Commit, PlannedShard
 from pipelines.ledger.lease import STALE_SECONDS, Lease, State, Watch
 from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.plan_tables import CountingRows, current_rows
 from pipelines.ledger.reports import RunReport, cost_so_far, read_report, report_names
+from pipelines.ledger.resume import LISTED_AT_ONCE, which_exist
 from pipelines.ledger.versions import Version, read_latest
 from pipelines.store.connections import PARALLEL_REQUESTS
 from pipelines.store.storage import Storage
@@ -93,46 +102,50 @@ class StatusReader:
         self._watch = Watch(self.storage, stale_seconds=stale_seconds, clock=clock)
         self._clock = clock
         self._done: dict[str, _Done] = {}
-        self._counted: tuple[tuple[int, int], Counts] = (0, 0), Counter()  # for (planned, committed) shards
+        self._found: set[str] = set()  # shards of no segment that have a commit
+        self._covered: tuple[object, Counts] = None, Counter()  # for (segments, shards that are left out)
         self._reports: dict[str, RunReport | None] = {}  # of finished runs
         self._history: deque[tuple[float, int]] = deque()  # (time, samples committed)
 
     def read(self) -> Status:
         """Return the current state."""
-        planned = self.ledger.planned()
-        counting = Counting(planned)
-        entries = [entry for entry in planned if not counting.is_superseded(entry)]
-        committed = self.ledger.committed()
-        done = [entry for entry in entries if entry.shard.id in committed]
-        partial = {e.shard.id for e in done if counting.may_share_rows or not counting.is_whole(e)}
-        self._read_new({entry.shard.id for entry in done}, partial)
-        state = (len(planned), len(done))  # plans never change and commits are never deleted
-        if state != self._counted[0]:
-            self._counted = state, self._count(counting, done)
-        counts = self._counted[1]
-        pending: Counter[int] = Counter()  # round -> samples
-        for entry in entries:
-            pending[entry.shard.round] += 0 if entry.shard.id in committed else counting.current_samples(entry)
-        rounds = tuple(_round(number, counts, pending[number]) for number in sorted(pending))
-        self._history.append((self._clock(), counts.total()))
         latest = read_latest(self.storage)
+        before = Before(self.storage, latest)
+        changes = find_changes(self.ledger, before.covered, latest.plans if latest and latest.has_segments else ())
+        tables = self.ledger.plan_tables()
+        planned = {number: current_rows(number, table, changes.versions) for number, table in tables.items()}
+        committed = self._committed(before, changes)
+        counts = self._count(before, changes, planned, committed)
+        pending: Counter[int] = Counter()  # round -> samples
+        shards = done = 0
+        for number, table in tables.items():
+            left = planned[number].is_current & ~committed[number]
+            shards += int(planned[number].is_current.sum())
+            done += int((planned[number].is_current & committed[number]).sum())
+            samples = planned[number].rows * table["samples_per_row"].to_numpy() * left
+            rounds_of = table["round"].to_numpy()[planned[number].is_current]
+            for round_ in np.unique(rounds_of).tolist():
+                pending[round_] += int(samples[table["round"].to_numpy() == round_].sum())
+        rounds = tuple(_round(number, counts, pending[number]) for number in sorted(pending))
+        current = {number for number, rows in planned.items() if rows.is_current.any()}
+        self._history.append((self._clock(), counts.total()))
         reports = self._read_reports()
         return Status(
             output=self.storage.uri,
             name=str(self.job.spec["name"]),
             task=str(self.job.spec["task"]),
             created=self.job.created,
-            plans=len({entry.plan for entry in planned}),
-            shards=len(entries),
-            committed_shards=len(done),
+            plans=len(tables),
+            shards=shards,
+            committed_shards=done,
             samples=counts.total() + pending.total(),
             committed_samples=counts.total(),
             counts={outcome: sum(round_.counts[outcome] for round_ in rounds) for outcome in OUTCOMES},
-            round=max((entry.shard.round for entry in planned), default=0),
+            round=max((int(max(table["round"].to_numpy(), default=0)) for table in tables.values()), default=0),
             rounds=rounds,
             crashes={shard: len(self.ledger.crashes(shard)) for shard in sorted(self.ledger.shards_with_crashes())},
             latest=latest,
-            is_published=latest is not None and {entry.plan for entry in entries} <= set(latest.plans),
+            is_published=latest is not None and current <= set(latest.plans),
             leases=tuple(self._watch.read()),
             runs=len(reports),
             gpu_hours=sum(report.gpu_hours for report in reports),
@@ -140,15 +153,82 @@ class StatusReader:
             costs=cost_so_far(reports),
         )
 
-    def _count(self, counting: Counting, done: Sequence[PlannedShard]) -> Counts:
-        """Count the samples of committed shards that count."""
-        commits = {entry.shard.id: self._done[entry.shard.id].commit for entry in done}
+    def _committed(self, before: Before, changes: Changes) -> dict[int, NDArray[np.bool_]]:
+        """Return which shards of each plan file have a commit: those of the latest version, and what is found."""
+        tables = self.ledger.plan_tables()
+        new = [(n, tables[n]["shard"].take(pa.array(places, pa.int64()))) for n, places in changes.new.items()]
+        names = [name for _, shards in new for name in shards.to_pylist() if name not in self._found]
+        if len(names) * LISTED_AT_ONCE <= len(before.covered):
+            self._found |= which_exist(self.ledger, names)
+        elif names:
+            self._found |= self.ledger.committed()
+        committed = {}
+        for number, shards in new:
+            mask = np.ones(len(tables[number]), bool)
+            mask[changes.new[number]] = [name in self._found for name in shards.to_pylist()]
+            committed[number] = mask
+        return committed
+
+    def _count(
+        self,
+        before: Before,
+        changes: Changes,
+        planned: Mapping[int, CountingRows],
+        committed: Mapping[int, NDArray[np.bool_]],
+    ) -> Counts:
+        """Count the samples of committed shards that count: of the latest version, and of what it does not cover."""
+        places = {
+            number: [p for p in chosen if committed[number][p] and planned[number].is_current[p]]
+            for number in changes.plans
+            for chosen in [sorted({*changes.new.get(number, ()), *changes.affected.get(number, ())})]
+        }
+        entries = [e for number, chosen in places.items() if chosen for e in self.ledger.entries(number, chosen)]
+        counting = Counting(entries, changes.versions, changes.retries)
+        partial = {e.shard.id for e in entries if changes.may_share_rows or not counting.is_whole(e)}
+        self._read_new({entry.shard.id for entry in entries}, partial)
+        looked_at = {shard for n, chosen in changes.affected.items() for shard in self._ids(n, chosen)}
+        if changes.may_share_rows and len(before.covered):
+            commits = [self._done[entry.shard.id].commit for entry in entries]
+            rows = {row_id(sample) for commit in commits if commit is not None for sample in commit.samples}
+            assert before.latest is not None
+            holders = before.latest.content.holders(pa.array(sorted(rows), pa.string())) - looked_at
+            looked_at |= holders
+            others = before.shards(holders).values()
+            entries += [e for shard in others for e in self.ledger.entries(shard.plan, [shard.place])]
+            entries.sort(key=lambda entry: (entry.plan, entry.position))
+            counting = Counting(entries, changes.versions, changes.retries)
+            self._read_new(holders, holders)
+        return self._count_covered(before, looked_at) + self._count_new(counting, entries, changes.may_share_rows)
+
+    def _ids(self, number: int, places: Sequence[int]) -> list[str]:
+        ids: list[str] = self.ledger.plan_tables()[number]["shard"].take(pa.array(places, pa.int64())).to_pylist()
+        return ids
+
+    def _count_covered(self, before: Before, without: set[str]) -> Counts:
+        """Count the samples of the latest version, by the outcome in their commits, without those of some shards."""
+        counts: Counts = Counter()
+        if before.latest is None or before.is_old:
+            return counts
+        chosen = pa.array(sorted(without), pa.string())
+        key = tuple(segment.path for segment in before.latest.segments), frozenset(without)
+        if self._covered[0] != key:
+            for table in before.latest.content.samples(["round", "made", "shard"]):
+                mine = table.filter(pc.invert(pc.is_in(table["shard"], chosen))) if without else table
+                sums = mine.group_by(["round", "made"]).aggregate([([], "count_all")])
+                for row in sums.to_pylist():
+                    counts[row["round"], row["made"]] += row["count_all"]
+            self._covered = key, counts
+        return self._covered[1]
+
+    def _count_new(self, counting: Counting, entries: Sequence[PlannedShard], may_share_rows: bool) -> Counts:
+        """Count the samples of committed shards that no segment covers."""
+        commits = {entry.shard.id: self._done[entry.shard.id].commit for entry in entries}
         read = {shard: commit for shard, commit in commits.items() if commit is not None}
-        if counting.may_share_rows:
+        if may_share_rows:
             counted = counting.counted(read, unfinished=True)
             return Counter((sample.entry.shard.round, sample.sample.outcome) for sample in counted)
         counts: Counts = Counter()
-        for entry in done:
+        for entry in entries:
             commit, number = read.get(entry.shard.id), entry.shard.round
             if commit is None:
                 counts.update({(number, name): count for name, count in self._done[entry.shard.id].counts.items()})

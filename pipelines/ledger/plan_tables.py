@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipelines.records import Span
 
@@ -122,6 +123,37 @@ def owners_of(tables: Mapping[int, pa.Table], etags: Collection[str]) -> dict[st
 def versions_of(tables: Mapping[int, pa.Table]) -> dict[str, tuple[str, int]]:
     """Map each uri to its latest planned etag and the number of that plan file."""
     return {uri: (file.etag, file.plan) for uri, file in files_of(tables).items()}
+
+
+class CountingRows(NamedTuple):
+    """The rows of each shard of a plan file that are of the input versions that count."""
+
+    is_current: NDArray[np.bool_]  # (n), whether any of its files is of that version
+    rows: NDArray[np.int64]  # (n)
+
+
+def current_rows(number: int, table: pa.Table, versions: Mapping[str, tuple[str, int]]) -> CountingRows:
+    """Count the rows of each shard of plan file `number` that are of the latest planned version of their file.
+
+    Like `InputVersions.is_current`, by column. `versions`: uri -> (its latest planned etag, that plan file's number).
+    """
+    spans, parents = flat_spans(table), parents_of(table).to_numpy(zero_copy_only=False)
+    uris = spans.field("uri").dictionary_encode()
+    latest = [versions[uri] for uri in uris.dictionary.to_pylist()]
+    etags = pa.array([etag for etag, _ in latest], pa.string()).take(uris.indices)
+    same = pc.equal(spans.field("etag"), etags).to_numpy(zero_copy_only=False)
+    plans = np.array([plan for _, plan in latest], np.int64)[uris.indices.to_numpy(zero_copy_only=False)]
+    first = is_first(table).to_numpy()[parents]
+    current = same & (~first | (plans == number))
+    lengths = pc.subtract(spans.field("stop"), spans.field("start")).to_numpy(zero_copy_only=False)
+    rows = np.bincount(parents, weights=lengths * current, minlength=len(table)).astype(np.int64)
+    return CountingRows(np.bincount(parents, weights=current, minlength=len(table)) > 0, rows)
+
+
+def parents_of(table: pa.Table) -> pa.Array:
+    """Return the place of the shard of each span of a plan file (n)."""
+    spans = table["spans"].combine_chunks()
+    return pc.list_parent_indices(spans.combine_chunks() if isinstance(spans, pa.ChunkedArray) else spans)
 
 
 def is_first(table: pa.Table) -> pa.ChunkedArray:

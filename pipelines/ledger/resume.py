@@ -53,7 +53,7 @@ def read_remaining(ledger: Ledger) -> Remaining:
     missing = {number: _not_in(table["shard"], known) for number, table in tables.items()}
     shards = [tables[number]["shard"][place].as_py() for number in missing for place in missing[number]]
     if len(shards) * LISTED_AT_ONCE <= len(known):
-        committed = _which_exist(ledger, shards)
+        committed = which_exist(ledger, shards)
     else:
         committed = ledger.committed()
         keep_roll_up(ledger.storage, committed, len(known))
@@ -106,7 +106,7 @@ def _not_in(shards: pa.ChunkedArray, known: pa.Array) -> list[int]:
     return places
 
 
-def _which_exist(ledger: Ledger, shards: list[str]) -> set[str]:
+def which_exist(ledger: Ledger, shards: list[str]) -> set[str]:
     """Return those of a few shards that have a commit, with one request each."""
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         exist = pool.map(ledger.is_committed, shards)
