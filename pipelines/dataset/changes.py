@@ -79,6 +79,12 @@ def find_changes(ledger: Ledger, covered: pa.ChunkedArray, published: Collection
     return Changes(new, affected, versions_of(tables), retries, tuple(tables))
 
 
+def shards_with_rows(ledger: Ledger, rows: Mapping[tuple[str, str], list[int]]) -> set[str]:
+    """Return the planned shards that have one of these rows: (uri, etag) -> positions, sorted."""
+    tables = ledger.plan_tables().values() if rows else ()
+    return {table["shard"][place].as_py() for table in tables for place in _with_rows(table, rows)}
+
+
 def _retries(ledger: Ledger, number: int, table: pa.Table) -> list[PlannedShard]:
     places = pc.indices_nonzero(pc.greater(pc.fill_null(table["retry"], 0), 0)).to_pylist()
     return ledger.entries(number, places) if places else []

@@ -8,14 +8,14 @@ up.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.before import Before
-from pipelines.dataset.changes import SHARDS_AT_ONCE, Changes
+from pipelines.dataset.changes import SHARDS_AT_ONCE, Changes, shards_with_rows
 from pipelines.dataset.decisions import (
     Criteria,
     Decided,
@@ -95,7 +95,8 @@ def _decide(
         ends = {sample.key: sample for sample in by_scores(new, criteria.filters, facts)}
         samples = [ends.get(sample.key, sample) for sample in samples]
     if criteria.needs_all:
-        samples = settle(samples, criteria, facts, standing(work, criteria, samples), task)
+        touched = {shard.entry.shard.id for shard in shards}
+        samples = settle(samples, criteria, facts, standing(work, criteria, samples, touched), task)
     by_shard: dict[str, dict[str, Decided]] = {shard.entry.shard.id: {} for shard in shards}
     for sample in samples:
         by_shard[sample.shard][sample.id] = sample
@@ -132,10 +133,14 @@ def shared_shards(work: Undecided) -> list[DecidedShard]:
     commits = read_commits(work, counting, entries)
     if not work.changes.may_share_rows:
         return _with_standing(work, entries, commits, list(counting.made(commits)))
-    rows = {judged.row for judged in counting.judge(commits)}
+    judged = list(counting.judge(commits))
+    rows = {each.row for each in judged}
     rows |= {sample.id.rpartition("/")[0] for commit in commits.values() for sample in commit.samples}
     known = {entry.shard.id for entry in entries}
-    holders = _holders(work, rows) - known
+    bases = work.before.shards(shards_with_rows(work.ledger, unread_rows(judged)) - known)
+    for shard in bases.values():
+        rows.update(shard.samples["row"].to_pylist())
+    holders = (_holders(work, rows) | set(bases)) - known
     old = work.before.shards(holders)
     entries = sorted([*entries, *entries_of(work.ledger, old)], key=lambda entry: (entry.plan, entry.position))
     commits |= work.ledger.read_commits(holders)
@@ -157,6 +162,16 @@ def shared_shards(work: Undecided) -> list[DecidedShard]:
         for each in judged
     ]
     return _with_standing(work, entries, commits, judged)
+
+
+def unread_rows(judged: Iterable[JudgedSample]) -> dict[tuple[str, str], list[int]]:
+    """Return (uri, etag) -> positions of rows that were planned again and whose id could not be read then."""
+    unread: dict[tuple[str, str], set[int]] = {}
+    for each in judged:
+        span = each.entry.shard.spans[each.sample.span]
+        if not each.entry.is_first and each.row == f"{span.relative_path}:{each.sample.position}":
+            unread.setdefault((span.uri, span.etag), set()).add(each.sample.position)
+    return {file: sorted(positions) for file, positions in unread.items()}
 
 
 def _holders(work: Undecided, rows: set[str]) -> set[str]:
@@ -206,13 +221,12 @@ def _with_standing(
     return list(shards.values())
 
 
-def standing(work: Undecided, criteria: Criteria, samples: Sequence[Decided]) -> Standing:
+def standing(work: Undecided, criteria: Criteria, samples: Sequence[Decided], touched: Collection[str]) -> Standing:
     """Return what the kept samples of the latest version mean for those among `samples` that are decided now.
 
-    Of shards that `samples` are of, only these count: others left the version.
+    Of the shards that are `touched`, only `samples` count: others left the version.
     """
     sources = {sample.source for sample in samples if not sample.since}
-    touched = {sample.shard for sample in samples}
     taken: Counter[str] = Counter(s.source for s in samples if s.since and s.outcome == "kept")
     kept: list[tuple[int, str, str]] = []  # (since, id, perceptual hash)
     for shard in work.before.all_shards():
