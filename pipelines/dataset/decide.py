@@ -8,7 +8,7 @@ up.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -35,6 +35,7 @@ from pipelines.ledger.segments import ShardRows
 from pipelines.ledger.versions import Key, Version, verdicts_at
 from pipelines.store.storage import Storage
 
+ReadCommits = Callable[[Iterable[str]], dict[str, Commit]]
 Found = tuple[int, Outcome, tuple[str, ...]]  # the version that decided, and its verdict
 
 
@@ -46,7 +47,13 @@ class Undecided:
     ledger: Ledger
     before: Before
     changes: Changes
-    number: int  # of the version that it would publish
+    number: int = 0  # of the version that it would publish
+    read: ReadCommits | None = None  # default: from the ledger
+    is_partial: bool = False  # whether shards without a commit are left out
+
+    def read_commits(self, shards: Iterable[str]) -> dict[str, Commit]:
+        """Return the commits of those shards that have one."""
+        return (self.read or self.ledger.read_commits)(shards)
 
     def counting(self, entries: Sequence[PlannedShard]) -> Counting:
         """Return what decides which samples of these shards count."""
@@ -143,7 +150,7 @@ def shared_shards(work: Undecided) -> list[DecidedShard]:
     holders = (_holders(work, rows) | set(bases)) - known
     old = work.before.shards(holders)
     entries = sorted([*entries, *entries_of(work.ledger, old)], key=lambda entry: (entry.plan, entry.position))
-    commits |= work.ledger.read_commits(holders)
+    commits |= work.read_commits(holders)
     judged = list(work.counting(entries).judge(commits))
     counted = {  # of rows that are not in question, the latest version knows whether they count
         (shard, identifier)
@@ -191,9 +198,9 @@ def entries_of(ledger: Ledger, shards: Mapping[str, ShardRows]) -> list[PlannedS
 
 def read_commits(work: Undecided, counting: Counting, entries: Sequence[PlannedShard]) -> dict[str, Commit]:
     """Read the commits of some shards. Raises Unfinished where a shard that counts has none."""
-    commits = work.ledger.read_commits(entry.shard.id for entry in entries)
+    commits = work.read_commits(entry.shard.id for entry in entries)
     for entry in entries:
-        if entry.shard.id not in commits and not counting.is_superseded(entry):
+        if not work.is_partial and entry.shard.id not in commits and not counting.is_superseded(entry):
             raise Unfinished(f"shard {entry.shard.id} is planned and not committed: run the job to its end first.")
     return commits
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.before import Before
 from pipelines.dataset.changes import Changes, find_changes
-from pipelines.ledger.counting import Counting, row_id
+from pipelines.dataset.decide import Undecided, shared_shards
+from pipelines.ledger.counting import Counting
 from pipelines.ledger.entries import OUTCOMES, Commit, PlannedShard
 from pipelines.ledger.lease import STALE_SECONDS, Lease, State, Watch
 from pipelines.ledger.ledger import Ledger
@@ -103,6 +104,7 @@ class StatusReader:
         self._clock = clock
         self._done: dict[str, _Done] = {}
         self._found: set[str] = set()  # shards of no segment that have a commit
+        self._uncommitted: set[str] = set()  # planned shards that had no commit at the last look
         self._covered: tuple[object, Counts] = None, Counter()  # for (segments, shards that are left out)
         self._reports: dict[str, RunReport | None] = {}  # of finished runs
         self._history: deque[tuple[float, int]] = deque()  # (time, samples committed)
@@ -162,6 +164,7 @@ class StatusReader:
             self._found |= which_exist(self.ledger, names)
         elif names:
             self._found |= self.ledger.committed()
+        self._uncommitted = set(names) - self._found
         committed = {}
         for number, shards in new:
             mask = np.ones(len(tables[number]), bool)
@@ -177,6 +180,12 @@ class StatusReader:
         committed: Mapping[int, NDArray[np.bool_]],
     ) -> Counts:
         """Count the samples of committed shards that count: of the latest version, and of what it does not cover."""
+        if changes.may_share_rows:
+            work = Undecided(self.storage, self.ledger, before, changes, read=self._read_commits, is_partial=True)
+            shards = shared_shards(work)
+            looked_at = {shard.entry.shard.id for shard in shards}
+            new = Counter((shard.entry.shard.round, s.made) for shard in shards for s in shard.decided.values())
+            return self._count_covered(before, looked_at) + new
         places = {
             number: [p for p in chosen if committed[number][p] and planned[number].is_current[p]]
             for number in changes.plans
@@ -184,21 +193,18 @@ class StatusReader:
         }
         entries = [e for number, chosen in places.items() if chosen for e in self.ledger.entries(number, chosen)]
         counting = Counting(entries, changes.versions, changes.retries)
-        partial = {e.shard.id for e in entries if changes.may_share_rows or not counting.is_whole(e)}
+        partial = {e.shard.id for e in entries if not counting.is_whole(e)}
         self._read_new({entry.shard.id for entry in entries}, partial)
         looked_at = {shard for n, chosen in changes.affected.items() for shard in self._ids(n, chosen)}
-        if changes.may_share_rows and len(before.covered):
-            commits = [self._done[entry.shard.id].commit for entry in entries]
-            rows = {row_id(sample) for commit in commits if commit is not None for sample in commit.samples}
-            assert before.latest is not None
-            holders = before.latest.content.holders(pa.array(sorted(rows), pa.string())) - looked_at
-            looked_at |= holders
-            others = before.shards(holders).values()
-            entries += [e for shard in others for e in self.ledger.entries(shard.plan, [shard.place])]
-            entries.sort(key=lambda entry: (entry.plan, entry.position))
-            counting = Counting(entries, changes.versions, changes.retries)
-            self._read_new(holders, holders)
-        return self._count_covered(before, looked_at) + self._count_new(counting, entries, changes.may_share_rows)
+        return self._count_covered(before, looked_at) + self._count_new(counting, entries)
+
+    def _read_commits(self, shards: Iterable[str]) -> dict[str, Commit]:
+        """Return the commits of those shards that have one, each read once."""
+        wanted = set(shards)
+        covered_or_found = {shard for shard in wanted if shard in self._found or shard not in self._uncommitted}
+        self._read_new(covered_or_found, covered_or_found)
+        found = {shard: self._done[shard].commit for shard in covered_or_found}
+        return {shard: commit for shard, commit in found.items() if commit is not None}
 
     def _ids(self, number: int, places: Sequence[int]) -> list[str]:
         ids: list[str] = self.ledger.plan_tables()[number]["shard"].take(pa.array(places, pa.int64())).to_pylist()
@@ -220,13 +226,10 @@ class StatusReader:
             self._covered = key, counts
         return self._covered[1]
 
-    def _count_new(self, counting: Counting, entries: Sequence[PlannedShard], may_share_rows: bool) -> Counts:
+    def _count_new(self, counting: Counting, entries: Sequence[PlannedShard]) -> Counts:
         """Count the samples of committed shards that no segment covers."""
         commits = {entry.shard.id: self._done[entry.shard.id].commit for entry in entries}
         read = {shard: commit for shard, commit in commits.items() if commit is not None}
-        if may_share_rows:
-            counted = counting.counted(read, unfinished=True)
-            return Counter((sample.entry.shard.round, sample.sample.outcome) for sample in counted)
         counts: Counts = Counter()
         for entry in entries:
             commit, number = read.get(entry.shard.id), entry.shard.round
