@@ -88,6 +88,7 @@ for command, example in (
     (export, "export s3://datasets/nightly-indoor --webdataset tars --hf nightly-indoor"),
     (datasets.gc, "gc s3://datasets/nightly-indoor --dry-run --older-than 7d"),
     (datasets.versions, "versions s3://datasets/nightly-indoor"),
+    (datasets.files, "files s3://datasets/nightly-indoor --version 3"),
     (datasets.diff, "diff s3://datasets/nightly-indoor 1 2"),
     (datasets.gallery, "gallery s3://datasets/nightly-indoor -o gallery --rows 5000 --open"),
 ):

@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -222,6 +222,27 @@ def versions(uri: DatasetUri, as_json: AsJson = False) -> None:
         show_json([version.to_json() for version in found])
     else:
         show_versions(uri, found)
+
+
+def files(
+    uri: DatasetUri,
+    version: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of a version; default: latest.")
+    ] = None,
+    outcome: Annotated[
+        Literal["kept", "rejected", "quarantined"], typer.Option(help="Which samples the files hold.")
+    ] = "kept",
+    as_json: AsJson = False,
+) -> None:
+    """List the Parquet files of a version, one address a line, for DuckDB, Polars, Spark or Ray Data."""
+    from pipelines.dataset.files import dataset_files
+
+    found = dataset_files(uri, version, outcome)
+    if as_json:
+        show_json(list(found))
+    else:
+        for address in found:
+            print(address)
 
 
 def diff(

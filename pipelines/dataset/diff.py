@@ -56,7 +56,7 @@ def compare(uri: str, first: int, second: int) -> Difference:
     """
     storage = Storage(uri)
     Ledger(storage).read_job()
-    versions = [_version(storage, number) for number in (first, second)]
+    versions = [require_version(storage, number) for number in (first, second)]
     shared = _shared_shards(*versions)
     before, after = (_samples(storage, version, shared) for version in versions)
     added, changed, made_again = [], [], []
@@ -120,7 +120,8 @@ def tally(changes: tuple[Change, ...]) -> dict[str, int]:
     return {name: counts[name] for name in order if counts[name]}
 
 
-def _version(storage: Storage, number: int) -> Version:
+def require_version(storage: Storage, number: int) -> Version:
+    """Return a published version. Raises PermanentError where it does not exist; the message names those that do."""
     numbers = version_numbers(storage)
     if number not in numbers:
         names = ", ".join(map(str, numbers)) or "none"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.dataset.card.metadata import CONFIGS, WHAT
+from pipelines.dataset.card.metadata import CONFIGS, WHAT, paths_of
 from pipelines.dataset.card.tables import SampledTables
 from pipelines.ledger.entries import OUTCOMES, Outcome
 from pipelines.ledger.versions import Version
@@ -89,7 +89,7 @@ def _file_set(version: Version, outcome: Outcome) -> dict[str, Any]:
         "name": f"{outcome}-files",
         "description": f"The {outcome} samples of version {version.number}.",
         "encodingFormat": "application/x-parquet",
-        "includes": version.files_of(outcome),
+        "includes": paths_of(version, outcome),
     }
 
 

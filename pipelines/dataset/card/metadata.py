@@ -28,6 +28,8 @@ CATEGORIES = {
 }
 GENERATED = ("joint", "depth-to-image")  # tasks whose images are synthetic
 WITH_TERMS = ("model.base", "model.name")  # weights whose terms the head names, the first that is there
+MOST_FILES = 2000  # of an outcome that the card names; each takes about 60 bytes
+TOO_MANY = "data/too-many-to-name_see-README"
 WHAT = {
     "joint": "RGB-D pairs: images and their depth, generated together from prompts",
     "depth": "Depth of the images of a corpus, estimated at each image's own size",
@@ -54,13 +56,26 @@ def metadata(
         "configs": [
             {
                 "config_name": CONFIGS[outcome],
-                "data_files": [{"split": "train", "path": version.files_of(outcome)}],
+                "data_files": [{"split": "train", "path": paths_of(version, outcome)}],
                 **({"default": True} if outcome == "kept" else {}),
             }
             for outcome in outcomes
         ],
         "dataset_info": [_info(version, sampled, outcome) for outcome in outcomes],
     }
+
+
+def paths_of(version: Version, outcome: Outcome) -> list[str]:
+    """Return the tables of an outcome that the card names; one name that does not exist where they are too many.
+
+    Without any name `load_dataset` would read all of data/, and so tables of other versions.
+    """
+    return version.files_of(outcome) if is_listed(version) else [TOO_MANY]
+
+
+def is_listed(version: Version) -> bool:
+    """Return whether the card names the tables of a version. A list of all would make it too long for the hub."""
+    return max((size.files for size in version.sizes.values()), default=0) <= MOST_FILES
 
 
 def _license_of_weights(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -17,7 +17,7 @@ import jinja2
 import pyarrow as pa
 import yaml
 
-from pipelines.dataset.card.metadata import CONFIGS, GENERATED, WHAT, metadata
+from pipelines.dataset.card.metadata import CONFIGS, GENERATED, WHAT, is_listed, metadata
 from pipelines.dataset.card.summary import bars, summary
 from pipelines.dataset.card.tables import SampledTables
 from pipelines.ledger.entries import OUTCOMES, Job
@@ -43,6 +43,7 @@ def render(
         version=version,
         description=WHAT[spec.task],
         stamp=stamp(version),
+        is_listed=is_listed(version),
         has_gallery=has_gallery and spec.task != "encode",
         figures={path.rsplit("/", 1)[-1]: path for path in figures},
         rows=sampled.rows,

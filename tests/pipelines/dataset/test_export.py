@@ -17,9 +17,11 @@ from PIL import Image
 
 from jobs.cli import main
 from jointdit.errors import PermanentError, StoreError
-from pipelines.dataset import export
+from pipelines.dataset import card, export
 from pipelines.dataset.about import refresh
+from pipelines.dataset.card import metadata
 from pipelines.dataset.export import export_hf, export_webdataset
+from pipelines.dataset.files import dataset_files
 from pipelines.dataset.refilter import refilter
 from pipelines.ledger.versions import Version, read_latest, read_outcomes
 from pipelines.stages.sinks.ply import read_ply
@@ -105,6 +107,22 @@ def test_the_folder_itself_needs_nothing_but_its_path_and_shows_the_latest_versi
     assert latest(storage).number == 4
     check_loaded(load(storage.uri), storage)
     assert storage.exists(LOSER)
+
+
+def test_a_card_of_many_files_refuses_the_folder_and_takes_their_list(
+    job: LocalJob, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the names, `load_dataset` would read all of data/, tables of other versions included."""
+    storage = job.context.storage
+    monkeypatch.setattr(metadata, "MOST_FILES", 1)
+    card.write(storage, job.ledger.read_job(), latest(storage))
+    with pytest.raises(FileNotFoundError, match="too-many-to-name"):
+        load(storage.uri)
+    assert 'load_dataset("parquet", data_files=list(dataset_files(' in storage.read_bytes("README.md").decode()
+    rows = load("parquet", data_files=list(dataset_files(storage.uri)), split="train")
+    assert list(rows["id"]) == kept_ids(storage)
+    assert rows[0]["rgb"].size == (32, 32)
+    assert len(list(dataset_files(storage.uri, 1, "rejected"))) == 1
 
 
 def test_the_exported_folder_stands_alone(job: LocalJob, load: Any, tmp_path: Path) -> None:
