@@ -11,7 +11,7 @@ from jointdit.errors import InputError
 from pipelines.ledger.counting import CountedSample
 from pipelines.ledger.entries import PlannedShard
 from pipelines.ledger.ledger import Ledger
-from pipelines.records import Shard, SourceFile, Span
+from pipelines.records import Shard, SourceFile, Span, merge_adjacent
 from pipelines.store.storage import AlreadyExists
 
 APPEND_ATTEMPTS = 100
@@ -102,14 +102,19 @@ def shards_of_rows(
 ) -> list[PlannedShard]:
     """Cut single rows into shards of plan file `number`, with at most `shard_rows` rows each.
 
+    Rows are sorted by position within their files, and adjacent rows become one span.
+
     Args:
         groups: (round, sample indices) -> rows that need these samples. Rows of one group share shards.
         samples_per_row: the job's.
     """
     shards: list[PlannedShard] = []
     for (round_, indices), rows in groups.items():
-        for part in cut_rows(rows, shard_rows):
-            entry = PlannedShard(Shard("", part, round_), len(indices), number, len(shards), indices, retry)
+        places = {file: place for place, file in enumerate(dict.fromkeys(row.file for row in rows))}
+        in_order = sorted(rows, key=lambda row: (places[row.file], row.start))
+        for part in cut_rows(in_order, shard_rows):
+            shard = Shard("", tuple(merge_adjacent(part)), round_)
+            entry = PlannedShard(shard, len(indices), number, len(shards), indices, retry)
             identifier = id_of(entry, fingerprint_digest, samples_per_row)
             shards.append(replace(entry, shard=replace(entry.shard, id=identifier)))
     return shards
