@@ -19,7 +19,7 @@ from pipelines.plan.duplicate_ids import find_duplicate_ids
 from pipelines.records import BadRow, Row
 from pipelines.spec.job import InputSpec
 from pipelines.stages.readers import check_columns, count_rows, list_files, opening, read_rows
-from pipelines.stages.readers.text_lines import index_lines
+from pipelines.stages.readers.text_lines import line_offsets
 from pipelines.store.errors import TransientError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
@@ -132,7 +132,7 @@ def test_a_store_that_does_not_answer_is_no_bad_row(bucket: str, monkeypatch: py
     """Rows are quarantined for what they are, never for a fault that passes."""
     spec_input = InputSpec(uri=f"{bucket}/text/prompts.txt")
     (file,) = list_files(spec_input, "joint")
-    index_lines.cache_clear()
+    line_offsets.cache_clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(TransientError):
         list(read_rows(file, 0, 2, spec_input, "joint"))
