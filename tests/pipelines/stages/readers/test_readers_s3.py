@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,27 @@ def test_a_prefix_is_a_folder_of_images(bucket: str) -> None:
     assert [row.id for row in rows] == ["a.png:0", "deep/b.png:0"]
     assert [row.uri for row in rows] == [f"{bucket}/photos/a.png", f"{bucket}/photos/deep/b.png"]
     assert all(isinstance(row, Row) and (row.rgb == IMAGE).all() for row in rows)
+
+
+def test_a_prefix_of_many_objects_is_listed_page_by_page(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3fs describes each object in about a kilobyte; only what a plan needs of it is kept."""
+    uri, count = s3.make_bucket(), 1000
+    call = s3fs.S3FileSystem.call_s3
+    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", lambda *method, **query: call(*method, **query, MaxKeys=99))
+    fs = s3fs.S3FileSystem(endpoint_url=s3.endpoint, use_listings_cache=False)
+    fs.pipe({f"{uri}/photos/{n % 7}/{n:04d}.png": b"x" for n in range(count)})
+    fs.pipe_file(f"{uri}/photos-of-others/a.png", b"x")
+    spec_input = InputSpec(uri=f"{uri}/photos")
+    list_files(spec_input, "depth")
+    tracemalloc.start()
+    files = list_files(spec_input, "depth")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [file.relative_path for file in files] == sorted(f"{n % 7}/{n:04d}.png" for n in range(count))
+    assert {file.uri.removesuffix(file.relative_path) for file in files} == {f"{uri}/photos/"}
+    assert len({file.etag for file in files}) == 1
+    assert {file.size_bytes for file in files} == {1}
+    assert peak / count < 1100, f"{peak / count:.0f} bytes per object"
 
 
 def test_paths_in_tables_are_found_beside_them_and_stay_in_the_bucket(bucket: str) -> None:
