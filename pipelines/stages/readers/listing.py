@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fsspec.utils import glob_translate
+
 from jointdit.errors import InputError
 from pipelines.ledger.versions import read_latest
 from pipelines.records import SourceFile
@@ -22,6 +24,7 @@ from pipelines.store.storage import Storage, etag_of, for_input, uri_of
 if TYPE_CHECKING:
     from pipelines.spec.job import InputSpec
 
+MAGIC = re.compile(r"[*?\[]")  # a character that makes an address a glob
 TABLE_SUFFIXES = (".jsonl", ".csv", ".jsonl.gz", ".csv.gz", ".parquet", ".tar")
 SUFFIXES = {
     "joint": (".txt", ".txt.gz", *TABLE_SUFFIXES),
@@ -63,11 +66,11 @@ def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
         try:
             info = fs.info(path)
         except FileNotFoundError:
-            magic = re.search(r"[*?\[]", path)
+            magic = MAGIC.search(path)
             if magic is None:
                 raise InputError(f"input.uri {printable(uri)} does not exist: correct the address.") from None
             prefix = path[: magic.start()].rpartition("/")[0]
-            infos = fs.glob(path, detail=True).values()
+            infos = _glob(fs, path)
         else:
             if info["type"] != "directory":
                 if not _is_file(info):
@@ -94,12 +97,29 @@ def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
 
 
 def _find(fs: Any, path: str) -> Iterator[dict[str, Any]]:
-    """Yield the files in a folder and its subfolders. Of S3, the descriptions of one page are in memory at a time."""
+    """Yield the files in a folder and its subfolders."""
     if "s3" not in fs.protocol:
         yield from fs.find(path, detail=True).values()
         return
-    bucket, key, _ = fs.split_path(path)
-    request = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/" if key else "", **fs.req_kw}
+    yield from _list_s3(fs, f"{path.rstrip('/')}/")
+
+
+def _glob(fs: Any, path: str) -> Iterator[dict[str, Any]]:
+    """Yield the files that a glob matches."""
+    folder, _, name = path.rpartition("/")
+    if "s3" not in fs.protocol or not folder or MAGIC.search(folder) or "**" in name:
+        yield from fs.glob(path, detail=True).values()
+        return
+    pattern = re.compile(glob_translate(path))
+    for info in _list_s3(fs, f"{folder}/{MAGIC.split(name)[0]}", Delimiter="/"):
+        if pattern.match(info["name"]):
+            yield info
+
+
+def _list_s3(fs: Any, prefix: str, **query: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a prefix. s3fs would hold the descriptions of all of them; here one page is in memory."""
+    bucket, _, key = prefix.partition("/")
+    request = {"Bucket": bucket, "Prefix": key, **query, **fs.req_kw}
     while True:
         page = fs.call_s3("list_objects_v2", **request)
         for found in page.get("Contents", ()):

@@ -97,6 +97,22 @@ def test_a_prefix_of_many_objects_is_listed_page_by_page(s3: Any, monkeypatch: p
     assert peak / count < 1100, f"{peak / count:.0f} bytes per object"
 
 
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("photos/*.png", ["a.png"]),
+        ("photos/?.*", ["a.png"]),
+        ("photos/[ab]*", ["a.png"]),
+        ("photos/*/*.png", ["deep/b.png"]),
+        ("*/*.png", ["empty/zero.png", "photos/a.png"]),
+        ("photos/**", ["a.png", "deep/b.png"]),
+        ("pho*/a.png", ["photos/a.png"]),
+    ],
+)
+def test_globs_match_as_on_a_disk(glob: str, expected: list[str], bucket: str) -> None:
+    assert [file.relative_path for file in list_files(InputSpec(uri=f"{bucket}/{glob}"), "depth")] == expected
+
+
 def test_paths_in_tables_are_found_beside_them_and_stay_in_the_bucket(bucket: str) -> None:
     rows = read(f"{bucket}/tables/*.jsonl", "depth")
     assert [isinstance(row, Row) for row in rows] == [True, False, True, False]
