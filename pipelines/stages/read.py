@@ -28,7 +28,7 @@ from pipelines.ledger.entries import PlannedShard
 from pipelines.records import BadRow, Content, Row, Sample, SampleResult, Span, merge_adjacent
 from pipelines.spec.job import EncodeSpec, PrepareSpec
 from pipelines.stages.context import RunContext
-from pipelines.stages.readers import read_ranges
+from pipelines.stages.readers import read_rows
 from pipelines.stages.row_boundary import explain_row_failure
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _read_in_one_pass(context: RunContext, pieces: Iterable[tuple[int, Span]]) -
         merged = merge_adjacent(piece for _, piece in of_file)
         wanted = [range(span.start, span.stop) for span in merged]
         numbers = chain.from_iterable(repeat(number, piece.rows) for number, piece in of_file)
-        rows = read_ranges(merged[0], wanted, context.spec.input, context.spec.reading)
+        rows = read_rows(merged[0], wanted, context.spec.input, context.spec.reading)
         yield from zip(numbers, rows, strict=True)
 
 

@@ -1,7 +1,7 @@
 """Readers: input files of any format become rows, each read exactly once.
 
     list_files -> check_columns -> count_rows, plan/duplicate_ids.py   for planning: no pixel is read
-    read_ranges(file, ranges)                                          for a shard: arrays; each file is read once
+    read_rows(file, ranges)                                            for a shard: arrays; each file is read once
 
 What each task reads. Column names come from `input.columns`, and all files are opened through fsspec:
 
@@ -55,7 +55,7 @@ from pipelines.store.safe_text import mask_secrets, printable, shortened
 if TYPE_CHECKING:
     from pipelines.spec.job import InputSpec
 
-__all__ = ["FORMATS", "check_columns", "count_rows", "list_files", "read_ranges", "read_rows", "suffix_of"]
+__all__ = ["FORMATS", "check_columns", "count_rows", "list_files", "read_rows", "suffix_of"]
 
 SHOWN_COLUMNS = 20
 FORMATS: dict[str, Format] = {
@@ -109,13 +109,6 @@ def check_columns(files: Sequence[SourceFile], spec_input: InputSpec, task: str)
 
 
 def read_rows(
-    file: SourceFile | Span, start: int, stop: int, spec_input: InputSpec, task: str
-) -> Iterator[Row | BadRow]:
-    """Yield one Row or BadRow for each of the rows [start, stop), in order. Raises TransientError and StoreError."""
-    yield from read_ranges(file, [range(start, stop)], spec_input, task)
-
-
-def read_ranges(
     file: SourceFile | Span, wanted: Sequence[range], spec_input: InputSpec, task: str
 ) -> Iterator[Row | BadRow]:
     """Yield one Row or BadRow for each row of some ranges, in order. The file is opened and read once.

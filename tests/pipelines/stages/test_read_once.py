@@ -233,7 +233,9 @@ def test_rows_are_accounted_for_as_if_each_was_read_alone(mixed: tuple[LocalJob,
     job, spans = mixed
     spec = job.context.spec
     places = [(span, number) for span in spans for number in range(span.start, span.stop)]
-    expected = [row for span, number in places for row in read_rows(span, number, number + 1, spec.input, "joint")]
+    expected = [
+        row for span, number in places for row in read_rows(span, [range(number, number + 1)], spec.input, "joint")
+    ]
     rows, parts = read_shard(job.context, shard_of(spans))
     bad = [row for row in expected if isinstance(row, BadRow)]
     good = [row for row in expected if not isinstance(row, BadRow)]

@@ -65,7 +65,9 @@ def read(uri: str, task: str, start: int = 0, stop: int | None = None) -> list[R
     assert find_duplicate_ids(files, spec_input) == []
     rows: list[Row | BadRow] = []
     for file in files:
-        rows += read_rows(file, start, count_rows(file, spec_input) if stop is None else stop, spec_input, task)
+        rows += read_rows(
+            file, [range(start, count_rows(file, spec_input) if stop is None else stop)], spec_input, task
+        )
     return rows
 
 
@@ -159,7 +161,7 @@ def test_a_changed_object_is_seen_by_its_etag(bucket: str, s3: Any) -> None:
     spec_input = InputSpec(uri=f"{bucket}/changing/prompts.txt")
     (file,) = list_files(spec_input, "joint")
     fs.pipe_file(f"{bucket}/changing/prompts.txt", b"one\ntwo\nthree\n")
-    rows = list(read_rows(file, 0, 2, spec_input, "joint"))
+    rows = list(read_rows(file, [range(2)], spec_input, "joint"))
     assert all(isinstance(row, BadRow) and "has changed" in row.error for row in rows)
     (changed,) = list_files(spec_input, "joint")
     assert changed.etag != file.etag
@@ -173,4 +175,4 @@ def test_a_store_that_does_not_answer_is_no_bad_row(bucket: str, monkeypatch: py
     line_offsets.cache_clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(TransientError):
-        list(read_rows(file, 0, 2, spec_input, "joint"))
+        list(read_rows(file, [range(2)], spec_input, "joint"))
