@@ -20,16 +20,18 @@ APPEND_ATTEMPTS = 100
 def cut_shards(counts: Iterable[tuple[SourceFile, int]], shard_rows: int, fingerprint_digest: str) -> Iterator[Shard]:
     """Cut files into shards of at most `shard_rows` rows. Small files share a shard; a larger file shares with none."""
     pack: list[Span] = []
+    packed = 0  # rows of these spans
     for file, rows in counts:
-        if pack and sum(span.rows for span in pack) + rows > shard_rows:
+        if pack and packed + rows > shard_rows:
             yield make_shard(pack, 0, fingerprint_digest)
-            pack = []
+            pack, packed = [], 0
         if rows > shard_rows:
             for start in range(0, rows, shard_rows):
                 stop = min(start + shard_rows, rows)
                 yield make_shard([Span(file.uri, file.etag, file.relative_path, start, stop)], 0, fingerprint_digest)
         elif rows:
             pack.append(Span(file.uri, file.etag, file.relative_path, 0, rows))
+            packed += rows
     if pack:
         yield make_shard(pack, 0, fingerprint_digest)
 
