@@ -10,7 +10,8 @@ The comment beside an array gives its shape. `rgb` is uint8, `disparity` float32
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from jointdit.geometry.calibration import Calibration
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """One input file as listed. (uri, etag) is an input version: a changed file is a new version."""
 
@@ -42,6 +43,22 @@ class Span:
     @property
     def rows(self) -> int:
         return self.stop - self.start
+
+    @property
+    def file(self) -> tuple[str, str, str]:
+        """The input version and its relative path."""
+        return self.uri, self.etag, self.relative_path
+
+
+def merge_adjacent(spans: Iterable[Span]) -> list[Span]:
+    """Return the spans in their order; a span that begins where the one before it ends becomes part of that one."""
+    merged: list[Span] = []
+    for span in spans:
+        if merged and merged[-1].file == span.file and merged[-1].stop == span.start:
+            merged[-1] = replace(merged[-1], stop=span.stop)
+        else:
+            merged.append(span)
+    return merged
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,7 @@ def _ids_of(file: SourceFile, column: str) -> Iterator[pa.LargeStringArray]:
             position += len(ids)
             yield ids
     texts: list[str] = []
-    for raw in source.rows(file, position, count, {"id": column}):
+    for raw in source.rows(file, [range(position, count)], {"id": column}):
         text = default_id(file, raw.position)
         if "id" in raw.values and not raw.error:
             with contextlib.suppress(RowError):

@@ -62,6 +62,8 @@ class PlannedInput:
         A file that had the content was moved away and back, and was edited in between or afterwards.
         """
         etags = {uri: self.files[uri].etag for uri in removed}
+        if not etags:
+            return {}
         of_etag = {file.etag: file.uri for file in listed}
         unknown = set(etags.values()) - of_etag.keys()
         if unknown:
@@ -90,7 +92,7 @@ def with_distinct_paths(listed: Sequence[SourceFile], planned: PlannedInput) -> 
             if owner is not None or new[path] > 1:
                 path = next(longer for longer in _longer_paths(file) if longer not in owners and longer not in new)
             owners[path] = file.uri
-        distinct.append(replace(file, relative_path=path))
+        distinct.append(file if path == file.relative_path else replace(file, relative_path=path))
     return distinct
 
 

@@ -11,7 +11,7 @@ from jointdit.errors import InputError
 from pipelines.ledger.counting import CountedSample
 from pipelines.ledger.entries import PlannedShard
 from pipelines.ledger.ledger import Ledger
-from pipelines.records import Shard, SourceFile, Span
+from pipelines.records import Shard, SourceFile, Span, merge_adjacent
 from pipelines.store.storage import AlreadyExists
 
 APPEND_ATTEMPTS = 100
@@ -20,16 +20,18 @@ APPEND_ATTEMPTS = 100
 def cut_shards(counts: Iterable[tuple[SourceFile, int]], shard_rows: int, fingerprint_digest: str) -> Iterator[Shard]:
     """Cut files into shards of at most `shard_rows` rows. Small files share a shard; a larger file shares with none."""
     pack: list[Span] = []
+    packed = 0  # rows of these spans
     for file, rows in counts:
-        if pack and sum(span.rows for span in pack) + rows > shard_rows:
+        if pack and packed + rows > shard_rows:
             yield make_shard(pack, 0, fingerprint_digest)
-            pack = []
+            pack, packed = [], 0
         if rows > shard_rows:
             for start in range(0, rows, shard_rows):
                 stop = min(start + shard_rows, rows)
                 yield make_shard([Span(file.uri, file.etag, file.relative_path, start, stop)], 0, fingerprint_digest)
         elif rows:
             pack.append(Span(file.uri, file.etag, file.relative_path, 0, rows))
+            packed += rows
     if pack:
         yield make_shard(pack, 0, fingerprint_digest)
 
@@ -102,14 +104,19 @@ def shards_of_rows(
 ) -> list[PlannedShard]:
     """Cut single rows into shards of plan file `number`, with at most `shard_rows` rows each.
 
+    Rows are sorted by position within their files, and adjacent rows become one span.
+
     Args:
         groups: (round, sample indices) -> rows that need these samples. Rows of one group share shards.
         samples_per_row: the job's.
     """
     shards: list[PlannedShard] = []
     for (round_, indices), rows in groups.items():
-        for part in cut_rows(rows, shard_rows):
-            entry = PlannedShard(Shard("", part, round_), len(indices), number, len(shards), indices, retry)
+        places = {file: place for place, file in enumerate(dict.fromkeys(row.file for row in rows))}
+        in_order = sorted(rows, key=lambda row: (places[row.file], row.start))
+        for part in cut_rows(in_order, shard_rows):
+            shard = Shard("", tuple(merge_adjacent(part)), round_)
+            entry = PlannedShard(shard, len(indices), number, len(shards), indices, retry)
             identifier = id_of(entry, fingerprint_digest, samples_per_row)
             shards.append(replace(entry, shard=replace(entry.shard, id=identifier)))
     return shards

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from jointdit.errors import RowError
 from jointdit.geometry.depth import plan_fit, restore_size, source_window
 from pipelines.ledger.entries import (
     FOLDERS,
@@ -33,9 +34,9 @@ from pipelines.ledger.entries import (
 )
 from pipelines.ledger.ledger import Ledger
 from pipelines.quality import Filter, decide, load_filters, measure
-from pipelines.records import Row, SampleResult
+from pipelines.records import BadRow, Row, SampleResult
 from pipelines.stages.context import RunContext
-from pipelines.stages.read import ShardRows, SourceRow, cut_by_bytes, read_again, source_disparity, without_arrays
+from pipelines.stages.read import ShardRows, cut_by_bytes, read_again, source_disparity, without_arrays
 from pipelines.stages.row_boundary import explain_row_failure
 from pipelines.stages.sinks.geometry import geometry_of, point_cloud
 from pipelines.stages.sinks.parquet import encode_samples, table_bytes
@@ -154,21 +155,25 @@ def _in_order(results: Iterable[SampleResult], entry: PlannedShard) -> list[Samp
     return ordered
 
 
-def complete(context: RunContext, rows: ShardRows, results: Iterable[SampleResult]) -> None:
+def complete(context: RunContext, rows: ShardRows, results: Sequence[SampleResult]) -> None:
     """Set each result's source row, size, scores and the decision of the filters; or its error."""
     filters = load_filters(context.spec.quality.filters)
     sources = {(source.row.uri, source.row.position): source for source in rows.rows}
-    source: SourceRow | None = None
-    row: Row | None = None  # of `source`; samples of one row follow each other
+    places = dict.fromkeys(_place(result) for result in results if result.error is None)
+    again = read_again(context, [sources[place] for place in places])
     for result in results:
         if result.error is None:
             try:
-                current = sources[result.sample.row.uri, result.sample.row.position]
-                if row is None or current is not source:
-                    row, source = read_again(context, current), current
+                row = again.get(_place(result), sources[_place(result)].row)
+                if isinstance(row, BadRow):
+                    raise RowError(row.error)
                 _complete(context, result, row, filters)
             except Exception as error:  # noqa: BLE001 - the boundary of a row
                 _fail(result, error, "scoring it")
+
+
+def _place(result: SampleResult) -> tuple[str, int]:
+    return result.sample.row.uri, result.sample.row.position
 
 
 def _complete(context: RunContext, result: SampleResult, source: Row, filters: Sequence[Filter]) -> None:
@@ -339,22 +344,17 @@ def _encode_points(context: RunContext, result: SampleResult) -> tuple[int, byte
 
 
 def _outcomes(entry: PlannedShard, results: Sequence[SampleResult]) -> Iterable[SampleOutcome]:
-    spans = {span.uri: number for number, span in reversed(list(enumerate(entry.shard.spans)))}
+    spans = {
+        (span.uri, position): number
+        for number, span in enumerate(entry.shard.spans)
+        for position in range(span.start, span.stop)
+    }
     for result in results:
-        row = result.sample.row
         yield SampleOutcome(
             id=result.sample.id,
-            span=_span_of(entry, row, spans[row.uri]),
-            position=row.position,
+            span=spans[_place(result)],
+            position=result.sample.row.position,
             index=result.sample.index,
             outcome=outcome_of(result),
             reasons=tuple(result.reasons),
         )
-
-
-def _span_of(entry: PlannedShard, row: Row, first: int) -> int:
-    """The span that contains a row: shards of a regeneration have many spans of one file."""
-    for number, span in enumerate(entry.shard.spans[first:], first):
-        if span.uri == row.uri and span.start <= row.position < span.stop:
-            return number
-    raise AssertionError(f"{row.uri}:{row.position} is not in shard {entry.shard.id}")

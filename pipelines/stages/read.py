@@ -1,6 +1,6 @@
 """The read task: rows -> samples at the model's size, in parts of at most one batch.
 
-A bad row is quarantined alone.
+A bad row is quarantined alone. Each file is opened and read once, however many spans of it a shard has.
 
 A shard keeps at most HELD_BYTES of source arrays in memory, whatever the size of its images; finish reads rows beyond
 that a second time.
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from jointdit.errors import RowError
 from jointdit.geometry.depth import SizeMapping, disparity_from_depth, fit_to_model, plan_fit, source_window
 from pipelines.ledger.entries import PlannedShard
-from pipelines.records import BadRow, Content, Row, Sample, SampleResult, Span
+from pipelines.records import BadRow, Content, Row, Sample, SampleResult, Span, merge_adjacent
 from pipelines.spec.job import EncodeSpec, PrepareSpec
 from pipelines.stages.context import RunContext
 from pipelines.stages.readers import read_rows
@@ -77,6 +78,17 @@ class ShardRows:
     failed: tuple[SampleResult, ...]  # samples of bad and poison rows
 
 
+@dataclass
+class _ReadRow:
+    """What reading one row gave."""
+
+    span: int  # index into the spans of the shard
+    position: int
+    source: SourceRow | None = None  # None if the row is bad
+    failed: list[SampleResult] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+
 def read_shard(
     context: RunContext, entry: PlannedShard, isolation: Isolation = NO_ISOLATION
 ) -> tuple[ShardRows, list[list[Sample]]]:
@@ -85,36 +97,40 @@ def read_shard(
     Raises:
         TransientError, StoreError: a fault of the store, not of a row.
     """
-    rows: list[SourceRow] = []
-    failed: list[SampleResult] = []
-    samples: list[Sample] = []
+    done: list[_ReadRow] = []
     held = 0
-    for span, row in _rows(context, entry, isolation):
+    for number, row in _rows(context, entry, isolation):
         fitted = _fit(context, row)
+        read = _ReadRow(number, row.position)
         for sample in _samples_of(context, entry, row):
             if isinstance(fitted, BadRow):
-                failed.append(SampleResult(sample, error=fitted.error, traceback=fitted.traceback))
+                read.failed.append(SampleResult(sample, error=fitted.error, traceback=fitted.traceback))
             elif sample.id in isolation.poison:
                 error = "the model's process died each time this sample was generated."
-                failed.append(SampleResult(sample, error=error))
+                read.failed.append(SampleResult(sample, error=error))
             else:
                 light = without_arrays(sample.row)
-                samples.append(
+                read.samples.append(
                     replace(sample, row=light, rgb=fitted.rgb, disparity=fitted.disparity, content=fitted.content)
                 )
         if isinstance(row, Row) and isinstance(fitted, Sample):
             size = _source_bytes(row)
             if held + size <= HELD_BYTES:
                 held += size
-                rows.append(SourceRow(row, size))
+                read.source = SourceRow(row, size)
             else:
-                again = replace(span, start=row.position, stop=row.position + 1)
-                rows.append(SourceRow(without_arrays(row), size, again))
+                again = replace(entry.shard.spans[number], start=row.position, stop=row.position + 1)
+                read.source = SourceRow(without_arrays(row), size, again)
+        done.append(read)
+    done.sort(key=lambda read: (read.span, read.position))  # as planned: rows were read file by file
+    samples = [sample for read in done for sample in read.samples]
     trusted, suspects = cut_parts(samples, context.spec.model.batch_size, isolation.suspects)
     alone = isolation.suspected(entry.samples)
     suspects += [[] for _ in range(alone - len(suspects))]
     missing = isolation.parts(entry.samples, context.spec.model.batch_size) - len(trusted) - alone
-    return ShardRows(tuple(rows), tuple(failed)), [*trusted, *([] for _ in range(missing)), *suspects]
+    rows = tuple(read.source for read in done if read.source is not None)
+    failed = tuple(result for read in done for result in read.failed)
+    return ShardRows(rows, failed), [*trusted, *([] for _ in range(missing)), *suspects]
 
 
 def sample_seed(job_seed: int, row_id: str, index: int) -> int:
@@ -138,20 +154,33 @@ def size_of(sample: Sample) -> tuple[int, ...]:
     return () if array is None else array.shape[:2]
 
 
-def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Iterator[tuple[Span, Row | BadRow]]:
-    """Yield (span, row) for each planned row, in order. Rows that kill the reader are not read again."""
-    spec = context.spec
+def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Iterator[tuple[int, Row | BadRow]]:
+    """Yield (span number, row) for each planned row, file by file. Rows that kill the reader are not read again."""
+    pieces: list[tuple[int, Span]] = []
     for number, span in enumerate(entry.shard.spans):
-        poison = sorted(position for index, position in isolation.poison_rows if index == number)
         start = span.start
-        for position in [*poison, span.stop]:
-            if start < position:
-                for row in read_rows(span, start, position, spec.input, spec.reading):
-                    yield span, row
-            if position < span.stop:
-                error = "the reader's process died each time this row was read."
-                yield span, BadRow(f"{span.relative_path}:{position}", span.uri, position, error)
+        for position in sorted(position for index, position in isolation.poison_rows if index == number):
+            error = "the reader's process died each time this row was read."
+            yield number, BadRow(f"{span.relative_path}:{position}", span.uri, position, error)
+            pieces.append((number, replace(span, start=start, stop=position)))
             start = position + 1
+        pieces.append((number, replace(span, start=start)))
+    yield from _read_in_one_pass(context, pieces)
+
+
+def _read_in_one_pass(context: RunContext, pieces: Iterable[tuple[int, Span]]) -> Iterator[tuple[int, Row | BadRow]]:
+    """Yield (number, row) for the rows of numbered spans, file by file, and in the order of rows within a file."""
+    files: dict[tuple[str, str, str], list[tuple[int, Span]]] = {}
+    for number, piece in pieces:
+        if piece.rows > 0:
+            files.setdefault(piece.file, []).append((number, piece))
+    for of_file in files.values():
+        of_file.sort(key=lambda numbered: numbered[1].start)
+        merged = merge_adjacent(piece for _, piece in of_file)
+        wanted = [range(span.start, span.stop) for span in merged]
+        numbers = chain.from_iterable(repeat(number, piece.rows) for number, piece in of_file)
+        rows = read_rows(merged[0], wanted, context.spec.input, context.spec.reading)
+        yield from zip(numbers, rows, strict=True)
 
 
 def _fit(context: RunContext, row: Row | BadRow) -> Sample | BadRow:
@@ -236,14 +265,10 @@ def _source_bytes(row: Row) -> int:
     return sum(array.nbytes for array in arrays if array is not None) + len(row.rgb_bytes or b"")
 
 
-def read_again(context: RunContext, source: SourceRow) -> Row:
-    """The row with its arrays. Raises RowError if it can no longer be read."""
-    if source.again is None:
-        return source.row
-    (row,) = read_rows(source.again, source.again.start, source.again.stop, context.spec.input, context.spec.reading)
-    if isinstance(row, BadRow):
-        raise RowError(row.error)
-    return row
+def read_again(context: RunContext, sources: Iterable[SourceRow]) -> dict[tuple[str, int], Row | BadRow]:
+    """Return the rows that are not held, with their arrays, by (uri, position)."""
+    pieces = [(0, source.again) for source in sources if source.again is not None]
+    return {(row.uri, row.position): row for _, row in _read_in_one_pass(context, pieces)}
 
 
 def cut_by_bytes(rows: ShardRows, results: Sequence[SampleResult]) -> list[list[SampleResult]]:

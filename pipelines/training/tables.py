@@ -81,7 +81,7 @@ class TablePairs:
     def _sizes(self) -> list[Bucket]:
         found: list[Bucket] = []
         for file, start, stop in self.layout:
-            for raw in format_of(file).rows(file, start, stop, {"image": self.input.columns.image}):
+            for raw in format_of(file).rows(file, [range(start, stop)], {"image": self.input.columns.image}):
                 try:
                     if raw.error:
                         raise RowError(raw.error)
@@ -116,7 +116,7 @@ class TablePairs:
 
     def _read_block(self, block: int) -> list[RawRow]:
         file, start, stop = self.layout[block]
-        rows = list(format_of(file).rows(file, start, stop, columns_of(self.input, TASK)))
+        rows = list(format_of(file).rows(file, [range(start, stop)], columns_of(self.input, TASK)))
         if len(rows) != stop - start:
             raise InputError(f"{file.uri} has fewer rows than at the start of training: restore the file.")
         return rows

@@ -306,7 +306,9 @@ def assert_set_aside(case: SetAside, folder: Path) -> None:
             (folder / name).write_bytes(data)
     spec_input = InputSpec.model_validate({"uri": str(folder / "rows.jsonl" if is_line else folder), **fields})
     files = list_files(spec_input, case.task)
-    rows = [row for file in files for row in read_rows(file, 0, count_rows(file, spec_input), spec_input, case.task)]
+    rows = [
+        row for file in files for row in read_rows(file, [range(count_rows(file, spec_input))], spec_input, case.task)
+    ]
     assert [type(row) for row in rows] == [Row, BadRow, Row]
     assert isinstance(rows[1], BadRow)
     assert_sentence(rows[1].error, case.parts)

@@ -1,7 +1,7 @@
 """Readers: input files of any format become rows, each read exactly once.
 
     list_files -> check_columns -> count_rows, plan/duplicate_ids.py   for planning: no pixel is read
-    read_rows(file, start, stop)                                       for a shard: arrays
+    read_rows(file, ranges)                                            for a shard: arrays; each file is read once
 
 What each task reads. Column names come from `input.columns`, and all files are opened through fsspec:
 
@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from jointdit.errors import InputError, RowError, StoreError
@@ -108,16 +109,24 @@ def check_columns(files: Sequence[SourceFile], spec_input: InputSpec, task: str)
 
 
 def read_rows(
-    file: SourceFile | Span, start: int, stop: int, spec_input: InputSpec, task: str
+    file: SourceFile | Span, wanted: Sequence[range], spec_input: InputSpec, task: str
 ) -> Iterator[Row | BadRow]:
-    """Yield one Row or BadRow for each of the rows [start, stop), in order. Raises TransientError and StoreError."""
-    position, reason = start, "row is not in the file any more."
+    """Yield one Row or BadRow for each row of some ranges, in order. The file is opened and read once.
+
+    Args:
+        wanted: row numbers, as sorted, disjoint ranges.
+
+    Raises:
+        TransientError, StoreError: a fault of the store, not of a row.
+    """
+    planned, reason = chain.from_iterable(wanted), "row is not in the file any more."
     try:
         check_unchanged(file.uri, file.etag)
-        for raw in format_of(file).rows(file, start, stop, columns_of(spec_input, task)):
+        for raw in format_of(file).rows(file, wanted, columns_of(spec_input, task)):
+            row = build_row(raw, file, spec_input, task)
+            position = next(planned)
             assert raw.position == position, f"{file.uri} gave row {raw.position} where {position} was due"
-            position += 1
-            yield build_row(raw, file, spec_input, task)
+            yield row
     except RowError as error:
         reason = str(error)
     except FileNotFoundError:
@@ -127,7 +136,7 @@ def read_rows(
             raise
         check_reachable(posixpath.dirname(file.uri))  # a refusal of this image alone makes one bad row
         reason = str(error)
-    for missing in range(position, stop):
+    for missing in planned:
         yield BadRow(default_id(file, missing), file.uri, missing, printable(mask_secrets(reason)))
 
 

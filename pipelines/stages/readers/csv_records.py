@@ -5,23 +5,24 @@ Lines without any value are no rows. An empty cell is a missing value, because C
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import BinaryIO
 
 from jointdit.errors import RowError
 from pipelines.records import SourceFile, Span
-from pipelines.stages.readers.opening import open_text
+from pipelines.stages.readers.row_offsets import RowOffsets, Scan
 from pipelines.stages.readers.rows import RawRow, check_unique
 from pipelines.stages.readers.text_lines import (
     BOM,
-    INDEX_EVERY,
     MAX_LINE_BYTES,
-    UNPACK_ERRORS,
-    RowIndex,
+    OFFSET_EVERY,
     bounded_lines,
     check_encoding,
+    open_undamaged,
 )
 
 Record = list[str] | csv.Error
@@ -35,9 +36,9 @@ class _Unclosed(csv.Error):
 class _Lines:
     """The lines of a stream as text, with the number of lines and bytes so far. Invalid UTF-8 becomes surrogates."""
 
-    def __init__(self, stream: BinaryIO, offset: int) -> None:
+    def __init__(self, stream: BinaryIO, offset: int = 0, number: int = 0) -> None:
         stream.seek(offset)
-        self._lines, self.offset, self.number = bounded_lines(stream), offset, 0
+        self._lines, self.offset, self.number = bounded_lines(stream), offset, number
         self.begun = 0  # bytes read before the current record
 
     def __iter__(self) -> _Lines:
@@ -90,65 +91,69 @@ def _explained(error: csv.Error, lines: int) -> csv.Error:
     return csv.Error(f"{error}, in a record of {lines} lines" if lines > 1 else error)
 
 
+@dataclass
+class _Table:
+    """What this process knows about one version of a file."""
+
+    header: tuple[str, ...]
+    offsets: RowOffsets  # of its records
+    lines: RowOffsets  # the number of lines before these records
+    unclosed: str = ""  # what is wrong with the last record if it hides what follows
+
+
 @lru_cache(maxsize=64)
-def _index(uri: str, etag: str) -> tuple[tuple[str, ...], RowIndex, str]:
-    """Return (header, index of the records after it, what is wrong with the last record) of one version of a file."""
-    offsets, number, unclosed = [], 0, ""
-    try:
-        with open_text(uri) as stream:
-            check_encoding(stream, uri)
-            lines = _Lines(stream, 0)
-            records = _records(lines)
-            header = next(records, [])
-            if isinstance(header, csv.Error):
-                raise RowError(f"{uri} has a header line that is not valid CSV ({header}).")
-            if not header:
-                raise RowError(f"{uri} has no header line, which names the columns of a CSV file.")
-            start = lines.offset
-            for record in records:
-                if number % INDEX_EVERY == 0:
-                    offsets.append(start)
-                number, start = number + 1, lines.offset
-                unclosed = str(record) if isinstance(record, _Unclosed) else ""
-    except UNPACK_ERRORS as error:
-        raise RowError(f"{uri} is damaged ({error}).") from error
-    return tuple(header), RowIndex(number, tuple(offsets)), unclosed
+def _table(uri: str, etag: str) -> _Table:
+    with open_undamaged(uri, etag) as stream:
+        check_encoding(stream, uri)
+        lines = _Lines(stream)
+        header = next(_records(lines), [])
+    if isinstance(header, csv.Error):
+        raise RowError(f"{uri} has a header line that is not valid CSV ({header}).")
+    if not header:
+        raise RowError(f"{uri} has no header line, which names the columns of a CSV file.")
+    return _Table(tuple(header), RowOffsets(OFFSET_EVERY, lines.offset), RowOffsets(OFFSET_EVERY, lines.number))
+
+
+@contextlib.contextmanager
+def _open_records(file: SourceFile | Span, table: _Table) -> Iterator[tuple[BinaryIO, Scan[Record]]]:
+    """Open a file to scan its records."""
+
+    def scan(number: int, offset: int) -> Iterator[tuple[Record, int]]:
+        lines = _Lines(stream, offset, table.lines.at_or_before(number)[1])
+        for record in _records(lines):
+            number += 1
+            table.lines.add(number, lines.number)
+            if isinstance(record, _Unclosed):
+                table.unclosed = str(record)
+            yield record, lines.offset
+
+    with open_undamaged(file.uri, file.etag) as stream:
+        yield stream, scan
 
 
 def count(file: SourceFile | Span) -> int:
     """Return the number of records. Raises RowError without a header, or where an unclosed quote hides the rest."""
-    _, index, unclosed = _index(file.uri, file.etag)
-    if unclosed:
-        raise RowError(f"{file.uri} is not valid CSV: {unclosed}, so all that follows cannot be read.")
-    return index.rows
+    table = _table(file.uri, file.etag)
+    number = table.offsets.count(lambda: _open_records(file, table))
+    if table.unclosed:
+        raise RowError(f"{file.uri} is not valid CSV: {table.unclosed}, so all that follows cannot be read.")
+    return number
 
 
 def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Return fields that the header does not name. Raises RowError where it names a column twice."""
-    header, _, _ = _index(file.uri, file.etag)
+    header = _table(file.uri, file.etag).header
     check_unique(file, header, fields)
     return [name for name, column in fields.items() if column not in header], list(header)
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
+def rows(file: SourceFile | Span, wanted: Sequence[range], fields: Mapping[str, str]) -> Iterator[RawRow]:
     """Yield records by number. A record with too few or too many values is bad, as its values may be misplaced."""
-    header, index, unclosed = _index(file.uri, file.etag)
-    check_unique(file, header, fields)
-    if start >= min(stop, index.rows):
-        return
-    block = start // INDEX_EVERY
-    columns = {name: header.index(column) for name, column in fields.items() if column in header}
-    try:
-        with open_text(file.uri) as stream:
-            for number, record in enumerate(_records(_Lines(stream, index.offsets[block])), block * INDEX_EVERY):
-                if number >= min(stop, index.rows):
-                    return
-                if number >= start:
-                    if isinstance(record, _Unclosed):
-                        record = _Unclosed(unclosed)  # names the line in the file
-                    yield _raw_row(number, record, len(header), columns)
-    except UNPACK_ERRORS as error:
-        raise RowError(f"{file.uri} is damaged ({error}).") from error
+    table = _table(file.uri, file.etag)
+    check_unique(file, table.header, fields)
+    columns = {name: table.header.index(column) for name, column in fields.items() if column in table.header}
+    for number, record in table.offsets.read(wanted, lambda: _open_records(file, table)):
+        yield _raw_row(number, record, len(table.header), columns)
 
 
 def _raw_row(number: int, record: Record, width: int, columns: Mapping[str, int]) -> RawRow:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jointdit.errors import RowError
 from pipelines.records import SourceFile, Span
 from pipelines.stages.readers.rows import RawRow
-from pipelines.stages.readers.text_lines import index_lines, read_lines
+from pipelines.stages.readers.text_lines import count_lines, read_lines
 from pipelines.store.safe_text import quoted
 
 LOOKED_AT = 100  # rows whose keys count as the columns of the file, because JSON lines have no header
@@ -35,22 +35,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def count(file: SourceFile | Span) -> int:
     """Return the number of lines."""
-    return index_lines(file.uri, file.etag).rows
+    return count_lines(file)
 
 
 def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Return fields that none of the first rows has; none where no row can be read."""
     names: dict[str, None] = {}
-    for _, line in read_lines(file, 0, LOOKED_AT):
+    for _, line in read_lines(file, [range(LOOKED_AT)]):
         record = _parse(line)
         if isinstance(record, dict):
             names.update(dict.fromkeys(record))
     return [name for name, column in fields.items() if names and column not in names], list(names)
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
+def rows(file: SourceFile | Span, wanted: Sequence[range], fields: Mapping[str, str]) -> Iterator[RawRow]:
     """Yield the object of each line. A missing key is a missing value."""
-    for number, line in read_lines(file, start, stop):
+    for number, line in read_lines(file, wanted):
         record = _parse(line)
         if isinstance(record, dict):
             yield RawRow(number, {name: record[column] for name, column in fields.items() if column in record})

@@ -6,7 +6,10 @@ import contextlib
 import os
 import posixpath
 import re
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
+
+from fsspec.utils import glob_translate
 
 from jointdit.errors import InputError
 from pipelines.ledger.versions import read_latest
@@ -21,6 +24,7 @@ from pipelines.store.storage import Storage, etag_of, for_input, uri_of
 if TYPE_CHECKING:
     from pipelines.spec.job import InputSpec
 
+MAGIC = re.compile(r"[*?\[]")  # a character that makes an address a glob
 TABLE_SUFFIXES = (".jsonl", ".csv", ".jsonl.gz", ".csv.gz", ".parquet", ".tar")
 SUFFIXES = {
     "joint": (".txt", ".txt.gz", *TABLE_SUFFIXES),
@@ -42,11 +46,9 @@ def list_files(spec_input: InputSpec, task: str) -> list[SourceFile]:
         InputError: an address names nothing.
         StoreError, TransientError: the store does not answer.
     """
-    files: dict[str, SourceFile] = {}
-    for uri in spec_input.uri:
-        for file in _list_uri(uri, SUFFIXES[task]):
-            files.setdefault(file.uri, file)
-    return [files[uri] for uri in sorted(files)]
+    files = [file for uri in spec_input.uri for file in _list_uri(uri, SUFFIXES[task])]
+    files.sort(key=lambda file: file.uri)
+    return [file for number, file in enumerate(files) if not number or file.uri != files[number - 1].uri]
 
 
 def suffix_of(uri: str) -> str:
@@ -59,15 +61,16 @@ def suffix_of(uri: str) -> str:
 def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
     fs, path = for_input(uri)
     kinds = ", ".join(suffixes)
+    infos: Iterable[dict[str, Any]]
     with explained(uri, at_start=True):
         try:
             info = fs.info(path)
         except FileNotFoundError:
-            magic = re.search(r"[*?\[]", path)
+            magic = MAGIC.search(path)
             if magic is None:
                 raise InputError(f"input.uri {printable(uri)} does not exist: correct the address.") from None
             prefix = path[: magic.start()].rpartition("/")[0]
-            infos = fs.glob(path, detail=True)
+            infos = _glob(fs, path)
         else:
             if info["type"] != "directory":
                 if not _is_file(info):
@@ -80,25 +83,57 @@ def _list_uri(uri: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
                     raise InputError(
                         f"input.uri {printable(uri)} does not exist any more: correct the address."
                     ) from None
-            prefix, infos = path.rstrip("/"), _published(uri) or fs.find(path, detail=True)
-    files = []
-    for name, info in infos.items():
-        if _is_file(info) and suffix_of(name) in suffixes and not _is_hidden(name[len(prefix) :]):
-            with contextlib.suppress(FileNotFoundError):  # a local file that was deleted since it was listed
-                files.append(_source_file(fs, info, prefix))
+            prefix, infos = path.rstrip("/"), _published(uri) or _find(fs, path)
+        files = []
+        for info in infos:
+            name = info["name"]
+            if _is_file(info) and suffix_of(name) in suffixes and not _is_hidden(name[len(prefix) :]):
+                with contextlib.suppress(FileNotFoundError):  # a local file that was deleted since it was listed
+                    files.append(_source_file(fs, info, prefix))
     if not files:
         raise InputError(f"input.uri {printable(uri)} has no file that this task reads: give one of {kinds}.")
     _refuse_mixture(uri, files)
     return files
 
 
-def _published(uri: str) -> dict[str, dict[str, Any]]:
+def _find(fs: Any, path: str) -> Iterator[dict[str, Any]]:
+    """Yield the files in a folder and its subfolders."""
+    if "s3" not in fs.protocol:
+        yield from fs.find(path, detail=True).values()
+        return
+    yield from _list_s3(fs, f"{path.rstrip('/')}/")
+
+
+def _glob(fs: Any, path: str) -> Iterator[dict[str, Any]]:
+    """Yield the files that a glob matches."""
+    folder, _, name = path.rpartition("/")
+    if "s3" not in fs.protocol or not folder or MAGIC.search(folder) or "**" in name:
+        yield from fs.glob(path, detail=True).values()
+        return
+    pattern = re.compile(glob_translate(path))
+    for info in _list_s3(fs, f"{folder}/{MAGIC.split(name)[0]}", Delimiter="/"):
+        if pattern.match(info["name"]):
+            yield info
+
+
+def _list_s3(fs: Any, prefix: str, **query: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a prefix. s3fs would hold the descriptions of all of them; here one page is in memory."""
+    bucket, _, key = prefix.partition("/")
+    request = {"Bucket": bucket, "Prefix": key, **query, **fs.req_kw}
+    while True:
+        page = fs.call_s3("list_objects_v2", **request)
+        for found in page.get("Contents", ()):
+            yield {"name": f"{bucket}/{found['Key']}", "type": "file", "size": found["Size"], "ETag": found["ETag"]}
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _published(uri: str) -> list[dict[str, Any]]:
     """Return the tables of kept samples in the latest version, if the folder is a published dataset."""
     storage = Storage(uri)
     version = read_latest(storage)
-    if version is None:
-        return {}
-    return {info["name"]: info for path in version.files_of("kept") for info in [storage.fs.info(storage.path(path))]}
+    return [storage.fs.info(storage.path(path)) for path in version.files_of("kept")] if version else []
 
 
 def _source_file(fs: Any, info: dict[str, Any], prefix: str) -> SourceFile:
@@ -130,10 +165,9 @@ def _is_hidden(relative: str) -> bool:
 
 def _refuse_mixture(uri: str, files: list[SourceFile]) -> None:
     """Refuse a folder of images with a table about them: both would be read, and each image would be labelled twice."""
-    suffixes = {file.relative_path: suffix_of(file.uri) for file in files}
-    tables = [name for name, suffix in suffixes.items() if suffix in TABLE_SUFFIXES]
-    if tables and any(suffix in IMAGE_SUFFIXES + DEPTH_MAP_SUFFIXES for suffix in suffixes.values()):
+    table = next((file.relative_path for file in files if suffix_of(file.uri) in TABLE_SUFFIXES), None)
+    if table and any(suffix_of(file.uri) in IMAGE_SUFFIXES + DEPTH_MAP_SUFFIXES for file in files):
         raise InputError(
-            f"input.uri {printable(uri)} holds single images and tables ({printable(tables[0])}): name one kind, "
+            f"input.uri {printable(uri)} holds single images and tables ({printable(table)}): name one kind, "
             "such as folder/*.png or the table alone."
         )

@@ -12,6 +12,7 @@ import gzip
 import io
 import os
 import stat
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -22,27 +23,48 @@ from pipelines.store.explain import explained, store_code, store_exceptions
 from pipelines.store.safe_text import reason_of, shortened
 from pipelines.store.storage import etag_of, for_input
 
-BUFFER_BYTES = 1 << 20
+FIRST_BYTES = 1 << 16  # that the first request of a pass reads
+BUFFER_BYTES = 4 << 20  # that a request reads at most
 MAX_FILE_BYTES = 1 << 30  # of one encoded image, map or archive member; MAX_PIXELS of float64 are 0.64e9 bytes
+UNPACKING_FILES = 4  # .gz files that a process keeps open
+SKIPPED_BYTES = 2 << 20  # a request takes about as long as reading these
 AGAIN = (408, 409, 425, 429)  # HTTP statuses below 500 that are worth a retry
 OF_THE_PATH = (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)
 
 
 class _StoreFile(io.RawIOBase):
-    """A file of fsspec whose store exceptions are explained."""
+    """A file of fsspec whose store exceptions are explained. Each read is one request.
 
-    def __init__(self, uri: str, cache: str) -> None:
-        self._uri = uri
+    With `reads_ahead`, a read may give fewer bytes than were asked for. It ends at `until` if that is known. Otherwise
+    the first read is short, and each read that follows soon after the one before it is twice as long, so that a few
+    rows cost little and a long pass takes few requests.
+    """
+
+    def __init__(self, uri: str, reads_ahead: bool) -> None:
+        self._uri, self._reads_ahead = uri, reads_ahead
+        self.until: int | None = None
+        self._end, self._ahead = 0, FIRST_BYTES // 2  # where the last read ended, and its most bytes
         fs, path = for_input(uri)
         with explained(uri):
-            self._file: Any = fs.open(path, "rb", cache_type=cache) if "://" in uri else open_regular(path)
+            self._file: Any = fs.open(path, "rb", cache_type="none") if "://" in uri else open_regular(path)
 
     def readinto(self, buffer: Any) -> int:
+        if self._reads_ahead:
+            buffer = memoryview(buffer)[: self._next_bytes()]
         with explained(self._uri):
             count = self._file.readinto(buffer)
         if count is None:
             raise RowError(f"{self._uri} is no ordinary file, reading it would not end: take it out of the input.")
+        self._end = self.tell()
         return int(count)
+
+    def _next_bytes(self) -> int:
+        position = self.tell()
+        if self.until is not None and position < self.until:
+            return self.until - position
+        continues = 0 <= position - self._end < SKIPPED_BYTES
+        self._ahead = min(2 * self._ahead, BUFFER_BYTES) if continues else FIRST_BYTES
+        return self._ahead
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return int(self._file.seek(offset, whence))
@@ -63,22 +85,47 @@ class _StoreFile(io.RawIOBase):
 
 
 def open_input(uri: str, random_access: bool = False) -> BinaryIO:
-    """Open a file as a buffered binary stream. `random_access` fetches ranges as requested, without read-ahead.
+    """Open a file as a buffered binary stream that reads ahead, or with `random_access` only what is asked for.
 
     Raises FileNotFoundError, StoreError or TransientError, here and while it is read.
     """
-    return io.BufferedReader(_StoreFile(uri, "none" if random_access else "readahead"), BUFFER_BYTES)
+    file = _StoreFile(uri, reads_ahead=not random_access)
+    return cast(BinaryIO, file) if random_access else io.BufferedReader(file, BUFFER_BYTES)
+
+
+def read_until(stream: object, offset: int | None) -> None:
+    """Let a stream of `open_input` read ahead only to an offset, None for any. Has no effect on other streams."""
+    if isinstance(stream, io.BufferedReader) and isinstance(stream.raw, _StoreFile):
+        stream.raw.until = offset
+
+
+_unpacking: OrderedDict[tuple[str, str], gzip.GzipFile] = OrderedDict()  # by (uri, etag), the last used at the end
 
 
 @contextlib.contextmanager
-def open_text(uri: str) -> Iterator[BinaryIO]:
-    """Like `open_input`, and decompresses .gz files."""
-    with open_input(uri) as stream:
-        if uri.lower().endswith(".gz"):
-            with gzip.GzipFile(fileobj=stream, mode="rb") as unpacked:
-                yield cast(BinaryIO, unpacked)
-        else:
+def open_text(uri: str, etag: str) -> Iterator[BinaryIO]:
+    """Like `open_input`, and decompresses .gz files. `etag` is the version of the file.
+
+    A .gz file cannot be entered in the middle. So a process keeps the last ones open where reading ended, and the next
+    shard of the file goes on from there.
+    """
+    if not uri.lower().endswith(".gz"):
+        with open_input(uri) as stream:
             yield stream
+        return
+    unpacked = _unpacking.pop((uri, etag), None)
+    if unpacked is None:
+        packed = open_input(uri)
+        unpacked = gzip.GzipFile(fileobj=packed, mode="rb")
+        unpacked.myfileobj = cast(io.FileIO, packed)  # so that close() closes it
+    try:
+        yield cast(BinaryIO, unpacked)
+    except Exception:
+        unpacked.close()
+        raise
+    _unpacking[uri, etag] = unpacked
+    while len(_unpacking) > UNPACKING_FILES:
+        _unpacking.popitem(last=False)[1].close()
 
 
 def fetch(uri: str) -> bytes:

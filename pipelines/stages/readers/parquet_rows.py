@@ -1,6 +1,7 @@
-"""Parquet (.parquet): only the requested row groups and columns are fetched.
+"""Parquet (.parquet): of the wanted columns, only row groups with wanted rows are read, up to the last of these rows.
 
-A damaged page makes the rest of its row group bad rows. Reading continues with the next group.
+A column is read page by page, so memory holds one page of it and not its part of the row group. A damaged page makes
+the rest of its row group bad rows. Reading continues with the next group.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +20,7 @@ import pyarrow.parquet as pq
 from jointdit.errors import RowError
 from pipelines.records import SourceFile, Span
 from pipelines.stages.readers.images import MAX_PIXELS
-from pipelines.stages.readers.opening import check_bytes, open_input
+from pipelines.stages.readers.opening import BUFFER_BYTES, check_bytes, open_input
 from pipelines.stages.readers.rows import RawRow, check_unique
 from pipelines.store.safe_text import reason_of
 
@@ -39,7 +42,7 @@ def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[
     return [name for name, column in fields.items() if column not in names], names
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
+def rows(file: SourceFile | Span, wanted: Sequence[range], fields: Mapping[str, str]) -> Iterator[RawRow]:
     """Yield rows by number from the row groups that hold them."""
     with _opened(file.uri) as (parquet, names):
         check_unique(file, names, fields)
@@ -47,9 +50,19 @@ def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, st
         first = 0
         for group in range(parquet.num_row_groups):
             end = first + parquet.metadata.row_group(group).num_rows
-            if max(start, first) < min(stop, end):
-                yield from _group_rows(parquet, group, first, max(start, first), min(stop, end), columns)
+            if here := _between(wanted, first, end):
+                yield from _group_rows(parquet, group, first, here, columns)
             first = end
+
+
+def _between(wanted: Sequence[range], first: int, end: int) -> list[range]:
+    """Return the parts of sorted, disjoint ranges that lie in [first, end)."""
+    parts = []
+    for positions in wanted[bisect_right(wanted, first, key=lambda positions: positions.stop) :]:
+        if positions.start >= end:
+            break
+        parts.append(range(max(positions.start, first), min(positions.stop, end)))
+    return [part for part in parts if part]
 
 
 def texts(file: SourceFile | Span, column: str, at_once: int) -> Iterator[pa.LargeStringArray]:
@@ -72,7 +85,7 @@ def _opened(uri: str) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
     """Open a file. Yields it and the names of its columns."""
     with open_input(uri, random_access=True) as stream:
         try:
-            parquet = pq.ParquetFile(stream)
+            parquet = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
             names = parquet.schema_arrow.names
             groups = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
         except (*ARROW_ERRORS, UnicodeDecodeError) as error:
@@ -84,28 +97,31 @@ def _opened(uri: str) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
 
 
 def _group_rows(
-    parquet: pq.ParquetFile, group: int, first: int, start: int, stop: int, columns: Mapping[str, str]
+    parquet: pq.ParquetFile, group: int, first: int, wanted: Sequence[range], columns: Mapping[str, str]
 ) -> Iterator[RawRow]:
-    position = first
+    """Yield the wanted rows of a row group that begins with row `first`."""
+    left = chain.from_iterable(wanted)
+    due, position = next(left, None), first
     try:
         names = sorted(set(columns.values()))
         if not names:
-            yield from (RawRow(number) for number in range(start, stop))
+            yield from (RawRow(number) for number in chain.from_iterable(wanted))
             return
         for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
-            for offset in range(batch.num_rows):
-                if start <= position < stop:
-                    yield _raw_row(batch, offset, position, columns)
-                position += 1
-            if position >= stop:
+            while due is not None and due < position + batch.num_rows:
+                yield _raw_row(batch, due - position, due, columns)
+                due = next(left, None)
+            if due is None:
                 return
+            position += batch.num_rows
     except ARROW_ERRORS as error:
         _raise_lack_of_memory(error)
         sentence = f"row group {group} is damaged ({reason_of(error)})."
-        yield from (RawRow(number, error=sentence) for number in range(max(position, start), stop))
     else:
         sentence = f"row group {group} has fewer rows than its header says."
-        yield from (RawRow(number, error=sentence) for number in range(max(position, start), stop))
+    while due is not None:
+        yield RawRow(due, error=sentence)
+        due = next(left, None)
 
 
 def _raise_lack_of_memory(error: BaseException) -> None:

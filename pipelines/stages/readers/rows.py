@@ -56,8 +56,8 @@ class Format(Protocol):
     def missing_fields(self, file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
         """Return (fields that the file lacks, names that it has)."""
 
-    def rows(self, file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
-        """Yield one RawRow for each of the rows [start, stop), in order."""
+    def rows(self, file: SourceFile | Span, wanted: Sequence[range], fields: Mapping[str, str]) -> Iterator[RawRow]:
+        """Yield one RawRow for each row of sorted, disjoint ranges, in order. The file is opened and read once."""
 
 
 def columns_of(spec_input: InputSpec, task: str) -> dict[str, str]:

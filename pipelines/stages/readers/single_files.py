@@ -6,7 +6,7 @@ The prompt of a depth map `a.png` is the text of `a.txt` beside it, if that exis
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipelines.records import SourceFile, Span
 from pipelines.stages.readers.row_addresses import fetch_for_row
@@ -23,9 +23,9 @@ def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[
     return [name for name in fields if name == "id"], []
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
+def rows(file: SourceFile | Span, wanted: Sequence[range], fields: Mapping[str, str]) -> Iterator[RawRow]:
     """Yield the one row: its own address as image or depth, and its prompt."""
-    if not start <= 0 < stop:
+    if not any(0 in positions for positions in wanted):
         return
     values: dict[str, str] = {name: file.uri for name in fields if name in ("image", "depth")}
     if "prompt" in fields:

@@ -1,25 +1,22 @@
-"""Text with one prompt per line (.txt, .txt.gz), and lines by number.
-
-Lines are found through a sparse index of byte offsets. One streaming pass builds it, and each process caches it, so
-that a shard deep in a large file does not read everything before it again.
-"""
+"""Text with one prompt per line (.txt, .txt.gz), and lines by number."""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import BinaryIO
 
 from jointdit.errors import RowError
 from pipelines.records import SourceFile, Span
 from pipelines.stages.readers.opening import BUFFER_BYTES, open_text
+from pipelines.stages.readers.row_offsets import RowOffsets, Scan
 from pipelines.stages.readers.rows import RawRow
 
 MAX_LINE_BYTES = 1 << 24  # a small .gz can decompress to one endless line
-INDEX_EVERY = 1024  # rows between two stored offsets
+OFFSET_EVERY = 1024  # rows between two offsets that are kept
 UNPACK_ERRORS = (EOFError, OSError, zlib.error)  # of gzip; faults of the store are no OSError here
 BOM = b"\xef\xbb\xbf"
 LOOKED_AT_BYTES = 4096  # to detect the encoding
@@ -29,14 +26,7 @@ MARKS = {  # in this order: one begins with another
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-
-
-@dataclass(frozen=True)
-class RowIndex:
-    """The number of rows of a file, and the byte offsets of rows 0, 1024, 2048, ..."""
-
-    rows: int
-    offsets: tuple[int, ...]
+Line = tuple[bytes, int]  # with its end, and its length in bytes
 
 
 def check_encoding(stream: BinaryIO, uri: str) -> None:
@@ -54,8 +44,8 @@ def check_encoding(stream: BinaryIO, uri: str) -> None:
         raise RowError(f"{uri} is {encoding} text: write it again as UTF-8.")
 
 
-def bounded_lines(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Yield (line with its end, length in bytes) in order. A line above MAX_LINE_BYTES is truncated."""
+def bounded_lines(stream: BinaryIO) -> Iterator[Line]:
+    """Yield lines in order. A line above MAX_LINE_BYTES is truncated, and its length is that of the whole line."""
     while line := stream.readline(MAX_LINE_BYTES + 1):
         length, piece = len(line), line
         while not piece.endswith(b"\n") and (piece := stream.readline(BUFFER_BYTES)):
@@ -64,48 +54,55 @@ def bounded_lines(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 @lru_cache(maxsize=64)
-def index_lines(uri: str, etag: str) -> RowIndex:
-    """Return the index of one version of a file of lines. Raises RowError for a damaged .gz."""
-    offsets, offset, number = [], 0, 0
+def line_offsets(uri: str, etag: str) -> RowOffsets:
+    """Return what this process knows about the lines of one version of a file."""
+    return RowOffsets(OFFSET_EVERY)
+
+
+@contextlib.contextmanager
+def open_undamaged(uri: str, etag: str) -> Iterator[BinaryIO]:
+    """Like `open_text`, and raises RowError, here and inside, where a .gz is damaged."""
     try:
-        with open_text(uri) as stream:
-            check_encoding(stream, uri)
-            for _, length in bounded_lines(stream):
-                if number % INDEX_EVERY == 0:
-                    offsets.append(offset)
-                offset += length
-                number += 1
+        with open_text(uri, etag) as stream:
+            yield stream
     except UNPACK_ERRORS as error:
         raise RowError(f"{uri} is damaged ({error}).") from error
-    return RowIndex(number, tuple(offsets))
 
 
-def read_lines(file: SourceFile | Span, start: int, stop: int) -> Iterator[tuple[int, bytes | RowError]]:
-    """Yield (number, line without its end, or what is wrong with it) for the existing lines of [start, stop)."""
-    index = index_lines(file.uri, file.etag)
-    if start >= min(stop, index.rows):
-        return
-    block = start // INDEX_EVERY
-    try:
-        with open_text(file.uri) as stream:
-            stream.seek(index.offsets[block])
-            for number, (line, length) in enumerate(bounded_lines(stream), block * INDEX_EVERY):
-                if number >= min(stop, index.rows):
-                    return
-                if number < start:
-                    continue
-                if length > MAX_LINE_BYTES:
-                    error = RowError(f"line has {length} bytes, more than the limit of {MAX_LINE_BYTES >> 20} MiB.")
-                    yield number, error
-                    continue
-                yield number, line.rstrip(b"\r\n").removeprefix(BOM)  # concatenated files have marks inside
-    except UNPACK_ERRORS as error:
-        raise RowError(f"{file.uri} is damaged ({error}).") from error
+@contextlib.contextmanager
+def _open_lines(file: SourceFile | Span) -> Iterator[tuple[BinaryIO, Scan[Line]]]:
+    """Open a file to scan its lines."""
+
+    def scan(number: int, offset: int) -> Iterator[tuple[Line, int]]:
+        if number == 0:
+            check_encoding(stream, file.uri)
+        stream.seek(offset)
+        for line, length in bounded_lines(stream):
+            offset += length
+            yield (line, length), offset
+
+    with open_undamaged(file.uri, file.etag) as stream:
+        yield stream, scan
+
+
+def count_lines(file: SourceFile | Span) -> int:
+    """Return the number of lines of a file."""
+    return line_offsets(file.uri, file.etag).count(lambda: _open_lines(file))
+
+
+def read_lines(file: SourceFile | Span, wanted: Sequence[range]) -> Iterator[tuple[int, bytes | RowError]]:
+    """Yield (number, line without its end, or what is wrong with it) for the existing lines of sorted ranges."""
+    offsets = line_offsets(file.uri, file.etag)
+    for number, (line, length) in offsets.read(wanted, lambda: _open_lines(file)):
+        if length > MAX_LINE_BYTES:
+            yield number, RowError(f"line has {length} bytes, more than the limit of {MAX_LINE_BYTES >> 20} MiB.")
+        else:
+            yield number, line.rstrip(b"\r\n").removeprefix(BOM)  # concatenated files have marks inside
 
 
 def count(file: SourceFile | Span) -> int:
     """Return the number of lines. Blank lines count, because each line is a row."""
-    return index_lines(file.uri, file.etag).rows
+    return count_lines(file)
 
 
 def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -113,9 +110,9 @@ def missing_fields(file: SourceFile | Span, fields: Mapping[str, str]) -> tuple[
     return [name for name in fields if name != "prompt"], []
 
 
-def rows(file: SourceFile | Span, start: int, stop: int, fields: Mapping[str, str]) -> Iterator[RawRow]:
+def rows(file: SourceFile | Span, wanted: Sequence[range], fields: Mapping[str, str]) -> Iterator[RawRow]:
     """Yield each line as a prompt."""
-    for number, line in read_lines(file, start, stop):
+    for number, line in read_lines(file, wanted):
         if isinstance(line, RowError):
             yield RawRow(number, error=str(line))
             continue

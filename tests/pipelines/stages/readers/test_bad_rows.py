@@ -104,11 +104,11 @@ def test_a_file_changed_or_gone_since_the_plan_gives_every_planned_row_as_bad(tm
     path = write_txt(tmp_path)
     (file,) = list_files(spec(path), "joint")
     path.write_text("another file\n")
-    rows = list(read_rows(file, 2, 5, spec(path), "joint"))
+    rows = list(read_rows(file, [range(2, 5)], spec(path), "joint"))
     assert [(type(row), row.position) for row in rows] == [(BadRow, 2), (BadRow, 3), (BadRow, 4)]
     assert all(isinstance(row, BadRow) and "has changed" in row.error for row in rows)
     path.unlink()
-    rows = list(read_rows(file, 2, 5, spec(path), "joint"))
+    rows = list(read_rows(file, [range(2, 5)], spec(path), "joint"))
     assert all(isinstance(row, BadRow) and "does not exist any more" in row.error for row in rows)
     assert len(rows) == 3
 

@@ -47,10 +47,12 @@ def read(case: Case, folder: Path) -> list[Row | BadRow] | InputError:
         duplicates = find_duplicate_ids([file], spec_input)
     except InputError as error:
         return error
-    rows = list(read_rows(file, 0, count, spec_input, case.task))
+    rows = list(read_rows(file, [range(count)], spec_input, case.task))
     cuts = pairwise([0, count // 3, count // 2, count])
-    parts = [row for a, b in cuts for row in read_rows(file, a, b, spec_input, case.task)]
+    parts = [row for a, b in cuts for row in read_rows(file, [range(a, b)], spec_input, case.task)]
     assert [(type(a), a.id, a.position) for a in rows] == [(type(b), b.id, b.position) for b in parts]
+    thirds = list(read_rows(file, [range(n, n + 1) for n in range(0, count, 3)], spec_input, case.task))
+    assert [(type(a), a.id, a.position) for a in rows[::3]] == [(type(b), b.id, b.position) for b in thirds]
     assert [row.position for row in rows] == list(range(count))
     assert duplicates or len({row.id for row in rows}) == count
     return rows

@@ -28,7 +28,7 @@ from pipelines.stages.readers.rows import MAX_ID_CHARACTERS, MAX_PROMPT_CHARACTE
 def read(path: Path, task: str = "joint", **fields: Any) -> list[Row | BadRow]:
     spec_input = InputSpec(uri=str(path), **fields)
     files = list_files(spec_input, task)
-    return [row for file in files for row in read_rows(file, 0, count_rows(file, spec_input), spec_input, task)]
+    return [row for file in files for row in read_rows(file, [range(count_rows(file, spec_input))], spec_input, task)]
 
 
 def errors(rows: list[Row | BadRow]) -> list[str]:

@@ -36,7 +36,7 @@ def read(table: pa.Table, folder: Path, task: str = "joint", **fields: Any) -> l
     check_columns([file], spec_input, task)
     count = count_rows(file, spec_input)
     assert find_duplicate_ids([file], spec_input) == []
-    return list(read_rows(file, 0, count, spec_input, task))
+    return list(read_rows(file, [range(count)], spec_input, task))
 
 
 def errors(rows: list[Row | BadRow]) -> list[str]:

@@ -30,7 +30,7 @@ def read(path: Path, **fields: Any) -> list[str]:
     check_columns(files, spec_input, "joint")
     counts = [count_rows(file, spec_input) for file in files]
     assert find_duplicate_ids(files, spec_input) == []
-    rows = [row for f, n in zip(files, counts, strict=True) for row in read_rows(f, 0, n, spec_input, "joint")]
+    rows = [row for f, n in zip(files, counts, strict=True) for row in read_rows(f, [range(n)], spec_input, "joint")]
     return [f"!{row.error}" if isinstance(row, BadRow) else str(row.prompt) for row in rows]
 
 
@@ -187,6 +187,6 @@ def test_rows_keep_their_places_after_bad_ones(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "prompt": "b"}\n{"prompt": "c"}\n')
     spec_input = InputSpec(uri=str(tmp_path / "a.jsonl"))
     (file,) = list_files(spec_input, "joint")
-    (row,) = read_rows(file, 1, 2, spec_input, "joint")
+    (row,) = read_rows(file, [range(1, 2)], spec_input, "joint")
     assert isinstance(row, Row)
     assert (row.id, row.prompt) == ("a.jsonl:1", "c")

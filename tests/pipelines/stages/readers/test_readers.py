@@ -34,7 +34,7 @@ def spec(uri: Path | list[Path], **fields: Any) -> InputSpec:
 def read_all(spec_input: InputSpec, task: str) -> list[Row | BadRow]:
     files = list_files(spec_input, task)
     check_columns(files, spec_input, task)
-    return [row for file in files for row in read_rows(file, 0, count_rows(file, spec_input), spec_input, task)]
+    return [row for file in files for row in read_rows(file, [range(count_rows(file, spec_input))], spec_input, task)]
 
 
 def picture(number: int) -> np.ndarray:
@@ -172,10 +172,14 @@ def test_ranges_put_together_are_the_whole_file(write: Callable[[Path], Path], t
     assert count_rows(file, spec_input) == ROWS
     prompts = []
     for start, stop in ((0, 2), (2, 3), (3, 3), (3, 7)):
-        rows = list(read_rows(file, start, stop, spec_input, "joint"))
+        rows = list(read_rows(file, [range(start, stop)], spec_input, "joint"))
         assert [row.position for row in rows] == list(range(start, stop))
         prompts += [row.prompt for row in rows if isinstance(row, Row)]
     assert prompts == PROMPTS
+    rows = list(read_rows(file, [range(1), range(2, 4), range(6, 8)], spec_input, "joint"))
+    assert [row.prompt for row in rows[:-1] if isinstance(row, Row)] == [PROMPTS[number] for number in (0, 2, 3, 6)]
+    assert isinstance(rows[-1], BadRow)
+    assert (rows[-1].position, rows[-1].error) == (7, "row is not in the file any more.")
 
 
 def test_ranges_deep_in_a_long_file_start_from_the_index(tmp_path: Path) -> None:
@@ -186,7 +190,7 @@ def test_ranges_deep_in_a_long_file_start_from_the_index(tmp_path: Path) -> None
     for path, separator in ((lines, " "), (table, "\n")):
         (file,) = list_files(spec(path), "joint")
         assert count_rows(file, spec(path)) == 5000
-        rows = list(read_rows(file, 3000, 3003, spec(path), "joint"))
+        rows = list(read_rows(file, [range(3000, 3003)], spec(path), "joint"))
         assert [row.prompt for row in rows if isinstance(row, Row)] == [
             f"prompt{separator}{n}" for n in range(3000, 3003)
         ]

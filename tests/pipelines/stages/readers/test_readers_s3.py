@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipelines.plan.duplicate_ids import find_duplicate_ids
 from pipelines.records import BadRow, Row
 from pipelines.spec.job import InputSpec
 from pipelines.stages.readers import check_columns, count_rows, list_files, opening, read_rows
-from pipelines.stages.readers.text_lines import index_lines
+from pipelines.stages.readers.text_lines import line_offsets
 from pipelines.store.errors import TransientError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
@@ -64,7 +65,9 @@ def read(uri: str, task: str, start: int = 0, stop: int | None = None) -> list[R
     assert find_duplicate_ids(files, spec_input) == []
     rows: list[Row | BadRow] = []
     for file in files:
-        rows += read_rows(file, start, count_rows(file, spec_input) if stop is None else stop, spec_input, task)
+        rows += read_rows(
+            file, [range(start, count_rows(file, spec_input) if stop is None else stop)], spec_input, task
+        )
     return rows
 
 
@@ -73,6 +76,43 @@ def test_a_prefix_is_a_folder_of_images(bucket: str) -> None:
     assert [row.id for row in rows] == ["a.png:0", "deep/b.png:0"]
     assert [row.uri for row in rows] == [f"{bucket}/photos/a.png", f"{bucket}/photos/deep/b.png"]
     assert all(isinstance(row, Row) and (row.rgb == IMAGE).all() for row in rows)
+
+
+def test_a_prefix_of_many_objects_is_listed_page_by_page(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3fs describes each object in about a kilobyte; only what a plan needs of it is kept."""
+    uri, count = s3.make_bucket(), 1000
+    call = s3fs.S3FileSystem.call_s3
+    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", lambda *method, **query: call(*method, **query, MaxKeys=99))
+    fs = s3fs.S3FileSystem(endpoint_url=s3.endpoint, use_listings_cache=False)
+    fs.pipe({f"{uri}/photos/{n % 7}/{n:04d}.png": b"x" for n in range(count)})
+    fs.pipe_file(f"{uri}/photos-of-others/a.png", b"x")
+    spec_input = InputSpec(uri=f"{uri}/photos")
+    list_files(spec_input, "depth")
+    tracemalloc.start()
+    files = list_files(spec_input, "depth")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [file.relative_path for file in files] == sorted(f"{n % 7}/{n:04d}.png" for n in range(count))
+    assert {file.uri.removesuffix(file.relative_path) for file in files} == {f"{uri}/photos/"}
+    assert len({file.etag for file in files}) == 1
+    assert {file.size_bytes for file in files} == {1}
+    assert peak / count < 1100, f"{peak / count:.0f} bytes per object"
+
+
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("photos/*.png", ["a.png"]),
+        ("photos/?.*", ["a.png"]),
+        ("photos/[ab]*", ["a.png"]),
+        ("photos/*/*.png", ["deep/b.png"]),
+        ("*/*.png", ["empty/zero.png", "photos/a.png"]),
+        ("photos/**", ["a.png", "deep/b.png"]),
+        ("pho*/a.png", ["photos/a.png"]),
+    ],
+)
+def test_globs_match_as_on_a_disk(glob: str, expected: list[str], bucket: str) -> None:
+    assert [file.relative_path for file in list_files(InputSpec(uri=f"{bucket}/{glob}"), "depth")] == expected
 
 
 def test_paths_in_tables_are_found_beside_them_and_stay_in_the_bucket(bucket: str) -> None:
@@ -121,7 +161,7 @@ def test_a_changed_object_is_seen_by_its_etag(bucket: str, s3: Any) -> None:
     spec_input = InputSpec(uri=f"{bucket}/changing/prompts.txt")
     (file,) = list_files(spec_input, "joint")
     fs.pipe_file(f"{bucket}/changing/prompts.txt", b"one\ntwo\nthree\n")
-    rows = list(read_rows(file, 0, 2, spec_input, "joint"))
+    rows = list(read_rows(file, [range(2)], spec_input, "joint"))
     assert all(isinstance(row, BadRow) and "has changed" in row.error for row in rows)
     (changed,) = list_files(spec_input, "joint")
     assert changed.etag != file.etag
@@ -132,7 +172,7 @@ def test_a_store_that_does_not_answer_is_no_bad_row(bucket: str, monkeypatch: py
     """Rows are quarantined for what they are, never for a fault that passes."""
     spec_input = InputSpec(uri=f"{bucket}/text/prompts.txt")
     (file,) = list_files(spec_input, "joint")
-    index_lines.cache_clear()
+    line_offsets.cache_clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(TransientError):
-        list(read_rows(file, 0, 2, spec_input, "joint"))
+        list(read_rows(file, [range(2)], spec_input, "joint"))

@@ -36,7 +36,7 @@ def read(uri: Path | str, task: str = "depth", **fields: Any) -> list[Row | BadR
     spec_input = InputSpec(uri=str(uri), **fields)
     files = list_files(spec_input, task)
     check_columns(files, spec_input, task)
-    return [row for file in files for row in read_rows(file, 0, count_rows(file, spec_input), spec_input, task)]
+    return [row for file in files for row in read_rows(file, [range(count_rows(file, spec_input))], spec_input, task)]
 
 
 def read_addresses(folder: Path, addresses: list[str]) -> list[Row | BadRow]:
@@ -127,7 +127,7 @@ def test_a_planned_file_that_became_something_else_is_bad_rows(name: str, kind: 
     (file,) = list_files(spec_input := InputSpec(uri=str(path)), task)
     path.unlink()
     {"pipe": os.mkfifo, "loop": lambda path: os.symlink(path, path), "folder": os.mkdir}[kind](path)
-    assert all(isinstance(row, BadRow) for row in read_rows(file, 0, 2, spec_input, task))
+    assert all(isinstance(row, BadRow) for row in read_rows(file, [range(2)], spec_input, task))
 
 
 def test_a_pipe_beside_a_depth_map_is_no_prompt(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_job_whose_own_table_answers_403_stops(bucket: str, s3: Any, monkeypat
     fs.pipe_file(f"{bucket}/in/rows.jsonl", b'{"image": "ok.png"}\n' * 3)
     spec_input = InputSpec(uri=f"{bucket}/in/rows.jsonl")
     (file,) = list_files(spec_input, "depth")
-    rows = read_rows(file, 0, 3, spec_input, "depth")
+    rows = read_rows(file, [range(3)], spec_input, "depth")
     assert isinstance(next(rows), Row)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "expired")
     with pytest.raises(StoreError, match="no access"):
@@ -209,7 +209,7 @@ def test_a_store_that_is_down_is_no_bad_address(bucket: str, s3: Any, monkeypatc
     fs.pipe_file(f"{bucket}/in/more.jsonl", b'{"image": "ok.png"}\n' * 3)
     spec_input = InputSpec(uri=f"{bucket}/in/more.jsonl")
     (file,) = list_files(spec_input, "depth")
-    rows = read_rows(file, 0, 3, spec_input, "depth")
+    rows = read_rows(file, [range(3)], spec_input, "depth")
     assert isinstance(next(rows), Row)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(TransientError):
