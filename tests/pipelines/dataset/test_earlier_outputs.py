@@ -1,7 +1,7 @@
 """An output that an earlier release wrote is read, extended, refiltered, retried and validated.
 
-`output_of_format_2` has four versions of format 2: a run with rejected and quarantined samples, a changed file, a retry,
-and a refilter that lets rejected samples in.
+`output_of_format_2` has four versions of format 2: a run with rejected and quarantined samples, a changed file, a
+retry, and a refilter that lets rejected samples in.
 """
 
 from __future__ import annotations
