@@ -127,13 +127,17 @@ def status(
         show_status(read_status(uri))
 
 
-def validate(uri: DatasetUri, as_json: AsJson = False) -> None:
+def validate(
+    uri: DatasetUri,
+    quick: Annotated[bool, typer.Option("--quick", help="Check the account and file sizes, and open no file.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Recount a dataset from its files alone. List what is lost, doubled or damaged, and exit with code 1 then."""
     from jobs.report import show_validation
     from pipelines.dataset.validation.validate import validate as recount
 
     with stdout_for_json(as_json):
-        found = recount(uri)
+        found = recount(uri, quick)
     if as_json:
         show_json({**asdict(found), "is_whole": not found.problems})
     else:

@@ -31,7 +31,7 @@ from pipelines.ledger.versions import Version, read_outcomes, read_version, vers
 from pipelines.model.fingerprint import digest
 from pipelines.plan.shards import id_of
 from pipelines.spec.job import JobSpec, load_spec
-from pipelines.store.connections import PARALLEL_TABLES
+from pipelines.store.connections import PARALLEL_REQUESTS, PARALLEL_TABLES
 from pipelines.store.storage import Storage
 
 MOST_PROBLEMS = 200  # reported for one dataset
@@ -52,8 +52,15 @@ class Validation:
     pointclouds: int = 0
 
 
-def validate(uri: str) -> Validation:
-    """Validate a dataset. Raises StoreError where there is no job, or the store cannot be reached."""
+def validate(uri: str, quick: bool = False) -> Validation:
+    """Validate a dataset.
+
+    Args:
+        quick: check the account and the sizes of the files from listings, and open none of them.
+
+    Raises:
+        StoreError: there is no job, or the store cannot be reached.
+    """
     storage = Storage(uri)
     ledger = Ledger(storage)
     job = ledger.read_job()
@@ -74,13 +81,16 @@ def validate(uri: str) -> Validation:
         latest = versions[-1]
         result.version, result.counts = latest.number, dict(latest.counts)
         result.problems += _check_version(storage, planned, commits, latest)
+        if not quick:
+            result.problems += _check_ids(storage, latest)
         if later := sum(entry.plan not in latest.plans for entry in planned):
             result.notes.append(f"{later} shards were planned after version {latest.number} and are not part of it.")
     elif not result.problems:
         result.problems.append("no version is published: the job has not run to its end.")
     objects, contradictions = _objects_of(commits, versions)
     result.problems += contradictions
-    for stored, checked in _check_objects(storage, load_spec(job.spec), objects):
+    checks = _check_sizes(storage, objects) if quick else _check_objects(storage, load_spec(job.spec), objects)
+    for stored, checked in checks:
         result.problems += checked.problems
         result.files += 1
         result.bytes += stored.bytes
@@ -128,17 +138,22 @@ def _read_commits(ledger: Ledger, planned: Iterable[PlannedShard]) -> tuple[dict
     commits: dict[str, Commit] = {}
     problems: list[str] = []
     known = {entry.shard.id for entry in planned}
-    for shard in sorted(ledger.committed()):
-        if shard not in known:
-            problems.append(f"_commits/{shard}.json commits a shard that no plan holds.")
-            continue
+    shards = sorted(ledger.committed())
+    problems += [f"_commits/{s}.json commits a shard that no plan holds." for s in shards if s not in known]
+
+    def read(shard: str) -> Commit | JointDiTError | None:
         try:
-            commit = ledger.read_commit(shard)
+            return ledger.read_commit(shard)
         except JointDiTError as error:
-            problems.append(str(error))
-            continue
-        if commit is not None:
-            commits[shard] = commit
+            return error
+
+    planned_shards = [shard for shard in shards if shard in known]
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        for shard, found in zip(planned_shards, pool.map(read, planned_shards), strict=True):
+            if isinstance(found, JointDiTError):
+                problems.append(str(found))
+            elif found is not None:
+                commits[shard] = found
     return commits, problems
 
 
@@ -237,11 +252,6 @@ def _check_version(
     yield from _compare_files(version, outcomes)
     if not card.is_about(storage, version):
         yield f"README.md and stats.json are not those of version {version.number}: run the job again to rewrite them."
-    ids_by_file: dict[str, Counter[str]] = {file.path: Counter() for file in version.files}
-    for row in outcomes:
-        ids_by_file.setdefault(row["file"], Counter())[row["id"]] += 1
-    for path, ids in ids_by_file.items():
-        yield from _compare_ids(storage, path, ids)
 
 
 def _compare_outcomes(
@@ -281,6 +291,16 @@ def _compare_files(version: Version, outcomes: Sequence[Mapping[str, Any]]) -> I
         )
 
 
+def _check_ids(storage: Storage, version: Version) -> Iterator[str]:
+    """Check that the tables of a version hold the samples that its outcomes say."""
+    ids_by_file: dict[str, Counter[str]] = {file.path: Counter() for file in version.files}
+    for row in read_outcomes(storage, version).select(["id", "file"]).to_pylist():
+        ids_by_file.setdefault(row["file"], Counter())[row["id"]] += 1
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        for problems in pool.map(lambda item: list(_compare_ids(storage, *item)), ids_by_file.items()):
+            yield from problems
+
+
 def _compare_ids(storage: Storage, path: str, expected: Counter[str]) -> Iterator[str]:
     try:
         with storage.open(path) as file:
@@ -309,6 +329,19 @@ def _objects_of(
                 if objects.setdefault(stored.path, stored) != stored:
                     problems.append(f"version {version.number} and a commit say different things of {stored.path}.")
     return objects, problems
+
+
+def _check_sizes(storage: Storage, objects: Mapping[str, StoredObject]) -> Iterator[tuple[StoredObject, Checked]]:
+    """Check that each object is there with its size, from one listing of each folder."""
+    sizes = {info.path: info.size for folder in OBJECT_FOLDERS for info in storage.list(folder)}
+    for stored in objects.values():
+        found = sizes.get(stored.path)
+        if found is None:
+            yield stored, Checked([f"{stored.path} is named by a commit and missing."])
+        elif found != stored.bytes:
+            yield stored, Checked([f"{stored.path} has {found} bytes, its commit says {stored.bytes}."])
+        else:
+            yield stored, Checked()
 
 
 def _check_objects(
