@@ -215,3 +215,12 @@ def test_a_sample_reads_no_more_of_a_table_of_lines_than_counting_does(make_job,
     path.write_text("a prompt of some length\n" * 400_000)
     proposed(make_job(input={"uri": str(path)}))
     assert bytes_read() < path.stat().st_size + 3 * (1 << 20)
+
+
+def test_of_a_parquet_file_only_the_first_row_group_is_read(make_job, tmp_path: Path, bytes_read) -> None:
+    path = tmp_path / "rows.parquet"
+    images = [png(256, 256)] * 200
+    pq.write_table(pa.table({"image": images}), path, row_group_size=20, use_dictionary=False)
+    found = sample_of(make_job(task="depth", input={"uri": str(path)}))
+    assert (found.rows, found.failed) == (8, 0)
+    assert bytes_read() < 0.2 * path.stat().st_size
