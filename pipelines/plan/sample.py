@@ -110,14 +110,14 @@ def sample_planned(context: RunContext, spans: Iterable[Span]) -> InputSample:
 def _sample(context: RunContext, files: Sequence[File], rows_of: Callable[[File], Span]) -> InputSample:
     kinds: dict[str, list[File]] = {}
     for file in files:
-        kinds.setdefault(_kind_of(file, context.spec.reading), []).append(file)
+        kinds.setdefault(_kind_of(file), []).append(file)
     chosen = _spread(list(kinds), MOST_KINDS)
     most = min(ROWS_OF_ONE_KIND, MOST_ROWS // max(1, len(chosen)))
     end = time.monotonic() + SECONDS
     samples = []
     for kind in chosen:
         places = _spread(kinds[kind], 2 if suffix_of(kinds[kind][0].uri) in FORMATS else most)
-        read = KindSample(kind)
+        read = KindSample(_name_of(kind, context.spec.reading))
         for number, file in enumerate(places):
             if number == 0 or time.monotonic() < end:
                 spans = _halves(rows_of(file)) if len(places) == 1 else [rows_of(file)]
@@ -127,11 +127,16 @@ def _sample(context: RunContext, files: Sequence[File], rows_of: Callable[[File]
     return InputSample(tuple(samples), len(kinds))
 
 
-def _kind_of(file: SourceFile | Span, reading: str) -> str:
+def _kind_of(file: SourceFile | Span) -> str:
+    """Return the suffix of a table, or the folder of a single file."""
     suffix = suffix_of(file.uri)
-    if suffix in FORMATS:
-        return f"{suffix} files"
-    return f"{'depth maps' if reading == 'depth-to-image' else 'images'} in {shortened(posixpath.dirname(file.uri))}"
+    return suffix if suffix in FORMATS else posixpath.dirname(file.uri)
+
+
+def _name_of(kind: str, reading: str) -> str:
+    if kind in FORMATS:
+        return f"{kind} files"
+    return f"{'depth maps' if reading == 'depth-to-image' else 'images'} in {shortened(kind)}"
 
 
 def _halves(span: Span) -> list[Span]:

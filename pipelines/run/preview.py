@@ -127,7 +127,9 @@ def _sample_bytes(spec: JobSpec, model: ModelIdentity, sample: InputSample) -> f
     copied = spec.output.rgb == "copy"
     bytes_per_pixel = (RGB_BYTES_PER_PIXEL[spec.output.image_format] if copied else 0) + DEPTH_BYTES_PER_PIXEL
     points = spec.output.points
-    pixels = sample.row_pixels or model.height * model.width  # a sample has the size of its source
+    pixels: float = model.height * model.width
+    if spec.task != "encode" and sample.row_pixels:
+        pixels = sample.row_pixels  # a sample has the size of its source
     return pixels * (bytes_per_pixel + POINT_BYTES * (points.as_files + points.as_columns))
 
 
