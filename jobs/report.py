@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pipelines.ledger.versions import Version
     from pipelines.model.memory import MemoryBound, MemoryNeed
     from pipelines.plan.retry import RetryPlan
-    from pipelines.plan.sample import InputSample
     from pipelines.run.job import RunSummary
     from pipelines.run.preview import PlanPreview
     from pipelines.spec.running import PriceSpec
@@ -152,7 +151,7 @@ def show_plan(plan: PlanPreview) -> None:
         ("done", done),
         ("to do", f"{pending}; {new}"),
         *([("new seeds", regeneration)] if plan.regenerate else []),
-        *[("input sample", line) for line in sample_lines(plan.sample)],
+        *[("input sample", line) for line in sample_lines(plan)],
         ("output expected", readable(plan.output_bytes)),
         ("weights", f"{readable(plan.weights_bytes)} per worker"),
         ("in flight", f"up to {readable(plan.in_flight_bytes)} per worker in Ray's object store"),
@@ -170,8 +169,9 @@ def show_plan(plan: PlanPreview) -> None:
     show_pairs(rows)
 
 
-def sample_lines(sample: InputSample) -> list[str]:
+def sample_lines(plan: PlanPreview) -> list[str]:
     """Return lines on the rows that were read: how many of each kind would be quarantined, and their size."""
+    sample = plan.sample
     lines = [
         f"{kind.failed} of {several(kind.rows, 'row')} of {kind.kind} would be quarantined, such as {kind.reason}"
         for kind in sample.kinds
@@ -184,6 +184,8 @@ def sample_lines(sample: InputSample) -> list[str]:
         lines.append(f"a row has {size} decoded, on average")
     if sample.all_kinds > len(sample.kinds):
         lines.append(f"{sample.all_kinds - len(sample.kinds):,} other folders and formats were not sampled")
+    if plan.pending_samples and not sample.rows and plan.task != "joint":
+        lines.append("no row of a planned table was read, so the bytes below do not count the input's images")
     return lines
 
 

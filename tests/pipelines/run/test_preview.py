@@ -108,6 +108,22 @@ def test_plan_prints_the_sample_the_hours_and_the_cost(make_job, tmp_path: Path,
     assert main(["plan", spec, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["gpu_hours"], plan["cost"], plan["rate"]["samples"]) == (1.0, 2.0, 16)
+    assert (plan["sample"]["rows"], plan["new_rows"]) == (0, 0), "the lines of a planned file are not sought again"
+
+
+def test_plan_says_where_the_size_of_planned_images_is_not_known(
+    make_job, photos: Path, tmp_path: Path, capsys
+) -> None:
+    records = [{"image": f"photos/{number}.png"} for number in range(2)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    job = make_job(task="depth", input={"uri": str(tmp_path / "rows.jsonl")})
+    spec = write_spec(tmp_path, job)
+    assert main(["plan", spec, "--json"]) == 0
+    sample = json.loads(capsys.readouterr().out)["sample"]
+    assert (sample["rows"], sample["failed"], sample["kinds"][0]["kind"]) == (2, 0, ".jsonl files")
+    job.plan()
+    assert main(["plan", spec]) == 0
+    assert "no row of a planned table was read, so the bytes below do not count" in capsys.readouterr().out
 
 
 def test_plan_ends_with_1_and_a_new_run_writes_nothing_where_no_row_can_be_read(
