@@ -58,5 +58,10 @@ def run_json(summary: RunSummary, price: PriceSpec) -> dict[str, Any]:
 
 
 def plan_json(plan: PlanPreview) -> dict[str, Any]:
-    """Return what a run would do, with the bytes that a worker's GPU must hold."""
-    return {**asdict(plan), "memory": {"bytes": plan.memory.bytes, **asdict(plan.memory)} if plan.memory else None}
+    """Return what a run would do, with the bytes that a worker's GPU must hold and the totals of the sampled rows."""
+    sample = {name: getattr(plan.sample, name) for name in ("rows", "failed", "reason", "row_bytes", "row_pixels")}
+    return {
+        **asdict(plan),
+        "memory": {"bytes": plan.memory.bytes, **asdict(plan.memory)} if plan.memory else None,
+        "sample": {**sample, **asdict(plan.sample)},
+    }

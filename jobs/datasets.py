@@ -93,7 +93,10 @@ def end_run(summary: RunSummary, price: PriceSpec, as_json: bool = False, zero_a
 
 
 def plan(spec: SpecFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show what a run would do: shards, rows, what is done already, expected bytes and memory. Writes nothing."""
+    """Read a few rows and show what a run would do: shards, expected bytes, memory, hours and cost. Writes nothing.
+
+    The exit code is 1 if none of the rows that were read of a kind of input is usable.
+    """
     from jobs.report import show_plan
     from pipelines.run.preview import preview
     from pipelines.spec.job import load_spec

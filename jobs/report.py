@@ -151,9 +151,11 @@ def show_plan(plan: PlanPreview) -> None:
         ("done", done),
         ("to do", f"{pending}; {new}"),
         *([("new seeds", regeneration)] if plan.regenerate else []),
+        *[("input sample", line) for line in sample_lines(plan)],
         ("output expected", readable(plan.output_bytes)),
         ("weights", f"{readable(plan.weights_bytes)} per worker"),
         ("in flight", f"up to {readable(plan.in_flight_bytes)} per worker in Ray's object store"),
+        ("takes", expected_work(plan)),
     ]
     for field, source, terms in plan.sources:
         rows += [(field, source), ("- its licence", terms)]
@@ -163,7 +165,38 @@ def show_plan(plan: PlanPreview) -> None:
     rows += [("changed input", uri) for uri in plan.changed] + [("input gone", uri) for uri in plan.removed]
     rows += [("input moved", f"{uri} -> {to}") for uri, to in plan.moved]
     rows += [("input back", uri) for uri in plan.restored]
+    rows += [("note", note) for note in plan.notes]
     show_pairs(rows)
+
+
+def sample_lines(plan: PlanPreview) -> list[str]:
+    """Return lines on the rows that were read: how many of each kind would be quarantined, and their size."""
+    sample = plan.sample
+    lines = [
+        f"{kind.failed} of {several(kind.rows, 'row')} of {kind.kind} would be quarantined, such as {kind.reason}"
+        for kind in sample.kinds
+        if kind.failed
+    ]
+    if sample.rows and not lines:
+        lines.append(f"{several(sample.rows, 'row')} of {several(len(sample.kinds), 'kind')}: all can be read")
+    if sample.row_pixels:
+        size = f"{sample.row_pixels / 1e6:.3g} megapixels, {readable(sample.row_bytes)}"
+        lines.append(f"a row has {size} decoded, on average")
+    if sample.all_kinds > len(sample.kinds):
+        lines.append(f"{sample.all_kinds - len(sample.kinds):,} other folders and formats were not sampled")
+    if plan.pending_samples and not sample.rows and plan.task != "joint":
+        lines.append("no row of a planned table was read, so the bytes below do not count the input's images")
+    return lines
+
+
+def expected_work(plan: PlanPreview) -> str:
+    """Format the GPU-hours and the cost of the pending samples at the measured rate."""
+    if plan.rate is None:
+        return "no measured rate yet: it comes from the reports of earlier runs of this output"
+    hours = plan.cpu_hours if plan.gpu_hours is None else plan.gpu_hours
+    cost = f", {plan.cost:,.2f} {plan.currency}" if plan.cost is not None else ""
+    rate = f"{plan.rate.samples / plan.rate.hours:,.3g} samples per {plan.rate.device}-hour"
+    return f"{hours:.3g} {plan.rate.device}-hours{cost}, at {rate} in {several(plan.rate.runs, 'earlier run')}"
 
 
 def memory_lines(need: MemoryNeed | MemoryBound) -> list[str]:

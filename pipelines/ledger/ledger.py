@@ -35,6 +35,7 @@ from pipelines.ledger.entries import (
 from pipelines.ledger.plan_tables import PLAN_SCHEMA, is_first, rows_of, table_of
 from pipelines.model.fingerprint import Fingerprint, check_same, code_version
 from pipelines.records import Shard
+from pipelines.spec.changes import check_written
 from pipelines.spec.file import translate_recorded
 from pipelines.spec.job import JobSpec
 from pipelines.store.connections import PARALLEL_REQUESTS
@@ -72,7 +73,8 @@ class Ledger:
             sources: where the weights come from, as `ModelIdentity.recorded` returns them.
 
         Raises:
-            SpecError: the output holds a job with another fingerprint. The message names the fields.
+            SpecError: the output holds a job with other pixels, or that writes them in another way. The message names
+                the fields.
         """
         resolved = spec.model_dump(mode="json")
         job = Job(
@@ -82,15 +84,19 @@ class Ledger:
             self.storage.create_bytes("_job.json", json_bytes({**asdict(job), "token": new_token()}))
         except AlreadyExists:
             job = self.read_job()
-            check_same(job.fingerprint, fingerprint, self.storage.uri)
+            self._check_agreement(job, spec, fingerprint)
         return job
 
-    def check_job(self, fingerprint: Fingerprint) -> bool:
+    def check_job(self, spec: JobSpec, fingerprint: Fingerprint) -> bool:
         """Return whether the output already holds this job. Raises SpecError where it holds a different one."""
         exists = self._has_job()
         if exists:
-            check_same(self.read_job().fingerprint, fingerprint, self.storage.uri)
+            self._check_agreement(self.read_job(), spec, fingerprint)
         return exists
+
+    def _check_agreement(self, job: Job, spec: JobSpec, fingerprint: Fingerprint) -> None:
+        check_same(job.fingerprint, fingerprint, self.storage.uri)
+        check_written(job.spec, job.resolved, spec, self.storage.uri)
 
     def _has_job(self) -> bool:
         with explained(self.storage.uri, at_start=True):

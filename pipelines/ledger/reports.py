@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from jointdit.errors import JointDiTError
 from pipelines.ledger import names as ledger_names
@@ -11,6 +12,7 @@ from pipelines.ledger.entries import parse
 from pipelines.store.storage import Storage
 
 FOLDER = "_reports"
+RATED_RUNS = 20  # the last ones, whose rate is taken
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,31 @@ def read_report(storage: Storage, name: str) -> RunReport | None:
         return RunReport(**{key: fields[key] for key in RunReport.__dataclass_fields__ if key in fields})
     except (FileNotFoundError, TypeError, JointDiTError):
         return None
+
+
+@dataclass(frozen=True)
+class MeasuredRate:
+    """How many samples the last runs of an output committed in the hours that their workers held devices."""
+
+    runs: int
+    samples: int
+    device: Literal["GPU", "CPU"]
+    hours: float  # devices times hours
+
+    def hours_for(self, samples: int) -> float:
+        """Return the device hours of so many samples."""
+        return samples * self.hours / self.samples
+
+
+def read_rate(storage: Storage) -> MeasuredRate | None:
+    """Return the rate of the last runs, of those with GPUs if there are any; None where no run committed a sample."""
+    reports = [read_report(storage, name) for name in report_names(storage)[-RATED_RUNS:]]
+    done = [report for report in reports if report is not None and report.samples]
+    if on_gpus := [report for report in done if report.gpu_hours > 0]:
+        samples, hours = sum(report.samples for report in on_gpus), sum(report.gpu_hours for report in on_gpus)
+        return MeasuredRate(len(on_gpus), samples, "GPU", hours)
+    hours = sum(report.cpu_hours for report in done)
+    return MeasuredRate(len(done), sum(report.samples for report in done), "CPU", hours) if hours > 0 else None
 
 
 def cost_so_far(reports: Sequence[RunReport]) -> dict[str, float]:

@@ -20,9 +20,11 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.model.fingerprint import Fingerprint, digest
 from pipelines.plan.duplicate_ids import find_duplicate_ids
 from pipelines.plan.input_changes import PlannedInput, end_of, restored_files, unread_moves, with_distinct_paths
+from pipelines.plan.sample import NO_SAMPLE, InputSample, sample_files
 from pipelines.plan.shards import APPEND_ATTEMPTS, cut_shards, make_shard
 from pipelines.records import Shard, SourceFile, Span
 from pipelines.spec.job import JobSpec
+from pipelines.stages.context import RunContext
 from pipelines.stages.readers import FORMATS, check_columns, count_rows, list_files, suffix_of
 from pipelines.stages.readers.opening import check_unchanged
 from pipelines.store.storage import AlreadyExists
@@ -40,6 +42,7 @@ class Proposal:
     removed: tuple[str, ...] = ()  # planned uris that are not listed any more; their samples stay
     moved: tuple[tuple[str, str], ...] = ()  # (planned uri that is gone, new uri), before all its rows were read
     restored: tuple[str, ...] = ()  # planned uris whose rows count again, in place of those of a removed file
+    sample: InputSample = NO_SAMPLE  # of the files that are not planned yet, if it was asked for
 
 
 def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposal: Proposal) -> Proposal:
@@ -61,15 +64,18 @@ def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposa
     raise InputError(f"other drivers keep extending the plan of {ledger.storage.uri}: run again when they are done.")
 
 
-def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
+def propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, context: RunContext | None = None) -> Proposal:
     """Return shards for the input versions that are not planned yet.
 
+    Args:
+        context: reads a sample of the rows of new files, before all rows are counted. None: no row is read.
+
     Raises:
-        InputError: no rows, a missing column, duplicate ids, a file that keeps changing.
+        InputError: no rows, a missing column, duplicate ids, a file that keeps changing, a sample whose rows all fail.
     """
     for _ in range(LISTING_ATTEMPTS):
         try:
-            return _propose(spec, fingerprint, ledger)
+            return _propose(spec, fingerprint, ledger, context)
         except _Changed as error:
             changed = error
     raise InputError(f"{changed} keeps changing while its rows are counted: run again when it is written.")
@@ -79,7 +85,7 @@ class _Changed(Exception):
     """A file has another version than the one that was listed."""
 
 
-def _propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposal:
+def _propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, context: RunContext | None) -> Proposal:
     tables = ledger.plan_tables()  # before the input is listed: a plan that grows in between makes this proposal fail
     number, planned = max(tables, default=0) + 1, PlannedInput.of(tables)
     listed = with_distinct_paths(list_files(spec.input, spec.reading), planned)
@@ -91,6 +97,9 @@ def _propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposa
     if not new and not again and not moved:
         return Proposal(number, (), removed=stays)
     check_columns(new, spec.input, spec.reading)
+    sample = NO_SAMPLE if context is None else sample_files(context, new, lambda file: _count(file, spec))
+    if spec.quality.max_quarantined_fraction < 1.0:
+        sample.check()
     counts = [(file, _count(file, spec)) for file in [*new, *again]]
     if not tables and not any(rows for _, rows in counts):
         raise InputError(f"input.uri {', '.join(spec.input.uri)} has no rows: give at least one.")
@@ -102,7 +111,8 @@ def _propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> Proposa
     shards = [make_shard([span], 0, digest(fingerprint)) for span in emptied]  # so that their old rows no longer count
     shards += cut_shards(counts, spec.output.shard_rows, digest(fingerprint))
     changed = tuple(sorted(file.uri for file in new if file.uri in planned.files))
-    return Proposal(number, tuple(shards), changed, stays, tuple(moved.items()), tuple(file.uri for file in again))
+    restored = tuple(file.uri for file in again)
+    return Proposal(number, tuple(shards), changed, stays, tuple(moved.items()), restored, sample)
 
 
 def _count(file: SourceFile, spec: JobSpec) -> int:

@@ -146,11 +146,13 @@ def _number(value: float | int) -> str:
 
 
 def _sample_job(spec: JobSpec, uri: str) -> JobSpec:
-    """The job of the sample. It is validated again, because its output must not lie inside the input either."""
+    """The job of the sample. It is validated again, because its output must not lie inside the input either.
+
+    Of the output only `points.calibrate` changes scores, so other settings may change between two calibrations.
+    """
     given = spec.as_given()
-    points = {**given["output"].get("points", {}), "format": "none"}
     quality = {**given.get("quality", {}), "regenerate": 0, "max_quarantined_fraction": 1.0}
-    output = {**given["output"], "uri": uri, "points": points}
+    output = {"uri": uri, "points": {"calibrate": given["output"].get("points", {}).get("calibrate")}}
     return load_spec({**given, "name": f"{spec.name} (calibration)", "output": output, "quality": quality})
 
 

@@ -16,7 +16,6 @@ from datetime import datetime
 from rich.console import Console
 
 from pipelines.dataset import about
-from pipelines.dataset.decisions import Criteria
 from pipelines.dataset.garbage import prune_versions
 from pipelines.dataset.publish import PUBLISH_ATTEMPTS, publish
 from pipelines.engine.limits import Limits
@@ -29,7 +28,7 @@ from pipelines.ledger.resume import drop_roll_up, read_remaining
 from pipelines.ledger.versions import Version
 from pipelines.plan.propose import Proposal, extend_plan, propose
 from pipelines.run.notify import message_of, notify, webhook_of
-from pipelines.run.opening import OpenedJob, open_job
+from pipelines.run.opening import open_job
 from pipelines.run.report import keep_report, report_of
 from pipelines.run.rounds import Stopped, count_left, generate_all
 from pipelines.spec.job import JobSpec
@@ -76,7 +75,8 @@ def run_job(
         PermanentError and its subclasses: one sentence. Commits stay, and the next run continues from them.
     """
     job = open_job(spec, open_output(spec.output.uri, single_writer))
-    proposed = propose(job.spec, job.fingerprint, job.ledger)  # bad input is found before anything is written
+    sampled = job.context() if job.is_new else None
+    proposed = propose(job.spec, job.fingerprint, job.ledger, sampled)  # finds bad input before anything is written
     job.check_model()
     context = job.begin(profile)
     storage, ledger, patience = context.storage, job.ledger, spec.retries.infrastructure
@@ -85,7 +85,8 @@ def run_job(
         proposal = patiently(lambda: extend_plan(job.spec, job.fingerprint, ledger, proposed), patience)
         committed_before = patiently(lambda: read_remaining(ledger), patience).committed
         with progress:
-            note_refilter(progress, job, spec)
+            for note in job.notes:
+                progress.note(note)
             note_input_changes(progress, proposal)
             try:
                 version, is_new = generate_and_publish(context, ledger, progress, limits, worker_class)
@@ -116,15 +117,6 @@ def run_job(
         report=report,
         profile=profile_of(progress.seconds_of, progress.usage) if profile and progress.usage.held_seconds else None,
     )
-
-
-def note_refilter(progress: Progress, job: OpenedJob, asked: JobSpec) -> None:
-    """Say so where a refilter set other criteria than the spec asks for."""
-    if job.latest is not None and Criteria.of(asked.quality) != Criteria.of(job.spec.quality):
-        progress.note(
-            f"quality.filters and keep_best are those of version {job.latest.refilter}, which `jointdit refilter` set "
-            f"for the whole dataset. To use the spec's: jointdit refilter {job.ledger.storage.uri} --spec <the spec>."
-        )
 
 
 def note_input_changes(progress: Progress, proposal: Proposal) -> None:

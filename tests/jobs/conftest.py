@@ -37,6 +37,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "in/captions.jsonl": json.dumps({"name": "a", "caption": PROMPTS[0]}).encode(),
         "in/twice.jsonl": b"".join(json.dumps({"id": "same", "prompt": p}).encode() + b"\n" for p in PROMPTS),
         "in/named.jsonl": json.dumps({"id": "prompts.txt:0", "prompt": "x"}).encode(),
+        "in/paths.jsonl": b'{"image": "gone.png"}\n' * 2,
         "in/maps/a.png": png(GREY),
         "in/maps/a.txt": PROMPTS[0].encode(),
         "in/mixed/a.png": png(COLOURS),

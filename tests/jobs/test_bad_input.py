@@ -142,6 +142,12 @@ BAD: dict[str, Refused | SetAside] = {
     "a cut .gz": refused(PLAN, "cut.txt.gz is damaged", "repair the file", input__uri="in/cut.txt.gz"),
     "a table without a header": refused(PLAN, "empty.csv has no header", input__uri="in/empty.csv"),
     "a tar that is none": refused(PLAN, "bad.tar is not a readable tar", input__uri="in/bad.tar"),
+    "paths to nothing": refused(
+        RUN, "all 2 sampled rows of .jsonl files", "gone.png does not exist", task="depth", input__uri="in/paths.jsonl"
+    ),
+    "images that are text": refused(
+        PLAN, "sampled row of images in ", "unknown format", task="depth", input__uri="in/text.png"
+    ),
     "a pipe": refused(PLAN, "pipe.jsonl is no regular file: give a file", input__uri="in/pipe.jsonl"),
     # --- the store and what it holds
     "a bucket that does not exist": refused(RUN, "bucket no-such-bucket does not exist", output__uri=NOWHERE),
@@ -157,6 +163,12 @@ BAD: dict[str, Refused | SetAside] = {
     ),
     "a resume with other steps": refused(
         RUN, "already holds a job", "model.steps (20 there, 4 here)", output__uri="started", model__steps=4
+    ),
+    "a resume with another image format": refused(
+        RUN,
+        "writes its samples",
+        "output.image_format (png there, jpeg here): choose another output, or use its values",
+        output={"uri": "started", "image_format": "jpeg"},
     ),
     "a plan with another seed": refused(
         PLAN, "already holds a job", "seed (0 there, 7 here)", output__uri="started", seed=7

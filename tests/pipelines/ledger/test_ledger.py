@@ -77,13 +77,13 @@ def test_a_crash_is_counted_although_an_earlier_record_is_gone(ledger: Ledger) -
 
 def test_a_job_is_frozen_and_agreed_with(ledger: Ledger) -> None:
     spec = load_spec({"task": "joint", "input": {"uri": "/in.txt"}, "output": {"uri": ledger.storage.uri}})
-    ledger.check_job({"model.steps": 4})
+    assert not ledger.check_job(spec, {"model.steps": 4})
     first = ledger.open_job(spec, {"task": "joint", "model.steps": 20})
     assert ledger.open_job(spec, {"task": "joint", "model.steps": 20}) == first == ledger.read_job()
     assert (first.spec["task"], first.resolved["model"]["steps"]) == ("joint", 20)
     for check in (
         lambda: ledger.open_job(spec, {"task": "joint", "model.steps": 4}),
-        lambda: ledger.check_job({"model.steps": 4}),
+        lambda: ledger.check_job(spec, {"model.steps": 4}),
     ):
         with pytest.raises(SpecError, match=r"already holds a job that differs in .*model.steps \(20 there, 4 here\)"):
             check()

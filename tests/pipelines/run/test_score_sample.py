@@ -99,6 +99,12 @@ def test_the_sample_is_of_the_job_pixel_for_pixel(spec_file: Path, tmp_path: Pat
     assert calibrate(spec, 10, str(tmp_path / "ten")).calibration.samples == 10
 
 
+def test_settings_without_a_score_may_change_between_calibrations(spec_file: Path) -> None:
+    calibrate(calibrating.load_to_calibrate(spec_file), 4)
+    other = ["output.image_format=jpeg", "output.points={format: both, z_near: 2.0, z_far: 9.0}", "output.shard_rows=2"]
+    assert calibrate(calibrating.load_to_calibrate(spec_file, other), 4).calibration.samples == 4
+
+
 def test_rows_are_drawn_from_all_of_the_input() -> None:
     assert draw(5, 9, 0) == [0, 1, 2, 3, 4]
     drawn = draw(10_000, 100, 7)
