@@ -1,6 +1,6 @@
 """What the engine asks of the system that runs its tasks and workers.
 
-`ray_executor.py` is Ray. `jobs/tools/bench/simulated_cluster.py` is a cluster without processes, on a clock of its own.
+`ray_executor.py` is Ray. `jobs/tools/bench/simulated.py` is a cluster without processes, on a clock of its own.
 The engine reads the time from the executor only, so both run the same code.
 """
 

@@ -1,6 +1,6 @@
 """Requests, CPU time and memory of the driver per shard, with 1,000 workers and up to a million committed shards.
 
-A fresh process for each size runs the engine's dispatcher on a simulated cluster (simulated_cluster.py) whose workers
+A fresh process for each size runs the engine's dispatcher on a simulated cluster (simulated.py) whose workers
 join and are lost. Plan, ledger and commits of new shards are real files on a local disk. Committed shards are
 synthetic: they are in the plan files and in listings, without files. The CPU time is that of all threads of the driver
 from its first wait, without that of the simulation; submissions to Ray are not in it.
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from jobs.tools.bench.frame import Line, Reach, Settings, Spread, slope
 from jobs.tools.bench.local_runs import call_in_process, context_of, peak_bytes
-from jobs.tools.bench.simulated_cluster import CountingStorage, SimulatedCluster, World
+from jobs.tools.bench.simulated import CountingStorage, SimulatedCluster, World
 from pipelines.engine.cluster import WorkerPlan
 from pipelines.engine.dispatch import Dispatcher
 from pipelines.engine.flow import Flow
@@ -40,8 +40,8 @@ FILE_SHARDS = 1000  # planned shards in an input file
 PLAN_SHARDS = 100_000  # in a plan file
 SIZES = (1_000, 100_000)  # committed shards
 CORPUS_SIZES = (1_000, 100_000, 1_000_000)
-WORKERS, SHARDS = 1_000, 6_000
-REPEATS = 3
+WORKERS, SHARDS = 1_000, 5_000
+REPEATS = 2
 
 
 def measure(settings: Settings) -> Iterator[Line]:
@@ -74,8 +74,8 @@ def _measure(settings: Settings, sizes: Sequence[int]) -> Iterator[Line]:
         work = {"shards": shards, "workers": workers, "workers lost": answers[0]["lost"]}
         notes = (
             f"the driver's requests by kind: {_shown(counts)}; by tasks: {_shown(answers[0]['task_requests'])}",
-            f"{answers[0]['waits'] / shards:.2f} turns of the loop per shard in {answers[0]['hours']:.1f} simulated "
-            f"hours; before the first one {answers[0]['start']:.2f} s of CPU to read the plan and list the commits once",
+            f"{answers[0]['waits'] / shards:.2f} turns of the loop per shard, {answers[0]['hours']:.1f} simulated hours",
+            f"before the first turn {answers[0]['start']:.2f} s of CPU to read the plan and list the commits once",
         )
         spent = cpu[committed]
         yield Line(f"{what}: CPU per shard", "ms", spent, spent, None, Reach("at most", 3), work, notes)

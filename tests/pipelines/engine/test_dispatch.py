@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.tools.bench.dispatch import dispatcher_on, planned_ids, write_plan
-from jobs.tools.bench.simulated_cluster import CountingStorage, SimulatedCluster, World
+from jobs.tools.bench.simulated import CountingStorage, SimulatedCluster, World
 from pipelines.ledger.entries import Commit, new_token
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.resume import read_remaining
