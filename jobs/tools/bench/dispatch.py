@@ -74,7 +74,7 @@ def _measure(settings: Settings, sizes: Sequence[int]) -> Iterator[Line]:
         work = {"shards": shards, "workers": workers, "workers lost": answers[0]["lost"]}
         notes = (
             f"the driver's requests by kind: {_shown(counts)}; by tasks: {_shown(answers[0]['task_requests'])}",
-            f"{answers[0]['waits'] / shards:.2f} turns of the loop per shard, {answers[0]['hours']:.1f} simulated hours",
+            f"{answers[0]['waits'] / shards:.1f} turns of the loop a shard; {answers[0]['hours']:.1f} simulated hours",
             f"before the first turn {answers[0]['start']:.2f} s of CPU to read the plan and list the commits once",
         )
         spent = cpu[committed]
