@@ -68,9 +68,10 @@ class Attempt:
     failed: float | None = None  # when a step failed while others of its chain had no result
     has_input: bool = False  # whether it was read
     done: int = 0  # parts generated
+    samples: int = field(init=False)  # of the shard
 
     def __post_init__(self) -> None:
-        self.awaited = self.read
+        self.awaited, self.samples = self.read, self.entry.samples
 
     @property
     def shard(self) -> str:

@@ -121,12 +121,16 @@ class Dispatcher:
 
     def _workers_with_room(self) -> list[Worker]:
         """Return the workers that may get a shard, at most `shards_in_flight` at once, by the shards that they have."""
-        workers = [worker for worker in self.flow.queues if not worker.is_leaving]
+        room, queues = self.flow.context.spec.resources.shards_in_flight, self.flow.queues
         left = len(self.flow.waiting) + self.flow.shards_in_flight
-        share = math.ceil(left / max(1, len(workers)))
-        room = min(self.flow.context.spec.resources.shards_in_flight, share)
-        loads = {worker: len(self.flow.queues[worker].attempts) for worker in workers if worker.is_up}
-        return sorted((worker for worker, load in loads.items() if load < room), key=loads.__getitem__)
+        if left < room * len(queues):  # share the last ones
+            room = min(room, math.ceil(left / max(1, sum(not worker.is_leaving for worker in queues))))
+        workers = [
+            worker
+            for worker, queue in queues.items()
+            if len(queue.attempts) < room and worker.is_up and not worker.is_leaving
+        ]
+        return sorted(workers, key=lambda worker: len(queues[worker].attempts))
 
     def _skip(self, entry: PlannedShard) -> None:
         """Leave out a shard that another driver has committed."""

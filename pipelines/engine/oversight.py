@@ -53,7 +53,7 @@ class Oversight:
                 self.flow.welcome(worker)
             if worker not in self.flow.queues:
                 continue  # it could not start, or was lost with another one
-            if queue.mark_begun(now) and worker.is_leaving:
+            if worker.is_leaving and queue.mark_begun(now):
                 self.flow.retire(worker)
             elif queue.attempts and now - queue.moved > self.stall_seconds:
                 self._check_stalled(worker, queue)
@@ -66,7 +66,7 @@ class Oversight:
         """Show the progress, with the generated share of each shard in flight."""
         shares: dict[str, float] = {}
         for attempt in self.flow.live():
-            share = attempt.entry.samples * attempt.done / len(attempt.parts)
+            share = attempt.samples * attempt.done / len(attempt.parts)
             shares[attempt.shard] = max(share, shares.get(attempt.shard, 0.0))
         self.flow.progress.show(sum(shares.values()))
 

@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jointdit.errors import PermanentError
 from pipelines.model.encoders import encode_samples, load_encoders
@@ -225,7 +226,7 @@ def _failed(sample: Sample, error: str, trace: str = "") -> SampleResult:
 
 
 def _array_bytes(result: SampleResult) -> int:
-    arrays = [result.rgb, result.disparity]
+    arrays: list[NDArray[Any] | None] = [result.rgb, result.disparity]
     if result.encoded is not None:
         arrays += [result.encoded.rgb, result.encoded.disparity, result.encoded.states, result.encoded.pooled]
     return sum(array.nbytes for array in arrays if array is not None)

@@ -9,6 +9,7 @@ from its first wait, without that of the simulation; submissions to Ray are not 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ PLAN_SHARDS = 100_000  # in a plan file
 SIZES = (1_000, 100_000)  # committed shards
 CORPUS_SIZES = (1_000, 100_000, 1_000_000)
 WORKERS, SHARDS = 1_000, 5_000
-REPEATS = 2
+REPEATS = 3
 
 
 def measure(settings: Settings) -> Iterator[Line]:
@@ -55,40 +56,45 @@ def measure_corpus(settings: Settings) -> Iterator[Line]:
 
 
 def _measure(settings: Settings, sizes: Sequence[int]) -> Iterator[Line]:
+    """Yield the lines of each size, and the ratios of the largest figure to the smallest; the sizes take turns."""
     workers, shards = (20, 60) if settings.quick else (WORKERS, SHARDS)
-    cpu: dict[int, Spread] = {}
-    memory: dict[float, float] = {}
-    requests: dict[int, float] = {}
+    answers: dict[int, list[dict[str, Any]]] = {committed: [] for committed in sizes}
     for committed in sizes:
-        folder = settings.folder / str(committed)
-        write_plan(CountingStorage(str(folder / "out")), committed, shards)
-        answers = []
-        for _ in range(1 if settings.quick else REPEATS):
-            answers.append(call_in_process("dispatch", str(folder), str(committed), str(shards), str(workers)))
+        write_plan(CountingStorage(str(settings.folder / str(committed) / "out")), committed, shards)
+    for _ in range(1 if settings.quick else REPEATS):
+        for committed in sizes:
+            folder = settings.folder / str(committed)
+            answers[committed].append(call_in_process("dispatch", *map(str, (folder, committed, shards, workers))))
             forget_commits(folder / "out")
-        cpu[committed] = Spread.of([1000 * answer["seconds"] / shards for answer in answers])
-        memory[committed] = max(answer["bytes"] for answer in answers) / 1e6
-        counts = answers[0]["requests"]
-        requests[committed] = sum(counts.values()) / shards
-        what = f"{committed:,} committed, {workers:,} workers"
-        work = {"shards": shards, "workers": workers, "workers lost": answers[0]["lost"]}
-        notes = (
-            f"the driver's requests by kind: {_shown(counts)}; by tasks: {_shown(answers[0]['task_requests'])}",
-            f"{answers[0]['waits'] / shards:.1f} turns of the loop a shard; {answers[0]['hours']:.1f} simulated hours",
-            f"before the first turn {answers[0]['start']:.2f} s of CPU to read the plan and list the commits once",
-        )
-        spent = cpu[committed]
-        yield Line(f"{what}: CPU per shard", "ms", spent, spent, None, Reach("at most", 3), work, notes)
-        each = Spread.of([requests[committed]])
-        yield Line(f"{what}: requests per shard", "", each, each, None, Reach("at most", 1.1), work)
-        peak = Spread.of([memory[committed]])
-        yield Line(f"{what}: memory", "MB", peak, peak, None, Reach("at most", 1500), work)
-    medians = [spread.median for spread in cpu.values()]
-    note = f"the largest size beside the smallest; {slope(memory)[0] * 1e6:.0f} bytes of memory per committed shard"
+    for committed in sizes:
+        yield from _lines(f"{committed:,} committed", answers[committed], shards, workers)
     between = f"{min(sizes):,} to {max(sizes):,} committed"
-    for name, values in (("CPU", medians), ("requests", list(requests.values()))):
-        ratio = Spread.of([max(values) / min(values)])
-        yield Line(f"{between}: {name}", "", ratio, ratio, None, Reach("at most", 1.1), {"sizes": len(sizes)}, (note,))
+    memory: dict[float, float] = {
+        committed: max(answer["bytes"] for answer in answers[committed]) for committed in sizes
+    }
+    notes = (
+        f"the largest beside the smallest of the medians; memory grows by {slope(memory)[0]:.0f} bytes for each "
+        "committed shard, which the plan and the ids of commits take",
+    )
+    for what, key in (("CPU per shard", "seconds"), ("requests per shard", "count")):
+        medians = [statistics.median(answer[key] for answer in answers[committed]) for committed in sizes]
+        ratio = Spread.of([max(medians) / min(medians)])
+        yield Line(f"{between}: {what}", "x", ratio, ratio, None, Reach("at most", 1.1), {"sizes": len(sizes)}, notes)
+
+
+def _lines(where: str, answers: Sequence[dict[str, Any]], shards: int, workers: int) -> Iterator[Line]:
+    first, work = answers[0], {"shards": shards, "workers": workers, "workers lost": answers[0]["lost"]}
+    notes = (
+        f"requests of the driver: {_shown(first['requests'])}; of tasks: {_shown(first['task_requests'])}",
+        f"{first['waits'] / shards:.1f} turns of the loop a shard; {first['hours']:.2f} simulated hours",
+        f"before the first turn {first['start']:.2f} s of CPU to read the plan and list the commits once",
+    )
+    spent = Spread.of([1000 * answer["seconds"] / shards for answer in answers])
+    yield Line(f"{where}: CPU per shard", "ms", spent, spent, None, Reach("at most", 3), work, notes)
+    count = Spread.of([answer["count"] / shards for answer in answers])
+    yield Line(f"{where}: requests per shard", "", count, count, None, Reach("at most", 1.2), work)
+    memory = Spread.of([answer["bytes"] / 1e6 for answer in answers])
+    yield Line(f"{where}: memory", "MB", memory, memory, None, Reach("at most", 1000), work)
 
 
 def _shown(counts: dict[str, int]) -> str:
@@ -123,11 +129,11 @@ def forget_commits(output: Path) -> None:
             path.unlink()
 
 
-def changes_of(workers: int, hours: float = 2.0) -> list[tuple[float, int]]:
-    """Return joins and losses: a quarter of the workers joins late, and a node of eight is lost every ten minutes."""
+def changes_of(workers: int) -> list[tuple[float, int]]:
+    """Return joins and losses: a quarter of the workers joins late; each minute, eight are lost and eight join."""
     node = max(1, min(8, workers // 10))
-    losses = [(600.0 * number, -node) for number in range(1, int(6 * hours))]
-    return [(120.0, workers - 3 * workers // 4), *losses, *((when + 60, node) for when, _ in losses)]
+    losses = [(60.0 * number, -node) for number in range(2, 60)]
+    return [(100.0, workers - 3 * workers // 4), *losses, *((when + 60, node) for when, _ in losses)]
 
 
 def dispatcher_on(cluster: SimulatedCluster, ledger: Ledger, folder: Path, **sections: Any) -> Dispatcher:
@@ -156,6 +162,7 @@ def dispatch_here(folder: Path, committed: int, shards: int, workers: int) -> di
         "seconds": ended - began,
         "start": began - started,
         "bytes": peak_bytes(),
+        "count": requests.total(),
         "requests": {" ".join(key): count for key, count in requests.items()},
         "task_requests": {" ".join(key): count for key, count in storage.task_requests.items()},
         "waits": cluster.waits,

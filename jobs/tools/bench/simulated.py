@@ -33,7 +33,8 @@ from pipelines.stages.generate import PartSummary
 from pipelines.stages.read import Isolation
 from pipelines.store.storage import ObjectInfo, Storage
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 PAGE = 1000  # names in a page of an S3 listing
 COMMITTED_OUTCOMES = 8  # sample outcomes in a commit of the simulation, so that commits are short
 
@@ -117,7 +118,7 @@ class Reference:
 
     ready: float  # when it will be there
     actor: Actor | None = None  # that makes it
-    make: Callable[[], Any] | None = None  # its value; None if only its existence matters
+    make: Callable[[], Any] | None = None  # makes its value when it is there; None: `value` is given
     users: list[Reference] = field(default_factory=list)  # made of it
     value: Any = None
     error: BaseException | None = None
@@ -220,16 +221,17 @@ class SimulatedCluster:
     @_outside
     def call(self, actor: Actor, method: str, returns: int, *arguments: Any) -> list[Any]:
         """Call a worker."""
+        value: str | PartSummary | None
         seconds = {"node": 0.1, "set_up": self._take(self.world.load_seconds), "destroy": 0.0}
-        begin, make = max(self._now, actor.free), {"node": lambda: actor.node}.get(method)
+        begin, value = max(self._now, actor.free), {"node": actor.node}.get(method)
         if method == "generate":
             (part,) = arguments
             begin, samples = max(begin, part.ready), part.value
             seconds["generate"] = self._take(self.world.part_seconds)
-            make = functools.partial(PartSummary, samples, seconds["generate"], samples, {}, "float32", 10 * samples)
+            value = PartSummary(samples, seconds["generate"], samples, {}, "float32", 10 * samples)
         actor.free = begin + seconds[method]
         references = [Reference(actor.free, actor) for _ in range(returns)]
-        references[-1].make = make
+        references[-1].value = value
         actor.open[references[-1]] = references
         if not actor.is_alive:
             self._fail_calls(actor)
