@@ -172,14 +172,7 @@ class Ledger:
 
     def is_committed(self, shard: str) -> bool:
         """Return whether a shard has a commit, with one request."""
-        name = f"_commits/{shard}.json"
-        if self.storage.is_local:
-            return self.storage.exists(name)
-        try:
-            self.storage.read_bytes(name)  # to look for an object that is missing, s3fs makes a listing too
-        except FileNotFoundError:
-            return False
-        return True
+        return self.storage.holds(f"_commits/{shard}.json")
 
     def read_commit(self, shard: str) -> Commit | None:
         """Return the commit of a shard, or None."""

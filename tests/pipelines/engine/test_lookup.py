@@ -16,6 +16,7 @@ from pipelines.ledger.entries import Commit, new_token
 from pipelines.ledger.ledger import Ledger
 from pipelines.store.errors import TransientError
 from pipelines.store.storage import Storage
+from tests.chaos.proxy import FaultProxy
 
 SHARDS = [f"{number:02x}" for number in range(40)]
 
@@ -75,3 +76,17 @@ def test_a_store_that_hangs_holds_up_the_driver_once(ledger: Ledger, monkeypatch
         answers.set()
     while commits.committed([SHARDS[0]]) != {SHARDS[0]}:
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_commit_costs_one_request_on_s3(s3, monkeypatch: pytest.MonkeyPatch, is_there: bool) -> None:
+    """Of an object that is missing, s3fs made a listing too."""
+    with FaultProxy(s3.endpoint, seed=1) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        ledger = Ledger(Storage(s3.make_bucket()))
+        if is_there:
+            ledger.commit(Commit("aa", new_token(), (), ()))
+        ledger.is_committed("bb")  # connects
+        before = proxy.requests
+        assert ledger.is_committed("aa") is is_there
+        assert proxy.requests == before + 1
