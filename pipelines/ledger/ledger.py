@@ -172,7 +172,15 @@ class Ledger:
 
     def is_committed(self, shard: str) -> bool:
         """Return whether a shard has a commit, with one request."""
-        return self.storage.holds(f"_commits/{shard}.json")
+        name = f"_commits/{shard}.json"
+        if self.storage.is_local:
+            return self.storage.exists(name)
+        try:
+            with explained(self.storage.uri, name):
+                self.storage.fs.cat_file(self.storage.path(name), start=0, end=1)  # else s3fs asks for the size first
+        except FileNotFoundError:
+            return False
+        return True
 
     def read_commit(self, shard: str) -> Commit | None:
         """Return the commit of a shard, or None."""

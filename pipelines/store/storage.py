@@ -168,20 +168,6 @@ class Storage:
             return False
         return True
 
-    def holds(self, name: str) -> bool:
-        """Return whether there is an object of this name that is not empty, with one request.
-
-        `exists` may make two: of an object that is missing, s3fs makes a listing too.
-        """
-        if self.is_local:
-            return self.exists(name)
-        try:
-            with explained(self.uri, name):
-                self.fs.cat_file(self.path(name), start=0, end=1)
-        except FileNotFoundError:
-            return False
-        return True
-
     def info(self, name: str) -> ObjectInfo:
         """Return size and version of an object. Raises FileNotFoundError, also for a folder."""
         with explained(self.uri, name):
