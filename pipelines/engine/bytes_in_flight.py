@@ -4,7 +4,7 @@ A shard holds its source rows and its parts from read to finish, and the results
 shard has been read, its size is the most that the read task keeps (stages/read.py). After that it is the largest number
 of bytes per sample among the last REMEMBERED shards.
 
-One shard is always allowed, so that a budget below the size of a shard makes a run slow and never stops it.
+The budget never stops a run: a shard is always started while no other one is in flight (flow.py).
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ class BytesInFlight:
         return per_sample * entry.samples
 
     def has_room(self, entry: PlannedShard, chosen: int = 0) -> bool:
-        """Return whether a shard may be started, beside `chosen` bytes of shards that are about to be."""
-        held = self.held + chosen
-        return held <= 0 or held + self.estimate(entry) <= self.budget
+        """Return whether the budget has room for a shard, beside `chosen` bytes of shards that are about to start."""
+        return self.held + chosen + self.estimate(entry) <= self.budget
 
     def take(self, entry: PlannedShard) -> int:
         """Count a shard that is started; return its bytes, to be given back when it ends."""

@@ -59,11 +59,13 @@ class Chains:
         """Submit the reads of shards that have no worker yet, as many as there is room for, and release all others."""
         before, self._ahead = self._ahead, {}
         for entry, isolation in entries:
-            known = before.pop(entry.shard.id, None)
+            known = before.get(entry.shard.id)
             if known is not None and known.isolation == isolation:
-                self._ahead[entry.shard.id] = known
+                self._ahead[entry.shard.id] = before.pop(entry.shard.id)
             elif self.bytes.has_room(entry):
                 self._ahead[entry.shard.id] = self._submit_read(entry, isolation)
+            else:
+                break  # this shard comes first, so the reads of later ones are released
         for released in before.values():
             self.bytes.give_back(released.bytes)
 

@@ -76,7 +76,8 @@ class Flow:
 
     def has_room(self, entry: PlannedShard, chosen: int = 0) -> bool:
         """Whether the budget of bytes in flight allows an attempt at a shard, beside `chosen` bytes."""
-        return self.chains.is_read_ahead(entry) or self.bytes.has_room(entry, chosen)
+        is_only_one = not self._live and not chosen
+        return is_only_one or self.chains.is_read_ahead(entry) or self.bytes.has_room(entry, chosen)
 
     def welcome(self, worker: Worker) -> None:
         """Note whether a worker has started, and remove one that could not, to be replaced."""

@@ -59,8 +59,8 @@ def generate_all(
         executor, resources = RayExecutor(), context.spec.resources
         context_ref, plan = executor.put(context), plan_workers(resources)
         pool = WorkerPool(executor, context_ref, plan, worker_class or GenerationWorker, resources.start_seconds)
+        dispatcher = Dispatcher(Flow(executor, context, context_ref, ledger, pool, progress), limits)
         try:
-            dispatcher = Dispatcher(Flow(executor, context, context_ref, ledger, pool, progress), limits)
             while pending and not limits.stopped:
                 chosen = limits.choose(pending)
                 number = max(entry.shard.round for entry in chosen or pending)
@@ -68,8 +68,8 @@ def generate_all(
                 dispatcher.run(chosen)
                 remember_commits(ledger, pa.array(sorted(dispatcher.take_committed()), pa.string()))
                 pending = patiently(lambda: next_round(context, ledger), patience)
-            dispatcher.close()
         finally:
+            dispatcher.close()
             progress.usage += pool.usage()
             pool.close()
     return pending

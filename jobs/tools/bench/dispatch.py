@@ -72,8 +72,8 @@ def _measure(settings: Settings, sizes: Sequence[int]) -> Iterator[Line]:
         committed: max(answer["bytes"] for answer in answers[committed]) for committed in sizes
     }
     notes = (
-        f"the largest beside the smallest size, each at its best repetition; memory grows by {slope(memory)[0]:.0f} bytes for each "
-        "committed shard, which the plan and the ids of commits take",
+        "the largest figure beside the smallest, each of the best repetition of a size",
+        f"memory: {slope(memory)[0]:.0f} bytes for each committed shard, by the plan and the ids of commits",
     )
     for what, key in (("CPU per shard", "seconds"), ("requests per shard", "count")):
         best = [min(answer[key] for answer in answers[committed]) for committed in sizes]

@@ -82,3 +82,30 @@ def test_bytes_in_flight_stay_within_their_budget(tmp_path: Path, gigabytes: flo
     assert len(dispatcher.take_committed()) == 60
     assert cluster.most_in_flight <= most
     assert dispatcher.flow.bytes.held == 0
+
+
+def test_the_bytes_of_a_shard_are_those_of_the_shards_before_it(tmp_path: Path) -> None:
+    storage = output(tmp_path, 0, 2)
+    flow = dispatcher_on(SimulatedCluster(storage, World(1)), Ledger(storage), tmp_path).flow
+    first, second = Ledger(storage).planned()
+    pixels, sizes = 512 * 512 * 256, flow.bytes
+    assert sizes.estimate(first) == 14 * pixels, "uint8 rgb and float32 disparity, in and out"
+    taken = sizes.take(first)
+    assert sizes.note_read(first, taken, read=10**9) == 10**9 + 7 * pixels == sizes.held
+    sizes.note_generated(samples=8, generated=8 * 10**6)
+    assert sizes.estimate(second) == 10**9 + 256 * 10**6
+    sizes.give_back(10**9 + 7 * pixels)
+    assert sizes.held == 0
+
+
+def test_the_budget_follows_ray_unless_the_spec_sets_it(tmp_path: Path) -> None:
+    storage = output(tmp_path, 0, 1)
+    cluster = SimulatedCluster(storage, World(1, store_bytes=100e9))
+    automatic, given = (
+        dispatcher_on(cluster, Ledger(storage), tmp_path, resources={"in_flight_gb": value}).flow.bytes
+        for value in ("auto", 5)
+    )
+    assert (automatic.budget, given.budget) == (60e9, 5e9)
+    for sizes in (automatic, given):
+        sizes.follow(200e9)
+    assert (automatic.budget, given.budget) == (120e9, 5e9)
