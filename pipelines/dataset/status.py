@@ -145,7 +145,7 @@ class StatusReader:
             counts={outcome: sum(round_.counts[outcome] for round_ in rounds) for outcome in OUTCOMES},
             round=max((int(max(table["round"].to_numpy(), default=0)) for table in tables.values()), default=0),
             rounds=rounds,
-            crashes={shard: len(self.ledger.crashes(shard)) for shard in sorted(self.ledger.shards_with_crashes())},
+            crashes=dict(sorted(self.ledger.crash_counts().items())),
             latest=latest,
             is_published=latest is not None and current <= set(latest.plans),
             leases=tuple(self._watch.read()),

@@ -15,11 +15,11 @@ The driver holds references, never pixels. Phases change as follows; an attempt 
 from __future__ import annotations
 
 import enum
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.engine.faults import Stage, count_done, failure_of, is_done
+from pipelines.engine.executor import Result
+from pipelines.engine.faults import Stage
 from pipelines.engine.isolation import Bisection
 from pipelines.engine.workers import Worker
 from pipelines.ledger.entries import PlannedShard
@@ -47,26 +47,31 @@ class Search:
 
 @dataclass(eq=False)
 class Attempt:
-    """One chain in flight."""
+    """One chain in flight. Times are by the executor's clock."""
 
     entry: PlannedShard
     isolation: Isolation
-    read: Any  # reference of a ReadSummary
+    read: Result  # a ReadSummary
+    ids: Any  # reference to the sample ids of each part
     rows: Any
-    parts: list[Any]
+    parts: list[Any]  # None once a part is generated, so that Ray can free it
+    moved: float  # when it was last submitted, read, or generated a part
+    bytes: int = 0  # that it holds in the object store (bytes_in_flight.py)
     outputs: list[Any] = field(default_factory=list)  # of the parts that were submitted
-    summaries: list[Any] = field(default_factory=list)
+    summaries: list[Result] = field(default_factory=list)
     phase: Phase = Phase.STEPWISE
-    awaited: Any = field(init=False)  # reference whose result starts the next step; None until `due`
-    due: float = 0.0  # when the next step is submitted, by the driver's monotonic clock
+    awaited: Result | None = field(init=False)  # its end starts the next step; None until `due`
+    due: float = 0.0  # when the next step is submitted
     search: Search | None = None  # in phase SEARCHING
-    moved: float = field(default_factory=time.monotonic)  # when it was last submitted, read, or generated a part
+    queue: Queue | None = None  # None before it is queued and after it has ended
     began: float | None = None  # when its worker had no earlier attempt left to generate
+    failed: float | None = None  # when a step failed while others of its chain had no result
     has_input: bool = False  # whether it was read
     done: int = 0  # parts generated
+    samples: int = field(init=False)  # of the shard
 
     def __post_init__(self) -> None:
-        self.awaited = self.read
+        self.awaited, self.samples = self.read, self.entry.samples
 
     @property
     def shard(self) -> str:
@@ -88,17 +93,22 @@ class Attempt:
         """Whether it no longer needs its worker: finish has been submitted, and every part was generated."""
         if self.phase is Phase.STEPWISE or len(self.summaries) < len(self.parts):
             return False
-        return all(is_done(summary) and failure_of(summary) is None for summary in self.summaries)
+        return all(summary.has_succeeded for summary in self.summaries)
 
-    def add_part(self, output: Any, summary: Any) -> None:
+    @property
+    def waits_for_time(self) -> bool:
+        """Whether its next step may start without a result."""
+        return self.awaited is None or self.awaited.is_done or self.phase is Phase.SEARCHING
+
+    def add_part(self, output: Any, summary: Result) -> None:
         """Record that the next part was submitted."""
         self.outputs.append(output)
         self.summaries.append(summary)
         self.awaited = summary
 
-    def submit(self, receipt: Any) -> None:
+    def submit(self, receipt: Result, now: float) -> None:
         """Record that finish was submitted, for the first time or again."""
-        self.phase, self.awaited, self.moved = Phase.SUBMITTED, receipt, time.monotonic()
+        self.phase, self.awaited, self.moved = Phase.SUBMITTED, receipt, now
 
     def wait_to_finish(self, due: float) -> None:
         """Wait until `due` before finish is submitted again with the same results."""
@@ -108,9 +118,9 @@ class Attempt:
         """Begin a search, whose first try may be submitted at once."""
         self.phase, self.search, self.awaited, self.due = Phase.SEARCHING, search, None, 0.0
 
-    def add_try(self, reference: Any) -> None:
+    def add_try(self, result: Result, now: float) -> None:
         """Record that a try of the search was submitted."""
-        self.awaited, self.moved = reference, time.monotonic()
+        self.awaited, self.moved = result, now
 
     def end_try(self, due: float = 0.0) -> None:
         """Record that a try of the search ended; the next one may be submitted at `due`."""
@@ -120,13 +130,17 @@ class Attempt:
         """Mark the shard as committed by another attempt. This one stays until the task that it awaits ends."""
         self.phase = Phase.SUPERSEDED
 
-    def note_progress(self) -> bool:
+    def note_progress(self, now: float) -> bool:
         """Note what has been read and generated. Returns whether that is more than at the last call."""
-        has_input, done = self.has_input or is_done(self.read), count_done(self.summaries)
+        has_input, done = self.has_input or self.read.is_done, self.done
+        while done < len(self.summaries) and self.summaries[done].is_done:
+            if self.summaries[done].error is None:
+                self.parts[done] = None
+            done += 1
         has_moved = has_input > self.has_input or done > self.done
         self.has_input, self.done = has_input, done
         if has_moved:
-            self.moved = time.monotonic()
+            self.moved = now
         return has_moved
 
 
@@ -136,22 +150,13 @@ class Queue:
 
     worker: Worker | None  # None for attempts that are only finished, because their worker is gone
     attempts: list[Attempt] = field(default_factory=list)
-    moved: float = 0.0  # when the worker last got work or finished a part, by the driver's monotonic clock
+    moved: float = 0.0  # when the worker last got work or finished a part
 
-    def mark_begun(self) -> bool:
+    def mark_begun(self, now: float) -> bool:
         """Start the clock of each attempt whose turn has come; returns whether nothing is left to generate."""
         for attempt in self.attempts:
             if attempt.began is None:
-                attempt.began = time.monotonic()
+                attempt.began = now
             if not attempt.is_generated:
                 return False
         return True
-
-
-@dataclass(order=True)
-class Waiting:
-    """A shard without a worker; `due` lies in the future after a fault."""
-
-    due: float
-    order: int
-    entry: PlannedShard = field(compare=False)

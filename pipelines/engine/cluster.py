@@ -36,6 +36,7 @@ class WorkerPlan:
     threads: int  # of torch, on CPU
     device: str
     follows: bool = False  # the number of workers follows that of the GPUs; otherwise workers wait for a GPU
+    store_bytes: float = 0.0  # of the object stores of all nodes; 0: unknown
 
 
 @contextlib.contextmanager
@@ -105,7 +106,7 @@ def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
 
     _check_labels(resources)
     total = ray.cluster_resources()
-    nodes, gpus = ray.nodes(), total.get("GPU", 0.0)
+    nodes, gpus, store = ray.nodes(), total.get("GPU", 0.0), total.get("object_store_memory", 0.0)
     if resources.device == "cuda" or (resources.device == "auto" and gpus > 0):
         room = _gpu_room(nodes, resources.gpus_per_worker)
         workers = room if resources.workers == "auto" else resources.workers
@@ -121,12 +122,12 @@ def plan_workers(resources: ResourcesSpec) -> WorkerPlan:
             )
         spare = total.get("CPU", 0.0) - workers  # for tasks of one CPU each
         cpus, follows = 1.0 if spare >= 2 else 0.0, resources.workers == "auto"
-        return WorkerPlan(workers, resources.gpus_per_worker, cpus, 1.0, 1, "cuda", follows)
+        return WorkerPlan(workers, resources.gpus_per_worker, cpus, 1.0, 1, "cuda", follows, store)
     cpus_of_nodes = _cpus_of_nodes(nodes) or [1.0]
     most = max(1, min(int(sum(cpus_of_nodes)), int(total.get("memory", 0.0) / CPU_WORKER_BYTES)))
     workers = most if resources.workers == "auto" else resources.workers
     share = _share(cpus_of_nodes, workers)
-    return WorkerPlan(workers, 0.0, share, TASK_CPUS, max(1, int(share)), "cpu")
+    return WorkerPlan(workers, 0.0, share, TASK_CPUS, max(1, int(share)), "cpu", store_bytes=store)
 
 
 def _check_labels(resources: ResourcesSpec) -> None:
@@ -142,15 +143,19 @@ def _check_labels(resources: ResourcesSpec) -> None:
         )
 
 
+def _staying(nodes: Sequence[dict[str, Any]], without: Collection[str]) -> list[dict[str, Any]]:
+    return [node for node in nodes if node["Alive"] and node["NodeID"] not in without]
+
+
 def _cpus_of_nodes(nodes: Sequence[dict[str, Any]], without: Collection[str] = ()) -> list[float]:
-    cpus_of_nodes = [n["Resources"].get("CPU", 0.0) for n in nodes if n["Alive"] and n["NodeID"] not in without]
+    cpus_of_nodes = [node["Resources"].get("CPU", 0.0) for node in _staying(nodes, without)]
     return [cpus for cpus in cpus_of_nodes if cpus > 0]
 
 
 def _gpu_room(nodes: Sequence[dict[str, Any]], share: float, without: Collection[str] = ()) -> int:
     """How many workers with `share` of one GPU fit. Rests of two GPUs do not add up to a share."""
-    staying = [node for node in nodes if node["Alive"] and node["NodeID"] not in without]
-    return sum(int(node["Resources"].get("GPU", 0.0)) for node in staying) * math.floor(1 / share + 1e-6)
+    gpus = sum(int(node["Resources"].get("GPU", 0.0)) for node in _staying(nodes, without))
+    return gpus * math.floor(1 / share + 1e-6)
 
 
 def _room(cpus: float) -> float:
@@ -175,6 +180,7 @@ class ClusterState:
 
     room: int  # workers that fit beside the tasks on nodes that stay, and those that may wait for a GPU
     draining: frozenset[str]  # ids of nodes that are about to leave: no new work there
+    store_bytes: float = 0.0  # of the object stores of nodes that stay
 
 
 class ClusterWatch:
@@ -209,8 +215,10 @@ class ClusterWatch:
                 "`ray status`, then run again; what is committed stays."
             ) from error
         draining = frozenset(ray._private.state.state.get_draining_nodes())
+        nodes = ray.nodes()
+        store = sum(node["Resources"].get("object_store_memory", 0.0) for node in _staying(nodes, draining))
         if self.plan.follows:
-            return ClusterState(_gpu_room(ray.nodes(), self.plan.num_gpus, draining), draining)
+            return ClusterState(_gpu_room(nodes, self.plan.num_gpus, draining), draining, store)
         if self.plan.num_gpus > 0:
-            return ClusterState(self.plan.workers, draining)  # a worker that waits for a GPU takes no room
-        return ClusterState(_fitting(_cpus_of_nodes(ray.nodes(), draining), self.plan.num_cpus), draining)
+            return ClusterState(self.plan.workers, draining, store)  # a worker that waits for a GPU takes no room
+        return ClusterState(_fitting(_cpus_of_nodes(nodes, draining), self.plan.num_cpus), draining, store)

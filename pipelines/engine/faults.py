@@ -17,12 +17,10 @@ Any other error stops the run.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import ray
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -35,16 +33,18 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from jointdit.errors import JointDiTError, PermanentError
+from jointdit.errors import PermanentError
 from pipelines.engine.deadline import DeadlineExceeded
 from pipelines.stages.generate import DeviceFault
 from pipelines.store.errors import TransientError
 from pipelines.store.safe_text import mask_secrets
 
+if TYPE_CHECKING:
+    from pipelines.engine.executor import Result
+
 Stage = Literal["read", "generate", "finish"]
 Kind = Literal["store", "timeout", "object", "node", "worker", "device", "memory", "crash"]
-SETTLE_SECONDS = 10.0  # until every reference of a failed chain has its error
-GET_SECONDS = 60.0  # to fetch a small result that is ready
+SETTLE_SECONDS = 10.0  # until every step of a failed chain has its error
 
 
 @dataclass(frozen=True)
@@ -112,41 +112,12 @@ def _died_with_its_node(error: ActorDiedError) -> bool:
     return bool(error.preempted) or "its node has died" in error.error_msg
 
 
-def first_failure(read: Any, summaries: Sequence[Any], error: BaseException) -> tuple[Stage, BaseException]:
-    """Return (stage, error) of the first step of a chain that failed; `error` is the one of its last reference."""
-    stages: list[tuple[Stage, Any]] = [("read", read), *(("generate", summary) for summary in summaries)]
-    until = time.monotonic() + SETTLE_SECONDS
-    while True:
-        pending = []
-        for stage, reference in stages:
-            if not is_done(reference):
-                pending.append(reference)
-            elif (failure := failure_of(reference)) is not None:
-                return stage, failure
-        left = until - time.monotonic()
-        if not pending or left <= 0:
-            return "finish", error
-        ray.wait(pending, timeout=left, fetch_local=False)
-
-
-def is_done(reference: Any) -> bool:
-    """Whether a reference has its result or its error."""
-    return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
-
-
-def count_done(references: list[Any]) -> int:
-    """How many references have their result or their error."""
-    if not references:
-        return 0
-    return len(ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)[0])
-
-
-def failure_of(reference: Any) -> BaseException | None:
-    """The error of a finished reference, or None. It fetches the result, so use it for small results only."""
-    try:
-        ray.get(reference, timeout=GET_SECONDS)
-    except (RayError, JointDiTError) as error:
-        return error
+def first_failure(read: Result, summaries: Sequence[Result]) -> tuple[Stage, BaseException] | None:
+    """Return (stage, error) of the first step before finish that failed; None if none has failed so far."""
+    stages: list[tuple[Stage, Result]] = [("read", read), *(("generate", summary) for summary in summaries)]
+    for stage, result in stages:
+        if result.error is not None:
+            return stage, result.error
     return None
 
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
-from collections import Counter, deque
+from collections import deque
 
 from pipelines.engine.attempts import Attempt, Phase, Queue
-from pipelines.engine.chains import take_unstarted
-from pipelines.engine.cluster import ClusterWatch
 from pipelines.engine.faults import Fault
 from pipelines.engine.flow import ABANDONED_AFTER, Flow
 from pipelines.engine.limits import Limits
-from pipelines.engine.metrics import Metrics, values_of
+from pipelines.engine.metrics import values_of
 from pipelines.engine.workers import Worker
 from pipelines.spec.job import ResourcesSpec
 
@@ -32,11 +29,10 @@ class Oversight:
 
     def __init__(self, flow: Flow, limits: Limits) -> None:
         self.flow, self.limits = flow, limits
-        self.cluster = ClusterWatch(flow.pool.plan)
         self.room = flow.pool.plan.workers  # workers that the cluster can hold
         self.pace = Pace(flow.context.spec.resources)
-        self.metrics = Metrics(flow.context.spec.name)
-        self._checked = 0.0
+        self.metrics = flow.executor.exporter(flow.context.spec.name)
+        self._checked = float("-inf")
 
     @property
     def stall_seconds(self) -> float:
@@ -45,7 +41,7 @@ class Oversight:
 
     def run_checks(self) -> None:
         """Run all checks and act on them, at most once a second, or at once after a worker was lost."""
-        now = time.monotonic()
+        now = self.flow.now()
         if now - self._checked < CHECK_SECONDS and not self.flow.has_lost:
             return
         self._checked, self.flow.has_lost = now, False
@@ -53,31 +49,38 @@ class Oversight:
             self._wind_down()
         self._follow_cluster()
         for worker, queue in list(self.flow.queues.items()):
-            have_moved = [attempt.note_progress() for attempt in queue.attempts]
-            if any(have_moved):
-                queue.moved = now
-            if queue.mark_begun() and worker.is_leaving:
+            if not worker.is_up:
+                self.flow.welcome(worker)
+            if worker not in self.flow.queues:
+                continue  # it could not start, or was lost with another one
+            if worker.is_leaving and queue.mark_begun(now):
                 self.flow.retire(worker)
             elif queue.attempts and now - queue.moved > self.stall_seconds:
                 self._check_stalled(worker, queue)
         self._renew_finishes(now)
         self._start_stragglers_again()
-        by_progress = sorted(self.flow.live(), key=lambda attempt: attempt.done)
-        shares = {attempt.shard: attempt.entry.samples * attempt.done / len(attempt.parts) for attempt in by_progress}
-        self.flow.progress.show(sum(shares.values()))
+        self._show()
         self.export_metrics()
+
+    def _show(self) -> None:
+        """Show the progress, with the generated share of each shard in flight."""
+        shares: dict[str, float] = {}
+        for attempt in self.flow.live():
+            share = attempt.samples * attempt.done / len(attempt.parts)
+            shares[attempt.shard] = max(share, shares.get(attempt.shard, 0.0))
+        self.flow.progress.show(sum(shares.values()))
 
     def export_metrics(self) -> None:
         """Export the state of the run to Prometheus."""
         usage = self.flow.progress.usage + self.flow.pool.usage()
-        shards = {"waiting": len(self.flow.waiting), "in_flight": self.flow.shards_in_flight()}
+        shards = {"waiting": len(self.flow.waiting), "in_flight": self.flow.shards_in_flight}
         price, workers = self.flow.context.spec.price, self.flow.pool.states()
         self.metrics.export(values_of(self.flow.progress, usage, price, workers, shards))
 
     def staff(self) -> None:
         """Start workers up to the room that the cluster has, and end those beyond it."""
         pool = self.flow.pool
-        for worker in pool.fill(self.room, len(self.flow.waiting) + self.flow.shards_in_flight()):
+        for worker in pool.fill(self.room, len(self.flow.waiting) + self.flow.shards_in_flight):
             has_gpu = pool.plan.num_gpus > 0
             reason = "it no longer needs to wait for a GPU" if has_gpu else "read and finish tasks need its CPUs"
             logger.warning("worker %d is ended: %s", worker.number, reason)
@@ -87,9 +90,10 @@ class Oversight:
 
     def _follow_cluster(self) -> None:
         """Move work off nodes that are being drained, and have as many workers as there is room for."""
-        state = self.cluster.current_state()
+        state = self.flow.executor.cluster_state(self.flow.pool.plan)
         if state is not None:
             self.room = state.room
+            self.flow.bytes.follow(state.store_bytes)
             for worker in self.flow.pool.mark_leaving(state):
                 self._move_from(worker)
         if not self.flow.is_stopping:
@@ -97,7 +101,7 @@ class Oversight:
 
     def _move_from(self, worker: Worker) -> None:
         """Requeue the shards that a worker on a draining node has not started; it finishes its current one."""
-        moving = take_unstarted(self.flow.queues[worker])
+        moving = self.flow.take_unstarted(self.flow.queues[worker])
         logger.warning("worker %d leaves: its node is being drained; shards that move: %d", worker.number, len(moving))
         for entry in moving:
             self.flow.progress.retried("node")
@@ -107,11 +111,10 @@ class Oversight:
         """Stop at a limit: workers finish their current shards and leave, the rest is left to the next run."""
         self.flow.progress.note(f"{self.limits.stopped}: workers finish their current shards, the rest is left.")
         self.flow.is_stopping = True
-        left = [waiting.entry for waiting in self.flow.waiting]
-        self.flow.waiting = []
+        left = self.flow.waiting.clear()
         for worker, queue in self.flow.queues.items():
             worker.is_leaving = True
-            left += take_unstarted(queue)
+            left += self.flow.take_unstarted(queue)
         for entry in left:
             self.flow.requeue(entry)
 
@@ -119,11 +122,11 @@ class Oversight:
         """End a worker that had its input and generated nothing; read and finish tasks have their own deadlines."""
         generating = next((attempt for attempt in queue.attempts if not attempt.is_generated), None)
         if generating is None or generating.phase is Phase.SEARCHING:
-            queue.moved = time.monotonic()
+            queue.moved = self.flow.now()
         elif generating.has_input:
             error = TimeoutError(f"it finished no batch within {self.stall_seconds:g} seconds")
             self.flow.lose(worker, Fault("generate", "crash", error))
-        elif time.monotonic() - generating.moved > ABANDONED_AFTER * self.stall_seconds:
+        elif self.flow.now() - generating.moved > ABANDONED_AFTER * self.stall_seconds:
             # The worker's later calls wait behind those of this attempt, so it does nothing else.
             error = TimeoutError(f"its input was not read within {ABANDONED_AFTER * self.stall_seconds:g} seconds")
             self.flow.lose(worker, Fault("read", "timeout", error))
@@ -135,7 +138,7 @@ class Oversight:
             if is_finishing and now - attempt.moved > ABANDONED_AFTER * self.stall_seconds:
                 error = TimeoutError(f"it did not end within {now - attempt.moved:.0f} seconds")
                 delay = self.flow.budgets.charge(attempt.entry, Fault("finish", "timeout", error))
-                attempt.wait_to_finish(now + delay)
+                self.flow.wait_to_finish(attempt, delay)
 
     def _start_stragglers_again(self) -> None:
         """Start a second attempt at a shard far beyond the median on an idle worker; the first commit wins."""
@@ -146,11 +149,13 @@ class Oversight:
             for worker, queue in self.flow.queues.items()
             if worker.is_up and not worker.is_leaving and not queue.attempts
         ]
-        attempts = list(self.flow.live())
-        attempts_of = Counter(attempt.shard for attempt in attempts)
-        for attempt in attempts:
+        if not idle:
+            return
+        now = self.flow.now()
+        for attempt in list(self.flow.live()):
             isolated = attempt.isolation.suspects or attempt.phase is Phase.SEARCHING
-            if idle and attempts_of[attempt.shard] == 1 and not isolated and self.pace.is_late(attempt):
+            is_single = len(self.flow.live_of(attempt.shard)) == 1 and self.flow.has_room(attempt.entry)
+            if idle and is_single and not isolated and self.pace.is_late(attempt, now):
                 worker = idle.pop()
                 self.flow.progress.retried("straggler")
                 logger.warning("shard %s is late and is started again on worker %d", attempt.shard, worker.number)
@@ -163,15 +168,19 @@ class Pace:
     def __init__(self, resources: ResourcesSpec) -> None:
         self.factor, self.least_seconds = resources.straggler_factor, resources.straggler_seconds
         self._seconds_per_sample: deque[float] = deque(maxlen=REMEMBERED_SHARDS)
+        self._median: float | None = None  # None: to be computed
 
-    def committed(self, attempt: Attempt) -> None:
+    def committed(self, attempt: Attempt, now: float) -> None:
         """Record the time of a committed shard."""
         if attempt.began is not None:
-            self._seconds_per_sample.append((time.monotonic() - attempt.began) / attempt.entry.samples)
+            self._seconds_per_sample.append((now - attempt.began) / attempt.entry.samples)
+            self._median = None
 
-    def is_late(self, attempt: Attempt) -> bool:
+    def is_late(self, attempt: Attempt, now: float) -> bool:
         """Whether a shard takes far longer than the median."""
         if self.factor is None or attempt.began is None or len(self._seconds_per_sample) < FEWEST_SHARDS:
             return False
-        usual = statistics.median(self._seconds_per_sample) * attempt.entry.samples
-        return time.monotonic() - attempt.began > max(self.least_seconds, self.factor * usual)
+        if self._median is None:
+            self._median = statistics.median(self._seconds_per_sample)
+        usual = self._median * attempt.entry.samples
+        return now - attempt.began > max(self.least_seconds, self.factor * usual)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
 
 from jointdit.errors import ModelError, PermanentError
 from pipelines.engine.cluster import ClusterState, WorkerPlan
-from pipelines.engine.faults import failure_of, in_one_line, is_done, unwrap
+from pipelines.engine.executor import Executor
+from pipelines.engine.faults import in_one_line, unwrap
 from pipelines.engine.usage import Usage
 
 START_DEATHS = 3  # in a row, before the run stops
@@ -24,26 +22,27 @@ logger = logging.getLogger(__name__)
 class Worker:
     """One actor and its state, as the driver knows it."""
 
-    def __init__(self, number: int, actor: Any) -> None:
+    def __init__(self, number: int, actor: Any, executor: Executor) -> None:
         self.number = number
         self.actor = actor
-        self.placed = actor.node.remote()
-        self.ready = actor.set_up.remote()
+        (placed,), (ready,) = executor.call(actor, "node", 1), executor.call(actor, "set_up", 1)
+        self.placed = executor.watch(placed, self)
+        self.ready = executor.watch(ready, self)
         self.node: str | None = None  # Ray's id of the node, once the actor is placed
         self.is_up = False
         self.is_leaving = False  # its node is about to leave: no new work
-        self.batch_size = 0  # after halvings for lack of memory; 0 before it has generated anything
-        self.started = time.monotonic()
+        self.batch_size = 0  # that fits its memory; 0 before it has generated anything
+        self.started = executor.now()
 
 
 class WorkerPool:
     """The workers of a run, each an actor of `worker_class(context, device, threads)`."""
 
-    def __init__(self, context_ref: Any, plan: WorkerPlan, worker_class: type, start_seconds: float) -> None:
-        self.plan, self.start_seconds = plan, start_seconds
-        options = {"num_gpus": plan.num_gpus, "num_cpus": plan.num_cpus, "max_restarts": 0, "max_task_retries": 0}
-        actor_class = ray.remote(**options, scheduling_strategy="SPREAD")(worker_class)
-        self._start_actor: Callable[[], Any] = lambda: actor_class.remote(context_ref, plan.device, plan.threads)
+    def __init__(
+        self, executor: Executor, context_ref: Any, plan: WorkerPlan, worker_class: type, start_seconds: float
+    ) -> None:
+        self.executor, self.plan, self.start_seconds = executor, plan, start_seconds
+        self._context_ref, self._worker_class = context_ref, worker_class
         self._started = 0
         self._held_seconds = self._busy_seconds = 0.0  # of ended workers; of finished samples
         self._starting_seconds = 0.0  # of workers that are up
@@ -63,7 +62,11 @@ class WorkerPool:
             count = min(count, max(1, shards))
         for _ in range(count - len(staying)):
             self._started += 1
-            self.workers.append(Worker(self._started, self._start_actor()))
+            arguments = (self._context_ref, self.plan.device, self.plan.threads)
+            actor = self.executor.start(self.plan, self._worker_class, *arguments)
+            self.workers.append(Worker(self._started, actor, self.executor))
+        if len(staying) <= count:
+            return []
         by_use = sorted(staying, key=lambda worker: (worker.is_up, worker.node is not None), reverse=True)
         return [worker for worker in by_use[count:] if self.plan.num_gpus == 0 or worker.node is None]
 
@@ -71,12 +74,12 @@ class WorkerPool:
         """Note whether a worker is up. Returns its error if it failed to start, None if it is up or still loading."""
         if worker.is_up:
             return None
-        if worker.node is None and is_done(worker.placed) and failure_of(worker.placed) is None:
-            worker.node, worker.started = ray.get(worker.placed, timeout=STOP_SECONDS), time.monotonic()
-        if not is_done(worker.ready):
+        if worker.node is None and worker.placed.has_succeeded:
+            worker.node, worker.started = worker.placed.value, self.executor.now()
+        if not worker.ready.is_done:
             # Before its placement it may wait for room as long as other workers are up; after it, it loads or hangs.
             may_wait = worker.node is None and any(other.is_up for other in self.workers)
-            if may_wait or time.monotonic() - worker.started < self.start_seconds:
+            if may_wait or self.executor.now() - worker.started < self.start_seconds:
                 return None
             if worker.node is not None:
                 return TimeoutError(f"it did not load the model within {self.start_seconds:g} seconds")
@@ -84,21 +87,19 @@ class WorkerPool:
                 f"it did not start within {self.start_seconds:g} seconds: check with `ray status` that "
                 f"{self.plan.num_gpus:g} GPUs and {self.plan.num_cpus:g} CPUs are free for each worker"
             )
-        error = failure_of(worker.ready)
-        if error is None:
+        if worker.ready.error is None:
             worker.is_up, self._deaths_in_a_row["start"] = True, 0
-            self._starting_seconds += time.monotonic() - worker.started
-        return error
+            self._starting_seconds += self.executor.now() - worker.started
+        return worker.ready.error
 
     def generated(self, worker: Worker, batch_size: int, planned: int) -> None:
         """Note that a worker generated a part, and the batch size that fits its memory."""
         self._deaths_in_a_row["first batch"] = 0
-        if batch_size < (worker.batch_size or planned):
-            logger.warning(
-                "worker %d makes batches of %d from now on: its memory holds no more",
-                worker.number,
-                batch_size,
-            )
+        before = worker.batch_size or planned
+        if batch_size < before:
+            logger.warning("worker %d makes batches of %d: its memory holds no more", worker.number, batch_size)
+        elif batch_size > before:
+            logger.info("worker %d makes batches of %d again", worker.number, batch_size)
         worker.batch_size = batch_size
 
     def was_busy(self, seconds: float) -> None:
@@ -111,7 +112,7 @@ class WorkerPool:
 
     def usage(self) -> Usage:
         """The use of all workers of this pool so far."""
-        now = time.monotonic()
+        now = self.executor.now()
         held = sum(now - worker.started for worker in self.workers if worker.node is not None)
         gpus, cpus = self.plan.num_gpus, self.plan.num_cpus
         return Usage(self._held_seconds + held, self._busy_seconds, gpus, cpus, self._starting_seconds)
@@ -139,8 +140,8 @@ class WorkerPool:
         """Remove a worker and end its process."""
         self.workers.remove(worker)
         if worker.node is not None:
-            self._held_seconds += time.monotonic() - worker.started
-        ray.kill(worker.actor, no_restart=True)
+            self._held_seconds += self.executor.now() - worker.started
+        self.executor.kill(worker.actor)
 
     def mark_leaving(self, state: ClusterState) -> list[Worker]:
         """Return the workers whose nodes are about to leave; each worker is returned once."""
@@ -152,10 +153,12 @@ class WorkerPool:
     def close(self) -> None:
         """Let the workers release their GPUs, then end them. If Ray is gone, they have ended already."""
         try:
-            leaving = [worker.actor.destroy.remote() for worker in self.workers if worker.is_up]
-            if leaving:
-                ray.wait(leaving, num_returns=len(leaving), timeout=STOP_SECONDS)
+            references = [self.executor.call(worker.actor, "destroy", 1)[0] for worker in self.workers if worker.is_up]
+            leaving = [self.executor.watch(reference, None) for reference in references]
+            until = self.executor.now() + STOP_SECONDS
+            while (left := until - self.executor.now()) > 0 and not all(result.is_done for result in leaving):
+                self.executor.wait(left)
             for worker in self.workers:
-                ray.kill(worker.actor, no_restart=True)
+                self.executor.kill(worker.actor)
         except RayError as error:
             logger.warning("the workers could not be ended: %s", in_one_line(error))

@@ -13,6 +13,7 @@ Files of other names are ignored (names.py).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -63,6 +64,7 @@ class Ledger:
         self.storage = storage
         self._tables: dict[int, pa.Table] = {}  # plan files by number; they never change
         self._plans: dict[int, list[PlannedShard]] = {}
+        self.known_commits: pa.Array | None = None  # ids of shards that were found committed (resume.py); None: no read
 
     def open_job(
         self, spec: JobSpec, fingerprint: Fingerprint, sources: dict[str, dict[str, Any]] | None = None
@@ -175,8 +177,16 @@ class Ledger:
         return {name["shard"] for name in ledger_names.in_folder(self.storage, "_commits")}
 
     def is_committed(self, shard: str) -> bool:
-        """Return whether a shard has a commit."""
-        return self.storage.exists(f"_commits/{shard}.json")
+        """Return whether a shard has a commit, with one request."""
+        name = f"_commits/{shard}.json"
+        if self.storage.is_local:
+            return self.storage.exists(name)
+        try:
+            with explained(self.storage.uri, name):
+                self.storage.fs.cat_file(self.storage.path(name), start=0, end=1)  # else s3fs asks for the size first
+        except FileNotFoundError:
+            return False
+        return True
 
     def read_commit(self, shard: str) -> Commit | None:
         """Return the commit of a shard, or None."""
@@ -232,9 +242,13 @@ class Ledger:
         names = (f"{shard}/{name}" for name in self.storage.names(f"_crashes/{shard}"))
         return sorted(int(name["number"]) for name in ledger_names.matches("_crashes", names))
 
+    def crash_counts(self) -> Counter[str]:
+        """Map the ids of the shards with crash records to their number, from one listing."""
+        return Counter(name["shard"] for name in ledger_names.in_folder(self.storage, "_crashes"))
+
     def shards_with_crashes(self) -> set[str]:
         """Return the ids of the shards with crash records, from one listing."""
-        return {name["shard"] for name in ledger_names.in_folder(self.storage, "_crashes")}
+        return set(self.crash_counts())
 
     def foreign_names(self) -> list[str]:
         """Return the names in the ledger's folders that this system did not write, printable and sorted."""

@@ -9,6 +9,9 @@ them:
 The roll-up is a cache and is rewritten; the commits stay authoritative. A missing, damaged or outdated roll-up costs a
 listing, or a request for each shard that it does not name. Publishing reads every commit, so it drops a roll-up that
 names a missing one.
+
+A ledger object remembers the commits that were found. So a run lists them once at its start, and later reads make
+requests only for shards that were not known to be committed.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class Remaining:
 def read_remaining(ledger: Ledger) -> Remaining:
     """Return what is planned and not committed. Raises StoreError and TransientError."""
     tables = ledger.plan_tables()  # before the commits, so that every shard in it is checked for a commit
-    known = read_roll_up(ledger.storage)
+    known = read_roll_up(ledger.storage) if ledger.known_commits is None else ledger.known_commits
     missing = {number: _not_in(table["shard"], known) for number, table in tables.items()}
     shards = [tables[number]["shard"][place].as_py() for number in missing for place in missing[number]]
     if len(shards) * LISTED_AT_ONCE <= len(known):
@@ -58,6 +61,8 @@ def read_remaining(ledger: Ledger) -> Remaining:
         committed = ledger.committed()
         keep_roll_up(ledger.storage, committed, len(known))
     new = pa.array(sorted(committed), pa.string())
+    ledger.known_commits = known
+    remember_commits(ledger, new)
     versions = InputVersions(versions_of(tables))
     pending: list[PlannedShard] = []
     uncommitted = 0
@@ -95,9 +100,17 @@ def keep_roll_up(storage: Storage, committed: Collection[str], known: int) -> No
         logger.warning("%s cannot be written, which costs one listing: %s", storage.uri_of(ROLL_UP), error)
 
 
-def drop_roll_up(storage: Storage) -> None:
-    """Delete the roll-up, because a commit that it names may be missing."""
-    storage.delete(ROLL_UP)
+def remember_commits(ledger: Ledger, shards: pa.Array) -> None:
+    """Note shards (n) whose commits were seen, so that this ledger object need not look for them again."""
+    if ledger.known_commits is not None:
+        new = shards.filter(pc.invert(pc.is_in(shards, value_set=ledger.known_commits)))
+        ledger.known_commits = pa.concat_arrays([ledger.known_commits, new])
+
+
+def drop_roll_up(ledger: Ledger) -> None:
+    """Forget the commits that were found and delete the roll-up, because a commit that it names may be missing."""
+    ledger.known_commits = None
+    ledger.storage.delete(ROLL_UP)
 
 
 def _not_in(shards: pa.ChunkedArray, known: pa.Array) -> list[int]:

@@ -24,7 +24,7 @@ from pipelines.engine.usage import Usage, profile_of
 from pipelines.ledger.entries import Unfinished
 from pipelines.ledger.lease import Heartbeat
 from pipelines.ledger.ledger import Ledger, open_output
-from pipelines.ledger.resume import drop_roll_up, read_remaining
+from pipelines.ledger.resume import Remaining, drop_roll_up, read_remaining
 from pipelines.ledger.versions import Version
 from pipelines.plan.propose import Proposal, extend_plan, propose
 from pipelines.run.notify import message_of, notify, webhook_of
@@ -83,13 +83,13 @@ def run_job(
     progress, limits = Progress(console), Limits(spec.budget, spec.price, until)
     with Heartbeat(storage, note=progress.note):
         proposal = patiently(lambda: extend_plan(job.spec, job.fingerprint, ledger, proposed), patience)
-        committed_before = patiently(lambda: read_remaining(ledger), patience).committed
+        remaining = patiently(lambda: read_remaining(ledger), patience)
         with progress:
             for note in job.notes:
                 progress.note(note)
             note_input_changes(progress, proposal)
             try:
-                version, is_new = generate_and_publish(context, ledger, progress, limits, worker_class)
+                version, is_new = generate_and_publish(context, ledger, progress, limits, worker_class, remaining)
             except BaseException as error:
                 keep_report(storage, report_of(job.spec, progress, None, f"{type(error).__name__}: {error}", profile))
                 raise
@@ -106,7 +106,7 @@ def run_job(
         output=storage.uri,
         version=version,
         is_new=is_new,
-        committed_before=committed_before,
+        committed_before=remaining.committed,
         committed_now=progress.shards,
         samples_now=progress.counts.total(),
         seconds=progress.seconds,
@@ -135,17 +135,20 @@ def generate_and_publish(
     progress: Progress,
     limits: Limits | None = None,
     worker_class: type | None = None,
+    remaining: Remaining | None = None,
 ) -> tuple[Version | None, bool]:
     """Generate every planned shard and return (the version that holds them, whether it is new).
 
     Shards that another driver plans meanwhile are generated too. The version is None if a limit stopped the run.
+    remaining: what the ledger has left to make, if it was just read.
     """
     spec, limits = context.spec, limits or Limits()
     for _ in range(PUBLISH_ATTEMPTS):
-        if generate_all(context, ledger, progress, limits, worker_class):
+        if generate_all(context, ledger, progress, limits, worker_class, remaining):
             return None, False
+        remaining = None
         with contextlib.suppress(Unfinished):
             return patiently(lambda: publish(context.storage, ledger, spec), spec.retries.infrastructure)
         logger.info("the plan has grown since the last of its shards was committed")
-        patiently(lambda: drop_roll_up(context.storage), spec.retries.infrastructure)
+        patiently(lambda: drop_roll_up(ledger), spec.retries.infrastructure)
     raise Unfinished(f"other drivers keep extending the plan of {context.storage.uri}: run again when they are done.")

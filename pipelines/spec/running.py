@@ -22,6 +22,12 @@ def _auto_or_count(value: Any) -> Any:
     )
 
 
+def _auto_or_gigabytes(value: Any) -> Any:
+    if value == "auto" or (type(value) in (int, float) and 1e-3 <= value <= 1e9):
+        return value if value == "auto" else float(value)
+    raise ValueError(f"must be auto or a number from 0.001 to 1e9, in gigabytes, found {repr(value)[:100]}")
+
+
 class RetriesSpec(Section):
     """Limits per shard: attempts after infrastructure faults, and workers that it may crash."""
 
@@ -46,6 +52,9 @@ class ResourcesSpec(Section):
     # Read and finish tasks run only on nodes with these Ray labels, to keep them off nodes with GPUs.
     task_labels: dict[str, str] = Field(default_factory=dict)
     shards_in_flight: int = Field(3, ge=1, le=16)  # per worker; more hides storage latency and costs memory
+    # The bytes (1e9) that shards in flight may hold in Ray's object store, on all nodes together. auto: 60 % of its
+    # size. One shard is always allowed.
+    in_flight_gb: Annotated[float | Literal["auto"], BeforeValidator(_auto_or_gigabytes)] = "auto"
     start_seconds: Seconds = 1800.0  # timeout for loading the model; tens of gigabytes from a cold disk take minutes
     stall_seconds: Seconds = 900.0  # a busy worker that finishes no batch for this time is considered dead
     # Speculative execution: a shard that takes this multiple of the run's median is started again on an idle worker,

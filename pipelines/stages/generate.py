@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jointdit.errors import PermanentError
 from pipelines.model.encoders import encode_samples, load_encoders
@@ -29,6 +30,7 @@ from pipelines.model.teachers import Preparer
 from pipelines.quality import ScoredBatch, Scorer, load_scores
 from pipelines.records import Sample, SampleResult
 from pipelines.spec.job import EncodeSpec, PrepareSpec
+from pipelines.stages.batch_size import BatchSize
 from pipelines.stages.context import RunContext
 from pipelines.stages.read import size_of
 from pipelines.store.errors import TransientError
@@ -41,9 +43,10 @@ class PartSummary:
 
     samples: int
     seconds: float
-    batch_size: int  # after halvings for lack of memory
+    batch_size: int  # that fits the worker's memory
     steps: Mapping[str, float] = field(default_factory=dict)  # seconds by step of the calls, if they are timed
     dtype: str = ""  # that the model computed in
+    bytes: int = 0  # of the arrays of the results
 
 
 class DeviceFault(TransientError):
@@ -61,7 +64,7 @@ class GenerationWorker:
         self.context = context
         self.device = device
         self.threads = threads  # on CPU: the node's cores divided by its workers
-        self.batch_size = context.spec.model.batch_size
+        self.batch_size = BatchSize(context.spec.model.batch_size)
         self.dtype: str = context.spec.model.dtype  # that the model computes in
         self.pipe: Any = None  # JointDiTPipeline, or the model that the task runs instead
         self.scorers: list[Scorer] = []  # of the requested scores that need a model
@@ -116,13 +119,14 @@ class GenerationWorker:
         for _, same_size in groupby(part, key=size_of):
             batch, tried_alone = list(same_size), False
             while batch:
-                size = min(len(batch), self.batch_size)
+                size = min(len(batch), self.batch_size.current)
                 try:
                     results += self._batch(batch[:size])
+                    self.batch_size.succeeded(size)
                 except OutOfMemory:
                     _release_memory()
                     if size > 1:
-                        self.batch_size = size // 2
+                        self.batch_size.failed(size)
                         continue
                     if not tried_alone:
                         tried_alone = True  # memory of a larger batch may not have been free
@@ -130,7 +134,8 @@ class GenerationWorker:
                     results.append(_failed(batch[0], "one sample alone does not fit into the worker's memory."))
                 batch, tried_alone = batch[size:], False
         steps = self.stopwatch.take() if self.stopwatch is not None else {}
-        return results, PartSummary(len(part), time.monotonic() - started, self.batch_size, steps, self.dtype)
+        seconds, held = time.monotonic() - started, sum(map(_array_bytes, results))
+        return results, PartSummary(len(part), seconds, self.batch_size.current, steps, self.dtype, held)
 
     def destroy(self) -> None:
         """Release the model and the GPU."""
@@ -218,6 +223,13 @@ def _light(sample: Sample) -> Sample:
 def _failed(sample: Sample, error: str, trace: str = "") -> SampleResult:
     sentence = mask_secrets(" ".join(error.split()))
     return SampleResult(_light(sample), error=sentence, traceback=mask_secrets(trace))
+
+
+def _array_bytes(result: SampleResult) -> int:
+    arrays: list[NDArray[Any] | None] = [result.rgb, result.disparity]
+    if result.encoded is not None:
+        arrays += [result.encoded.rgb, result.encoded.disparity, result.encoded.states, result.encoded.pooled]
+    return sum(array.nbytes for array in arrays if array is not None)
 
 
 def _release_memory() -> None:

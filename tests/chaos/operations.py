@@ -119,7 +119,7 @@ def _run(operation: Operation, spec: dict[str, Any]) -> str:
 
 
 def _generate_here(
-    operation: Operation, context: RunContext, ledger: Ledger, progress: Progress, limits: Limits, _: type | None
+    operation: Operation, context: RunContext, ledger: Ledger, progress: Progress, limits: Limits, *_: object
 ) -> list[PlannedShard]:
     """Replace `generate_all` of the engine: generate in this process, in an order from the seed."""
     draw = random.Random(f"{operation.seed}/shards")

@@ -175,14 +175,12 @@ class SmallMemory(stand_in.RecordingWorker):
         return call
 
 
-def test_out_of_gpu_memory_halves_the_batch_size_for_the_rest_of_the_run(
-    run_stand_in, make_spec, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_out_of_gpu_memory_halves_the_batch_size(run_stand_in, make_spec, caplog: pytest.LogCaptureFixture) -> None:
     spec = make_spec([f"fine {n}" for n in range(16)], model={"batch_size": 8}, output={"shard_rows": 8})
     with caplog.at_level(logging.WARNING, logger="pipelines"):
         assert run_stand_in(spec, SmallMemory).version.counts["kept"] == 16
     assert Path(spec.output.uri + ".batches").read_text().split() == ["8", "4", *["2"] * 8]
-    assert any("makes batches of 2 from now on" in message for message in caplog.messages)
+    assert any("makes batches of 2:" in message for message in caplog.messages)
 
 
 class SlowOnce(stand_in.RecordingWorker):

@@ -39,6 +39,12 @@ BENCHES = {
     "resume-million": Bench(
         "resume", "the same for a million shards", "a roll-up", 240, in_all=False, function="measure_million"
     ),
+    "dispatch": Bench(
+        "dispatch", "requests, CPU time and memory of the driver per shard, 1,000 simulated workers", "-", 120
+    ),
+    "dispatch-corpus": Bench(
+        "dispatch", "the same over a million committed shards", "-", 300, in_all=False, function="measure_corpus"
+    ),
     "driver": Bench("driver", "CPU time and memory of the driver per shard", "-", 60),
     "startup": Bench("startup", "seconds that `jointdit --help` and `plan` take", "python -c pass", 20),
     "forward": Bench(

@@ -18,7 +18,17 @@ from pipelines.ledger import resume
 from pipelines.ledger.resume import ROLL_UP
 from pipelines.store.storage import Storage
 
-ENGINE = ("pipeline", "gpu-like", "raydata", "resume", "resume-million", "plan", "driver")
+ENGINE = (
+    "pipeline",
+    "gpu-like",
+    "raydata",
+    "resume",
+    "resume-million",
+    "plan",
+    "dispatch",
+    "dispatch-corpus",
+    "driver",
+)
 
 
 @pytest.mark.slow  # each starts Ray, or several processes

@@ -8,6 +8,7 @@ from jointdit.errors import StoreError
 from pipelines.dataset.status import StatusReader, read_status
 from pipelines.ledger.lease import Heartbeat
 from pipelines.run.rounds import pending_shards
+from pipelines.store.storage import Storage
 
 
 class Clock:
@@ -96,6 +97,20 @@ def test_a_reader_reads_what_cannot_change_once_and_measures_the_rate(make_job) 
     clock.now += 2
     assert reader.read().counts["kept"] == 8
     assert reader.rate() == 2.0
+
+
+def test_crash_records_are_counted_without_reading_them(make_job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at a job read all of them again, one request each."""
+    job = make_job(["a"])
+    job.plan()
+    reader, (entry,) = StatusReader(job.context.storage.uri), pending_shards(job.ledger)
+    names: list[str] = []
+    read = Storage.read_bytes
+    monkeypatch.setattr(Storage, "read_bytes", lambda self, name: (names.append(name), read(self, name))[1])
+    for number in range(1, 4):
+        job.ledger.record_crash(entry.shard.id, {"stage": "read"})
+        assert reader.read().crashes == {entry.shard.id: number}
+    assert [name for name in names if name.startswith("_crashes")] == []
 
 
 def test_the_lease_of_a_driver_is_shown(make_job) -> None:

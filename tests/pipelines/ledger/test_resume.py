@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipelines.dataset.publish import publish
@@ -12,7 +13,7 @@ from pipelines.engine.progress import Progress
 from pipelines.ledger import resume
 from pipelines.ledger.entries import Unfinished
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.resume import ROLL_UP, read_remaining, read_roll_up
+from pipelines.ledger.resume import ROLL_UP, read_remaining, read_roll_up, remember_commits
 from pipelines.run.job import generate_and_publish
 from tests.local_job import LocalJob
 
@@ -55,6 +56,26 @@ def test_a_commit_that_the_roll_up_does_not_know_is_found(job: LocalJob) -> None
     left(job)
     job.run_shard(job.ledger.planned()[-1])
     assert left(job, Unlisted) == ([], SHARDS)
+
+
+def test_a_run_lists_the_commits_once(job: LocalJob) -> None:
+    """Each round listed all of them again."""
+    ledger = Ledger(job.context.storage)
+    assert [entry.position for entry in read_remaining(ledger).pending] == [SHARDS - 1]
+    ledger.storage.delete(ROLL_UP)
+    ledger.committed = Unlisted.committed.__get__(ledger)
+    job.run_shard(ledger.planned()[-1])
+    assert read_remaining(ledger).pending == []
+    assert read_remaining(ledger).committed == SHARDS
+
+
+def test_commits_that_a_run_saw_need_no_request(job: LocalJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(job.context.storage)
+    (last,) = read_remaining(ledger).pending
+    job.run_shard(last)
+    remember_commits(ledger, pa.array([last.shard.id]))
+    monkeypatch.setattr(Ledger, "is_committed", lambda *_: pytest.fail("a known commit was looked for"))
+    assert (read_remaining(ledger).pending, read_remaining(ledger).committed) == ([], SHARDS)
 
 
 @pytest.mark.parametrize("damage", [b"", b"no Parquet", b"cut", b"other"], ids=["empty", "text", "cut", "columns"])

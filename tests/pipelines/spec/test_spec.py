@@ -150,6 +150,10 @@ BAD = {
         changed(MINIMAL, "output.image_format", "gif"),
         "output.image_format must be png, jpeg or webp",
     ),
+    "bytes in flight": (
+        changed(MINIMAL, "resources.in_flight_gb", "20GB"),
+        "resources.in_flight_gb must be auto or a number from 0.001 to 1e9, in gigabytes, found '20GB'",
+    ),
     "workers": (changed(MINIMAL, "resources.workers", "all"), "resources.workers must be auto or a whole number"),
     "no workers": (
         changed(MINIMAL, "resources.workers", 0),

@@ -61,7 +61,30 @@ def test_out_of_memory_halves_the_batch_and_remembers(worker: StandInWorker) -> 
     results, summary = worker.generate([sample("fine", n) for n in range(7)])
     assert [result.sample.id for result in results] == [f"row{n}/0" for n in range(7)]
     assert all(result.error is None for result in results)
-    assert summary.batch_size == worker.batch_size == 2
+    assert summary.batch_size == worker.batch_size.current == 2
+
+
+class ShortOfMemory(StandInPipeline):
+    """A model on a GPU whose memory another process uses during the first calls."""
+
+    calls = 0
+    sizes: list[int]
+
+    def __call__(self, *, seeds, **arguments):
+        self.calls += 1
+        self.sizes.append(len(seeds))
+        if len(seeds) > 2 and self.calls < 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().__call__(seeds=seeds, **arguments)
+
+
+def test_a_halved_batch_is_raised_again(worker: StandInWorker) -> None:
+    """A worker that met one fault of memory stayed at the half for as long as it lived."""
+    worker.pipe = ShortOfMemory(32, 32)
+    worker.pipe.sizes = []
+    summaries = [worker.generate([sample("fine", n) for n in range(4)])[1] for _ in range(20)]
+    assert [summary.batch_size for summary in summaries] == [2] * 15 + [4] * 5
+    assert worker.pipe.sizes == [4] + [2] * 32 + [4] * 4
 
 
 class NoMemory(StandInPipeline):
