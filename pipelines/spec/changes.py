@@ -91,6 +91,7 @@ FREE = (
     "resources.gpu_memory_gb",
     "resources.task_labels",
     "resources.shards_in_flight",
+    "resources.in_flight_gb",
     "resources.start_seconds",
     "resources.stall_seconds",
     "resources.straggler_factor",
