@@ -8,7 +8,7 @@ SEED ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-quantization test-slow chaos histories histories-s3 bench bench-million image manifests clean
+.PHONY: help setup demo check format test test-quantization test-slow chaos histories histories-s3 bench bench-million bench-corpus image manifests clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -66,6 +66,9 @@ bench: setup ## run all benches and write jobs/tools/BENCH.md
 
 bench-million: setup ## measure a resume with a million committed shards; needs 10 GB and some minutes
 	$(BIN)/jointdit bench resume-million --write
+
+bench-corpus: setup ## measure the search for near-duplicates with 10 million samples; needs some minutes
+	$(BIN)/jointdit bench near-duplicate-corpus --write
 
 VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CUDA ?=
