@@ -17,6 +17,7 @@ other.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ def near_duplicates(
     order decides. The relation reads the temporary table near_duplicates, which the next call replaces.
 
     Args:
-        connection: A connection from store/joins.py. Its temporary tables named near_... are replaced.
+        connection: A connection from store/joins.py. Its tables named near_... are replaced.
         candidates: A table or view of the connection with the samples that are kept so far: "order" BIGINT, the place in the plan, distinct and from 0 to
             HELD; hash UBIGINT, null for samples that are not compared; row of any type; is_held BOOLEAN, whether an
             earlier decision stands.
@@ -76,7 +77,7 @@ def bands(max_distance: int, blocks: int) -> Iterator[Band]:
 
     Neighbouring bits go to different blocks, because low frequencies alone differ little between similar images.
     """
-    masks = [sum(1 << bit for bit in range(block, BITS, blocks)) for block in range(blocks)]
+    masks = _block_masks(blocks)
     for chosen in itertools.combinations(range(blocks), blocks - max_distance):
         earlier = [masks[block] for block in range(chosen[-1] if chosen else 0) if block not in chosen]
         yield Band(sum(masks[block] for block in chosen), tuple(earlier))
@@ -90,11 +91,16 @@ def choose_blocks(hashes: NDArray[np.int64], max_distance: int, left: int, right
     """
     costs = {}
     for blocks in range(max(1, max_distance), max_distance + MOST_BLOCKS + 1):
-        joins = list(bands(max_distance, blocks))
-        share = (_share(hashes & _signed(joins[0].mask)) + _share(hashes & _signed(joins[-1].mask))) / 2
+        masks, equal = _block_masks(blocks), blocks - max_distance
+        largest, smallest = sum(masks[:equal]), sum(masks[max_distance:])
+        share = (_share(hashes & _signed(largest)) + _share(hashes & _signed(smallest))) / 2
         seconds = SECONDS_PER_JOIN + SECONDS_PER_HASH * (left + right) + SECONDS_PER_CANDIDATE * share * left * right
-        costs[blocks] = len(joins) * seconds
+        costs[blocks] = math.comb(blocks, equal) * seconds
     return min(costs, key=lambda blocks: costs[blocks])
+
+
+def _block_masks(blocks: int) -> list[int]:
+    return [sum(1 << bit for bit in range(block, BITS, blocks)) for block in range(blocks)]
 
 
 def _share(keys: NDArray[np.int64]) -> float:
@@ -109,7 +115,7 @@ def _signed(mask: int) -> int:
 
 
 class _Search:
-    """The tables of one search.
+    """The tables of one search. Those that are read for each band are in the database's file, the others temporary.
 
     near_samples    all samples, with their place in the order of decision
     near_held       of each hash of held samples the first, and the first of another row
@@ -137,7 +143,7 @@ class _Search:
         )
         for table, which, order in (("near_held", "is_held", ""), ("near_new", "not is_held", "order by place")):
             self._run(
-                f"""create or replace temp table {table} as
+                f"""create or replace table {table} as
                 select hash, min(place) as place, arg_min(row, place) as row
                 from near_samples where {which} group by hash {order}"""
             )

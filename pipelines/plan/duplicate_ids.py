@@ -52,14 +52,13 @@ def find_duplicate_ids(files: Sequence[SourceFile], spec_input: InputSpec, limit
     if not with_ids or len(duplicates) >= limit:
         return duplicates[:limit]
     with joins() as connection:
-        connection.begin()  # else each statement would flush the disk
-        connection.execute("create table hashes (hash ubigint)")
+        connection.execute("create temp table hashes (hash ubigint)")
         for ids in _ids_of_all(with_ids, column):
             _insert(connection, f"insert into hashes select {HASH} from batch", ids)
             duplicates += _defaults_in(ids, nameless)
             if len(duplicates) >= limit:
                 return duplicates[:limit]
-        connection.execute("create table doubled as select hash from hashes group by hash having count(*) > 1")
+        connection.execute("create temp table doubled as select hash from hashes group by hash having count(*) > 1")
         if connection.execute("from doubled limit 1").fetchall():
             duplicates += _second_ones(connection, _ids_of_all(with_ids, column), limit)
     return duplicates[:limit]
@@ -67,7 +66,7 @@ def find_duplicate_ids(files: Sequence[SourceFile], spec_input: InputSpec, limit
 
 def _second_ones(connection: duckdb.DuckDBPyConnection, all_ids: Iterator[pa.LargeStringArray], limit: int) -> list[str]:
     """Return up to `limit` ids that occur twice, in the order of their second occurrences."""
-    connection.execute("create table suspects (id varchar, place bigint)")
+    connection.execute("create temp table suspects (id varchar, place bigint)")
     first = 0
     for ids in all_ids:
         places = pa.array(np.arange(first, first + len(ids)))

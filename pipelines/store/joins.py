@@ -45,11 +45,12 @@ def joins(memory: int = MEMORY, threads: int | None = None) -> Iterator[duckdb.D
                 "autoinstall_known_extensions": "false",
                 "autoload_known_extensions": "false",
                 "allow_community_extensions": "false",
+                "allow_extension_repositories": "forbidden",
                 "python_enable_replacements": "false",
             },
         )
         try:
-            connection.execute("set enable_progress_bar = false")
+            connection.execute("set enable_progress_bar = false; set fsync_mode = 'NONE'")
             yield connection
         except duckdb.OutOfMemoryException as error:
             raise PermanentError(
