@@ -67,8 +67,10 @@ bench: setup ## run all benches and write jobs/tools/BENCH.md
 bench-million: setup ## measure a resume with a million committed shards; needs 10 GB and some minutes
 	$(BIN)/jointdit bench resume-million --write
 
-bench-corpus: setup ## measure what must not grow with the corpus, at a million committed shards
+bench-corpus: setup ## measure what follows the commits, the driver and near-duplicates at corpus size; needs 5 GB and an hour
 	$(BIN)/jointdit bench dispatch-corpus --write
+	$(BIN)/jointdit bench publish-corpus --write
+	$(BIN)/jointdit bench near-duplicate-corpus --write
 
 VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CUDA ?=

@@ -45,6 +45,14 @@ BENCHES = {
     "dispatch-corpus": Bench(
         "dispatch", "the same over a million committed shards", "-", 300, in_all=False, function="measure_corpus"
     ),
+    "near-duplicate": Bench("near_duplicates", "seconds and memory of near-duplicates among 100 M samples", "-", 60),
+    "near-duplicate-corpus": Bench(
+        "near_duplicates", "the same by 10 million samples", "-", 400, in_all=False, function="measure_corpus"
+    ),
+    "publish": Bench("publish", "seconds and memory of publishing, gc, diff and status, up to 1 M samples", "-", 240),
+    "publish-corpus": Bench(
+        "publish", "the same with 1, 5 and 25 M samples", "-", 2400, in_all=False, function="measure_corpus"
+    ),
     "driver": Bench("driver", "CPU time and memory of the driver per shard", "-", 60),
     "startup": Bench("startup", "seconds that `jointdit --help` and `plan` take", "python -c pass", 20),
     "forward": Bench(

@@ -32,7 +32,7 @@ def bench(
     if list_:
         for name, entry in BENCHES.items():
             baseline = f", compared with {entry.baseline}" if entry.baseline != "-" else ""
-            say(f"{name:<16}{entry.measures}{baseline}{'' if entry.in_all else '; not part of --all'}")
+            say(f"{name:<24}{entry.measures}{baseline}{'' if entry.in_all else '; not part of --all'}")
         return
     chosen = [name for name, entry in BENCHES.items() if entry.in_all] if all_ else list(names or ())
     if gpu_like:

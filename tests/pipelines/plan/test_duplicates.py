@@ -1,11 +1,10 @@
-"""The search for duplicate ids: spilled to files, and exact despite hash collisions."""
+"""The search for duplicate ids: in bounded memory, and exact despite hash collisions."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,11 +24,9 @@ def write(path: Path, ids: list, **options) -> None:
     pq.write_table(pa.table({"id": ids, "prompt": ["x"] * len(ids)}), path, **options)
 
 
-@pytest.fixture(params=["in memory", "spilled"])
+@pytest.fixture(params=[duplicates.IDS_AT_ONCE, 7])
 def tables(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    if request.param == "spilled":
-        monkeypatch.setattr(duplicates, "IDS_AT_ONCE", 7)
-        monkeypatch.setattr(duplicates, "HASHES_AT_ONCE", 20)
+    monkeypatch.setattr(duplicates, "IDS_AT_ONCE", request.param)
     write(tmp_path / "a.parquet", [f"row {number}" for number in range(100)], row_group_size=30)
     write(tmp_path / "b.parquet", list(range(100)), row_group_size=30)
     lines = [json.dumps({"id": f"line {number}", "prompt": "x"}) for number in range(50)]
@@ -51,10 +48,17 @@ def test_rows_without_a_usable_id_have_their_default_ids(tables: Path) -> None:
     ids = ["row 100", None, " ", "x" * 1001, "d.parquet:3", "row 5"]
     write(tables / "d.parquet", ids)
     assert found_in(tables) == ["d.parquet:3", "row 5"]
+    write(tables / "e.parquet", ["a\0", "a\0", "e.parquet:1"])
+    assert found_in(tables) == ["d.parquet:3", "row 5", "e.parquet:1"]
+
+
+def test_an_id_that_occurs_three_times_is_one_example(tables: Path) -> None:
+    write(tables / "d.parquet", ["new", "row 5", "new", "new", "row 6"])
+    assert found_in(tables) == ["row 5", "new", "row 6"]
 
 
 def test_two_ids_of_one_hash_are_no_duplicate(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates._Hashing, "__call__", lambda self, ids: np.zeros(len(ids), np.uint64))
+    monkeypatch.setattr(duplicates, "HASH", "0")
     assert found_in(tables) == []
     write(tables / "d.parquet", ["row 7"])
     assert found_in(tables) == ["row 7"]
