@@ -18,14 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.dataset.near_duplicates import near_duplicates
 from pipelines.ledger.entries import Commit, Outcome
 from pipelines.ledger.versions import Key, Verdict, is_over_the_set
 from pipelines.quality import Filter, KeepBest, NearDuplicate, decide, load_filters
-from pipelines.quality.near_duplicate import HashIndex
 from pipelines.spec.job import QualitySpec
 from pipelines.store.connections import PARALLEL_REQUESTS
+from pipelines.store.joins import joins
 from pipelines.store.storage import Storage
 
 SAME_IMAGE = ("depth", "prepare", "encode")  # tasks where the samples of a row share its image
@@ -90,7 +92,12 @@ class Decided:
     @property
     def source(self) -> str:
         """The id of its row."""
-        return self.id.rpartition("/")[0]
+        return row_of(self.id)
+
+
+def row_of(sample: str) -> str:
+    """Return the id of the row of a sample."""
+    return sample.rpartition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -234,19 +241,30 @@ def _drop_duplicates(
     standing: Sequence[tuple[str, str]],
     same_image: bool,
 ) -> list[Decided]:
-    index = HashIndex(max_distance)
-    for known, identifier in standing:
-        index.add(int(known, 16), identifier, identifier.rpartition("/")[0])
-    settled = []
-    for sample in decided:
-        phash = facts[sample.key].phash if sample.outcome == "kept" and not sample.since else None
-        if phash is not None:
-            nearest = index.nearest(int(phash, 16), not_of=sample.source if same_image else None)
-            if nearest is None:
-                index.add(int(phash, 16), sample.id, sample.source)
-            else:
-                distance, identifier = nearest
-                reason = f"near_duplicate: {distance} of 64 bits from {identifier}"
-                sample = replace(sample, outcome="rejected", reasons=(reason,))
-        settled.append(sample)
+    first = len(standing)  # the order of the samples that are decided now begins after those that stand
+    new = [
+        (first + place, phash, sample.source)
+        for place, sample in enumerate(decided)
+        if sample.outcome == "kept" and not sample.since and (phash := facts[sample.key].phash) is not None
+    ]
+    if not new:
+        return list(decided)
+    held = [(place, phash, row_of(identifier)) for place, (phash, identifier) in enumerate(standing)]
+    places, hashes, rows = zip(*held, *new, strict=True)
+    candidates = pa.table(
+        {
+            "order": pa.array(places, pa.int64()),
+            "hash": pa.array([int(phash, 16) for phash in hashes], pa.uint64()),
+            "row": pa.array(rows, pa.string()),
+            "is_held": pa.array([place < first for place in places]),
+        }
+    )
+    settled = list(decided)
+    with joins() as connection:
+        connection.register("candidates", candidates)
+        found = near_duplicates(connection, "candidates", max_distance, same_row_is_no_duplicate=same_image).fetchall()
+    for place, distance, nearest in found:
+        identifier = standing[nearest][1] if nearest < first else decided[nearest - first].id
+        reason = f"near_duplicate: {distance} of 64 bits from {identifier}"
+        settled[place - first] = replace(decided[place - first], outcome="rejected", reasons=(reason,))
     return settled

@@ -188,9 +188,9 @@ class _Publication:
 
     def _add(self, old: ShardRows | None, new: ShardRows) -> None:
         """Add a shard to the segment, unless the segment that has it says the same of it."""
-        is_same = old is not None and _content_of(old) == _content_of(new)
+        is_same = old is not None and _content_of(old, self.before.is_old) == _content_of(new, self.before.is_old)
         if is_same:
-            self._seen += len(new.samples)
+            self._seen += len(_counted(new))
             if not self.before.is_old:
                 return
         elif old is not None or len(_counted(new)):
@@ -242,12 +242,13 @@ def _ids_of(shard: ShardRows) -> dict[Outcome, list[str]]:
     return ids_by_outcome(zip(counted["outcome"].to_pylist(), counted["id"].to_pylist(), strict=True))
 
 
-def _content_of(shard: ShardRows) -> list[tuple[object, ...]]:
-    """Return what a version says of a shard's samples: (id, outcome, reasons), and that some do not count."""
-    counts = pc.greater(shard.samples["since"], 0)
-    columns = (shard.samples["id"], counts, shard.samples["outcome"], shard.samples["reasons"])
-    rows = zip(*(column.to_pylist() for column in columns), strict=True)
-    return [(i, outcome, tuple(reasons or ())) if counted else (i,) for i, counted, outcome, reasons in rows]
+def _content_of(shard: ShardRows, counted_alone: bool) -> list[tuple[object, ...]]:
+    """Return what a version says of a shard's samples; `counted_alone`: of those that count, for want of the others."""
+    columns = ("id", "row", "since", "outcome", "reasons")
+    rows = zip(*(shard.samples[name].to_pylist() for name in columns), strict=True)
+    if counted_alone:
+        return [(i, outcome, tuple(reasons or ())) for i, _, since, outcome, reasons in rows if since]
+    return [(i, row, since > 0, outcome, tuple(reasons or ())) for i, row, since, outcome, reasons in rows]
 
 
 def _samples_of(decided: DecidedShard, file_of: Mapping[Outcome, str], number: int) -> pa.Table:

@@ -141,25 +141,27 @@ class Counting(InputVersions):
                 yield CountedSample(judged.entry, judged.sample)
 
     def judge(self, commits: Mapping[str, Commit]) -> Iterator[JudgedSample]:
-        """Yield the committed samples of current files that no later retry replaces, and whether each counts."""
+        """Yield the committed samples of current files, and whether each counts."""
         committed = [e for e in self.planned if e.shard.id in commits and not self.is_superseded(e)]
         names = self._read_ids(committed, commits)
         row_versions = self._row_versions(committed, commits, names)
         for entry in committed:
             for sample in commits[entry.shard.id].samples:
-                if self.makes(entry, sample):
-                    span = entry.shard.spans[sample.span]
+                span = entry.shard.spans[sample.span]
+                if self.is_current(entry, span):
                     row = _id_of_row(names, span, sample)
-                    yield JudgedSample(entry, sample, row, row_versions.get(row) == (span.uri, span.etag))
+                    counts = row_versions.get(row) == (span.uri, span.etag) and self.makes(entry, sample)
+                    yield JudgedSample(entry, sample, row, counts)
 
     def made(self, commits: Mapping[str, Commit]) -> Iterator[JudgedSample]:
-        """Like `judge`, where no two files can have the same row, so that all of them count."""
+        """Like `judge`, where no two files can have the same row, so that only a retry can replace a sample."""
         committed = [e for e in self.planned if e.shard.id in commits and not self.is_superseded(e)]
         names = self._read_ids(committed, commits)
         for entry in committed:
             for sample in commits[entry.shard.id].samples:
-                if self.makes(entry, sample):
-                    yield JudgedSample(entry, sample, _id_of_row(names, entry.shard.spans[sample.span], sample), True)
+                span = entry.shard.spans[sample.span]
+                if self.is_current(entry, span):
+                    yield JudgedSample(entry, sample, _id_of_row(names, span, sample), self.makes(entry, sample))
 
     def row_versions(self, commits: Mapping[str, Commit]) -> dict[str, InputVersion]:
         """Map the row ids of committed shards to the input version whose row counts."""

@@ -7,8 +7,8 @@ A segment holds whole shards. A later segment that lists a shard again replaces 
 another filter rewrites the shards that it changes and nothing else. `version.json` lists the segments of a version,
 oldest first.
 
-A sample counts or does not (ledger/counting.py). One that does not, because a file that was planned later has its row,
-stays in its segment: it counts again once that file is gone.
+A sample counts or does not (ledger/counting.py). One that does not, because a file that was planned later has its row
+or a retry replaced it, stays in its segment: it tells where the row is, and it may count again once that file is gone.
 """
 
 from __future__ import annotations

@@ -55,37 +55,3 @@ def _cosines() -> NDArray[np.float64]:
 
 
 COSINES = _cosines()
-
-
-class HashIndex:
-    """An index of the hashes of kept images that finds near ones without comparing all of them.
-
-    The bits are divided into max_distance + 1 bands. Two hashes that differ in at most max_distance bits agree in at
-    least one band, so only hashes that share a band are compared. Neighbouring bits go to different bands, because low
-    frequencies alone differ little between similar images.
-    """
-
-    def __init__(self, max_distance: int) -> None:
-        self.max_distance = max_distance
-        bands = max_distance + 1
-        self._masks = [sum(1 << bit for bit in range(band, BITS, bands)) for band in range(bands)]
-        self._buckets: list[dict[int, list[tuple[int, str, str]]]] = [{} for _ in self._masks]
-
-    def add(self, value: int, identifier: str, row: str) -> None:
-        """Add the hash of a kept sample, with its id and its row's id."""
-        for mask, buckets in zip(self._masks, self._buckets, strict=True):
-            buckets.setdefault(value & mask, []).append((value, identifier, row))
-
-    def nearest(self, value: int, not_of: str | None = None) -> tuple[int, str] | None:
-        """Return (distance in bits, id) of the nearest hash within max_distance, or None. Ties are deterministic.
-
-        Samples of the row `not_of` are ignored.
-        """
-        best: tuple[int, str] | None = None
-        limit = self.max_distance + 1
-        for mask, buckets in zip(self._masks, self._buckets, strict=True):
-            for other, identifier, row in buckets.get(value & mask, ()):
-                distance = (value ^ other).bit_count()
-                if distance < limit and row != not_of:
-                    best, limit = (distance, identifier), distance
-        return best
