@@ -50,9 +50,9 @@ def near_duplicates(
 
     Args:
         connection: A connection from store/joins.py. Its tables named near_... are replaced.
-        candidates: A table or view of the connection with the samples that are kept so far: "order" BIGINT, the place in the plan, distinct and from 0 to
-            HELD; hash UBIGINT, null for samples that are not compared; row of any type; is_held BOOLEAN, whether an
-            earlier decision stands.
+        candidates: A table, view or table function of the connection with the samples that are kept so far: "order"
+            BIGINT, the place in the plan, distinct, at least 0 and less than HELD; hash UBIGINT, null for samples that
+            are not compared; row of any type; is_held BOOLEAN, whether an earlier decision stands.
         max_distance: Bits that may differ between duplicates.
         same_row_is_no_duplicate: Whether samples of equal `row` are not compared.
     """
@@ -190,8 +190,12 @@ class _Search:
         )
         self._run("create or replace temp table near_rejected_hashes as select distinct hash from near_rejected")
         self._run("create or replace temp view near_kept as from near_held union all by name from near_new")
-        self._run("create or replace temp table near_found as select hash, 0 as distance, place, row from near_held limit 0")
-        for matches in self._matches("near_rejected_hashes", "near_kept", "a.hash, b.place, b.row", of_other_rows=False):
+        self._run(
+            "create or replace temp table near_found as select hash, 0 as distance, place, row from near_held limit 0"
+        )
+        for matches in self._matches(
+            "near_rejected_hashes", "near_kept", "a.hash, b.place, b.row", of_other_rows=False
+        ):
             self._run(f"insert into near_found by name select hash, distance, place, row from {matches}")
         # For a sample, the first within a distance that is of another row is one of the first two of different rows.
         self._run(
@@ -245,7 +249,7 @@ class _Search:
         self._connection.unregister("near_later")
 
     def _matches(self, left: str, right: str, columns: str, of_other_rows: bool = True) -> Iterator[str]:
-        """Yield, for each band, SQL for `columns` and `distance` of the pairs of `left` a and `right` b, to go after FROM.
+        """Yield SQL to go after FROM for each band: `columns` and `distance` of the pairs of `left` a and `right` b.
 
         It ends in a WHERE. The LIMIT, which is never reached, keeps these conditions out of the join itself, where
         DuckDB would apply them to few pairs at a time: that takes twice the time.

@@ -39,9 +39,9 @@ BENCHES = {
     "resume-million": Bench(
         "resume", "the same for a million shards", "a roll-up", 240, in_all=False, function="measure_million"
     ),
-    "near-duplicate": Bench("near_duplicates", "seconds and memory of near-duplicates among 100 M samples", "-", 60),
+    "near-duplicate": Bench("near_duplicates", "seconds and memory of the search for near-duplicates", "-", 60),
     "near-duplicate-corpus": Bench(
-        "near_duplicates", "the same by 10 million samples", "-", 400, in_all=False, function="measure_corpus"
+        "near_duplicates", "the same with 10 million samples", "-", 400, in_all=False, function="measure_corpus"
     ),
     "driver": Bench("driver", "CPU time and memory of the driver per shard", "-", 60),
     "startup": Bench("startup", "seconds that `jointdit --help` and `plan` take", "python -c pass", 20),
