@@ -50,9 +50,9 @@ def near_duplicates(
 
     Args:
         connection: A connection from store/joins.py. Its tables named near_... are replaced.
-        candidates: A table or view of the connection with the samples that are kept so far: "order" BIGINT, the place in the plan, distinct and from 0 to
-            HELD; hash UBIGINT, null for samples that are not compared; row of any type; is_held BOOLEAN, whether an
-            earlier decision stands.
+        candidates: A table, view or table function of the connection with the samples that are kept so far: "order"
+            BIGINT, the place in the plan, distinct, at least 0 and less than HELD; hash UBIGINT, null for samples that
+            are not compared; row of any type; is_held BOOLEAN, whether an earlier decision stands.
         max_distance: Bits that may differ between duplicates.
         same_row_is_no_duplicate: Whether samples of equal `row` are not compared.
     """
@@ -249,7 +249,7 @@ class _Search:
         self._connection.unregister("near_later")
 
     def _matches(self, left: str, right: str, columns: str, of_other_rows: bool = True) -> Iterator[str]:
-        """Yield, for each band, SQL for `columns` and `distance` of the pairs of `left` a and `right` b, to go after FROM.
+        """Yield SQL to go after FROM for each band: `columns` and `distance` of the pairs of `left` a and `right` b.
 
         It ends in a WHERE. The LIMIT, which is never reached, keeps these conditions out of the join itself, where
         DuckDB would apply them to few pairs at a time: that takes twice the time.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipelines.spec.job import InputSpec
 
 IDS_AT_ONCE = 1 << 16
+MEMORY = 1 << 28  # bytes for DuckDB; more is not faster
 HASH = "hash(id)"
 NUMBERED = r":\d+$"  # matches ids that could be the default id of another file
 
@@ -51,7 +52,7 @@ def find_duplicate_ids(files: Sequence[SourceFile], spec_input: InputSpec, limit
         nameless.add(file.relative_path)
     if not with_ids or len(duplicates) >= limit:
         return duplicates[:limit]
-    with joins() as connection:
+    with joins(MEMORY) as connection:
         connection.execute("create temp table hashes (hash ubigint)")
         for ids in _ids_of_all(with_ids, column):
             _insert(connection, f"insert into hashes select {HASH} from batch", ids)

@@ -1,7 +1,7 @@
 """Joins over whole datasets in bounded memory, with DuckDB.
 
-A database lives as long as its `with` block. Tables, sorts and hash tables beyond the memory limit are spilled to a temporary folder, which is removed at the end.
-Extensions are neither installed nor loaded, so DuckDB itself never uses the network.
+A database lives as long as its `with` block. Tables, sorts and hash tables beyond the memory limit are in a temporary
+folder, which is removed at the end. Extensions are neither installed nor loaded, so DuckDB never uses the network.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def joins(memory: int = MEMORY, threads: int | None = None) -> Iterator[duckdb.D
             yield connection
         except duckdb.OutOfMemoryException as error:
             raise PermanentError(
-                f"joining the dataset needs more than {memory / 1e9:.1f} GB of memory, or more room in {folder}: make "
+                f"joining the dataset needs more than {memory >> 20} MB of memory, or more room in {folder}: make "
                 "room, or set TMPDIR to a larger disk."
             ) from error
         finally:

@@ -1,4 +1,4 @@
-"""Seconds and memory of the search for near-duplicates, extrapolated to 100 million samples.
+"""Seconds of the search for near-duplicates, extrapolated to 100 million samples, and its peak memory.
 
 A fresh process searches a Parquet file of hashes and reports its time and peak memory. The hashes are drawn, because no
 data set of this size is at hand: images of a theme share some low frequencies, some images are near copies of others,
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from jobs.tools.bench.frame import Line, Reach, Settings, Spread, slope
 from jobs.tools.bench.local_runs import call_in_process, peak_bytes
 from pipelines.dataset.near_duplicates import near_duplicates
-from pipelines.store.joins import joins
+from pipelines.store.joins import MEMORY, joins
 
 GOAL = 100_000_000  # samples to extrapolate to
 SIZES = (250_000, 500_000, 1_000_000)
-CORPUS_SIZES = (2_500_000, 5_000_000, 10_000_000)
-AT_ONCE = 1_000_000  # hashes that are drawn at once
+CORPUS_SIZES = (5_000_000, 10_000_000)
+AT_ONCE = 100_000  # hashes that are drawn at once; few, because a process inherits the peak memory of its parent
 THEMES, DENSE_THEMES = 1000, 20
 COPIES, DENSE = 0.1, 0.01  # shares of near copies, and of images of dense themes
 FLIPPED = 0.03  # share of the bits by which copies and images of dense themes differ from their origin
@@ -56,24 +56,20 @@ def _series(settings: Settings, sizes: Sequence[int], new: float, name: str) -> 
         count = size // 100 if settings.quick else size
         answers[count] = _search(settings.folder, count, 4, new)
     seconds = {float(count): answer["seconds"] for count, answer in answers.items()}
-    memory = {float(count): answer["bytes"] / MEGABYTE for count, answer in answers.items()}
     per_sample, start = slope(seconds)
-    growth, bottom = slope(memory)
     took = ", ".join(f"{count / 1e6:g} M {value:.1f} s" for count, value in seconds.items())
-    needed = ", ".join(f"{count / 1e6:g} M {value:.0f} MB" for count, value in memory.items())
+    needed = ", ".join(f"{count / 1e6:g} M {answer['bytes'] / MEGABYTE:.0f} MB" for count, answer in answers.items())
     largest = max(answers)
-    at_goal = Spread.of([start + per_sample * GOAL])
-    what = f"{name}, by {largest / 1e6:g} M"
+    work = _work(answers[largest])
     notes = (f"measured {took}: {per_sample * 1e6:.1f} µs per sample; max_distance 4",)
-    last = Spread.of([seconds[largest]])
-    yield Line(
-        f"{what}: time at 100 M", "s", last, at_goal, None, Reach("at most", 3600), _work(answers[largest]), notes
+    last, at_goal = Spread.of([seconds[largest]]), Spread.of([start + per_sample * GOAL])
+    what = f"{largest / 1e6:g} M samples, {name}"
+    yield Line(f"{what}; figure: at 100 M", "s", last, at_goal, None, Reach("at most", 3600), work, notes)
+    notes = (
+        f"measured {needed}: it grows until DuckDB's limit of {MEMORY / MEGABYTE:.0f} MB, then tables are spilled",
     )
-    at_goal, last = Spread.of([bottom + growth * GOAL]), Spread.of([memory[largest]])
-    notes = (f"measured {needed}: {growth * MEGABYTE:.1f} bytes per sample",)
-    yield Line(
-        f"{what}: memory at 100 M", "MB", last, at_goal, None, Reach("at most", 2000), _work(answers[largest]), notes
-    )
+    peak = Spread.of([answers[largest]["bytes"] / MEGABYTE])
+    yield Line(f"{what}: peak memory", "MB", peak, peak, None, Reach("at most", 2000), work, notes)
 
 
 def _work(answer: dict[str, float]) -> dict[str, int]:

@@ -81,6 +81,31 @@ def test_it_finds_what_comparing_all_samples_finds(
         assert found == expected, seed
 
 
+@pytest.mark.parametrize("same_row_is_no_duplicate", [False, True])
+def test_a_hash_that_many_samples_share_makes_few_pairs(connection, same_row_is_no_duplicate: bool) -> None:
+    count = 200_000
+    order = np.arange(count)
+    hashes = np.where(order % 2, 7, 8).astype(np.uint64)
+    samples = pa.table({"order": order, "hash": hashes, "row": order, "is_held": np.zeros(count, bool)})
+    found = search(connection, samples, 4, same_row_is_no_duplicate=same_row_is_no_duplicate)
+    assert found == [(number, 4 * (number % 2), 0) for number in range(1, count)]
+    assert connection.execute("select count(*) from near_pairs").fetchall() == [(1,)]
+
+
+def test_samples_without_a_hash_are_not_compared(connection) -> None:
+    hashes = pa.array([None, 5, None, 5], pa.uint64())
+    samples = pa.table(
+        {"order": range(4), "hash": hashes, "row": ["a", "b", "c", "d"], "is_held": [True] + [False] * 3}
+    )
+    assert search(connection, samples, 0, same_row_is_no_duplicate=True) == [(3, 0, 1)]
+
+
+def test_nothing_new_is_nothing_rejected(connection) -> None:
+    assert search(connection, table([]), 4, same_row_is_no_duplicate=False) == []
+    held = table([(order, 5, order, True) for order in range(3)])
+    assert search(connection, held, 4, same_row_is_no_duplicate=True) == []
+
+
 @pytest.mark.parametrize(("max_distance", "blocks"), [(0, 1), (1, 1), (3, 3), (3, 5), (4, 6), (10, 12)])
 def test_each_pair_belongs_to_one_band(max_distance: int, blocks: int) -> None:
     random = np.random.default_rng(blocks)

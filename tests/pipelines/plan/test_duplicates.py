@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -72,3 +73,10 @@ def test_a_column_that_is_damaged_in_the_middle_is_read_as_rows_are(tables: Path
     path.write_bytes(data)
     write(tables / "d.parquet", ["row 3", "row 40", "a.parquet:40", "row 70"])
     assert found_in(tables) == ["row 3", "a.parquet:40", "row 70"]
+
+
+def test_ids_whose_hashes_exceed_the_memory_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "MEMORY", 64 << 20)
+    write(tmp_path / "a.parquet", pa.array(np.arange(3_000_000)))
+    write(tmp_path / "b.parquet", ["a", "2999999", "b", "7"])
+    assert found_in(tmp_path) == ["2999999", "7"]

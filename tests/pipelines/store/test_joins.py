@@ -37,9 +37,9 @@ def test_the_folder_is_removed_after_an_error(folder: Path) -> None:
 
 
 def test_a_lack_of_memory_is_one_sentence() -> None:
-    with pytest.raises(PermanentError, match=r"^joining the dataset needs more than .* larger disk\.$"):
-        with joins(memory=16 * MEGABYTE, threads=1) as connection:
-            connection.execute("select list(range) from range(10_000_000)").fetchall()
+    sentence = r"^joining the dataset needs more than .* larger disk\.$"
+    with pytest.raises(PermanentError, match=sentence), joins(memory=16 * MEGABYTE, threads=1) as connection:
+        connection.execute("select list(range) from range(10_000_000)").fetchall()
 
 
 def test_extensions_are_not_fetched() -> None:
