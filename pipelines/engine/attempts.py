@@ -68,6 +68,7 @@ class Attempt:
     failed: float | None = None  # when a step failed while others of its chain had no result
     has_input: bool = False  # whether it was read
     done: int = 0  # parts generated
+    generated: float = 0.0  # samples, as many as the parts that are generated are of all
     samples: int = field(init=False)  # of the shard
 
     def __post_init__(self) -> None:
@@ -140,7 +141,7 @@ class Attempt:
         has_moved = has_input > self.has_input or done > self.done
         self.has_input, self.done = has_input, done
         if has_moved:
-            self.moved = now
+            self.moved, self.generated = now, self.samples * done / len(self.parts)
         return has_moved
 
 

@@ -2,7 +2,7 @@
 
 A shard holds its source rows and its parts from read to finish, and the results of the model until finish. Before any
 shard has been read, its size is the most that the read task keeps (stages/read.py). After that it is the largest number
-of bytes per sample among the last REMEMBERED shards.
+of bytes per sample among the last REMEMBERED ones.
 
 The budget never stops a run: a shard is always started while no other one is in flight (flow.py).
 """
@@ -19,7 +19,7 @@ from pipelines.stages.read import HELD_BYTES
 
 STORE_SHARE = 0.6  # of the object stores of all nodes; shards are not spread evenly over nodes
 UNKNOWN_STORE = 16e9  # bytes, where Ray does not tell the size of its object stores
-REMEMBERED = 64  # shards
+REMEMBERED = 64  # shards that were read; parts that were generated
 INPUT_BYTES, OUTPUT_BYTES = 7, 7  # per pixel at the model's size: uint8 rgb and float32 disparity, in and out
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class BytesInFlight:
         self._pixels = pixels
         self._read: deque[float] = deque(maxlen=REMEMBERED)  # bytes per sample
         self._generated: deque[float] = deque(maxlen=REMEMBERED)
+        self._most_read = 0.0  # of those that are remembered
+        self._most_generated = float(OUTPUT_BYTES * pixels)
         self._has_warned = False
         self.follow(store_bytes)
 
@@ -45,15 +47,10 @@ class BytesInFlight:
 
     def estimate(self, entry: PlannedShard) -> int:
         """Return the bytes that a shard will hold."""
+        samples = entry.samples
         if self._read:
-            read = max(self._read) * entry.samples
-        else:
-            read = self._source_bytes + INPUT_BYTES * self._pixels * entry.samples
-        return math.ceil(read + self._output_bytes(entry))
-
-    def _output_bytes(self, entry: PlannedShard) -> float:
-        per_sample = max(self._generated) if self._generated else float(OUTPUT_BYTES * self._pixels)
-        return per_sample * entry.samples
+            return math.ceil((self._most_read + self._most_generated) * samples)
+        return math.ceil(self._source_bytes + (INPUT_BYTES * self._pixels + self._most_generated) * samples)
 
     def has_room(self, entry: PlannedShard, chosen: int = 0) -> bool:
         """Return whether the budget has room for a shard, beside `chosen` bytes of shards that are about to start."""
@@ -72,7 +69,8 @@ class BytesInFlight:
     def note_read(self, entry: PlannedShard, taken: int, read: int) -> int:
         """Note the bytes that a shard's read returned; return the bytes that it holds in place of `taken`."""
         self._read.append(read / max(1, entry.samples))
-        known = math.ceil(read + self._output_bytes(entry))
+        self._most_read = max(self._read)
+        known = math.ceil(read + self._most_generated * entry.samples)
         self.held += known - taken
         return known
 
@@ -80,6 +78,7 @@ class BytesInFlight:
         """Note the bytes of the results of a part."""
         if samples:
             self._generated.append(generated / samples)
+            self._most_generated = max(self._generated)
 
     def warn(self, entry: PlannedShard) -> None:
         """Say once that the budget keeps a worker idle."""

@@ -65,6 +65,13 @@ class Flow:
         """The attempts at one shard that are not superseded."""
         return list(self._live.get(shard, ()))
 
+    def samples_generated(self) -> float:
+        """The samples that are generated and not committed; of a shard with two attempts, those of the faster one."""
+        total = 0.0
+        for attempts in self._live.values():
+            total += attempts[0].generated if len(attempts) == 1 else max(each.generated for each in attempts)
+        return total
+
     @property
     def shards_in_flight(self) -> int:
         """How many shards have an attempt."""

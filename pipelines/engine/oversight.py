@@ -59,16 +59,8 @@ class Oversight:
                 self._check_stalled(worker, queue)
         self._renew_finishes(now)
         self._start_stragglers_again()
-        self._show()
+        self.flow.progress.show(self.flow.samples_generated())
         self.export_metrics()
-
-    def _show(self) -> None:
-        """Show the progress, with the generated share of each shard in flight."""
-        shares: dict[str, float] = {}
-        for attempt in self.flow.live():
-            share = attempt.samples * attempt.done / len(attempt.parts)
-            shares[attempt.shard] = max(share, shares.get(attempt.shard, 0.0))
-        self.flow.progress.show(sum(shares.values()))
 
     def export_metrics(self) -> None:
         """Export the state of the run to Prometheus."""
@@ -133,9 +125,9 @@ class Oversight:
 
     def _renew_finishes(self, now: float) -> None:
         """Retry a finish that did not end itself at its deadlines: its machine is frozen or unreachable."""
+        before = now - ABANDONED_AFTER * self.stall_seconds
         for attempt in self.flow.live():
-            is_finishing = attempt.phase is Phase.SUBMITTED and attempt.is_generated
-            if is_finishing and now - attempt.moved > ABANDONED_AFTER * self.stall_seconds:
+            if attempt.moved < before and attempt.phase is Phase.SUBMITTED and attempt.is_generated:
                 error = TimeoutError(f"it did not end within {now - attempt.moved:.0f} seconds")
                 delay = self.flow.budgets.charge(attempt.entry, Fault("finish", "timeout", error))
                 self.flow.wait_to_finish(attempt, delay)
@@ -153,9 +145,11 @@ class Oversight:
             return
         now = self.flow.now()
         for attempt in list(self.flow.live()):
+            if not self.pace.is_late(attempt, now):
+                continue
             isolated = attempt.isolation.suspects or attempt.phase is Phase.SEARCHING
-            is_single = len(self.flow.live_of(attempt.shard)) == 1 and self.flow.has_room(attempt.entry)
-            if idle and is_single and not isolated and self.pace.is_late(attempt, now):
+            is_single = len(self.flow.live_of(attempt.shard)) == 1
+            if idle and is_single and not isolated and self.flow.has_room(attempt.entry):
                 worker = idle.pop()
                 self.flow.progress.retried("straggler")
                 logger.warning("shard %s is late and is started again on worker %d", attempt.shard, worker.number)
@@ -173,7 +167,7 @@ class Pace:
     def committed(self, attempt: Attempt, now: float) -> None:
         """Record the time of a committed shard."""
         if attempt.began is not None:
-            self._seconds_per_sample.append((now - attempt.began) / attempt.entry.samples)
+            self._seconds_per_sample.append((now - attempt.began) / attempt.samples)
             self._median = None
 
     def is_late(self, attempt: Attempt, now: float) -> bool:
@@ -182,5 +176,5 @@ class Pace:
             return False
         if self._median is None:
             self._median = statistics.median(self._seconds_per_sample)
-        usual = self._median * attempt.entry.samples
+        usual = self._median * attempt.samples
         return now - attempt.began > max(self.least_seconds, self.factor * usual)

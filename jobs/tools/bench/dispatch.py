@@ -40,7 +40,7 @@ FILE_SHARDS = 1000  # planned shards in an input file
 PLAN_SHARDS = 100_000  # in a plan file
 SIZES = (1_000, 100_000)  # committed shards
 CORPUS_SIZES = (1_000, 100_000, 1_000_000)
-WORKERS, SHARDS = 1_000, 5_000
+WORKERS, SHARDS = 1_000, 3_000
 REPEATS = 3
 
 

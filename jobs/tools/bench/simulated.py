@@ -112,7 +112,7 @@ class World:
     seed: int = 7
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Reference:
     """An object in the cluster."""
 
@@ -126,7 +126,7 @@ class Reference:
     result: Result | None = None  # by which the driver watches it
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Actor:
     """A worker."""
 
