@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
 import typer
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
@@ -18,7 +19,9 @@ from PIL import Image, ImageEnhance
 from jobs.report import say
 from jointdit.scenes import render_scene
 from jointdit.scenes.sampling import HELD_OUT_SEED
-from pipelines.quality.near_duplicate import HashIndex, NearDuplicate, perceptual_hash
+from pipelines.dataset.near_duplicates import near_duplicates
+from pipelines.quality.near_duplicate import NearDuplicate, perceptual_hash
+from pipelines.store.joins import joins
 
 FIRST_SEED = HELD_OUT_SEED + 2_000_000  # scenes outside training and evaluation
 DISTANCES = (0, 2, 4, 6, 8, 10)
@@ -82,13 +85,12 @@ def hash_of(image: NDArray[np.uint8]) -> int:
 
 def dropped(hashes: list[int], distance: int) -> int:
     """Return how many images near_duplicate drops, in this order."""
-    index, number = HashIndex(distance), 0
-    for position, value in enumerate(hashes):
-        if index.nearest(value) is None:
-            index.add(value, str(position), str(position))
-        else:
-            number += 1
-    return number
+    order = pa.array(range(len(hashes)), pa.int64())
+    is_held = pa.array([False] * len(hashes))
+    columns = {"order": order, "hash": pa.array(hashes, pa.uint64()), "row": order, "is_held": is_held}
+    with joins() as connection:
+        connection.register("samples", pa.table(columns))
+        return len(near_duplicates(connection, "samples", distance, same_row_is_no_duplicate=False))
 
 
 if __name__ == "__main__":
