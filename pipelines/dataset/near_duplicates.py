@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pipelines.quality.near_duplicate import BITS
 
 MOST_PAIRS = 1 << 25  # pairs of new samples that are sorted at once
-MOST_BLOCKS = 6  # blocks of a join
+MOST_EQUAL_BLOCKS = 6  # of one join
 SAMPLED = 1 << 16  # hashes that the number of blocks is estimated from
 SECONDS_PER_JOIN, SECONDS_PER_HASH, SECONDS_PER_CANDIDATE = 4e-3, 1e-7, 3e-8  # of CPU time, measured
 HELD = 1 << 40  # more than any order; the place of a held sample is its order minus this
@@ -46,7 +46,7 @@ def near_duplicates(
     """Return the new samples that resemble a kept one: "order" BIGINT, distance TINYINT in bits, nearest BIGINT.
 
     `nearest` is the order of the kept sample with the smallest distance; of several, held ones go first, then the
-    order decides. The relation reads the temporary table near_duplicates, which the next call replaces.
+    order decides. The relation reads the table near_duplicates, which the next call replaces.
 
     Args:
         connection: A connection from store/joins.py. Its tables named near_... are replaced.
@@ -87,10 +87,13 @@ def choose_blocks(hashes: NDArray[np.int64], max_distance: int, left: int, right
     """Return the number of blocks with the least estimated time to compare `left` hashes with `right` ones.
 
     Args:
-        hashes: A sample of them (n).
+        hashes: A sample of the hashes (n).
+        max_distance: Bits that may differ between duplicates.
+        left: Number of hashes on one side.
+        right: Number of hashes on the other side.
     """
     costs = {}
-    for blocks in range(max(1, max_distance), max_distance + MOST_BLOCKS + 1):
+    for blocks in range(max(1, max_distance), max_distance + MOST_EQUAL_BLOCKS + 1):
         masks, equal = _block_masks(blocks), blocks - max_distance
         largest, smallest = sum(masks[:equal]), sum(masks[max_distance:])
         share = (_share(hashes & _signed(largest)) + _share(hashes & _signed(smallest))) / 2

@@ -52,7 +52,9 @@ def joins(memory: int = MEMORY, threads: int | None = None) -> Iterator[duckdb.D
         try:
             connection.execute("set enable_progress_bar = false; set fsync_mode = 'NONE'")
             yield connection
-        except duckdb.OutOfMemoryException as error:
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            if isinstance(error, duckdb.IOException) and folder not in str(error):
+                raise  # of a file that the caller reads or writes
             raise PermanentError(
                 f"joining the dataset needs more than {memory >> 20} MB of memory, or more room in {folder}: make "
                 "room, or set TMPDIR to a larger disk."

@@ -85,12 +85,12 @@ def hash_of(image: NDArray[np.uint8]) -> int:
 
 def dropped(hashes: list[int], distance: int) -> int:
     """Return how many images near_duplicate drops, in this order."""
-    places = pa.array(range(len(hashes)), pa.int64())
-    held = pa.array([False] * len(hashes))
-    candidates = {"order": places, "hash": pa.array(hashes, pa.uint64()), "row": places, "is_held": held}
+    order = pa.array(range(len(hashes)), pa.int64())
+    is_held = pa.array([False] * len(hashes))
+    columns = {"order": order, "hash": pa.array(hashes, pa.uint64()), "row": order, "is_held": is_held}
     with joins() as connection:
-        connection.register("candidates", pa.table(candidates))
-        return len(near_duplicates(connection, "candidates", distance, same_row_is_no_duplicate=False).fetchall())
+        connection.register("samples", pa.table(columns))
+        return len(near_duplicates(connection, "samples", distance, same_row_is_no_duplicate=False))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 from jobs.tools.bench import BENCHES, finish
 from jobs.tools.bench.frame import Settings, check_same_work
+from jobs.tools.bench.near_duplicates import _write_samples, search_here
 from jobs.tools.bench.plan import KINDS, _write_rows, plan_here
 from jobs.tools.bench.resume import PENDING, _write_job, read_pending
 from jobs.tools.bench.running import run
@@ -28,6 +29,10 @@ ENGINE = (
     "dispatch",
     "dispatch-corpus",
     "driver",
+    "near-duplicate",
+    "near-duplicate-corpus",
+    "publish",
+    "publish-corpus",
 )
 
 
@@ -56,6 +61,16 @@ def test_a_plan_has_all_rows(tmp_path, kind):
     answer = plan_here(kind, tmp_path)
     assert (answer["rows"], answer["shards"]) == (2500, 0 if kind == "ids" else 10)
     assert answer["seconds"] > 0
+
+
+def test_near_duplicates_are_sought_among_new_samples(tmp_path):
+    _write_samples(tmp_path / "all.parquet", 3000, 1.0)
+    _write_samples(tmp_path / "some.parquet", 3000, 0.1)
+    everything, some = search_here(tmp_path / "all.parquet", 4), search_here(tmp_path / "some.parquet", 4)
+    assert everything["samples"] == some["samples"] == 3000
+    assert 200 < everything["rejected"] < 400  # about one in ten is a copy
+    assert 0 < some["rejected"] < 60
+    assert everything["seconds"] > 0
 
 
 def test_pending_shards_are_the_same_with_a_roll_up(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 from pathlib import Path
 
@@ -40,6 +41,21 @@ def test_a_lack_of_memory_is_one_sentence() -> None:
     sentence = r"^joining the dataset needs more than .* larger disk\.$"
     with pytest.raises(PermanentError, match=sentence), joins(memory=16 * MEGABYTE, threads=1) as connection:
         connection.execute("select list(range) from range(10_000_000)").fetchall()
+
+
+def test_a_lack_of_room_is_the_same_sentence(folder: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * MEGABYTE, limits[1]))
+    try:
+        with pytest.raises(PermanentError, match=f"more room in {folder}.* larger disk"), joins() as connection:
+            connection.execute("create table numbers as select hash(range) as number from range(2_000_000)")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_missing_file_is_not_a_lack_of_room(folder: Path) -> None:
+    with pytest.raises(duckdb.IOException, match=r"missing\.parquet"), joins() as connection:
+        connection.execute(f"from read_parquet('{folder}/missing.parquet')")
 
 
 def test_extensions_are_not_fetched() -> None:
