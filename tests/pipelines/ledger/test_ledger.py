@@ -156,6 +156,7 @@ OPENED_WITHOUT_ITS_JOB = {
     "pipelines/ledger/ledger.py": "open_output itself",
     "pipelines/dataset/validation/validate.py": "reads",
     "pipelines/dataset/diff.py": "reads",
+    "pipelines/dataset/files.py": "reads",
     "pipelines/dataset/status.py": "reads",
     "pipelines/run/preview.py": "the preview, which writes nothing",
     "pipelines/dataset/garbage.py": "deletes, and writes nothing that must be created once",
