@@ -32,12 +32,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jointdit.errors import PermanentError, StoreError
-from pipelines.dataset.before import Before
-from pipelines.dataset.changes import Changes, find_changes
-from pipelines.dataset.decide import DecidedShard, Undecided, decide_shards
+from pipelines.dataset.decide import DecidedShard, decide_shards
 from pipelines.dataset.decisions import Criteria, Decided
 from pipelines.dataset.merging import merged
 from pipelines.dataset.tables import PublishAttempt, ShardTables, ids_by_outcome
+from pipelines.ledger.before import Before
+from pipelines.ledger.changes import Changes
+from pipelines.ledger.counted import Uncovered
 from pipelines.ledger.entries import OUTCOMES, Outcome, new_token, now
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.names import version_object
@@ -61,7 +62,7 @@ class Decision:
     is_refilter: bool = False  # whether this version sets the criteria
 
 
-Decide = Callable[[Undecided], Decision]
+Decide = Callable[[Uncovered], Decision]
 
 
 def publish(storage: Storage, ledger: Ledger, spec: JobSpec) -> tuple[Version, bool]:
@@ -73,7 +74,7 @@ def publish(storage: Storage, ledger: Ledger, spec: JobSpec) -> tuple[Version, b
     return publish_decision(storage, ledger, partial(decide_run, spec))
 
 
-def decide_run(spec: JobSpec, work: Undecided) -> Decision:
+def decide_run(spec: JobSpec, work: Uncovered) -> Decision:
     """Decide the version of a run: decisions of the latest version stand, samples that it lacks are decided now."""
     latest = work.before.latest
     spec = spec_in_force(spec, latest)
@@ -120,15 +121,13 @@ def publish_decision(storage: Storage, ledger: Ledger, decide: Decide) -> tuple[
 
 def _next_version(storage: Storage, ledger: Ledger, latest: Version | None, decide: Decide) -> tuple[Version, bool]:
     """Write the objects of the next version. Returns (next version, True), or (latest, False) if nothing changed."""
-    before = Before(storage, latest)
-    has_segments = latest is not None and latest.has_segments
-    changes = find_changes(ledger, before.covered, latest.plans if latest and has_segments else ())
-    if not changes.plans:
+    work = Uncovered.since(ledger, latest)
+    if not work.changes.plans:
         raise PermanentError(f"{storage.uri} has no plan: there is nothing to publish.")
     attempt = PublishAttempt(latest.number + 1 if latest else 1, new_token())
-    decision = decide(Undecided(storage, ledger, before, changes, attempt.number))
+    decision = decide(work)
     writer = SegmentWriter(storage, attempt.number, attempt.token, decision.criteria.max_distance is not None)
-    publication = _Publication(storage, attempt, before, writer, decision)
+    publication = _Publication(storage, attempt, work.before, writer, decision)
     publication.write()
     has_criteria = latest is not None and latest.criteria == decision.criteria.to_json()
     if latest is not None and not publication.has_changed and (has_criteria or not decision.is_refilter):
@@ -136,7 +135,7 @@ def _next_version(storage: Storage, ledger: Ledger, latest: Version | None, deci
             for path in segment.paths:
                 storage.delete(path)
         return latest, False
-    return publication.version(changes), True
+    return publication.version(work.changes), True
 
 
 class _Publication:

@@ -19,17 +19,13 @@ from pathlib import Path
 
 from jointdit.errors import PermanentError, SpecError
 from pipelines.dataset import about
-from pipelines.dataset.before import Before
-from pipelines.dataset.changes import SHARDS_AT_ONCE
 from pipelines.dataset.decide import (
     DecidedShard,
-    Undecided,
     decisions_in,
     decisions_of,
-    entries_of,
     hashes_in,
-    shared_shards,
     tables_of,
+    with_standing,
 )
 from pipelines.dataset.decisions import (
     Criteria,
@@ -43,6 +39,9 @@ from pipelines.dataset.decisions import (
     standing_among,
 )
 from pipelines.dataset.publish import Decision, publish_decision
+from pipelines.ledger.before import Before
+from pipelines.ledger.changes import SHARDS_AT_ONCE
+from pipelines.ledger.counted import Uncovered, all_counted_shards, entries_of
 from pipelines.ledger.ledger import Ledger, open_output
 from pipelines.ledger.versions import Key, Version, read_version, require_latest, version_numbers
 from pipelines.spec.file import apply_overrides
@@ -119,24 +118,24 @@ class _Refilter:
     def __init__(self, overrides: Sequence[str], spec_file: Path | None) -> None:
         self.overrides, self.spec_file = overrides, spec_file
 
-    def decide(self, work: Undecided) -> Decision:
+    def decide(self, work: Uncovered) -> Decision:
         """Decide all samples by their stored scores and the criteria of the latest version with overrides on top."""
         latest = work.before.latest
         assert latest is not None, "versions are never deleted"
         spec = criteria_spec(latest, self.overrides, self.spec_file)
         criteria = Criteria.of(spec.quality)
-        shards = {shard.entry.shard.id: shard for shard in shared_shards(work)}
+        shards = {shard.entry.shard.id: shard for shard in with_standing(work, all_counted_shards(work))}
         samples = _all_samples(work, shards)
-        facts = read_facts(work.storage, _tables(work, shards), criteria)
+        facts = read_facts(work.ledger.storage, _tables(work, shards), criteria)
         decided = by_scores((sample for _, sample in samples), criteria.filters, facts)
-        _refuse_lacking(work.storage, missing_scores(decided, criteria, facts))
-        decided = _with_earlier(work.storage, criteria, decided)
+        _refuse_lacking(work.ledger.storage, missing_scores(decided, criteria, facts))
+        decided = _with_earlier(work.ledger.storage, criteria, decided)
         settled = settle(decided, criteria, facts, standing_among(decided, facts), spec.task)
         return Decision(self._changed(work, shards, samples, settled, facts), spec, criteria, is_refilter=True)
 
     def _changed(
         self,
-        work: Undecided,
+        work: Uncovered,
         shards: dict[str, DecidedShard],
         samples: Sequence[tuple[Decided, Decided]],
         settled: Sequence[Decided],
@@ -169,7 +168,7 @@ def _place(shard: DecidedShard) -> tuple[int, int]:
     return shard.entry.plan, shard.entry.position
 
 
-def _all_samples(work: Undecided, shards: Mapping[str, DecidedShard]) -> list[tuple[Decided, Decided]]:
+def _all_samples(work: Uncovered, shards: Mapping[str, DecidedShard]) -> list[tuple[Decided, Decided]]:
     """Return (decision that stands, the same without `since`) of all samples, in the order of the plan."""
     found: list[tuple[tuple[int, int], list[Decided]]] = []
     for shard in shards.values():
@@ -182,7 +181,7 @@ def _all_samples(work: Undecided, shards: Mapping[str, DecidedShard]) -> list[tu
     return [(sample, replace(sample, since=0)) for _, part in found for sample in part]
 
 
-def _tables(work: Undecided, shards: Mapping[str, DecidedShard]) -> Iterator[tuple[str, str]]:
+def _tables(work: Uncovered, shards: Mapping[str, DecidedShard]) -> Iterator[tuple[str, str]]:
     """Yield (shard, path) of the tables that hold the scores of all samples."""
     yield from tables_of(list(shards.values()))
     if not work.before.is_old:
@@ -191,7 +190,7 @@ def _tables(work: Undecided, shards: Mapping[str, DecidedShard]) -> Iterator[tup
                 yield from ((rows.shard, file.path) for file in rows.files if file.outcome != "quarantined")
 
 
-def _covered(work: Undecided, shards: Sequence[str]) -> dict[str, DecidedShard]:
+def _covered(work: Uncovered, shards: Sequence[str]) -> dict[str, DecidedShard]:
     """Return covered shards, with the samples of their commits that the latest version has rows of."""
     old = work.before.shards(shards)
     commits = work.ledger.read_commits(shards)

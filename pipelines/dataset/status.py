@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.dataset.before import Before
-from pipelines.dataset.changes import Changes, find_changes
-from pipelines.dataset.decide import Undecided, shared_shards
+from pipelines.ledger.before import Before
+from pipelines.ledger.changes import Changes
+from pipelines.ledger.counted import Uncovered, all_counted_shards
 from pipelines.ledger.counting import Counting
 from pipelines.ledger.entries import OUTCOMES, Commit, PlannedShard
 from pipelines.ledger.lease import STALE_SECONDS, Lease, State, Watch
@@ -112,12 +112,12 @@ class StatusReader:
     def read(self) -> Status:
         """Return the current state."""
         latest = read_latest(self.storage)
-        before = Before(self.storage, latest)
-        changes = find_changes(self.ledger, before.covered, latest.plans if latest and latest.has_segments else ())
+        work = Uncovered.since(self.ledger, latest, is_partial=True, read=self._read_commits)
+        before, changes = work.before, work.changes
         tables = self.ledger.plan_tables()
         planned = {number: current_rows(number, table, changes.versions) for number, table in tables.items()}
         committed = self._committed(before, changes)
-        counts = self._count(before, changes, planned, committed)
+        counts = self._count(work, planned, committed)
         pending: Counter[int] = Counter()  # round -> samples
         shards = done = 0
         for number, table in tables.items():
@@ -173,18 +173,14 @@ class StatusReader:
         return committed
 
     def _count(
-        self,
-        before: Before,
-        changes: Changes,
-        planned: Mapping[int, CountingRows],
-        committed: Mapping[int, NDArray[np.bool_]],
+        self, work: Uncovered, planned: Mapping[int, CountingRows], committed: Mapping[int, NDArray[np.bool_]]
     ) -> Counts:
         """Count the samples of committed shards that count: of the latest version, and of what it does not cover."""
+        before, changes = work.before, work.changes
         if changes.may_share_rows:
-            work = Undecided(self.storage, self.ledger, before, changes, read=self._read_commits, is_partial=True)
-            shards = shared_shards(work)
+            shards = all_counted_shards(work)
             looked_at = {shard.entry.shard.id for shard in shards}
-            new = Counter((shard.entry.shard.round, s.made) for shard in shards for s in shard.decided.values())
+            new = Counter((s.entry.shard.round, s.sample.outcome) for each in shards for s in each.samples if s.counts)
             return self._count_covered(before, looked_at) + new
         places = {
             number: [p for p in chosen if committed[number][p] and planned[number].is_current[p]]

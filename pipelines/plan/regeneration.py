@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
-from pipelines.ledger.counting import Counting
-from pipelines.ledger.entries import PlannedShard, SampleOutcome
+import pyarrow.compute as pc
+
+from pipelines.ledger.counted import Uncovered, made_samples
+from pipelines.ledger.entries import PlannedShard
 from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.versions import read_latest
 from pipelines.model.fingerprint import Fingerprint, digest
-from pipelines.plan.shards import append, next_number, row_of, shards_of_rows
+from pipelines.plan.shards import append, shards_of_rows
 from pipelines.quality import rejects_input
 from pipelines.records import Span
 from pipelines.spec.job import JobSpec
@@ -27,20 +31,23 @@ def extend_with_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Le
 
 
 def plan_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -> list[PlannedShard]:
-    """Return the shards of the next plan file for all samples that are rejected by now. Writes nothing."""
-    planned = ledger.planned()
-    number, per_row = next_number(planned), spec.input.samples_per_row
+    """Return the shards of the next plan file for all samples that are rejected by now. Writes nothing.
+
+    Of what the latest version covers, only columns of rejected samples are read, and no commit.
+    """
+    work = Uncovered.since(ledger, read_latest(ledger.storage), is_partial=True)
+    tables, per_row = ledger.plan_tables(), spec.input.samples_per_row
     have: Counter[tuple[str, str, int, int]] = Counter()  # (uri, etag, row position, round) -> samples planned for it
-    for entry in planned:
-        if entry.shard.round and not entry.retry:
+    for number, table in tables.items():
+        is_round = pc.and_(pc.greater(table["round"], 0), pc.equal(pc.fill_null(table["retry"], 0), 0))
+        for entry in ledger.entries(number, pc.indices_nonzero(is_round).to_pylist()):
             for span in entry.shard.spans:
                 for position in range(span.start, span.stop):
                     have[span.uri, span.etag, position, entry.shard.round] += entry.samples_per_row
     lost: Counter[tuple[Span, int]] = Counter()  # (row, round) -> samples that were rejected in the round before
-    commits = ledger.read_commits({entry.shard.id for entry in planned})
-    for sample in Counting(planned).counted(commits, unfinished=True):
-        if sample.entry.shard.round < spec.quality.regenerate and is_worth_a_seed(sample.sample, spec.task):
-            lost[row_of(sample), sample.entry.shard.round + 1] += 1
+    for sample in made_samples(work, made="rejected"):
+        if sample.round < spec.quality.regenerate and is_worth_a_seed(sample.made_reasons, spec.task):
+            lost[sample.row, sample.round + 1] += 1
     rows: dict[tuple[int, tuple[int, ...]], list[Span]] = {}  # (round, indices) -> rows
     for (row, round_), count in lost.items():
         first = round_ * per_row
@@ -48,10 +55,11 @@ def plan_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -
         if indices:
             rows.setdefault((round_, tuple(indices)), []).append(row)
     groups = dict(sorted(rows.items(), key=lambda item: item[0]))
+    number = max(tables, default=0) + 1
     return shards_of_rows(groups, number, spec.output.shard_rows, digest(fingerprint), per_row)
 
 
-def is_worth_a_seed(sample: SampleOutcome, task: str) -> bool:
-    """Return whether a sample was rejected for something that another seed may change."""
-    kinds = {reason.split(":")[0] for reason in sample.reasons}
-    return sample.outcome == "rejected" and not any(rejects_input(kind, task) for kind in kinds)
+def is_worth_a_seed(reasons: Sequence[str], task: str) -> bool:
+    """Return whether a sample was rejected, for these reasons, for something that another seed may change."""
+    kinds = {reason.split(":")[0] for reason in reasons}
+    return not any(rejects_input(kind, task) for kind in kinds)

@@ -18,12 +18,14 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.ledger.counting import Counting
+import pyarrow.compute as pc
+
+from pipelines.ledger.counted import Uncovered, made_samples
 from pipelines.ledger.entries import Job, Outcome, PlannedShard
 from pipelines.ledger.ledger import Ledger, open_output
-from pipelines.ledger.versions import is_over_the_set, read_latest, verdicts
+from pipelines.ledger.versions import is_over_the_set, read_latest
 from pipelines.model.fingerprint import digest
-from pipelines.plan.shards import append, next_number, row_of, shards_of_rows
+from pipelines.plan.shards import append, shards_of_rows
 from pipelines.records import Span
 
 
@@ -50,7 +52,7 @@ def plan_retry(uri: str, outcomes: Collection[Outcome]) -> RetryPlan:
     def propose() -> Sequence[PlannedShard]:
         nonlocal counts
         rows, counts = _samples_to_retry(ledger, outcomes)
-        return _shards(job, ledger.planned(), rows)
+        return _shards(job, ledger, rows)
 
     shards = append(ledger, propose)
     return RetryPlan(storage.uri, {outcome: counts[outcome] for outcome in sorted(outcomes)}, len(shards))
@@ -60,29 +62,23 @@ def _samples_to_retry(
     ledger: Ledger, outcomes: Collection[Outcome]
 ) -> tuple[dict[tuple[Span, int], list[int]], Counter[str]]:
     """Return ((row, round) -> indices of its samples with such an outcome, number of samples by outcome)."""
-    planned = ledger.planned()
-    commits = ledger.read_commits({entry.shard.id for entry in planned})
-    latest = read_latest(ledger.storage)
-    published = verdicts(ledger.storage, latest) if latest else {}
+    work = Uncovered.since(ledger, read_latest(ledger.storage), is_partial=True)
     rows: dict[tuple[Span, int], list[int]] = {}
     counts: Counter[str] = Counter()
-    for counted in Counting(planned).counted(commits, unfinished=True):
-        sample, shard = counted.sample, counted.entry.shard
-        unpublished = (sample.outcome, sample.reasons)  # the verdict on a sample that is in no version yet
-        outcome, reasons = published.get((sample.id, shard.id), unpublished)
-        if outcome in outcomes and not is_over_the_set(outcome, reasons):
-            rows.setdefault((row_of(counted), shard.round), []).append(sample.index)
-            counts[outcome] += 1
+    for outcome in sorted(outcomes):
+        for sample in made_samples(work, outcome=outcome):
+            if not is_over_the_set(outcome, sample.reasons):
+                rows.setdefault((sample.row, sample.round), []).append(sample.index)
+                counts[outcome] += 1
     return rows, counts
 
 
-def _shards(
-    job: Job, planned: Sequence[PlannedShard], rows: Mapping[tuple[Span, int], Sequence[int]]
-) -> list[PlannedShard]:
+def _shards(job: Job, ledger: Ledger, rows: Mapping[tuple[Span, int], Sequence[int]]) -> list[PlannedShard]:
     """Cut samples into shards. Rows with the same indices of one round share shards."""
     groups: dict[tuple[int, tuple[int, ...]], list[Span]] = {}
     for (row, round_), indices in rows.items():
         groups.setdefault((round_, tuple(sorted(indices))), []).append(row)
-    retry = 1 + max((entry.retry for entry in planned), default=0)
+    tables = ledger.plan_tables()
+    retry = 1 + max((pc.max(table["retry"]).as_py() or 0 for table in tables.values()), default=0)
     per_row, shard_rows = int(job.resolved["input"]["samples_per_row"]), int(job.resolved["output"]["shard_rows"])
-    return shards_of_rows(groups, next_number(planned), shard_rows, digest(job.fingerprint), per_row, retry)
+    return shards_of_rows(groups, max(tables) + 1, shard_rows, digest(job.fingerprint), per_row, retry)

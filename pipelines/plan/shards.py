@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from jointdit.errors import InputError
-from pipelines.ledger.counting import CountedSample
 from pipelines.ledger.entries import PlannedShard
 from pipelines.ledger.ledger import Ledger
 from pipelines.records import Shard, SourceFile, Span, merge_adjacent
@@ -64,11 +63,6 @@ def id_of(entry: PlannedShard, fingerprint_digest: str, samples_per_row: int) ->
     return make_shard(spans, round_, fingerprint_digest, len(indices) if round_ else None).id
 
 
-def next_number(planned: Sequence[PlannedShard]) -> int:
-    """Return the number of the plan file that follows these shards."""
-    return max((entry.plan for entry in planned), default=0) + 1
-
-
 def append(ledger: Ledger, propose_more: Callable[[], Sequence[PlannedShard]]) -> list[PlannedShard]:
     """Append the shards that a function proposes from the ledger. It is called again if another driver was first."""
     for _ in range(APPEND_ATTEMPTS):
@@ -81,11 +75,6 @@ def append(ledger: Ledger, propose_more: Callable[[], Sequence[PlannedShard]]) -
         except AlreadyExists:
             continue
     raise InputError(f"other drivers keep extending the plan of {ledger.storage.uri}: run again when they are done.")
-
-
-def row_of(counted: CountedSample) -> Span:
-    """Return the one row that a sample comes from."""
-    return replace(counted.span, start=counted.sample.position, stop=counted.sample.position + 1)
 
 
 def cut_rows(rows: Sequence[Span], shard_rows: int) -> Iterator[tuple[Span, ...]]:

@@ -1,0 +1,241 @@
+"""What the latest version does not cover, and which of these samples count.
+
+Where no two files can share a row and no sample is retried, shards are judged some at a time, in bounded memory.
+Otherwise all new and affected shards are held together, and what the version covers is looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.ledger.before import Before
+from pipelines.ledger.changes import Changes, find_changes, shards_with_rows
+from pipelines.ledger.counting import Counting, JudgedSample
+from pipelines.ledger.entries import Commit, Outcome, PlannedShard, Unfinished
+from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.plan_tables import files_of
+from pipelines.ledger.segments import ShardRows
+from pipelines.ledger.versions import Version
+from pipelines.records import Span
+
+ReadCommits = Callable[[Iterable[str]], dict[str, Commit]]
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """The shards that are new since the latest version, or affected by new ones."""
+
+    ledger: Ledger
+    before: Before
+    changes: Changes
+    read: ReadCommits
+    is_partial: bool  # whether shards without a commit are left out
+
+    @classmethod
+    def since(
+        cls, ledger: Ledger, latest: Version | None, is_partial: bool = False, read: ReadCommits | None = None
+    ) -> Uncovered:
+        """Compare the plan with the latest version; `read` replaces `ledger.read_commits`."""
+        before = Before(ledger.storage, latest)
+        published = latest.plans if latest is not None and latest.has_segments else ()
+        changes = find_changes(ledger, before.covered, published)
+        return cls(ledger, before, changes, read or ledger.read_commits, is_partial)
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether a sample can only be judged together with other shards."""
+        return self.changes.may_share_rows or bool(self.changes.retries)
+
+    def counting(self, entries: Sequence[PlannedShard]) -> Counting:
+        """Return what decides which samples of these shards count."""
+        return Counting(entries, self.changes.versions, self.changes.retries)
+
+
+@dataclass
+class CountedShard:
+    """A committed shard with its samples of current files, and whether each counts."""
+
+    entry: PlannedShard
+    commit: Commit
+    samples: list[JudgedSample]
+
+
+def counted_shards(work: Uncovered) -> Iterator[list[CountedShard]]:
+    """Yield the shards that are new or affected, some at a time, in the order of the plan.
+
+    Raises:
+        Unfinished: a shard that counts has no commit, and `work` is not partial.
+    """
+    if work.needs_all:
+        yield all_counted_shards(work)
+        return
+    for entries in work.changes.chunks(work.ledger):
+        counting = work.counting(entries)
+        commits = _read_commits(work, counting, entries)
+        yield _shards(entries, commits, counting.made(commits))
+
+
+def all_counted_shards(work: Uncovered) -> list[CountedShard]:
+    """Return the shards that are new or affected, and covered ones that have a row in common with them.
+
+    Raises:
+        Unfinished: a shard that counts has no commit, and `work` is not partial.
+    """
+    entries = [entry for chunk in work.changes.chunks(work.ledger) for entry in chunk]
+    counting = work.counting(entries)
+    commits = _read_commits(work, counting, entries)
+    if not work.changes.may_share_rows:
+        return _shards(entries, commits, counting.made(commits))
+    judged = list(counting.judge(commits))
+    rows = {each.row for each in judged}
+    rows |= {sample.id.rpartition("/")[0] for commit in commits.values() for sample in commit.samples}
+    known = {entry.shard.id for entry in entries}
+    bases = work.before.shards(shards_with_rows(work.ledger, unread_rows(judged)) - known)
+    for shard in bases.values():
+        rows.update(shard.samples["row"].to_pylist())
+    holders = (_holders(work, rows) | set(bases)) - known
+    old = work.before.shards(holders)
+    entries = sorted([*entries, *entries_of(work.ledger, old)], key=lambda entry: (entry.plan, entry.position))
+    commits |= work.read(holders)
+    judged = list(work.counting(entries).judge(commits))
+    counted = {  # of rows that are not in question, the latest version knows whether they count
+        (shard, identifier)
+        for shard, rows_of in old.items()
+        for identifier in rows_of.samples.filter(pc.greater(rows_of.samples["since"], 0))["id"].to_pylist()
+    }
+    row_of = {
+        (shard, i): row
+        for shard, rows_of in old.items()
+        for i, row in zip(rows_of.samples["id"].to_pylist(), rows_of.samples["row"].to_pylist(), strict=True)
+    }
+    judged = [
+        replace(each, row=row_of[key], counts=key in counted)
+        if (key := (each.entry.shard.id, each.sample.id)) in row_of and row_of[key] not in rows
+        else each
+        for each in judged
+    ]
+    return _shards(entries, commits, judged)
+
+
+def _shards(
+    entries: Sequence[PlannedShard], commits: Mapping[str, Commit], judged: Iterable[JudgedSample]
+) -> list[CountedShard]:
+    shards = {e.shard.id: CountedShard(e, commits[e.shard.id], []) for e in entries if e.shard.id in commits}
+    for each in judged:
+        shard = shards[each.entry.shard.id]
+        if each.entry is shard.entry:  # else the shard was planned again later
+            shard.samples.append(each)
+    return list(shards.values())
+
+
+def unread_rows(judged: Iterable[JudgedSample]) -> dict[tuple[str, str], list[int]]:
+    """Return (uri, etag) -> positions of rows that were planned again and whose id could not be read then."""
+    unread: dict[tuple[str, str], set[int]] = {}
+    for each in judged:
+        span = each.entry.shard.spans[each.sample.span]
+        if not each.entry.is_first and each.row == f"{span.relative_path}:{each.sample.position}":
+            unread.setdefault((span.uri, span.etag), set()).add(each.sample.position)
+    return {file: sorted(positions) for file, positions in unread.items()}
+
+
+def _holders(work: Uncovered, rows: set[str]) -> set[str]:
+    latest = work.before.latest
+    if latest is None or work.before.is_old or not rows:
+        return set()
+    return latest.content.holders(pa.array(sorted(rows), pa.string()))
+
+
+def entries_of(ledger: Ledger, shards: Mapping[str, ShardRows]) -> list[PlannedShard]:
+    """Return the planned shards that some shards of segments are of."""
+    places: dict[int, list[int]] = {}
+    for shard in shards.values():
+        places.setdefault(shard.plan, []).append(shard.place)
+    return [entry for number, chosen in places.items() for entry in ledger.entries(number, sorted(chosen))]
+
+
+def _read_commits(work: Uncovered, counting: Counting, entries: Sequence[PlannedShard]) -> dict[str, Commit]:
+    """Read the commits of some shards. Raises Unfinished where a shard that counts has none."""
+    commits = work.read(entry.shard.id for entry in entries)
+    for entry in entries:
+        if not work.is_partial and entry.shard.id not in commits and not counting.is_superseded(entry):
+            raise Unfinished(f"shard {entry.shard.id} is planned and not committed: run the job to its end first.")
+    return commits
+
+
+@dataclass(frozen=True, slots=True)
+class MadeSample:
+    """A committed sample that counts: its row, where it ended when it was made, and where it ends now."""
+
+    uri: str
+    etag: str
+    path: str  # of the file, relative to input.uri
+    position: int
+    index: int
+    round: int
+    made: Outcome
+    made_reasons: tuple[str, ...]
+    outcome: Outcome  # in the latest version; of a sample that it lacks, the outcome in the commit
+    reasons: tuple[str, ...]
+
+    @property
+    def row(self) -> Span:
+        """The one row that it comes from."""
+        return Span(self.uri, self.etag, self.path, self.position, self.position + 1)
+
+
+def made_samples(work: Uncovered, **where: str) -> Iterator[MadeSample]:
+    """Yield the committed samples that count.
+
+    Args:
+        where: the value that `made` or `outcome` must have.
+    """
+    looked_at: set[str] = set()
+    for shards in counted_shards(work):
+        old = work.before.shards([shard.entry.shard.id for shard in shards])
+        looked_at.update(old)
+        for shard in shards:
+            ends = _ends_of(old.get(shard.entry.shard.id))
+            for judged in shard.samples:
+                if judged.counts:
+                    made = _made_sample(judged, ends.get(judged.sample.id))
+                    if all(getattr(made, name) == value for name, value in where.items()):
+                        yield made
+    if work.before.latest is None or work.before.is_old:
+        return
+    without = pa.array(sorted(looked_at), pa.string())
+    paths = files_of(work.ledger.plan_tables())  # a sample that counts is of the latest planned version of its file
+    names = [name for name in MadeSample.__dataclass_fields__ if name != "path"]
+    for table in work.before.latest.content.samples([*names, "shard"], where):
+        left = table.filter(pc.invert(pc.is_in(table["shard"], without))) if looked_at else table
+        for values in zip(*(left[name].to_pylist() for name in names), strict=True):
+            row = dict(zip(names, values, strict=True))
+            row |= {name: tuple(row[name] or ()) for name in ("made_reasons", "reasons")}
+            yield MadeSample(path=paths[row["uri"]].relative_path, **row)
+
+
+def _ends_of(shard: ShardRows | None) -> dict[str, tuple[Outcome, tuple[str, ...]]]:
+    if shard is None:
+        return {}
+    columns = (shard.samples[name].to_pylist() for name in ("id", "since", "outcome", "reasons"))
+    return {i: (outcome, tuple(reasons or ())) for i, since, outcome, reasons in zip(*columns, strict=True) if since}
+
+
+def _made_sample(judged: JudgedSample, end: tuple[Outcome, tuple[str, ...]] | None) -> MadeSample:
+    sample, span = judged.sample, judged.entry.shard.spans[judged.sample.span]
+    outcome, reasons = end or (sample.outcome, sample.reasons)
+    return MadeSample(
+        uri=span.uri,
+        etag=span.etag,
+        path=span.relative_path,
+        position=sample.position,
+        index=sample.index,
+        round=judged.entry.shard.round,
+        made=sample.outcome,
+        made_reasons=sample.reasons,
+        outcome=outcome,
+        reasons=reasons,
+    )
