@@ -33,6 +33,7 @@ class Progress:
         self.rows = self.bytes = 0  # of committed shards
         self.usage = Usage()  # of worker pools that have ended
         self.dtypes: set[str] = set()  # that the model computed in
+        self.has_vanished = False  # whether a planned file was gone when it was read
         self.in_flight = 0.0  # samples that are generated and not committed
         self._started = self._logged = time.monotonic()
         self._live = Live(console=self.console, transient=True) if self.console.is_terminal else None
@@ -84,6 +85,7 @@ class Progress:
         self.seconds_of.update(seconds or {})
         self.counts.update(receipt.counts)
         self.reasons.update(receipt.reasons)
+        self.has_vanished |= receipt.has_vanished
 
     def retried(self, kind: str) -> None:
         """Count the retry of a shard, or of a step of it, after a fault of this kind."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from rich.console import Console
 
+from jointdit.errors import InputError
 from pipelines.dataset import about
 from pipelines.dataset.garbage import prune_versions
 from pipelines.dataset.publish import PUBLISH_ATTEMPTS, publish
@@ -28,7 +30,7 @@ from pipelines.ledger.resume import Remaining, drop_roll_up, read_remaining
 from pipelines.ledger.versions import Version
 from pipelines.plan.propose import Proposal, extend_plan, propose
 from pipelines.run.notify import message_of, notify, webhook_of
-from pipelines.run.opening import open_job
+from pipelines.run.opening import OpenedJob, open_job
 from pipelines.run.report import keep_report, report_of
 from pipelines.run.rounds import Stopped, count_left, generate_all
 from pipelines.spec.job import JobSpec
@@ -89,7 +91,9 @@ def run_job(
                 progress.note(note)
             note_input_changes(progress, proposal)
             try:
-                version, is_new = generate_and_publish(context, ledger, progress, limits, worker_class, remaining)
+                version, is_new = generate_and_publish(
+                    context, ledger, progress, limits, worker_class, remaining, lambda: plan_again(job, progress)
+                )
             except BaseException as error:
                 keep_report(storage, report_of(job.spec, progress, None, f"{type(error).__name__}: {error}", profile))
                 raise
@@ -129,6 +133,19 @@ def note_input_changes(progress: Progress, proposal: Proposal) -> None:
         progress.note(f"{uri} is back in place of a later file with the same row ids; its rows count again.")
 
 
+def plan_again(job: OpenedJob, progress: Progress) -> None:
+    """List the input again and extend the plan. What is wrong with it by now is said, and does not undo the run."""
+
+    def extend() -> Proposal:
+        return extend_plan(job.spec, job.fingerprint, job.ledger, propose(job.spec, job.fingerprint, job.ledger))
+
+    try:
+        proposal = patiently(extend, job.spec.retries.infrastructure)
+        note_input_changes(progress, replace(proposal, removed=()))  # removed files are not part of this
+    except InputError as error:
+        progress.note(f"a planned file is gone, and the input cannot be planned again: {error}")
+
+
 def generate_and_publish(
     context: RunContext,
     ledger: Ledger,
@@ -136,17 +153,24 @@ def generate_and_publish(
     limits: Limits | None = None,
     worker_class: type | None = None,
     remaining: Remaining | None = None,
+    plan_again: Callable[[], None] | None = None,
 ) -> tuple[Version | None, bool]:
     """Generate every planned shard and return (the version that holds them, whether it is new).
 
     Shards that another driver plans meanwhile are generated too. The version is None if a limit stopped the run.
     remaining: what the ledger has left to make, if it was just read.
+    plan_again: called before a version is published if a planned file was gone when it was read: it may have been moved,
+    and then its rows count under its new name alone.
     """
     spec, limits = context.spec, limits or Limits()
     for _ in range(PUBLISH_ATTEMPTS):
         if generate_all(context, ledger, progress, limits, worker_class, remaining):
             return None, False
         remaining = None
+        if progress.has_vanished and plan_again is not None:
+            progress.has_vanished = False
+            plan_again()
+            continue
         with contextlib.suppress(Unfinished):
             return patiently(lambda: publish(context.storage, ledger, spec), spec.retries.infrastructure)
         logger.info("the plan has grown since the last of its shards was committed")

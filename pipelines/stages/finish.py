@@ -37,6 +37,7 @@ from pipelines.quality import Filter, decide, load_filters, measure
 from pipelines.records import BadRow, Row, SampleResult
 from pipelines.stages.context import RunContext
 from pipelines.stages.read import ShardRows, cut_by_bytes, read_again, source_disparity, without_arrays
+from pipelines.stages.readers import VANISHED
 from pipelines.stages.row_boundary import explain_row_failure
 from pipelines.stages.sinks.geometry import geometry_of, point_cloud
 from pipelines.stages.sinks.parquet import encode_samples, table_bytes
@@ -59,6 +60,7 @@ class Receipt:
     reasons: dict[str, int]  # rejected samples by filter
     bytes: int
     example: str = ""  # a quarantined sample and its error
+    has_vanished: bool = False  # whether a file was gone when this attempt read it
     seconds: float = 0.0  # that the winner took before its commit
     write_seconds: float = 0.0  # that this attempt took to write its objects
     commit_seconds: float = 0.0  # that this attempt took to commit
@@ -111,6 +113,7 @@ def finish_shard(
         reasons=dict(Counter(reason.split(":")[0] for s in winner.samples for reason in s.reasons)),
         bytes=sum(stored.bytes for stored in winner.objects),
         example=f"{quarantined[0].sample.id}: {quarantined[0].error}" if quarantined else "",
+        has_vanished=any(VANISHED in (result.error or "") for result in quarantined),
         seconds=winner.seconds,
         write_seconds=written.seconds,
         commit_seconds=commit_seconds,

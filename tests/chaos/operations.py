@@ -35,7 +35,7 @@ from pipelines.ledger.ledger import Ledger
 from pipelines.model.identity import ModelIdentity
 from pipelines.spec.job import load_spec
 from pipelines.stages.context import RunContext
-from pipelines.stages.finish import finish_shard
+from pipelines.stages.finish import Receipt, finish_shard
 from pipelines.stages.read import read_shard
 from pipelines.store.errors import TransientError
 from pipelines.store.storage import Storage
@@ -132,21 +132,21 @@ def _generate_here(
             if left == 0:
                 limits.stopped = "the operation generates only some shards"
                 return pipelines.run.rounds.shards_to_make(ledger)
-            _generate(context, entry, worker)
+            progress.committed(_generate(context, entry, worker))
             left -= 1
         pending = pipelines.run.rounds.next_round(context, ledger)
     return []
 
 
-def _generate(context: RunContext, entry: PlannedShard, worker: StandInWorker) -> None:
+def _generate(context: RunContext, entry: PlannedShard, worker: StandInWorker) -> Receipt:
     for attempt in range(SHARD_ATTEMPTS):
         try:
             rows, parts = read_shard(context, entry)
-            finish_shard(context, entry, rows, *(worker.generate(part)[0] for part in parts))
-            return
+            return finish_shard(context, entry, rows, *(worker.generate(part)[0] for part in parts))
         except TransientError:
             if attempt == SHARD_ATTEMPTS - 1:
                 raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 class VariedPipeline(StandInPipeline):

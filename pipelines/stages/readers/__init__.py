@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "check_columns", "count_rows", "list_files", "read_rows", "suffix_of"]
 
 SHOWN_COLUMNS = 20
+VANISHED = "does not exist any more"
 FORMATS: dict[str, Format] = {
     ".txt": text_lines,
     ".txt.gz": text_lines,
@@ -130,7 +131,7 @@ def read_rows(
     except RowError as error:
         reason = str(error)
     except FileNotFoundError:
-        reason = f"{file.uri} does not exist any more."
+        reason = f"{file.uri} {VANISHED}."
     except StoreError as error:
         if format_of(file) is not single_files:
             raise
@@ -143,5 +144,5 @@ def read_rows(
 def as_input_error(error: Exception, file: SourceFile) -> InputError:
     """Return the InputError for a file that cannot be read while the input is planned."""
     if isinstance(error, FileNotFoundError):
-        return InputError(f"{printable(file.uri)} does not exist any more: it was listed a moment ago.")
+        return InputError(f"{printable(file.uri)} {VANISHED}: it was listed a moment ago.")
     return InputError(f"{printable(str(error)).rstrip('.')}: repair the file or take it out of input.uri.")

@@ -13,12 +13,17 @@ import pytest
 
 from jointdit.errors import InputError
 from pipelines.dataset.validation.validate import validate
+from pipelines.engine.progress import Progress
 from pipelines.ledger.counting import Counting
+from pipelines.ledger.entries import PlannedShard
+from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.versions import read_latest, read_outcomes
 from pipelines.plan import propose as plan
 from pipelines.plan.regeneration import extend_with_regeneration
 from pipelines.plan.retry import plan_retry
+from pipelines.run.job import generate_and_publish
 from pipelines.run.rounds import pending_shards
+from pipelines.stages.context import RunContext
 from tests.edited_segments import edit_segments
 from tests.local_job import LocalJob
 
@@ -336,3 +341,32 @@ def test_equal_tables_of_two_shards_are_sound(make_job, tmp_path: Path) -> None:
         shards=lambda shards: [file.update(path=other) for shard in shards for file in shard["files"]],
     )
     assert [p for p in validate(storage.uri).problems if "README" not in p] == []
+
+
+def test_a_file_that_moves_while_a_run_works_counts_under_its_new_name_alone(
+    make_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run finds it gone, lists the input again before it publishes, and generates it from where it is."""
+    job = job_on(make_job, csv(tmp_path / "in" / "a.csv", r0="a", r1="b").parent)
+    job.plan()
+
+    def generate_all(context: RunContext, ledger: Ledger, progress: Progress, *_: object) -> list[PlannedShard]:
+        if not (tmp_path / "in" / "b.csv").exists():
+            (tmp_path / "in" / "a.csv").rename(tmp_path / "in" / "b.csv")
+        for entry in pending_shards(ledger):
+            progress.committed(job.run_shard(entry))
+        return []
+
+    monkeypatch.setattr("pipelines.run.job.generate_all", generate_all)
+    listed = []
+
+    def plan_again() -> None:
+        listed.append(job.plan().moved)
+
+    progress = Progress()
+    version, _ = generate_and_publish(job.context, job.ledger, progress, plan_again=plan_again)
+    assert [to.rpartition("/")[2] for moved in listed for _, to in moved] == ["b.csv"]
+    assert version.counts == {"kept": 2, "rejected": 0, "quarantined": 0}
+    assert validate(job.context.storage.uri).problems == [
+        "README.md and stats.json are not those of version 1: run the job again to rewrite them."
+    ]
