@@ -159,8 +159,8 @@ def generate_and_publish(
 
     Shards that another driver plans meanwhile are generated too. The version is None if a limit stopped the run.
     remaining: what the ledger has left to make, if it was just read.
-    plan_again: called before a version is published if a planned file was gone when it was read: it may have been moved,
-    and then its rows count under its new name alone.
+    plan_again: called before a version is published if a planned file was gone when it was read: it may have moved, and
+    then its rows count under its new name alone.
     """
     spec, limits = context.spec, limits or Limits()
     for _ in range(PUBLISH_ATTEMPTS):
