@@ -131,6 +131,14 @@ class Attempt:
         """Mark the shard as committed by another attempt. This one stays until the task that it awaits ends."""
         self.phase = Phase.SUPERSEDED
 
+    def release(self) -> None:
+        """Drop the references to objects in the cluster. Its results stay, and no longer refer to it."""
+        for result in (self.read, self.awaited, *self.summaries):
+            if result is not None:
+                result.owner = None
+        self.ids = self.rows = None
+        self.parts, self.outputs = [None] * len(self.parts), []
+
     def note_progress(self, now: float) -> bool:
         """Note what has been read and generated. Returns whether that is more than at the last call."""
         has_input, done = self.has_input or self.read.is_done, self.done

@@ -204,6 +204,7 @@ class Flow:
             attempts.remove(attempt)
             if not attempts:
                 del self._live[attempt.shard]
+        attempt.release()
 
 
 def _first_without_results(attempts: list[Attempt]) -> Attempt | None:

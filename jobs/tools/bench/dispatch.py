@@ -72,12 +72,12 @@ def _measure(settings: Settings, sizes: Sequence[int]) -> Iterator[Line]:
         committed: max(answer["bytes"] for answer in answers[committed]) for committed in sizes
     }
     notes = (
-        "the largest figure beside the smallest, each of the best repetition of a size",
+        "the largest median of a size beside the smallest",
         f"memory: {slope(memory)[0]:.0f} bytes for each committed shard, by the plan and the ids of commits",
     )
     for what, key in (("CPU per shard", "seconds"), ("requests per shard", "count")):
-        best = [min(answer[key] for answer in answers[committed]) for committed in sizes]
-        ratio = Spread.of([max(best) / min(best)])
+        medians = [Spread.of([answer[key] for answer in answers[committed]]).median for committed in sizes]
+        ratio = Spread.of([max(medians) / min(medians)])
         yield Line(f"{between}: {what}", "x", ratio, ratio, None, Reach("at most", 1.1), {"sizes": len(sizes)}, notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from jobs.tools.bench.dispatch import dispatcher_on, planned_ids, write_plan
 from jobs.tools.bench.simulated import CountingStorage, SimulatedCluster, World
+from pipelines.engine.attempts import Attempt
 from pipelines.ledger.entries import Commit, new_token
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.resume import read_remaining
@@ -109,3 +111,14 @@ def test_the_budget_follows_ray_unless_the_spec_sets_it(tmp_path: Path) -> None:
     for sizes in (automatic, given):
         sizes.follow(200e9)
     assert (automatic.budget, given.budget) == (120e9, 5e9)
+
+
+def test_an_attempt_that_has_ended_holds_no_objects_in_the_cluster(tmp_path: Path) -> None:
+    """Ray frees an object with its last reference, which must not wait for Python's garbage collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        dispatched(tmp_path, 0)
+        assert [each for each in gc.get_objects() if isinstance(each, Attempt)] == []
+    finally:
+        gc.enable()
