@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.spec.job import InputSpec
 
 IDS_AT_ONCE = 1 << 16
-MEMORY = 1 << 28  # bytes for DuckDB; more is not faster
+MEMORY = 1 << 27  # bytes for DuckDB; more is not faster
 HASH = "hash(id)"
 NUMBERED = r":\d+$"  # matches ids that could be the default id of another file
 

@@ -26,7 +26,7 @@ from pipelines.stages.readers import list_files
 GOAL = 100_000_000  # rows to extrapolate to
 FILE_ROWS = 1_000_000
 KINDS = ("parquet", "jsonl", "ids")
-SIZES = {"parquet": (5, 10, 20), "jsonl": (1, 2, 3), "ids": (2, 4, 8)}  # million rows
+SIZES = {"parquet": (5, 10, 20), "jsonl": (1, 2, 3), "ids": (8, 16)}  # million rows; up to 8, memory for ids grows
 MEGABYTE = 1_000_000.0
 
 
