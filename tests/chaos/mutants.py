@@ -23,7 +23,7 @@ from pipelines.store.storage import AlreadyExists
 
 def lose_a_sample() -> None:
     """Publish leaves out the last sample of each file if there are more than two."""
-    decided = pipelines.dataset.decide._with_standing
+    decided = pipelines.dataset.decide.with_standing
 
     def without_last(*args: Any) -> Any:
         shards = decided(*args)
@@ -32,7 +32,7 @@ def lose_a_sample() -> None:
                 shard.decided.popitem()
         return shards
 
-    pipelines.dataset.decide._with_standing = without_last
+    pipelines.dataset.decide.with_standing = without_last
 
 
 def forget_decisions() -> None:

@@ -52,7 +52,7 @@ CRITERIA = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(SAMPLES, CRITERIA, st.data())
 def test_each_sample_ends_once_and_no_later_run_changes_a_winner(
     samples: Sequence[tuple[int, str, int, int]], criteria: Criteria, data: st.DataObject

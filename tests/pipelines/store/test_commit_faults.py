@@ -96,7 +96,7 @@ def test_a_commit_that_never_landed_is_told_from_one_that_may_have(
     assert [entry.shard.id for entry in pending_shards(job.ledger)] == [job.ledger.planned()[0].shard.id]
 
 
-@pytest.mark.parametrize("part", ["outcomes-", "version.json"])
+@pytest.mark.parametrize("part", ["segments/", "version.json"])
 def test_a_version_whose_answer_is_lost_is_published_once(job: LocalJob, proxy: FaultProxy, part: str) -> None:
     run(job)
     proxy.inject("lost-response", "PUT", part, times=2)

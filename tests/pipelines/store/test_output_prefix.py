@@ -37,7 +37,8 @@ IDS = [
 ]
 KEPT = [name for name in IDS if "\x00" not in name]  # no id or prompt may have a NUL: that row is quarantined
 OBJECT = re.compile(
-    r"_job\.json|_plan/\d{6}\.parquet|_commits/[0-9a-f]{20}\.json|_versions/\d{6}/(version\.json|outcomes-[0-9a-f]{16}\.parquet)"
+    r"_job\.json|_plan/\d{6}\.parquet|_commits/[0-9a-f]{20}\.json|_versions/\d{6}/version\.json"
+    r"|_versions/segments/\d{6}-[0-9a-f]{16}-[0-9a-f]{16}(-shards)?\.parquet"
     r"|(data|quarantine)/[0-9a-f]{20}-[0-9a-f]{16}\.parquet|pointclouds/[0-9a-f]{20}-[0-9a-f]{16}/\d{5}\.ply"
     r"|README\.md|stats\.json|croissant\.json|figures/\d{6}/[a-z]+\.(svg|jpg|ply)"
     r"|gallery/(index\.html|vendor/(three\.min\.js|LICENSE)|\d{6}-\d+/(index-\d{3}|rows-\d{5})\.js)"
