@@ -27,7 +27,6 @@ from pipelines.dataset.decisions import (
 from pipelines.ledger.before import Before
 from pipelines.ledger.changes import SHARDS_AT_ONCE
 from pipelines.ledger.counted import CountedShard, Uncovered, all_counted_shards, counted_shards
-from pipelines.ledger.counting import CountedSample
 from pipelines.ledger.entries import Commit, Outcome, PlannedShard, SampleOutcome
 from pipelines.ledger.segments import ShardRows
 from pipelines.ledger.versions import Key, Version, verdicts_at
@@ -157,17 +156,19 @@ def _hashes_of(storage: Storage, shard: ShardRows, ids: Sequence[str]) -> list[s
 
 
 def decide_again(
-    storage: Storage, version: Version, counted: Sequence[CountedSample], commits: Mapping[str, Commit]
+    storage: Storage, version: Version, counted: Iterable[tuple[str, SampleOutcome]], commits: Mapping[str, Commit]
 ) -> list[Decided]:
     """Decide the samples of a published version again, by its criteria and the decisions that stand in it.
 
     A decision that stands is accepted only where the sample's commit, or its scores, allow it.
+
+    Args:
+        counted: (shard, sample) of all samples that count, in the order of the plan.
     """
     criteria = Criteria.from_json(version.criteria)
     decided = [
-        Decided(s.id, each.entry.shard.id, s.outcome, s.reasons, s.outcome, s.reasons)
-        for each in counted
-        for s in [each.sample]
+        Decided(sample.id, shard, sample.outcome, sample.reasons, sample.outcome, sample.reasons)
+        for shard, sample in counted
     ]
     facts: dict[Key, Facts] = {}
     if version.refilter or criteria.needs_all:

@@ -15,30 +15,12 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome, Unfinished
+from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome
 from pipelines.records import Span
 
 Identity = tuple[str, str, int, int]  # uri, etag, row position, sample index
 RowKey = tuple[str, str, int]  # uri, etag, row position
 InputVersion = tuple[str, str]  # uri, etag
-
-
-@dataclass(frozen=True)
-class CountedSample:
-    """A committed sample that counts, with the shard that produced it."""
-
-    entry: PlannedShard
-    sample: SampleOutcome
-
-    @property
-    def span(self) -> Span:
-        """The span of rows that it comes from."""
-        return self.entry.shard.spans[self.sample.span]
-
-    @property
-    def source(self) -> str:
-        """The id of its row."""
-        return row_id(self.sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,23 +104,6 @@ class Counting(InputVersions):
         span, place = entry.shard.spans[sample.span], (entry.plan, entry.position)
         identity = (span.uri, span.etag, sample.position, sample.index)
         return self.is_current(entry, span) and self.retries.get(identity, place) == place
-
-    def counted(self, commits: Mapping[str, Commit], unfinished: bool = False) -> Iterator[CountedSample]:
-        """Yield the samples that count, in (plan, position) order.
-
-        Args:
-            unfinished: whether shards without a commit are allowed.
-
-        Raises:
-            Unfinished: a shard that counts has no commit.
-        """
-        entries = [entry for entry in self.planned if not self.is_superseded(entry)]
-        for entry in entries:
-            if entry.shard.id not in commits and not unfinished:
-                raise Unfinished(f"shard {entry.shard.id} is planned and not committed: run the job to its end first.")
-        for judged in self.judge(commits):
-            if judged.counts:
-                yield CountedSample(judged.entry, judged.sample)
 
     def judge(self, commits: Mapping[str, Commit]) -> Iterator[JudgedSample]:
         """Yield the committed samples of current files, and whether each counts."""

@@ -247,26 +247,9 @@ def read_outcomes(storage: Storage, version: Version) -> pa.Table:
 ORDER = (pa.field("plan", pa.int32()), pa.field("place", pa.int64()))
 
 
-def verdicts(storage: Storage, version: Version, outcomes: Sequence[str] = ()) -> dict[Key, Verdict]:
-    """Map the samples of a version to their outcome and reasons. Raises FileNotFoundError once it is pruned.
-
-    outcomes: only samples with one of these outcomes; default: all.
-    """
-    found: dict[Key, Verdict] = {}
-    for table in outcome_tables(storage, version, ["id", "shard", "outcome", "reasons"]):
-        if outcomes:
-            table = table.filter(pc.is_in(table["outcome"], pa.array(sorted(outcomes), pa.string())))
-        found |= verdicts_in(table)
-    return found
-
-
 def verdicts_at(storage: Storage, path: str) -> dict[Key, Verdict]:
-    """Like `verdicts`, of the outcomes table of a version of format 1 or 2."""
-    return verdicts_in(_outcomes_at(storage, path))
-
-
-def verdicts_in(table: pa.Table) -> dict[Key, Verdict]:
-    """Map the samples of a table with id, shard, outcome and reasons to their verdicts."""
+    """Map the samples in the outcomes table of a version of format 1 or 2 to their outcome and reasons."""
+    table = _outcomes_at(storage, path)
     columns = (table[name].to_pylist() for name in ("id", "shard", "outcome", "reasons"))
     rows = zip(*columns, strict=True)
     return {(identifier, shard): (outcome, tuple(reasons or ())) for identifier, shard, outcome, reasons in rows}

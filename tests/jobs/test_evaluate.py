@@ -77,6 +77,7 @@ def test_depth_styles_and_points_of_the_model_and_a_baseline(baseline, tmp_path,
     assert "uncertainty and error of the ensemble: correlation" in text
 
 
+@pytest.mark.slow
 def test_steps_are_compared(tmp_path):
     arguments = ["-n", "2", "--prompts", "2", "--steps", "2", "--part", "steps"]
     assert main(["evaluate", "-o", str(tmp_path), *arguments]) == 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipelines.ledger.counting import CountedSample, RowKey
+from pipelines.ledger.counting import RowKey
 from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome
 
 
@@ -27,6 +27,14 @@ class _PlannedRow:
     def id(self) -> str:
         """The id that an attempt could read, else the default id."""
         return min(self.ids - {self.default_id}, default=self.default_id)
+
+
+@dataclass(frozen=True)
+class CountedSample:
+    """A committed sample that counts, with the shard that made it."""
+
+    entry: PlannedShard
+    sample: SampleOutcome
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from pipelines.dataset import card
 from pipelines.dataset.decide import decide_again
 from pipelines.dataset.decisions import Criteria
 from pipelines.dataset.validation.checks import Checked, check_object
-from pipelines.dataset.validation.recount import recount
-from pipelines.ledger.counting import CountedSample
+from pipelines.dataset.validation.recount import CountedSample, recount
 from pipelines.ledger.entries import OBJECT_FOLDERS, OUTCOMES, Commit, Job, PlannedShard, StoredObject, sha256
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.names import plan_file, version_object
@@ -263,7 +262,7 @@ def _compare_outcomes(
 ) -> Iterator[str]:
     """Check that the version has the samples that count, each with the outcome of its commit or the criteria."""
     try:
-        decided = decide_again(storage, version, counted, commits)
+        decided = decide_again(storage, version, ((c.entry.shard.id, c.sample) for c in counted), commits)
     except (JointDiTError, OSError, pa.ArrowException, KeyError) as error:
         yield f"what version {version.number} must contain cannot be determined ({type(error).__name__}: {error})."
         return

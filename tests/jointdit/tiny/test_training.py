@@ -186,6 +186,7 @@ def test_blocks_are_compiled_where_the_spec_says_so_and_a_missing_gpu_is_named()
             device_of(spec)
 
 
+@pytest.mark.slow  # tests of the recipe and of adapters train the same steps for less
 def test_base_and_adapter_learn_and_the_adapter_leaves_the_base_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     captions = ["a red sphere on a gray floor", "a blue cube on a white floor"] * 8

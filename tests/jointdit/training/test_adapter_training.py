@@ -262,6 +262,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     run(tmp_path, steps=2)
     before = (tmp_path / CHECKPOINT).read_bytes()
