@@ -114,7 +114,7 @@ class StatusReader:
         latest = read_latest(self.storage)
         work = Uncovered.since(self.ledger, latest, is_partial=True, read=self._read_commits)
         before, changes = work.before, work.changes
-        tables = self.ledger.plan_tables()
+        tables = {number: self.ledger.plan_tables()[number] for number in changes.plans}  # the plan may have grown
         planned = {number: current_rows(number, table, changes.versions) for number, table in tables.items()}
         committed = self._committed(before, changes)
         counts = self._count(work, planned, committed)

@@ -31,6 +31,11 @@ class Changes:
     plans: tuple[int, ...]
 
     @property
+    def next_plan(self) -> int:
+        """The number of a plan file that follows from these changes, and fails to be created if the plan has grown."""
+        return max(self.plans, default=0) + 1
+
+    @property
     def may_share_rows(self) -> bool:
         """Whether two current files may hold the same row. Files of one listing never do (plan/propose.py)."""
         return len({plan for _, plan in self.versions.values()}) > 1

@@ -36,9 +36,10 @@ def plan_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -
     Of what the latest version covers, only columns of rejected samples are read, and no commit.
     """
     work = Uncovered.since(ledger, read_latest(ledger.storage), is_partial=True)
-    tables, per_row = ledger.plan_tables(), spec.input.samples_per_row
+    per_row = spec.input.samples_per_row
     have: Counter[tuple[str, str, int, int]] = Counter()  # (uri, etag, row position, round) -> samples planned for it
-    for number, table in tables.items():
+    for number in work.changes.plans:
+        table = ledger.plan_tables()[number]
         is_round = pc.and_(pc.greater(table["round"], 0), pc.equal(pc.fill_null(table["retry"], 0), 0))
         for entry in ledger.entries(number, pc.indices_nonzero(is_round).to_pylist()):
             for span in entry.shard.spans:
@@ -55,8 +56,7 @@ def plan_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -
         if indices:
             rows.setdefault((round_, tuple(indices)), []).append(row)
     groups = dict(sorted(rows.items(), key=lambda item: item[0]))
-    number = max(tables, default=0) + 1
-    return shards_of_rows(groups, number, spec.output.shard_rows, digest(fingerprint), per_row)
+    return shards_of_rows(groups, work.changes.next_plan, spec.output.shard_rows, digest(fingerprint), per_row)
 
 
 def is_worth_a_seed(reasons: Sequence[str], task: str) -> bool:

@@ -18,8 +18,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import pyarrow.compute as pc
-
 from pipelines.ledger.counted import Uncovered, made_samples
 from pipelines.ledger.entries import Job, Outcome, PlannedShard
 from pipelines.ledger.ledger import Ledger, open_output
@@ -51,18 +49,18 @@ def plan_retry(uri: str, outcomes: Collection[Outcome]) -> RetryPlan:
 
     def propose() -> Sequence[PlannedShard]:
         nonlocal counts
-        rows, counts = _samples_to_retry(ledger, outcomes)
-        return _shards(job, ledger, rows)
+        work = Uncovered.since(ledger, read_latest(ledger.storage), is_partial=True)
+        rows, counts = _samples_to_retry(work, outcomes)
+        return _shards(job, work, rows)
 
     shards = append(ledger, propose)
     return RetryPlan(storage.uri, {outcome: counts[outcome] for outcome in sorted(outcomes)}, len(shards))
 
 
 def _samples_to_retry(
-    ledger: Ledger, outcomes: Collection[Outcome]
+    work: Uncovered, outcomes: Collection[Outcome]
 ) -> tuple[dict[tuple[Span, int], list[int]], Counter[str]]:
     """Return ((row, round) -> indices of its samples with such an outcome, number of samples by outcome)."""
-    work = Uncovered.since(ledger, read_latest(ledger.storage), is_partial=True)
     rows: dict[tuple[Span, int], list[int]] = {}
     counts: Counter[str] = Counter()
     for outcome in sorted(outcomes):
@@ -73,12 +71,11 @@ def _samples_to_retry(
     return rows, counts
 
 
-def _shards(job: Job, ledger: Ledger, rows: Mapping[tuple[Span, int], Sequence[int]]) -> list[PlannedShard]:
+def _shards(job: Job, work: Uncovered, rows: Mapping[tuple[Span, int], Sequence[int]]) -> list[PlannedShard]:
     """Cut samples into shards. Rows with the same indices of one round share shards."""
     groups: dict[tuple[int, tuple[int, ...]], list[Span]] = {}
     for (row, round_), indices in rows.items():
         groups.setdefault((round_, tuple(sorted(indices))), []).append(row)
-    tables = ledger.plan_tables()
-    retry = 1 + max((pc.max(table["retry"]).as_py() or 0 for table in tables.values()), default=0)
+    retry = 1 + max((entry.retry for entry in work.changes.retries), default=0)
     per_row, shard_rows = int(job.resolved["input"]["samples_per_row"]), int(job.resolved["output"]["shard_rows"])
-    return shards_of_rows(groups, max(tables) + 1, shard_rows, digest(job.fingerprint), per_row, retry)
+    return shards_of_rows(groups, work.changes.next_plan, shard_rows, digest(job.fingerprint), per_row, retry)

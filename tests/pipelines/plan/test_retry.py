@@ -13,6 +13,7 @@ from PIL import Image
 from jointdit.errors import StoreError
 from pipelines.dataset.status import read_status
 from pipelines.dataset.validation.validate import validate
+from pipelines.ledger.counted import Uncovered
 from pipelines.ledger.versions import Version, read_latest, read_outcomes, read_version
 from pipelines.plan.regeneration import extend_with_regeneration
 from pipelines.plan.retry import plan_retry
@@ -262,3 +263,31 @@ def test_an_unfinished_job_can_be_retried(make_job) -> None:
 def test_no_job_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no job"):
         plan_retry(str(tmp_path), ["quarantined"])
+
+
+def test_an_output_without_a_plan_has_nothing_to_retry(make_job) -> None:
+    job = make_job(["a"])
+    job.ledger.open_job(job.context.spec, job.context.fingerprint)
+    found = plan_retry(job.context.storage.uri, ["quarantined", "rejected"])
+    assert (found.counts, found.shards) == ({"quarantined": 0, "rejected": 0}, 0)
+
+
+def test_a_retry_follows_from_the_plan_that_it_read(make_job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the plan grows after it was read, the retry is decided again."""
+    job = make_job(["NAN", "b"])
+    job.complete()
+    since, seen = Uncovered.since, []
+
+    def overtaken(*arguments, **options):
+        work = since(*arguments, **options)
+        if not seen:
+            seen.append(plan_retry(job.context.storage.uri, ["quarantined"]).counts)
+        return work
+
+    def first_is_overtaken(*arguments, **options):
+        monkeypatch.setattr(Uncovered, "since", since)
+        return overtaken(*arguments, **options)
+
+    monkeypatch.setattr(Uncovered, "since", first_is_overtaken)
+    assert plan_retry(job.context.storage.uri, ["quarantined"]).counts == {"quarantined": 0}
+    assert seen == [{"quarantined": 1}]
