@@ -47,6 +47,13 @@ def run(job: LocalJob) -> Receipt:
     return job.run_shard(entry)
 
 
+def test_a_commit_is_read_with_one_request(job: LocalJob, proxy: FaultProxy) -> None:
+    run(job)
+    proxy.inject("reset", "HEAD", "_commits/", times=100)
+    assert commit_of(job).samples
+    assert not proxy.counts["reset"]
+
+
 @pytest.mark.parametrize(("fault", "times"), [*((fault, 1) for fault in LANDED), ("lost-response", 12)])
 def test_a_commit_that_landed_without_an_answer_is_ours(
     job: LocalJob, proxy: FaultProxy, fault: str, times: int
