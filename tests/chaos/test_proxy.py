@@ -14,6 +14,8 @@ from pipelines.store.errors import TransientError
 from pipelines.store.storage import AlreadyExists, Storage
 from tests.chaos.proxy import FAULTS, FaultProxy, draw
 
+pytestmark = pytest.mark.slow  # what the proxy is for, test_commit_faults.py and the storm show
+
 
 @pytest.fixture
 def proxy(s3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:

@@ -37,6 +37,7 @@ def test_bad_rows_are_quarantined_alone(run_stand_in, make_spec) -> None:
     assert validate(spec.output.uri).problems == []
 
 
+@pytest.mark.slow
 def test_a_row_that_kills_its_worker_is_isolated_and_quarantined(run_stand_in, make_spec) -> None:
     prompts = [f"fine {n}" for n in range(12)]
     prompts[5] = "KILL"
@@ -51,6 +52,7 @@ def test_a_row_that_kills_its_worker_is_isolated_and_quarantined(run_stand_in, m
     assert validate(spec.output.uri).problems == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_row_that_hangs_its_worker_is_quarantined(run_stand_in, make_spec) -> None:
     prompts = ["fine", "fine", "HANG", "fine"]

@@ -82,6 +82,7 @@ def job(s3, proxy: FaultProxy, make_job, tmp_path: Path) -> LocalJob:
     return job
 
 
+@pytest.mark.slow
 def test_a_run_outlasts_a_store_that_is_busy_at_each_of_its_steps(job: LocalJob, proxy: FaultProxy) -> None:
     steps = [
         ("PUT", "_plan/"),
