@@ -181,7 +181,9 @@ def require_latest(storage: Storage) -> Version:
     """Return the latest published version. Raises PermanentError where there is none."""
     version = read_latest(storage)
     if version is None:
-        raise PermanentError(f"{storage.uri} has no version yet: run the job to its end first.")
+        raise PermanentError(
+            f"{storage.uri} has no version yet: run the job to its end first, or publish what is made."
+        )
     return version
 
 

@@ -101,8 +101,12 @@ class Account:
             yield from (
                 p for p in self._check_samples(now, sorted(self.plans)) if p.kind not in ("partial", "withheld")
             )
-        elif any(commit.samples for commit in self.commits.values()):
+        elif any(commit.samples for commit in self.commits.values()) and not self._may_withhold_all():
             yield Problem("published", "samples are committed and no version is published.")
+
+    def _may_withhold_all(self) -> bool:
+        """Return whether a first version may wait for all rows, because of keep_best."""
+        return "keep_best" in json.loads(self.objects.read("_job.json"))["spec"].get("quality", {})
 
     def _numbers(self) -> list[int]:
         return sorted(

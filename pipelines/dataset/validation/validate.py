@@ -47,6 +47,7 @@ class Validation:
     notes: list[str] = field(default_factory=list)  # untidy but harmless
     version: int | None = None
     counts: dict[str, int] = field(default_factory=dict)  # samples of the latest version
+    left_out: int = 0  # planned samples that it leaves out, because it is partial
     files: int = 0
     bytes: int = 0
     images: int = 0
@@ -80,7 +81,7 @@ def validate(uri: str, quick: bool = False) -> Validation:
     result.problems += unreadable
     if versions:
         latest = versions[-1]
-        result.version, result.counts = latest.number, dict(latest.counts)
+        result.version, result.counts, result.left_out = latest.number, dict(latest.counts), latest.left_out
         result.problems += _check_version(storage, planned, commits, latest)
         if not quick:
             result.problems += _check_ids(storage, latest)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from pathlib import Path
-
-import pytest
-
 from pipelines.dataset.publish import publish_committed
 from pipelines.dataset.validation.validate import validate
-from pipelines.ledger.versions import Version, read_latest, read_outcomes
+from pipelines.ledger.versions import Version, read_outcomes
 from pipelines.run.rounds import pending_shards
-from tests.local_job import LocalJob, input_folder, job_in
+from tests.local_job import LocalJob
 
 
 def publish_now(job: LocalJob) -> Version:
