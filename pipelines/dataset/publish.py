@@ -16,6 +16,9 @@ names. If the create fails, the publisher decides again from the new latest vers
 therefore borrows objects only from the version before it and from commits; what only older versions have is written
 again. Once a number is taken, `jointdit gc` deletes what other publishers wrote for it.
 
+A partial version (`publish_committed`) is made in the same way of what is committed by then. Which samples count in it
+is decided by ledger/basis.py, and withheld.py says which of them wait. Any later version goes on from it.
+
 The criteria of a version come from the spec of the run that published it, until `jointdit refilter` (refilter.py) sets
 them for the whole dataset. From then on they hold for later samples too, and the criteria in specs are ignored.
 """

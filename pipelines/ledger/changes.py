@@ -94,7 +94,10 @@ def find_changes(
         basis = planned_basis(tables, retries)
     affected = {}
     if len(known):
-        affected = _affected(before, tables, masks, basis, _basis_of(before, tables, retries, known))
+        latest = before.latest
+        is_same = latest is not None and not (is_partial or latest.is_partial) and set(tables) <= set(latest.plans)
+        then = basis if is_same else _basis_of(before, tables, retries, known)
+        affected = _affected(before, tables, masks, basis, then)
     return Changes(new, affected, basis.versions, basis.retries, tuple(tables), missing)
 
 
@@ -120,6 +123,8 @@ def _affected(
     before: Before, tables: Mapping[int, pa.Table], masks: Mapping[int, pa.ChunkedArray], now: Basis, then: Basis
 ) -> dict[int, list[int]]:
     """Return plan file -> places of covered shards that another basis affects, or with samples that were withheld."""
+    if now is then and not len(before.waiting):
+        return {}
     uris = {uri for uri, version in now.versions.items() if then.versions.get(uri) != version}
     uris |= then.versions.keys() - now.versions.keys()
     chosen = pa.array(sorted(uris), pa.string())

@@ -28,9 +28,7 @@ def words(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join((captured.out + captured.err).split())
 
 
-def test_what_is_committed_is_published_and_every_command_says_that_it_is_partial(
-    job: LocalJob, capsys, tmp_path
-) -> None:
+def test_every_command_says_that_a_version_is_partial(job: LocalJob, capsys, tmp_path) -> None:
     uri, storage = job.context.storage.uri, job.context.storage
     assert main(["publish", uri]) == 0
     assert "has no committed sample yet: nothing was published." in words(capsys)
