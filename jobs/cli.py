@@ -82,6 +82,7 @@ for command, example in (
     (submit, "submit infra/kuberay/job.yaml --kube --dry-run"),
     (calibration.calibrate, "calibrate jobs/joint.yaml -n 64 --reject 0.02"),
     (datasets.status, "status s3://datasets/nightly-indoor --watch"),
+    (datasets.publish, "publish s3://datasets/nightly-indoor"),
     (datasets.validate, "validate runs/joint"),
     (datasets.retry, "retry s3://datasets/nightly-indoor --quarantined"),
     (datasets.refilter, "refilter s3://datasets/nightly-indoor --set quality.filters.0.min_span=0.3"),

@@ -1,8 +1,7 @@
-"""The commands of datasets: run, plan, status, validate, retry, refilter, gc, versions, diff, gallery."""
+"""The commands of datasets: run, plan, status, publish, validate, retry, refilter, gc, versions, diff, gallery."""
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from jobs.as_json import AsJson, plan_json, run_json, show_json, stdout_for_json
 from jointdit.errors import SpecError
+from pipelines.spec.durations import seconds_of
 
 if TYPE_CHECKING:
     from pipelines.ledger.entries import Outcome
@@ -25,7 +25,6 @@ Overrides = Annotated[
 ]
 DatasetUri = Annotated[str, typer.Argument(metavar="URI", help="output.uri of a job: a folder or s3:// prefix.")]
 LIMIT_REACHED = 3  # exit code of a run that stopped at a limit with work left
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def run(
@@ -149,6 +148,27 @@ def validate(
         raise typer.Exit(1)
 
 
+def publish(uri: DatasetUri, as_json: AsJson = False) -> None:
+    """Publish what is committed, also while a run is active. The version is partial unless all that is planned is made.
+
+    It needs no spec, no GPU and no Ray. The next run goes on from it.
+    """
+    from jobs.report import show_published
+    from pipelines.dataset import about
+    from pipelines.dataset.publish import publish_committed
+    from pipelines.ledger.ledger import Ledger, open_output
+
+    storage = open_output(uri)
+    ledger = Ledger(storage)
+    ledger.read_job()
+    version, is_new = publish_committed(storage, ledger)
+    about.refresh(storage, ledger)
+    if as_json:
+        show_json({"output": storage.uri, "version": version and version.to_json(), "is_new": is_new})
+    else:
+        show_published(storage.uri, version, is_new)
+
+
 def retry(
     uri: DatasetUri,
     quarantined: Annotated[
@@ -212,7 +232,7 @@ def gc(
     from jobs.report import show_garbage
     from pipelines.dataset.garbage import collect_garbage
 
-    found = collect_garbage(uri, seconds_of(older_than), dry_run)
+    found = collect_garbage(uri, seconds_of_age(older_than), dry_run)
     if as_json:
         show_json({**asdict(found), "bytes": found.bytes, "dry_run": dry_run})
     else:
@@ -296,9 +316,9 @@ def gallery(
         typer.launch(Path(page).resolve().as_uri())
 
 
-def seconds_of(age: str) -> float:
+def seconds_of_age(age: str) -> float:
     """Return the seconds of an age like 90s, 30m, 12h or 7d. Raises SpecError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", age.strip())
-    if match is None:
+    seconds = seconds_of(age)
+    if seconds is None:
         raise SpecError(f"--older-than {age!r} is no age: give a number with s, m, h or d, such as 12h.")
-    return float(match[1]) * UNITS[match[2]]
+    return seconds

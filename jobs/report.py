@@ -227,7 +227,7 @@ def status_lines(status: Status) -> list[str]:
     """Return the progress of a job as lines of two columns."""
     share = status.committed_samples / status.samples if status.samples else 0.0
     latest = status.latest
-    version = f"{latest.number}, {counted(latest.counts)}" if latest else "none yet"
+    version = f"{latest.number}, {counted(latest.counts)}{partial(latest)}" if latest else "none yet"
     rows = [
         ("job", f"{status.name} ({status.task}), since {status.created}"),
         ("output", status.output),
@@ -266,8 +266,21 @@ def show_validation(found: Validation) -> bool:
     if found.problems:
         say(f"{found.output} is damaged: {several(len(found.problems), 'problem')} in {read}.")
     else:
-        say(f"{found.output} is whole: version {found.version} with {counted(found.counts)}; {read}.")
+        what = f"version {found.version} with {counted(found.counts)}"
+        what += f", which is partial, {several(found.left_out, 'planned sample')} left out" if found.left_out else ""
+        say(f"{found.output} is whole: {what}; {read}.")
     return not found.problems
+
+
+def show_published(uri: str, version: Version | None, is_new: bool) -> None:
+    """Print what `jointdit publish` did."""
+    if version is None:
+        say(f"{uri} has no committed sample yet: nothing was published.")
+    elif is_new:
+        say(f"version {version.number} published: {counted(version.counts)}{partial(version)}")
+    else:
+        content = f"{counted(version.counts)}{partial(version)}"
+        say(f"version {version.number} is the latest: {content}; nothing more is committed.")
 
 
 def show_retry(plan: RetryPlan) -> None:
@@ -294,7 +307,7 @@ def show_refilter(found: Refiltered) -> None:
         say(f"rejected by: {', '.join(f'{kind} {number}' for kind, number in version.reasons.items())}")
     if found.without_points:
         say(f"{several(found.without_points, 'kept sample')} without a point cloud: their images are not stored.")
-    say(f"version {version.number} published: {counted(version.counts)}")
+    say(f"version {version.number} published: {counted(version.counts)}{partial(version)}")
     say("These filters also apply to later runs, until the next refilter.")
 
 
@@ -317,20 +330,22 @@ def show_garbage(found: Garbage, dry_run: bool) -> None:
 def show_versions(uri: str, versions: Sequence[Version]) -> None:
     """Print one line per version, the latest last."""
     if not versions:
-        say(f"{uri} has no version yet: run the job to its end.")
+        say(f"{uri} has no version yet: run the job to its end, or `jointdit publish` what is made.")
     for version in versions:
         size = readable(sum(size.bytes for size in version.sizes.values()))
         plans = f"plan{'s' if len(version.plans) > 1 else ''} {', '.join(map(str, version.plans))}"
         gone = f", {version.superseded} superseded" if version.superseded else ""
         by = f"; filters of the refilter to version {version.refilter}" if version.refilter else ""
-        say(f"{version.number:>4}  {version.created}  {counted(version.counts)}{gone}; {plans}; {size}{by}")
+        counts = f"{counted(version.counts)}{gone}{partial(version)}"
+        say(f"{version.number:>4}  {version.created}  {counts}; {plans}; {size}{by}")
 
 
 def show_difference(found: Difference) -> None:
     """Print what changed, by kind, with the first few samples of each."""
     from pipelines.dataset.diff import tally
 
-    say(f"{found.output}: version {found.first.number} -> {found.second.number}")
+    first, second = (f"{each.number}{partial(each)}" for each in (found.first, found.second))
+    say(f"{found.output}: version {first} -> {second}")
     kinds = {"added": found.added, "gone": found.gone, "changed": found.changed, "made again": found.made_again}
     for name, changes in kinds.items():
         kinds_of = ", ".join(f"{number} {kind}" for kind, number in tally(changes).items())
@@ -347,6 +362,11 @@ def show_difference(found: Difference) -> None:
 def counted(counts: Mapping[str, int]) -> str:
     """Format samples by outcome: 24 kept, 0 rejected, 0 quarantined."""
     return ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+
+
+def partial(version: Version) -> str:
+    """Format what a partial version leaves out; empty for a whole one."""
+    return f", partial: {several(version.left_out, 'planned sample')} left out" if version.is_partial else ""
 
 
 def several(number: int, thing: str) -> str:

@@ -27,6 +27,7 @@ from pipelines.dataset.decisions import (
 from pipelines.ledger.before import Before
 from pipelines.ledger.changes import SHARDS_AT_ONCE
 from pipelines.ledger.counted import CountedShard, Uncovered, all_counted_shards, counted_shards
+from pipelines.ledger.counting import RowKey
 from pipelines.ledger.entries import Commit, Outcome, PlannedShard, SampleOutcome
 from pipelines.ledger.segments import ShardRows
 from pipelines.ledger.versions import Key, Version, verdicts_at
@@ -44,13 +45,17 @@ class DecidedShard:
     rows: list[tuple[SampleOutcome, str]]  # samples that it makes, and the ids of their rows
     decided: dict[str, Decided]  # by sample id, those that count
     hashes: dict[str, str] = field(default_factory=dict)  # sample id -> perceptual hash, where the criteria need it
+    withheld: int = 0  # samples that would count, and wait for others of their rows (withheld.py)
 
 
-def decide_shards(work: Uncovered, criteria: Criteria, is_refiltered: bool, task: str) -> Iterator[list[DecidedShard]]:
+def decide_shards(
+    work: Uncovered, criteria: Criteria, is_refiltered: bool, task: str, waiting: Collection[RowKey] = ()
+) -> Iterator[list[DecidedShard]]:
     """Yield the shards that the next version must look at, some at a time, in the order of the plan.
 
     Args:
         is_refiltered: whether the criteria hold for all samples, whatever filters their commits were made with.
+        waiting: rows whose samples are withheld, unless they are decided.
 
     Raises:
         Unfinished: a shard that counts has no commit.
@@ -59,8 +64,20 @@ def decide_shards(work: Uncovered, criteria: Criteria, is_refiltered: bool, task
         for counted in counted_shards(work):
             yield from _cut(_decide(work, with_standing(work, counted), criteria, is_refiltered, task))
         return
-    shards = with_standing(work, all_counted_shards(work))
+    shards = [withhold(shard, waiting) for shard in with_standing(work, all_counted_shards(work))]
     yield from _cut(_decide(work, shards, criteria, is_refiltered, task))
+
+
+def withhold(shard: DecidedShard, waiting: Collection[RowKey]) -> DecidedShard:
+    """Return a shard without the decisions on samples of some rows, except those of earlier versions."""
+    if not waiting:
+        return shard
+    spans, decided = shard.entry.shard.spans, dict(shard.decided)
+    for sample, _ in shard.rows:
+        span = spans[sample.span]
+        if (span.uri, span.etag, sample.position) in waiting and sample.id in decided and not decided[sample.id].since:
+            del decided[sample.id]
+    return replace(shard, decided=decided, withheld=shard.withheld + len(shard.decided) - len(decided))
 
 
 def _cut(shards: list[DecidedShard]) -> Iterator[list[DecidedShard]]:

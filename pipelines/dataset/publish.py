@@ -16,6 +16,9 @@ names. If the create fails, the publisher decides again from the new latest vers
 therefore borrows objects only from the version before it and from commits; what only older versions have is written
 again. Once a number is taken, `jointdit gc` deletes what other publishers wrote for it.
 
+A partial version (`publish_committed`) is made in the same way of what is committed by then. Which samples count in it
+is decided by ledger/basis.py, and withheld.py says which of them wait. Any later version goes on from it.
+
 The criteria of a version come from the spec of the run that published it, until `jointdit refilter` (refilter.py) sets
 them for the whole dataset. From then on they hold for later samples too, and the criteria in specs are ignored.
 """
@@ -36,6 +39,7 @@ from pipelines.dataset.decide import DecidedShard, decide_shards
 from pipelines.dataset.decisions import Criteria, Decided
 from pipelines.dataset.merging import merged
 from pipelines.dataset.tables import PublishAttempt, ShardTables, ids_by_outcome
+from pipelines.dataset.withheld import open_rows
 from pipelines.ledger.before import Before
 from pipelines.ledger.changes import Changes
 from pipelines.ledger.counted import Uncovered
@@ -45,7 +49,7 @@ from pipelines.ledger.names import version_object
 from pipelines.ledger.segments import SAMPLES, SegmentWriter, ShardRows
 from pipelines.ledger.versions import Size, Version, read_latest
 from pipelines.model.fingerprint import code_version
-from pipelines.spec.job import JobSpec, PointsSpec, QualitySpec
+from pipelines.spec.job import JobSpec, PointsSpec, QualitySpec, load_spec
 from pipelines.store.connections import PARALLEL_TABLES
 from pipelines.store.storage import AlreadyExists, Storage
 
@@ -71,7 +75,28 @@ def publish(storage: Storage, ledger: Ledger, spec: JobSpec) -> tuple[Version, b
     Raises:
         Unfinished: a shard that counts has no commit.
     """
-    return publish_decision(storage, ledger, partial(decide_run, spec))
+    version, is_new = publish_decision(storage, ledger, partial(decide_run, spec), lambda _: False)
+    assert version is not None, "a first whole version is always new"
+    return version, is_new
+
+
+def publish_committed(storage: Storage, ledger: Ledger, spec: JobSpec | None = None) -> tuple[Version | None, bool]:
+    """Publish what is committed. Returns the latest version, None where no sample is committed, and whether it is new.
+
+    The version is partial unless everything that is planned is committed.
+
+    Args:
+        spec: of the run that publishes; by default that of the latest version, or of the job.
+
+    Raises:
+        PermanentError: there is no plan.
+    """
+
+    def decide(work: Uncovered) -> Decision:
+        latest = work.before.latest
+        return decide_run(spec or (latest.spec if latest is not None else load_spec(ledger.read_job().spec)), work)
+
+    return publish_decision(storage, ledger, decide, lambda _: True)
 
 
 def decide_run(spec: JobSpec, work: Uncovered) -> Decision:
@@ -80,7 +105,8 @@ def decide_run(spec: JobSpec, work: Uncovered) -> Decision:
     spec = spec_in_force(spec, latest)
     is_refiltered = latest is not None and latest.refilter > 0
     criteria = Criteria.from_json(latest.criteria) if latest and is_refiltered else Criteria.of(spec.quality)
-    return Decision(decide_shards(work, criteria, is_refiltered, spec.task), spec, criteria)
+    waiting = open_rows(spec, work) if work.is_partial and criteria.keep_best is not None else ()
+    return Decision(decide_shards(work, criteria, is_refiltered, spec.task, waiting), spec, criteria)
 
 
 def spec_in_force(spec: JobSpec, latest: Version | None) -> JobSpec:
@@ -91,8 +117,13 @@ def spec_in_force(spec: JobSpec, latest: Version | None) -> JobSpec:
     return spec.model_copy(update={"quality": QualitySpec.model_validate(quality)})
 
 
-def publish_decision(storage: Storage, ledger: Ledger, decide: Decide) -> tuple[Version, bool]:
+def publish_decision(
+    storage: Storage, ledger: Ledger, decide: Decide, may_be_partial: Callable[[Version | None], bool]
+) -> tuple[Version | None, bool]:
     """Publish what `decide` returns. Returns the version, and whether it is new.
+
+    Args:
+        may_be_partial: whether the next version leaves out what is not committed, from the latest version.
 
     Raises:
         PermanentError: there is no plan, or other drivers published each time before this one could.
@@ -101,7 +132,8 @@ def publish_decision(storage: Storage, ledger: Ledger, decide: Decide) -> tuple[
     for _ in range(PUBLISH_ATTEMPTS):
         latest = read_latest(storage)
         try:
-            version, is_new = _next_version(storage, ledger, latest, decide)
+            work = (Uncovered.committed if may_be_partial(latest) else Uncovered.since)(ledger, latest)
+            version = _next_version(storage, work, decide)
         except FileNotFoundError as error:
             newest = read_latest(storage)
             if newest is None or (latest is not None and newest.number == latest.number):
@@ -109,8 +141,8 @@ def publish_decision(storage: Storage, ledger: Ledger, decide: Decide) -> tuple[
                     f"{error} is missing and the next version needs it: restore it from a backup."
                 ) from error
             continue  # `latest` was superseded and pruned in the meantime
-        if not is_new:
-            return version, False
+        if version is None:
+            return latest, False
         try:
             storage.create_bytes(version_object(version.number, "version.json"), version.to_bytes())
         except AlreadyExists:
@@ -119,9 +151,9 @@ def publish_decision(storage: Storage, ledger: Ledger, decide: Decide) -> tuple[
     raise PermanentError(f"other drivers keep publishing {storage.uri}: run again when they are done.")
 
 
-def _next_version(storage: Storage, ledger: Ledger, latest: Version | None, decide: Decide) -> tuple[Version, bool]:
-    """Write the objects of the next version. Returns (next version, True), or (latest, False) if nothing changed."""
-    work = Uncovered.since(ledger, latest)
+def _next_version(storage: Storage, work: Uncovered, decide: Decide) -> Version | None:
+    """Write the objects of the next version. Returns None if nothing changed since the latest one."""
+    latest = work.before.latest
     if not work.changes.plans:
         raise PermanentError(f"{storage.uri} has no plan: there is nothing to publish.")
     attempt = PublishAttempt(latest.number + 1 if latest else 1, new_token())
@@ -129,13 +161,15 @@ def _next_version(storage: Storage, ledger: Ledger, latest: Version | None, deci
     writer = SegmentWriter(storage, attempt.number, attempt.token, decision.criteria.max_distance is not None)
     publication = _Publication(storage, attempt, work.before, writer, decision)
     publication.write()
-    has_criteria = latest is not None and latest.criteria == decision.criteria.to_json()
-    if latest is not None and not publication.has_changed and (has_criteria or not decision.is_refilter):
+    version = publication.version(work.changes)
+    sets_criteria = decision.is_refilter and (latest is None or latest.criteria != decision.criteria.to_json())
+    is_complete = not version.is_partial and (latest is None or latest.is_partial)
+    if not (publication.has_changed or sets_criteria or is_complete):
         for segment in writer.segments:
             for path in segment.paths:
                 storage.delete(path)
-        return latest, False
-    return publication.version(work.changes), True
+        return None
+    return version
 
 
 class _Publication:
@@ -146,11 +180,12 @@ class _Publication:
     ) -> None:
         self.storage, self.attempt, self.before, self.writer = storage, attempt, before, writer
         self.decision = decision
-        self.has_changed = before.latest is None
+        self.has_changed = False
         latest = before.latest if before.latest and not before.is_old else None
         self.counts = Counter[str](latest.counts if latest else {})
         self.reasons = Counter[str](latest.reasons if latest else {})
         self.superseded = latest.superseded if latest else 0
+        self.withheld = latest.withheld if latest else 0
         self.sizes: dict[str, Counter[str]] = {
             outcome: Counter({"files": size.files, "rows": size.rows, "bytes": size.bytes})
             for outcome, size in (latest.sizes if latest else {}).items()
@@ -181,17 +216,18 @@ class _Publication:
             tables = ShardTables(self.storage, self.attempt, decided, borrowed, points)
             files = tuple(tables.files(ids))
         samples = _samples_of(decided, {file.outcome: file.path for file in files}, self.attempt.number)
-        superseded = len(decided.commit.samples) - len(decided.decided)
+        superseded = len(decided.commit.samples) - len(decided.decided) - decided.withheld
         is_covered = old is not None and not self.before.is_old
-        return ShardRows(entry.shard.id, entry.plan, entry.position, samples, files, superseded, is_covered)
+        place, sums = (entry.shard.id, entry.plan, entry.position), (superseded, is_covered, decided.withheld)
+        return ShardRows(*place, samples, files, *sums)
 
     def _add(self, old: ShardRows | None, new: ShardRows) -> None:
         """Add a shard to the segment, unless the segment that has it says the same of it."""
         is_same = old is not None and _content_of(old, self.before.is_old) == _content_of(new, self.before.is_old)
         if is_same:
             self._seen += len(_counted(new))
-            if not self.before.is_old:
-                return
+            if old is not None and (old.plan, old.place, old.withheld) == (new.plan, new.place, new.withheld):
+                return  # never of an old version, which does not record the place
         elif old is not None or len(_counted(new)):
             self.has_changed = True
         if old is not None and not self.before.is_old:
@@ -207,6 +243,7 @@ class _Publication:
             for reason in reasons or ():
                 self.reasons[reason.split(":")[0]] += sign
         self.superseded += sign * shard.superseded
+        self.withheld += sign * shard.withheld
         for file in shard.files:
             size = self.sizes.setdefault(file.outcome, Counter())
             size.update({"files": sign, "rows": sign * file.rows, "bytes": sign * file.bytes})
@@ -225,6 +262,9 @@ class _Publication:
             code=code_version(),
             recorded_spec=decision.spec.as_given(),
             criteria=decision.criteria.to_json(),
+            is_partial=changes.missing.shards + self.withheld > 0,
+            left_out=changes.missing.samples + self.withheld,
+            withheld=self.withheld,
             refilter=self.attempt.number if decision.is_refilter else latest.refilter if latest else 0,
             sizes={outcome: Size(**size) for outcome, size in self.sizes.items() if size["files"]},
             segments=tuple(merged(self.storage, segments, self.attempt)),

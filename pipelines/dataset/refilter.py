@@ -39,6 +39,7 @@ from pipelines.dataset.decisions import (
     standing_among,
 )
 from pipelines.dataset.publish import Decision, publish_decision
+from pipelines.dataset.withheld import open_rows, withheld_keys
 from pipelines.ledger.before import Before
 from pipelines.ledger.changes import SHARDS_AT_ONCE
 from pipelines.ledger.counted import Uncovered, all_counted_shards, entries_of
@@ -81,7 +82,8 @@ def refilter(uri: str, overrides: Sequence[str] = (), spec_file: Path | None = N
     ledger.read_job()
     require_latest(storage)
     work = _Refilter(overrides, spec_file)
-    version, is_new = publish_decision(storage, ledger, work.decide)
+    version, is_new = publish_decision(storage, ledger, work.decide, is_partial)
+    assert version is not None, "versions are never deleted"
     about.refresh(storage, ledger)
     return Refiltered(
         output=storage.uri,
@@ -91,6 +93,11 @@ def refilter(uri: str, overrides: Sequence[str] = (), spec_file: Path | None = N
         rewritten=_rewritten(storage, work.before, version, work.changed) if is_new else (),
         without_points=_without_points(storage, version, work.came_back),
     )
+
+
+def is_partial(latest: Version | None) -> bool:
+    """Return whether the latest version is partial. Then the next one may be partial too."""
+    return latest is not None and latest.is_partial
 
 
 def _rewritten(storage: Storage, before: Version, version: Version, changed: Sequence[str]) -> tuple[str, ...]:
@@ -130,8 +137,28 @@ class _Refilter:
         decided = by_scores((sample for _, sample in samples), criteria.filters, facts)
         _refuse_lacking(work.ledger.storage, missing_scores(decided, criteria, facts))
         decided = _with_earlier(work.ledger.storage, criteria, decided)
+        if work.is_partial and criteria.keep_best is not None:
+            samples, decided = self._withhold(work, spec, shards, samples, decided)
         settled = settle(decided, criteria, facts, standing_among(decided, facts), spec.task)
         return Decision(self._changed(work, shards, samples, settled, facts), spec, criteria, is_refilter=True)
+
+    def _withhold(
+        self,
+        work: Uncovered,
+        spec: JobSpec,
+        shards: dict[str, DecidedShard],
+        samples: Sequence[tuple[Decided, Decided]],
+        decided: Sequence[Decided],
+    ) -> tuple[list[tuple[Decided, Decided]], list[Decided]]:
+        """Return the samples and decisions that are left without those that wait for others of their rows."""
+        undecided = {sample.key for sample in decided if not sample.since}
+        waiting = withheld_keys(work, open_rows(spec, work), shards) & undecided
+        for shard, count in Counter(shard for _, shard in waiting).items():
+            if shard not in shards:
+                shards |= _covered(work, [shard])
+            shards[shard] = replace(shards[shard], withheld=count)
+        left = [place for place, sample in enumerate(decided) if sample.key not in waiting]
+        return [samples[place] for place in left], [decided[place] for place in left]
 
     def _changed(
         self,

@@ -58,7 +58,7 @@ class Status:
     rounds: tuple[RoundStatus, ...]
     crashes: dict[str, int]  # shard -> how often it crashed a process
     latest: Version | None
-    is_published: bool  # whether the latest version covers all plans
+    is_published: bool  # whether the latest version is whole and covers all plans
     leases: tuple[tuple[Lease, State], ...]  # of drivers that run, or were killed
     runs: int  # finished runs with a report (run/report.py)
     gpu_hours: float  # of these runs
@@ -147,7 +147,7 @@ class StatusReader:
             rounds=rounds,
             crashes=dict(sorted(self.ledger.crash_counts().items())),
             latest=latest,
-            is_published=latest is not None and current <= set(latest.plans),
+            is_published=latest is not None and not latest.is_partial and current <= set(latest.plans),
             leases=tuple(self._watch.read()),
             runs=len(reports),
             gpu_hours=sum(report.gpu_hours for report in reports),

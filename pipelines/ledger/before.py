@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from functools import cached_property
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.ledger.segments import SAMPLES, ShardRows, VersionFile
 from pipelines.ledger.versions import Version, read_outcomes
@@ -28,6 +29,14 @@ class Before:
         if self.latest is None or self.is_old:
             return pa.chunked_array([pa.array([], pa.string())])
         return self.latest.content.ids
+
+    @property
+    def waiting(self) -> pa.Array:
+        """The ids of the shards with samples that it withholds (n)."""
+        if self.latest is None or not self.latest.withheld:
+            return pa.array([], pa.string())
+        tables = [table.filter(pc.greater(table["withheld"], 0)) for _, table in self.latest.content.shards]
+        return pa.concat_tables(tables)["shard"].combine_chunks()
 
     def shards(self, wanted: Collection[str]) -> dict[str, ShardRows]:
         """Return those of some shards that it has."""

@@ -41,9 +41,28 @@ class Uncovered:
     ) -> Uncovered:
         """Compare the plan with the latest version; `read` replaces `ledger.read_commits`."""
         before = Before(ledger.storage, latest)
-        published = latest.plans if latest is not None and latest.has_segments else ()
-        changes = find_changes(ledger, before.covered, published)
-        return cls(ledger, before, changes, read or ledger.read_commits, is_partial)
+        return cls(ledger, before, find_changes(ledger, before), read or ledger.read_commits, is_partial)
+
+    @classmethod
+    def committed(cls, ledger: Ledger, latest: Version | None) -> Uncovered:
+        """Compare what is committed by now with the latest version, for a partial version (basis.py)."""
+        before = Before(ledger.storage, latest)
+        return cls(ledger, before, find_changes(ledger, before, is_partial=True), ledger.read_commits, True)
+
+    def as_planned(self) -> Uncovered:
+        """Return the same plan files and commits, with what is planned counting (`planned_basis`)."""
+        changes = find_changes(self.ledger, self.before, self.changes.plans)
+        tables, made = self.ledger.plan_tables(), self.changes.new
+        absent = {
+            tables[number]["shard"][place].as_py()
+            for number, places in changes.new.items()
+            for place in set(places).difference(made[number])
+        }
+
+        def read(shards: Iterable[str]) -> dict[str, Commit]:
+            return self.read(shard for shard in shards if shard not in absent)
+
+        return Uncovered(self.ledger, self.before, changes, read, is_partial=True)
 
     @property
     def needs_all(self) -> bool:

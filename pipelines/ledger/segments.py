@@ -70,6 +70,7 @@ SHARDS = pa.schema(
         ("samples", pa.int64()),
         ("superseded", pa.int64()),  # samples of its commit that do not count
         ("replaces", pa.bool_()),  # whether an older segment lists it too
+        ("withheld", pa.int64()),  # samples of its commit that wait for others of their rows; may be null
         ("files", pa.list_(FILE)),
     ]
 )
@@ -120,6 +121,7 @@ class ShardRows:
     files: tuple[VersionFile, ...]
     superseded: int = 0  # samples of its commit that do not count
     replaces: bool = False
+    withheld: int = 0  # samples of its commit that wait for others of their rows
 
 
 class SegmentWriter:
@@ -145,6 +147,7 @@ class SegmentWriter:
                 "samples": len(shard.samples),
                 "superseded": shard.superseded,
                 "replaces": shard.replaces,
+                "withheld": shard.withheld,
                 "files": [asdict(file) for file in shard.files],
             }
         )
@@ -273,9 +276,8 @@ class Segments:
                         parts.append(groups[number].slice(low - start, high - low))
                     start += size
                 samples = pa.concat_tables(parts) if parts else SAMPLES.empty_table()
-                yield ShardRows(
-                    row["shard"], row["plan"], row["place"], samples, files_of(row), row["superseded"], row["replaces"]
-                )
+                described = {name: row[name] for name in ("shard", "plan", "place", "superseded", "replaces")}
+                yield ShardRows(**described, samples=samples, files=files_of(row), withheld=row["withheld"] or 0)
 
     def files(self) -> Iterator[VersionFile]:
         """Yield the files of the version in the order of the plan."""

@@ -54,13 +54,16 @@ class Version:
 
     number: int
     counts: dict[str, int]
-    superseded: int  # committed samples that do not count any more
+    superseded: int  # committed samples that do not count
     reasons: dict[str, int]  # filter -> rejected samples
     plans: tuple[int, ...]
     created: str
     code: str
     recorded_spec: dict[str, Any]  # of the run that published it: quality and batch size may differ from _job.json's
     criteria: dict[str, Any] = field(default_factory=dict)  # by what its samples are kept, with all thresholds
+    is_partial: bool = False  # whether it was published before all planned samples were made
+    left_out: int = 0  # planned samples that a whole version has and it has not
+    withheld: int = 0  # of these, made ones that wait for others of their rows, because of keep_best
     refilter: int = 0  # the version in which `jointdit refilter` set the criteria; 0: each run's own at its commits
     sizes: dict[str, Size] = field(default_factory=dict)  # by outcome
     segments: tuple[Segment, ...] = ()  # oldest first
@@ -178,7 +181,9 @@ def require_latest(storage: Storage) -> Version:
     """Return the latest published version. Raises PermanentError where there is none."""
     version = read_latest(storage)
     if version is None:
-        raise PermanentError(f"{storage.uri} has no version yet: run the job to its end first.")
+        raise PermanentError(
+            f"{storage.uri} has no version yet: run the job to its end first, or publish what is made."
+        )
     return version
 
 

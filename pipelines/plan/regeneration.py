@@ -36,12 +36,19 @@ def plan_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -
     Of what the latest version covers, only columns of rejected samples are read, and no commit.
     """
     work = Uncovered.since(ledger, read_latest(ledger.storage), is_partial=True)
+    groups = dict(sorted(rows_to_regenerate(spec, work).items(), key=lambda item: item[0]))
+    shard_rows, per_row = spec.output.shard_rows, spec.input.samples_per_row
+    return shards_of_rows(groups, work.changes.next_plan, shard_rows, digest(fingerprint), per_row)
+
+
+def rows_to_regenerate(spec: JobSpec, work: Uncovered) -> dict[tuple[int, tuple[int, ...]], list[Span]]:
+    """Return (round, indices) -> rows with rejected samples that no new sample is planned for."""
     per_row = spec.input.samples_per_row
     have: Counter[tuple[str, str, int, int]] = Counter()  # (uri, etag, row position, round) -> samples planned for it
     for number in work.changes.plans:
-        table = ledger.plan_tables()[number]
+        table = work.ledger.plan_tables()[number]
         is_round = pc.and_(pc.greater(table["round"], 0), pc.equal(pc.fill_null(table["retry"], 0), 0))
-        for entry in ledger.entries(number, pc.indices_nonzero(is_round).to_pylist()):
+        for entry in work.ledger.entries(number, pc.indices_nonzero(is_round).to_pylist()):
             for span in entry.shard.spans:
                 for position in range(span.start, span.stop):
                     have[span.uri, span.etag, position, entry.shard.round] += entry.samples_per_row
@@ -55,8 +62,7 @@ def plan_regeneration(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger) -
         indices = range(first + have[row.uri, row.etag, row.start, round_], first + count)
         if indices:
             rows.setdefault((round_, tuple(indices)), []).append(row)
-    groups = dict(sorted(rows.items(), key=lambda item: item[0]))
-    return shards_of_rows(groups, work.changes.next_plan, spec.output.shard_rows, digest(fingerprint), per_row)
+    return rows
 
 
 def is_worth_a_seed(reasons: Sequence[str], task: str) -> bool:

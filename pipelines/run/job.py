@@ -31,6 +31,7 @@ from pipelines.ledger.versions import Version
 from pipelines.plan.propose import Proposal, extend_plan, propose
 from pipelines.run.notify import message_of, notify, webhook_of
 from pipelines.run.opening import OpenedJob, open_job
+from pipelines.run.periodic import PeriodicPublisher
 from pipelines.run.report import keep_report, report_of
 from pipelines.run.rounds import Stopped, count_left, generate_all
 from pipelines.spec.job import JobSpec
@@ -45,7 +46,7 @@ class RunSummary:
     """The result of a run."""
 
     output: str
-    version: Version | None  # None if a limit stopped the run: a version holds everything that is planned
+    version: Version | None  # None if a limit stopped the run: what a run ends with holds everything that is planned
     is_new: bool  # False if there was nothing new to publish
     committed_before: int  # shards
     committed_now: int
@@ -164,7 +165,9 @@ def generate_and_publish(
     """
     spec, limits = context.spec, limits or Limits()
     for _ in range(PUBLISH_ATTEMPTS):
-        if generate_all(context, ledger, progress, limits, worker_class, remaining):
+        with PeriodicPublisher(context.storage, spec, progress):
+            left = generate_all(context, ledger, progress, limits, worker_class, remaining)
+        if left:
             return None, False
         remaining = None
         if progress.has_vanished and plan_again is not None:

@@ -42,6 +42,8 @@ def message_of(name: str, output: str, version: Version) -> dict[str, Any]:
         "version": version.number,
         "created": version.created,
         "counts": version.counts,
+        "is_partial": version.is_partial,
+        "left_out": version.left_out,
     }
 
 

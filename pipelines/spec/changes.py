@@ -78,6 +78,7 @@ FREE = (
     "output.uri",
     "output.shard_rows",
     "output.retain_versions",
+    "output.publish_every",
     "quality.scores",  # null in the rows of runs that did not measure them
     "quality.calibration",
     "quality.calibrated",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from jointdit.loading.quantization import Backend, Component, Quantization
 from pipelines.quality import MODEL_FILTERS, SCORES, KeepBest
 from pipelines.quality.filter import Fraction
 from pipelines.spec.base import FLOAT32_MAX, Metres, Name, Pixels, Ratio, Section, Text
+from pipelines.spec.durations import seconds_of
 from pipelines.spec.weights_address import absolute_folder, parse_address, spelled
 from pipelines.store.addresses import normalise
 
@@ -219,6 +220,15 @@ class PointsSpec(Section):
         return self.format in ("parquet", "both")
 
 
+def _interval(value: Any) -> Any:
+    seconds = seconds_of(value) if isinstance(value, str) else None
+    if value is not None and (seconds is None or not 1 <= seconds <= 365 * 86400):
+        raise ValueError(
+            f"must be a duration from 1s to 365d, a number with s, m, h or d such as 6h, found {repr(value)[:100]}"
+        )
+    return value
+
+
 class OutputSpec(Section):
     """The output folder, and the format of the dataset."""
 
@@ -227,10 +237,17 @@ class OutputSpec(Section):
     image_format: Literal["png", "jpeg", "webp"] = "png"
     # Number of published versions to keep; null: all. At least two, because a publisher may read the previous one.
     retain_versions: int | None = Field(None, ge=2, le=1_000_000)
+    # While a run goes on, publish what is committed each time this has passed: 30m, 6h, 1d. null: at its end alone.
+    publish_every: Annotated[str, BeforeValidator(_interval)] | None = None
     rgb: Literal["copy", "reference"] = "copy"  # task depth: copy the input images into the dataset, or refer to them
     points: PointsSpec = PointsSpec()
     license: str = Field("other", pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$")  # of the dataset, by the hub's names
     gallery_rows: int = Field(2000, ge=1, le=20_000)  # samples in the gallery, spread over all files
+
+    @property
+    def publish_seconds(self) -> float | None:
+        """`publish_every` in seconds."""
+        return seconds_of(self.publish_every) if self.publish_every is not None else None
 
     @field_validator("uri")
     @classmethod

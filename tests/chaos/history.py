@@ -195,11 +195,14 @@ def _end(story: Story, plot: Plot, world: World, output: str, account: Account) 
 def _go_on(story: Story, operation: Operation, plot: Plot, world: World, output: str, account: Account) -> bool:
     """Perform one operation and take the account; return False if there are problems."""
     story.lines.append(str(operation))
+    published = story.states["publish done"]
     for part, result in _do(operation, plot, world, output):
         story.states[f"{part.kind} {result.state}"] += 1
         story.lines.append(f"    {part.kind}: {result.text} ({result.steps} steps) {result.state}")
         story.problems += _problems_of(part, result, is_end=operation in END, has_job=bool(account.plans))
     story.problems += account.check()
+    if operation.kind == "publish" and story.states["publish done"] > published and not story.problems:
+        story.problems += account.check_published()
     return not story.problems
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.chaos.ledger_account import (
     Planned,
     Published,
     Rows,
+    counting_versions,
     current_versions,
     described_by,
     expected_samples,
@@ -31,6 +32,8 @@ from tests.chaos.ledger_account import (
     table_rows,
 )
 from tests.chaos.objects import Objects, Stamp
+from tests.chaos.partial_account import check_left_out, check_withheld, waiting_rows
+from tests.chaos.problems import Problem, revised, short, shown
 from tests.chaos.world import InputRow
 
 OUTCOMES = ("kept", "rejected", "quarantined")
@@ -38,17 +41,6 @@ MOVED = "moved:"  # prefix of the ETag of a file that was moved before all its r
 COLUMNS = ("id", "prompt", "pointcloud", "quality", "error")
 NEVER_READ = "does not exist any more"  # error of rows whose file is gone
 Key = tuple[str, ...]  # identifies a row in any file
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A violated rule; `kind` distinguishes faults when a history is minimized."""
-
-    kind: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.text}"
 
 
 class Account:
@@ -85,6 +77,8 @@ class Account:
             yield Problem("end", "no version is published.")
             return
         latest = versions[-1]
+        if latest.covered is not None:
+            yield Problem("end", f"version {latest.number} is partial.")
         yield from self._check_samples(latest, sorted(self.plans))  # also with plan files that plan nothing
         where = defaultdict(set)
         for row in latest.outcomes:
@@ -94,10 +88,25 @@ class Account:
                 ends = where.get((uri, etag, position), set())
                 if not ends:
                     yield Problem(
-                        "listed", f"row {position} of {_short(uri)} ({row.id}) is not in version {latest.number}."
+                        "listed", f"row {position} of {short(uri)} ({row.id}) is not in version {latest.number}."
                     )
                 elif strict and "quarantined" in ends and row.text and row.id != "":
-                    yield Problem("listed", f"row {position} of {_short(uri)} ({row.id}) stays quarantined.")
+                    yield Problem("listed", f"row {position} of {short(uri)} ({row.id}) stays quarantined.")
+
+    def check_published(self) -> Iterator[Problem]:
+        """Check after `jointdit publish` that the latest version has all that is committed."""
+        versions = self.retained()
+        if versions:
+            now = replace(versions[-1], covered=frozenset(self.commits))
+            yield from (
+                p for p in self._check_samples(now, sorted(self.plans)) if p.kind not in ("partial", "withheld")
+            )
+        elif any(commit.samples for commit in self.commits.values()) and not self._may_withhold_all():
+            yield Problem("published", "samples are committed and no version is published.")
+
+    def _may_withhold_all(self) -> bool:
+        """Return whether a first version may wait for all rows, because of keep_best."""
+        return "keep_best" in json.loads(self.objects.read("_job.json"))["spec"].get("quality", {})
 
     def _numbers(self) -> list[int]:
         return sorted(
@@ -139,12 +148,12 @@ class Account:
                 yield from self._check_move(number, uri, etag.removeprefix(MOVED))
                 continue
             if (uri, etag) not in self.contents:
-                yield Problem("plan", f"{_short(uri)} {etag} is planned but never existed.")
+                yield Problem("plan", f"{short(uri)} {etag} is planned but never existed.")
                 continue
             planned = sorted(position for file, tag, position in rows.elements() if (file, tag) == (uri, etag))
             if planned != list(range(len(self.contents[uri, etag]))):
                 has = f"has {len(self.contents[uri, etag])} rows, but rows {planned} are planned"
-                yield Problem("plan", f"_plan/{number:06d}: {_short(uri)} {has}.")
+                yield Problem("plan", f"_plan/{number:06d}: {short(uri)} {has}.")
 
     def _check_move(self, number: int, uri: str, etag: str) -> Iterator[Problem]:
         """Check that another file has, or had, the content of a file that was moved."""
@@ -154,7 +163,7 @@ class Account:
         if not any(
             self.contents.get((file, etag)) == content and not current[file][0].startswith(MOVED) for file in had
         ):
-            yield Problem("plan", f"_plan/{number:06d}: {_short(uri)} counts as moved, but no file has its rows.")
+            yield Problem("plan", f"_plan/{number:06d}: {short(uri)} counts as moved, but no file has its rows.")
 
     def _read_commits(self) -> Iterator[Problem]:
         shards = {entry.shard: entry for plan in self.plans.values() for entry in plan}
@@ -204,21 +213,25 @@ class Account:
         yield from self._check_tables(version)
         earlier = [self.versions[number] for number in sorted(self.versions) if number < version.number]
         if earlier:
-            yield from _revised(earlier[-1], version)
+            yield from revised(earlier[-1], version)
             if len(version.fields["plans"]) < len(earlier[-1].fields["plans"]):
                 yield Problem("older", f"version {version.number} has fewer plan files than {earlier[-1].number}.")
 
     def _check_samples(self, version: Published, plans: Sequence[int]) -> Iterator[Problem]:
         """Check that a version has each expected sample of these plan files exactly once, and no other."""
         planned = [entry for number in plans for entry in self.plans[number]]
-        current, expected = current_versions(planned), expected_samples(planned)
+        current, expected = current_versions(planned), expected_samples(planned, version.covered)
+        if version.covered is not None:
+            current = counting_versions(planned, version.covered)
+        waiting = waiting_rows(version, planned, self.commits)
+        yield from check_withheld(version, waiting, self.versions.get(version.number - 1))
         counts: Counter[Identity] = Counter()
         keys: dict[Key, set[str]] = defaultdict(set)  # a row -> the files that have it
         spans = {(span.uri, span.etag): span for entry in planned for span in entry.spans}
         for row in version.outcomes:
             identity = row["uri"], row["etag"], row["position"], row["index"]
             counts[identity] += 1
-            name = f"version {version.number}: {row['id']} of {_short(row['uri'])} row {row['position']}"
+            name = f"version {version.number}: {row['id']} of {short(row['uri'])} row {row['position']}"
             if identity not in expected:
                 yield Problem("superseded", f"{name} is superseded.")
                 continue
@@ -238,10 +251,16 @@ class Account:
                     yield Problem("outcome", f"{name} is {row['outcome']} {row['reasons']}, {outcome} in its commit.")
         for identity, times in counts.items():
             if times > 1:
-                yield Problem("doubled", f"version {version.number}: {times} times {_shown(identity)}.")
-        for identity in expected:
-            if identity not in counts and not self._is_elsewhere(spans, identity, current, keys):
-                yield Problem("lost", f"version {version.number}: {_shown(identity)} is in no outcome.")
+                yield Problem("doubled", f"version {version.number}: {times} times {shown(identity)}.")
+        missing = [identity for identity in expected if identity not in counts]
+        withheld = [identity for identity in missing if identity[:3] in waiting]
+        for identity in withheld:
+            keys[self._key(spans[identity[:2]], identity[2])].add(identity[0])
+        missing = [identity for identity in missing if not self._is_elsewhere(spans, identity, current, keys)]
+        for identity in missing:
+            if identity[:3] not in waiting:
+                yield Problem("lost", f"version {version.number}: {shown(identity)} is in no outcome.")
+        yield from check_left_out(version, planned, set(missing) & set(withheld))
         for name, times in Counter(row["id"] for row in version.outcomes).items():
             if times > 1:
                 yield Problem("doubled", f"version {version.number}: {times} samples have the id {name}.")
@@ -294,7 +313,7 @@ class Account:
                 places[str(identifier), row["index"]].add(row["uri"])
         for (identifier, index), uris in places.items():
             if len(uris) > 1:
-                named = ", ".join(sorted(map(_short, uris)))
+                named = ", ".join(sorted(map(short, uris)))
                 yield Problem("doubled row", f"version {version.number}: {identifier}/{index} comes from {named}.")
 
     def _check_tables(self, version: Published) -> Iterator[Problem]:
@@ -333,7 +352,7 @@ class Account:
                 if NEVER_READ in str(row.get("error")) and not was_read:
                     others = places[outcome["etag"], outcome["position"], outcome["index"]] - {outcome["uri"]}
                     if others:
-                        names = f"{_short(outcome['uri'])}, which was never read, and of {_short(min(others))}"
+                        names = f"{short(outcome['uri'])}, which was never read, and of {short(min(others))}"
                         yield Problem("doubled row", f"version {version.number}: {row['id']} is of {names}.")
                 if outcome["outcome"] != named[path]["outcome"]:
                     yield Problem(
@@ -378,23 +397,3 @@ class Account:
                 self._intact[path] = stamp, hashlib.sha256(self.objects.read(path)).hexdigest()
             if self._intact[path][1] != sha256:
                 yield Problem("file", f"{owner}: {path} has another SHA-256.")
-
-
-def _revised(before: Published, after: Published) -> Iterator[Problem]:
-    """Find decisions that changed in the next version although no refilter set other criteria."""
-    if before.refilter != after.refilter:
-        return
-    now = after.decisions
-    for key, outcome in before.decisions.items():
-        if now.get(key, outcome) != outcome:
-            yield Problem(
-                "revised", f"{key[0]} was {outcome} in version {before.number}, is {now[key]} in {after.number}."
-            )
-
-
-def _short(uri: str) -> str:
-    return "/".join(uri.split("/")[-2:])
-
-
-def _shown(identity: Identity) -> str:
-    return f"sample {identity[3]} of row {identity[2]} of {_short(identity[0])}"

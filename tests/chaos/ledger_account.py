@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,7 @@ class Published:
     fields: dict[str, Any]
     outcomes: tuple[dict[str, Any], ...]
     files: tuple[dict[str, Any], ...]
+    covered: frozenset[str] | None = None  # the shards of a partial version; None: all
 
     @property
     def refilter(self) -> int:
@@ -133,15 +134,18 @@ def read_published(number: int, fields: dict[str, Any], read: Callable[[str], by
     samples: list[dict[str, Any]] = []
     files: list[dict[str, Any]] = []
     hidden: set[str] = set()
+    covered: set[str] = set()
     for segment in reversed(fields["segments"]):
         shards = [row for row in table_rows(read(segment["shards_path"])) if row["shard"] not in hidden]
         live = {row["shard"] for row in shards}
+        covered |= live
         for row in table_rows(read(segment["path"])):
             if row["shard"] in live and row["since"]:
                 samples.append({**row, "source": row["id"].rpartition("/")[0]})
         files += [{**file, "shard": row["shard"]} for row in shards for file in row["files"]]
         hidden |= {row["shard"] for row in shards if row["replaces"]}
-    return Published(number, fields, tuple(samples), tuple(files))
+    covers = frozenset(covered) if fields["is_partial"] else None
+    return Published(number, fields, tuple(samples), tuple(files), covers)
 
 
 def current_versions(planned: Sequence[Planned]) -> dict[str, tuple[str, int]]:
@@ -149,11 +153,26 @@ def current_versions(planned: Sequence[Planned]) -> dict[str, tuple[str, int]]:
     return {span.uri: (span.etag, entry.plan) for entry in planned if entry.is_first for span in entry.spans}
 
 
-def expected_samples(planned: Sequence[Planned]) -> dict[Identity, set[str]]:
-    """Return each sample that a version of these plan files must have -> the shards that it may come from."""
-    current = current_versions(planned)
+def counting_versions(planned: Sequence[Planned], covered: Collection[str]) -> dict[str, tuple[str, int]]:
+    """Return uri -> the last version (etag, plan file) of which all shards are covered; if there is none, the last."""
+    lacks: dict[tuple[str, str, int], set[str]] = {}
+    for entry in planned:
+        for span in entry.spans if entry.is_first else ():
+            lacks.setdefault((span.uri, span.etag, entry.plan), set()).update({entry.shard} - set(covered))
+    whole = [version for version, shards in lacks.items() if not shards]
+    return current_versions(planned) | {uri: (etag, plan) for uri, etag, plan in whole}
+
+
+def expected_samples(planned: Sequence[Planned], covered: Collection[str] | None = None) -> dict[Identity, set[str]]:
+    """Return each sample that a version of these plan files must have -> the shards that it may come from.
+
+    `covered` are the shards of a partial version.
+    """
+    current = current_versions(planned) if covered is None else counting_versions(planned, covered)
     makers: dict[Identity, set[str]] = {}
     for entry in planned:
+        if covered is not None and entry.shard not in covered:
+            continue
         for identity in entry.identities():
             etag, plan = current.get(identity[0], ("", 0))
             if identity[1] != etag or (entry.is_first and entry.plan != plan):

@@ -10,11 +10,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+
 import pipelines.dataset.decide
 import pipelines.dataset.garbage
 import pipelines.dataset.publish
 import pipelines.dataset.refilter
 import pipelines.dataset.tables
+import pipelines.ledger.basis
+import pipelines.ledger.before
+import pipelines.ledger.changes
 import pipelines.ledger.counting
 import pipelines.ledger.versions
 import pipelines.plan.propose
@@ -68,6 +73,27 @@ def borrow_from_older_versions() -> None:
     pipelines.dataset.tables.ShardTables.__init__ = borrowing  # type: ignore[method-assign]
 
 
+def count_planned_versions_in_partial_ones() -> None:
+    """A partial version has of each file the version that was planned last, although it is not whole."""
+    versions = pipelines.ledger.basis.committed_basis
+
+    def planned(tables: Any, retries: Any, committed: Any) -> Any:
+        basis = versions(tables, retries, committed)
+        return dataclasses.replace(basis, versions=pipelines.ledger.basis.versions_of(tables))
+
+    pipelines.ledger.changes.committed_basis = planned
+
+
+def decide_rows_that_wait() -> None:
+    """A partial version chooses the best of a row before all its samples are made."""
+    pipelines.dataset.publish.open_rows = lambda *_: set()
+
+
+def forget_withheld_samples() -> None:
+    """A version after a partial one does not look at samples that it withheld."""
+    pipelines.ledger.before.Before.waiting = pa.array([], pa.string())  # type: ignore[assignment]
+
+
 def skip_taken_numbers() -> None:
     """A publisher whose version number is taken publishes its decisions under the next number."""
 
@@ -111,6 +137,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "forget-decisions": forget_decisions,
     "list-versions-twice": list_versions_twice,
     "borrow-from-older-versions": borrow_from_older_versions,
+    "count-planned-versions-in-partial-ones": count_planned_versions_in_partial_ones,
+    "decide-rows-that-wait": decide_rows_that_wait,
+    "forget-withheld-samples": forget_withheld_samples,
     "skip-taken-numbers": skip_taken_numbers,
     "read-ids-count-alone": read_ids_count_alone,
     "share-default-ids": share_default_ids,

@@ -27,6 +27,7 @@ import pipelines.run.job
 import pipelines.run.opening
 import pipelines.run.rounds
 from pipelines.dataset.garbage import collect_garbage, prune_versions
+from pipelines.dataset.publish import publish_committed
 from pipelines.engine.limits import Limits
 from pipelines.engine.progress import Progress
 from pipelines.ledger.entries import PlannedShard
@@ -75,6 +76,9 @@ def perform(operation: Operation, plot: Plot, uris: Sequence[str], output: str) 
     if operation.kind == "retry":
         planned = pipelines.plan.retry.plan_retry(output, settings["outcomes"])
         return f"planned to retry {planned.counts}"
+    if operation.kind == "publish":
+        version, is_new = publish_committed(Storage(output), Ledger(Storage(output)))
+        return f"version {version and version.number}, {'new' if is_new else 'unchanged'}"
     if operation.kind == "refilter":
         quality = {"keep_best": None, **settings["quality"]}
         overrides = [f"quality.{name}={json.dumps(value)}" for name, value in quality.items()]
@@ -99,7 +103,13 @@ def rehearse(folder: Path) -> None:
     plot, uris, output = Plot(0, 1, ()), [str(folder / "in")], str(folder / "out")
     quality = {"filters": [{"kind": "depth_range", "min_span": 0.0}, {"kind": "near_duplicate"}]}
     work = [("run", {"describes": True}), ("refilter", {"quality": quality}), ("retry", {"outcomes": ["quarantined"]})]
-    work += [("run", {"heals": True}), ("prune", {"retain": 1}), ("gc", {"hours": 1}), ("validate", {})]
+    work += [
+        ("publish", {}),
+        ("run", {"heals": True}),
+        ("prune", {"retain": 1}),
+        ("gc", {"hours": 1}),
+        ("validate", {}),
+    ]
     refresh = pipelines.dataset.about.refresh
     for kind, settings in work:
         perform(Operation(kind, 0, settings), plot, uris, output)
@@ -133,6 +143,8 @@ def _generate_here(
                 limits.stopped = "the operation generates only some shards"
                 return pipelines.run.rounds.shards_to_make(ledger)
             progress.committed(_generate(context, entry, worker))
+            if operation.settings.get("publishes") and draw.random() < 0.5:
+                publish_committed(context.storage, Ledger(context.storage), context.spec)
             left -= 1
         pending = pipelines.run.rounds.next_round(context, ledger)
     return []

@@ -14,8 +14,8 @@ from typing import Any
 from tests.chaos.steps import Death, Failure
 from tests.chaos.world import CHANGES
 
-WORK = {"run": 7, "retry": 2, "refilter": 1.5, "prune": 0.5, "gc": 0.5, "validate": 0.5, "together": 8}
-WORK_TOGETHER = {"run": 3, "retry": 0.7, "refilter": 3, "prune": 1.5, "gc": 2}
+WORK = {"run": 7, "retry": 2, "refilter": 1.5, "prune": 0.5, "gc": 0.5, "validate": 0.5, "publish": 2, "together": 8}
+WORK_TOGETHER = {"run": 3, "retry": 0.7, "refilter": 3, "prune": 1.5, "gc": 2, "publish": 2}
 CHANGE = dict(zip(CHANGES, (2, 1.5, 1, 1.5, 0.7, 1, 1.5, 0.4, 0.3, 1), strict=True))
 FAVOURS = (0.2, 1, 1, 4)  # weights of kinds of operations, drawn for each history
 CHANGES_SHARES = (0.15, 0.35, 0.5)  # share of operations that change the input
@@ -126,6 +126,7 @@ class Theme:
                 "shard_rows": draw.choice([2, 3, 4]),
                 "heals": draw.random() < 0.15,
                 "describes": draw.random() < 0.07,
+                "publishes": draw.random() < 0.3,
             }
         if kind == "retry":
             outcomes = draw.choice([["quarantined"], ["quarantined"], ["rejected"], ["quarantined", "rejected"]])

@@ -13,7 +13,7 @@ import yaml
 
 import jobs.watch
 from jobs.cli import main
-from jobs.datasets import seconds_of
+from jobs.datasets import seconds_of_age
 from jobs.watch import duration, watch
 from jointdit.errors import SpecError
 from pipelines.ledger.lease import Heartbeat
@@ -96,10 +96,10 @@ def test_gc_lists_objects_before_it_deletes_them(job: LocalJob, capsys) -> None:
 
 
 def test_ages() -> None:
-    assert [seconds_of(age) for age in ("90s", "1.5m", "12h", " 7d ")] == [90, 90, 43200, 604800]
+    assert [seconds_of_age(age) for age in ("90s", "1.5m", "12h", " 7d ")] == [90, 90, 43200, 604800]
     for age in ("", "7", "d", "-1d", "1w"):
         with pytest.raises(SpecError, match="is no age"):
-            seconds_of(age)
+            seconds_of_age(age)
     assert [duration(seconds) for seconds in (5, 65, 3661)] == ["5 s", "1 min 05 s", "1 h 01 min"]
 
 

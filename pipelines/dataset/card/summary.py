@@ -26,6 +26,8 @@ def statistics(version: Version, sampled: SampledTables) -> dict[str, Any]:
         "counts": version.counts,
         "reasons": dict(sorted(version.reasons.items())),
         "superseded": version.superseded,
+        "is_partial": version.is_partial,
+        "left_out": version.left_out,
         "files": sum(size.files for size in version.sizes.values()),
         "bytes": sum(size.bytes for size in version.sizes.values()),
         "scored_samples": sampled.scored,

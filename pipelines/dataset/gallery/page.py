@@ -58,7 +58,7 @@ def _settings(version: Version, folder: str, written: Written, beside_dataset: b
         "name": spec.name,
         "folder": folder,
         "dataset": "../" if beside_dataset else None,
-        "facts": {"task": spec.task, "version": _stamp(version)} | _making(spec),
+        "facts": {"task": spec.task, "version": _stamp(version)} | _partial(version) | _making(spec),
         "outcomes": OUTCOMES,
         "counts": [version.counts.get(outcome, 0) for outcome in OUTCOMES],
         "shown": [written.shown[outcome] for outcome in OUTCOMES],
@@ -69,6 +69,10 @@ def _settings(version: Version, folder: str, written: Written, beside_dataset: b
         "nearest": NEAREST,
         "edgeThreshold": spec.output.points.edge_threshold,
     }
+
+
+def _partial(version: Version) -> dict[str, str]:
+    return {"partial": f"{version.left_out} planned samples are left out"} if version.is_partial else {}
 
 
 def _making(spec: JobSpec) -> dict[str, str]:

@@ -7,9 +7,10 @@ is one reason to leave a sample out: a file that was planned later holds a row w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipelines.dataset.validation.partial import Versions, counting_versions
 from pipelines.ledger.counting import RowKey
 from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome
 
@@ -36,6 +37,12 @@ class CountedSample:
     entry: PlannedShard
     sample: SampleOutcome
 
+    @property
+    def row(self) -> RowKey:
+        """What identifies its row."""
+        span = self.entry.shard.spans[self.sample.span]
+        return span.uri, span.etag, self.sample.position
+
 
 @dataclass(frozen=True)
 class Recount:
@@ -45,13 +52,18 @@ class Recount:
     pending: list[PlannedShard]  # shards without a commit that such a version needs
 
 
-def recount(planned: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> Recount:
+def recount(
+    planned: Sequence[PlannedShard], commits: Mapping[str, Commit], covered: Collection[str] | None = None
+) -> Recount:
     """Account for every planned sample of the files as they were planned last.
 
     Args:
         planned: shards in (plan, position) order.
+        covered: the shards that a partial version covers; None: all.
     """
-    rows = _planned_rows(planned)
+    versions = counting_versions(planned, covered)
+    planned = [entry for entry in planned if covered is None or entry.shard.id in covered]
+    rows = _planned_rows(planned, versions)
     makers = {id(maker): maker for row in rows.values() for maker in row.makers.values()}
     pending = [entry for entry in planned if id(entry) in makers and entry.shard.id not in commits]
     made: list[tuple[PlannedShard, SampleOutcome, _PlannedRow]] = []
@@ -71,16 +83,13 @@ def recount(planned: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> R
     return Recount(counted, pending)
 
 
-def _planned_rows(planned: Sequence[PlannedShard]) -> dict[RowKey, _PlannedRow]:
-    """Return the rows of the latest planned file versions, with the last shard that makes each of their samples."""
-    version: dict[str, str] = {}  # uri -> etag
-    for entry in planned:
-        if entry.is_first:
-            version.update({span.uri: span.etag for span in entry.shard.spans})
+def _planned_rows(planned: Sequence[PlannedShard], versions: Versions) -> dict[RowKey, _PlannedRow]:
+    """Return the rows of the file versions that count, with the last shard that makes each of their samples."""
     rows: dict[RowKey, _PlannedRow] = {}
     for entry in planned:
         for span in entry.shard.spans:
-            if version.get(span.uri) != span.etag:
+            etag, plan = versions[span.uri]
+            if span.etag != etag or (entry.is_first and entry.plan != plan):
                 continue
             for position in range(span.start, span.stop):
                 key = (span.uri, span.etag, position)

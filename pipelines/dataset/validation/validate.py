@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 
 from jointdit.errors import JointDiTError
 from pipelines.dataset import card
-from pipelines.dataset.decide import decide_again
+from pipelines.dataset.decide import decide_again, standing_decisions
 from pipelines.dataset.decisions import Criteria
 from pipelines.dataset.validation.checks import Checked, check_object
+from pipelines.dataset.validation.partial import left_out, open_rows
 from pipelines.dataset.validation.recount import CountedSample, recount
+from pipelines.ledger.counting import RowKey
 from pipelines.ledger.entries import OBJECT_FOLDERS, OUTCOMES, Commit, Job, PlannedShard, StoredObject, sha256
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.names import plan_file, version_object
@@ -45,6 +47,7 @@ class Validation:
     notes: list[str] = field(default_factory=list)  # untidy but harmless
     version: int | None = None
     counts: dict[str, int] = field(default_factory=dict)  # samples of the latest version
+    left_out: int = 0  # planned samples that it leaves out, because it is partial
     files: int = 0
     bytes: int = 0
     images: int = 0
@@ -78,7 +81,7 @@ def validate(uri: str, quick: bool = False) -> Validation:
     result.problems += unreadable
     if versions:
         latest = versions[-1]
-        result.version, result.counts = latest.number, dict(latest.counts)
+        result.version, result.counts, result.left_out = latest.number, dict(latest.counts), latest.left_out
         result.problems += _check_version(storage, planned, commits, latest)
         if not quick:
             result.problems += _check_ids(storage, latest)
@@ -235,7 +238,10 @@ def _fault_of(storage: Storage, path: str, digest: str) -> Iterator[str]:
 def _check_version(
     storage: Storage, planned: Sequence[PlannedShard], commits: Mapping[str, Commit], version: Version
 ) -> Iterator[str]:
-    """Check that the outcomes are the samples that count, each id once, and that the files hold exactly them."""
+    """Check that the outcomes are the samples that count, each id once, and that the files hold exactly them.
+
+    A partial version is checked against the shards that it covers.
+    """
     outcomes = read_outcomes(storage, version).select(["id", "outcome", "shard", "file"]).to_pylist()
     for identifier, count in Counter(row["id"] for row in outcomes).items():
         if count > 1:
@@ -243,11 +249,21 @@ def _check_version(
     counts = Counter(row["outcome"] for row in outcomes)
     if {outcome: counts[outcome] for outcome in OUTCOMES} != version.counts:
         yield f"version {version.number} counts {version.counts} and its outcomes hold {dict(counts)}."
-    account = recount([entry for entry in planned if entry.plan in version.plans], commits)
+    planned = [entry for entry in planned if entry.plan in version.plans]
+    covered = set(version.content.ids.to_pylist()) if version.is_partial else None
+    account = recount(planned, commits, covered)
     for entry in account.pending:
         yield f"shard {entry.shard.id}: {entry.samples} samples of version {version.number} have no commit."
     if not account.pending:
-        yield from _compare_outcomes(storage, version, account.samples, commits, outcomes)
+        waiting = set[RowKey]()
+        if covered is not None and version.criteria.get("keep_best"):
+            made = {shard: commit for shard, commit in commits.items() if shard in covered}
+            made_samples = ((each.entry, each.sample) for each in recount(planned, made).samples)
+            waiting = open_rows(version.spec, planned, covered, made_samples)
+        yield from _compare_outcomes(storage, version, account.samples, commits, outcomes, waiting)
+    expected = 0 if covered is None else left_out(planned, covered) + version.withheld
+    if version.left_out != expected:
+        yield f"version {version.number} says that it leaves out {version.left_out} samples, but these are {expected}."
     yield from _compare_files(version, outcomes)
     if not card.is_about(storage, version):
         yield f"README.md and stats.json are not those of version {version.number}: run the job again to rewrite them."
@@ -259,13 +275,23 @@ def _compare_outcomes(
     counted: Sequence[CountedSample],
     commits: Mapping[str, Commit],
     outcomes: Sequence[Mapping[str, Any]],
+    waiting: Collection[RowKey],
 ) -> Iterator[str]:
-    """Check that the version has the samples that count, each with the outcome of its commit or the criteria."""
+    """Check that the version has the samples that count, each with the outcome of its commit or the criteria.
+
+    Args:
+        waiting: rows of which it decides nothing new.
+    """
     try:
-        decided = decide_again(storage, version, ((c.entry.shard.id, c.sample) for c in counted), commits)
+        stand = standing_decisions(storage, version)
+        in_it = [c for c in counted if c.row not in waiting or stand.get((c.sample.id, c.entry.shard.id), (0,))[0]]
+        decided = decide_again(storage, version, ((c.entry.shard.id, c.sample) for c in in_it), commits)
     except (JointDiTError, OSError, pa.ArrowException, KeyError) as error:
         yield f"what version {version.number} must contain cannot be determined ({type(error).__name__}: {error})."
         return
+    if len(counted) - len(in_it) != version.withheld:
+        counts = f"{len(counted) - len(in_it)} samples wait for others of their rows"
+        yield f"{counts}, and version {version.number} says {version.withheld}."
     expected = Counter((sample.id, sample.outcome, sample.shard) for sample in decided)
     actual = Counter((row["id"], row["outcome"], row["shard"]) for row in outcomes)
     is_by_commits = not version.refilter and not Criteria.from_json(version.criteria).needs_all

@@ -228,7 +228,7 @@ def test_from_s3_to_s3_by_the_command(make_job: Any, s3: Any, tmp_path: Path, ca
     assert "holds no job" in capsys.readouterr().err
     job.plan()
     assert main(["export", f"{bucket}/dataset", "--hf", str(tmp_path / "hf")]) == 1
-    assert "has no version yet: run the job to its end first." in capsys.readouterr().err
+    assert "has no version yet: run the job to its end first, or publish what is made." in capsys.readouterr().err
     job.complete()
     assert main(["export", f"{bucket}/dataset"]) == 1
     assert "give --webdataset DIR, --hf DIR" in capsys.readouterr().err

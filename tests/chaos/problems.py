@@ -1,0 +1,41 @@
+"""Problems that the account of a history finds, and how they name files and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.chaos.ledger_account import Identity, Published
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A violated rule; `kind` distinguishes faults when a history is minimized."""
+
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
+def revised(before: Published, after: Published) -> Iterator[Problem]:
+    """Find decisions that changed in the next version although no refilter set other criteria."""
+    if before.refilter != after.refilter:
+        return
+    now = after.decisions
+    for key, outcome in before.decisions.items():
+        if now.get(key, outcome) != outcome:
+            yield Problem(
+                "revised", f"{key[0]} was {outcome} in version {before.number}, is {now[key]} in {after.number}."
+            )
+
+
+def short(uri: str) -> str:
+    """Return the last two parts of an address."""
+    return "/".join(uri.split("/")[-2:])
+
+
+def shown(identity: Identity) -> str:
+    """Name a sample."""
+    return f"sample {identity[3]} of row {identity[2]} of {short(identity[0])}"
