@@ -36,6 +36,7 @@ class ProgressLine:
     def __enter__(self) -> Self:
         if self._live:
             self._live.start()
+            self._live.update(Text(self.line()))
         return self
 
     def __exit__(

@@ -133,18 +133,18 @@ def batches(objects: Iterable[StoredObject]) -> Iterator[Batch]:
 
 def by_threads(check: CheckBatch, all_batches: Iterable[Batch]) -> Checks:
     """Check single objects on threads, as many at once as connections allow. An interruption drops waiting ones."""
-    singles = (stored for batch in all_batches for stored in batch)
-    pool = ThreadPoolExecutor(PARALLEL_TABLES)
     running: dict[Future[list[Checked]], Batch] = {}
-    try:
-        for stored in singles:
-            running[pool.submit(check, (stored,))] = (stored,)
-            if len(running) > PARALLEL_TABLES:
+    with ThreadPoolExecutor(PARALLEL_TABLES) as pool:
+        try:
+            for stored in (stored for batch in all_batches for stored in batch):
+                running[pool.submit(check, (stored,))] = (stored,)
+                if len(running) > PARALLEL_TABLES:
+                    yield from _done(running)
+            while running:
                 yield from _done(running)
-        while running:
-            yield from _done(running)
-    finally:
-        pool.shutdown(cancel_futures=True)
+        finally:
+            for future in running:
+                future.cancel()
 
 
 def _done(running: dict[Future[list[Checked]], Batch]) -> Checks:

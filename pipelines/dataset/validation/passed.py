@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipelines.ledger.entries import StoredObject, now
 from pipelines.model.weights.local import cache_folder
 from pipelines.store.safe_text import reason_of
 
+WRITE_SECONDS = 1.0
 CHECKS = 1  # of checks.py; raised when they find more
 logger = logging.getLogger("pipelines")
 
@@ -37,6 +39,7 @@ class Passed:
         self.path = state_file(uri)
         self.since = ""  # when the check that is resumed began; empty if there is none
         self._connection: sqlite3.Connection | None = None
+        self._written = 0.0
 
     def __enter__(self) -> Self:
         with self._reporting():
@@ -58,7 +61,8 @@ class Passed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._connection is not None:
-            self._connection.close()
+            with contextlib.closing(self._connection), contextlib.suppress(sqlite3.Error):
+                self._connection.commit()
             self._connection = None
 
     def images_of(self, objects: Sequence[StoredObject]) -> dict[str, int]:
@@ -77,7 +81,9 @@ class Passed:
             if self._connection is not None:
                 rows = [(digest_of(stored), images) for stored, images in objects]
                 self._connection.executemany("insert or replace into passed values (?, ?)", rows)
-                self._connection.commit()
+                if time.monotonic() - self._written >= WRITE_SECONDS:  # each one waits for the disk
+                    self._connection.commit()
+                    self._written = time.monotonic()
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:

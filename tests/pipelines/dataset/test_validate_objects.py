@@ -151,3 +151,14 @@ def test_batches_are_limited_by_bytes_and_by_objects() -> None:
     found = list(batches(objects))
     assert [stored for batch in found for stored in batch] == objects
     assert [len(batch) for batch in found] == [1, 2, BATCH_OBJECTS, 2]
+
+
+def test_what_passed_is_written_while_the_check_goes_on(job: LocalJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a check that is killed can be resumed too."""
+    monkeypatch.setattr("pipelines.dataset.validation.passed.WRITE_SECONDS", 0.0)
+    uri, rest = job.context.storage.uri, Reader()
+    with Passed(uri, is_resumed=False) as passed:
+        with pytest.raises(KeyboardInterrupt):
+            validate(uri, how=Checking(Reader(most=5).map, passed))
+        assert rest.validate(job, is_resumed=True).problems == []
+    assert len(rest.read) == 7
