@@ -132,14 +132,22 @@ def status(
 def validate(
     uri: DatasetUri,
     quick: Annotated[bool, typer.Option("--quick", help="Check the account and file sizes, and open no file.")] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Read the files on the Ray cluster at RAY_ADDRESS, or on all CPUs here.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Do not read files again that passed in the last check on this machine.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Recount a dataset from its files alone. List what is lost, doubled or damaged, and exit with code 1 then."""
     from jobs.report import show_validation
-    from pipelines.dataset.validation.validate import validate as recount
+    from jobs.validation import validate as recount
 
+    if quick and (ray or resume):
+        raise typer.BadParameter("--quick opens no file: leave out --ray and --resume.")
     with stdout_for_json(as_json):
-        found = recount(uri, quick)
+        found = recount(uri, quick, ray, resume)
     if as_json:
         show_json({**asdict(found), "is_whole": not found.problems})
     else:

@@ -181,7 +181,8 @@ def _read_commits(work: Uncovered, counting: Counting, entries: Sequence[Planned
     commits = work.read(entry.shard.id for entry in entries)
     for entry in entries:
         if not work.is_partial and entry.shard.id not in commits and not counting.is_superseded(entry):
-            raise Unfinished(f"shard {entry.shard.id} is planned and not committed: run the job to its end first.")
+            what = "run the job to its end first, or publish what is committed"
+            raise Unfinished(f"shard {entry.shard.id} is planned and not committed: {what}.")
     return commits
 
 

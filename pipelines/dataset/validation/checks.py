@@ -6,7 +6,7 @@ Each check yields its problems as sentences. The checks trust only the job's spe
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,10 +36,11 @@ class Checked:
 
     problems: list[str] = field(default_factory=list)
     images: int = 0
+    clouds: list[tuple[str, str]] = field(default_factory=list)  # (sample id, path) of point clouds that its rows name
 
 
-def check_object(storage: Storage, spec: JobSpec, stored: StoredObject, pointclouds: Collection[str]) -> Checked:
-    """Read and check one object. `pointclouds` are the paths of the point clouds that commits and versions name."""
+def check_object(storage: Storage, spec: JobSpec, stored: StoredObject) -> Checked:
+    """Read and check one object."""
     try:
         data = storage.read_bytes(stored.path)
     except FileNotFoundError:
@@ -52,10 +53,10 @@ def check_object(storage: Storage, spec: JobSpec, stored: StoredObject, pointclo
         return Checked([f"{stored.path} has another SHA-256 than its commit says."])
     if stored.kind == "points":
         return Checked(list(_check_ply(stored, data)))
-    return _check_table(spec, stored, data, pointclouds)
+    return _check_table(spec, stored, data)
 
 
-def _check_table(spec: JobSpec, stored: StoredObject, data: bytes, pointclouds: Collection[str]) -> Checked:
+def _check_table(spec: JobSpec, stored: StoredObject, data: bytes) -> Checked:
     try:
         table = read_parquet(data)
     except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError
@@ -72,14 +73,14 @@ def _check_table(spec: JobSpec, stored: StoredObject, data: bytes, pointclouds: 
         return checked
     for batch in table.to_batches(max_chunksize=64):  # images of a few rows at a time
         for row in batch.to_pylist():
-            checked.problems += _check_row(spec, stored, row, pointclouds)
+            checked.problems += _check_row(spec, stored, row)
+            if row.get("pointcloud") is not None:
+                checked.clouds.append((row["id"], row["pointcloud"]))
             checked.images += sum(image_bytes(row.get(column)) is not None for column in ("rgb", "depth"))
     return checked
 
 
-def _check_row(
-    spec: JobSpec, stored: StoredObject, row: Mapping[str, Any], pointclouds: Collection[str]
-) -> Iterator[str]:
+def _check_row(spec: JobSpec, stored: StoredObject, row: Mapping[str, Any]) -> Iterator[str]:
     name = f"{stored.path}: sample {row['id']}"
     if stored.outcome == "quarantined":
         if not row["error"]:
@@ -105,8 +106,6 @@ def _check_row(
             yield from _check_image(stored.path, row, column)
         elif column == "depth" or spec.task not in MAY_REFER:
             yield f"{stored.path}: {column} of sample {row['id']} is missing."
-    if row["pointcloud"] is not None and row["pointcloud"] not in pointclouds:
-        yield f"{name} names {row['pointcloud']}, which no commit and no version names."
     if row.get("points") is not None and len(row["points"]) != len(row["colors"] or ()):
         yield f"{name} has {len(row['points'])} points and {len(row['colors'] or ())} colours."
 

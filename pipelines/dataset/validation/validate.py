@@ -21,7 +21,8 @@ from jointdit.errors import JointDiTError
 from pipelines.dataset import card
 from pipelines.dataset.decide import decide_again, standing_decisions
 from pipelines.dataset.decisions import Criteria
-from pipelines.dataset.validation.checks import Checked, check_object
+from pipelines.dataset.validation.checks import Checked
+from pipelines.dataset.validation.objects import Checking, check_objects
 from pipelines.dataset.validation.partial import left_out, open_rows
 from pipelines.dataset.validation.recount import CountedSample, recount
 from pipelines.ledger.counting import RowKey
@@ -31,8 +32,8 @@ from pipelines.ledger.names import plan_file, version_object
 from pipelines.ledger.versions import Version, read_outcomes, read_version, version_numbers
 from pipelines.model.fingerprint import digest
 from pipelines.plan.shards import id_of
-from pipelines.spec.job import JobSpec, load_spec
-from pipelines.store.connections import PARALLEL_REQUESTS, PARALLEL_TABLES
+from pipelines.spec.job import load_spec
+from pipelines.store.connections import PARALLEL_REQUESTS
 from pipelines.store.storage import Storage
 
 MOST_PROBLEMS = 200  # reported for one dataset
@@ -54,11 +55,12 @@ class Validation:
     pointclouds: int = 0
 
 
-def validate(uri: str, quick: bool = False) -> Validation:
+def validate(uri: str, quick: bool = False, how: Checking | None = None) -> Validation:
     """Validate a dataset.
 
     Args:
         quick: check the account and the sizes of the files from listings, and open none of them.
+        how: the way in which files are read; by default on threads.
 
     Raises:
         StoreError: there is no job, or the store cannot be reached.
@@ -91,7 +93,8 @@ def validate(uri: str, quick: bool = False) -> Validation:
         result.problems.append("no version is published: the job has not run to its end.")
     objects, contradictions = _objects_of(commits, versions)
     result.problems += contradictions
-    checks = _check_sizes(storage, objects) if quick else _check_objects(storage, load_spec(job.spec), objects)
+    how = how or Checking()
+    checks = _check_sizes(storage, objects) if quick else check_objects(storage, load_spec(job.spec), objects, how)
     for stored, checked in checks:
         result.problems += checked.problems
         result.files += 1
@@ -367,16 +370,6 @@ def _check_sizes(storage: Storage, objects: Mapping[str, StoredObject]) -> Itera
             yield stored, Checked([f"{stored.path} has {found} bytes, its commit says {stored.bytes}."])
         else:
             yield stored, Checked()
-
-
-def _check_objects(
-    storage: Storage, spec: JobSpec, objects: Mapping[str, StoredObject]
-) -> Iterator[tuple[StoredObject, Checked]]:
-    """Read and check each object in full."""
-    pointclouds = {stored.path for stored in objects.values() if stored.kind == "points"}
-    with ThreadPoolExecutor(PARALLEL_TABLES) as pool:
-        checks = pool.map(lambda stored: check_object(storage, spec, stored, pointclouds), objects.values())
-        yield from zip(objects.values(), checks, strict=True)
 
 
 def _orphans(storage: Storage, commits: Mapping[str, Commit], versions: Iterable[Version]) -> Iterator[str]:
