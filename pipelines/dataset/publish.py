@@ -274,5 +274,6 @@ def _samples_of(decided: DecidedShard, file_of: Mapping[Outcome, str], number: i
         "made_reasons": [sample.reasons or None for sample, _ in rows],
         "file": [end and file_of[end.outcome] for end in ends],
         "phash": [decided.hashes.get(sample.id) for sample, _ in rows],
+        "content": [sample.content or None for sample, _ in rows],
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in SAMPLES], schema=SAMPLES)

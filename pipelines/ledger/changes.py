@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.ledger.carried import FileVersion
 from pipelines.ledger.entries import PlannedShard
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.plan_tables import flat_spans, is_first, parents_of, versions_of
@@ -26,7 +27,7 @@ class Changes:
 
     new: Mapping[int, list[int]]  # plan file -> places of the shards that the latest version does not cover
     affected: Mapping[int, list[int]]  # plan file -> places of covered shards whose samples may count or not by now
-    versions: dict[str, tuple[str, int]]  # uri -> (its latest planned etag, the number of that plan file)
+    versions: dict[str, FileVersion]  # uri -> its latest planned version
     retries: list[PlannedShard]  # of the whole plan
     plans: tuple[int, ...]
 
@@ -38,7 +39,7 @@ class Changes:
     @property
     def may_share_rows(self) -> bool:
         """Whether two current files may hold the same row. Files of one listing never do (plan/propose.py)."""
-        return len({plan for _, plan in self.versions.values()}) > 1
+        return len({version.plan for version in self.versions.values()}) > 1
 
     def chunks(self, ledger: Ledger) -> Iterator[list[PlannedShard]]:
         """Yield the shards in (plan, position) order, some at a time. A shard that was planned twice comes last."""

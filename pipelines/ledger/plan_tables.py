@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.ledger.carried import CarriedRows, FileVersion, Origin
 from pipelines.records import Span
 
 if TYPE_CHECKING:
@@ -28,6 +29,16 @@ SPAN_FIELDS = [
     pa.field("start", pa.int64()),
     pa.field("stop", pa.int64()),
 ]
+ORIGIN = pa.struct([("etag", pa.string()), ("plan", pa.int32()), ("relative_path", pa.string())])
+RUN = pa.struct(
+    [
+        ("span", pa.int32()),  # index of the span whose version has the rows
+        ("at", pa.int64()),  # first row in this version
+        ("origin", pa.int32()),  # index into `origins`
+        ("start", pa.int64()),  # first row in the version of the origin
+        ("rows", pa.int64()),
+    ]
+)
 PLAN_SCHEMA = pa.schema(
     [
         ("shard", pa.string()),
@@ -37,6 +48,8 @@ PLAN_SCHEMA = pa.schema(
         ("spans", pa.list_(pa.struct(SPAN_FIELDS))),
         ("indices", pa.list_(pa.int32())),  # sample indices of each row; missing in plans of earlier versions
         ("retry", pa.int32()),  # 0, or the number of the retry
+        ("origins", pa.list_(ORIGIN)),
+        ("carried", pa.list_(RUN)),  # rows of its spans that were made for earlier versions (carried.py)
     ]
 )
 
@@ -51,6 +64,7 @@ class PlanRow(NamedTuple):
     spans: tuple[Span, ...]
     indices: tuple[int, ...]  # empty in plans of earlier versions
     retry: int
+    carried: tuple[CarriedRows, ...]
 
 
 class PlannedFile(NamedTuple):
@@ -75,9 +89,61 @@ def table_of(entries: Sequence[PlannedShard]) -> pa.Table:
             pa.ListArray.from_arrays(ends, pa.StructArray.from_arrays(columns, fields=SPAN_FIELDS)),
             pa.array([entry.indices for entry in entries], pa.list_(pa.int32())),
             pa.array([entry.retry for entry in entries], pa.int32()),
+            *_carried_columns(entries),
         ],
         schema=PLAN_SCHEMA,
     )
+
+
+def _carried_columns(entries: Sequence[PlannedShard]) -> tuple[pa.Array, pa.Array]:
+    """Return the columns `origins` and `carried`; empty lists for the shards that carry nothing."""
+    origins: list[list[Mapping[str, object]]] = []
+    ends, parts = [0], []
+    for entry in entries:
+        origins.append([])
+        spans = {(span.uri, span.etag): number for number, span in enumerate(entry.shard.spans)}
+        for carried in entry.carried:
+            count, first = len(carried.at), len(origins[-1])
+            origins[-1] += [origin._asdict() for origin in carried.origins]
+            columns = (np.full(count, spans[carried.uri, carried.etag]), carried.at, carried.origin + first)
+            parts.append([*columns, carried.start, carried.rows])
+        ends.append(ends[-1] + sum(len(carried.at) for carried in entry.carried))
+    columns = [np.concatenate(of) for of in zip(*parts, strict=True)] if parts else [[]] * RUN.num_fields
+    runs = pa.StructArray.from_arrays([pa.array(c, f.type) for c, f in zip(columns, RUN, strict=True)], fields=list(RUN))
+    return pa.array(origins, pa.list_(ORIGIN)), pa.ListArray.from_arrays(pa.array(ends, pa.int32()), runs)
+
+
+def carried_in(table: pa.Table, place: int) -> tuple[CarriedRows, ...]:
+    """Return what the shard at a place of a plan file carries."""
+    origins, runs = table["origins"][place].as_py(), table["carried"][place].values
+    if runs is None or not len(runs):
+        return ()
+    spans = table["spans"][place].as_py()
+    known = [Origin(**origin) for origin in origins]
+    columns = {f.name: runs.field(f.name).to_numpy(zero_copy_only=False).astype(np.int64) for f in RUN}
+    carried = []
+    for number in np.unique(columns["span"]).tolist():
+        mine = columns["span"] == number
+        used, origin = np.unique(columns["origin"][mine], return_inverse=True)
+        carried.append(
+            CarriedRows(
+                uri=spans[number]["uri"],
+                etag=spans[number]["etag"],
+                origins=tuple(known[place] for place in used.tolist()),
+                at=columns["at"][mine],
+                origin=origin,
+                start=columns["start"][mine],
+                rows=columns["rows"][mine],
+            )
+        )
+    return tuple(carried)
+
+
+def carrying(table: pa.Table) -> list[int]:
+    """Return the places of the shards of a plan file that carry rows."""
+    lengths = pc.fill_null(pc.list_value_length(table["carried"]), 0)
+    places: list[int] = pc.indices_nonzero(pc.greater(lengths, 0)).to_pylist()
+    return places
 
 
 def rows_of(table: pa.Table, positions: Sequence[int] | None = None) -> Iterator[PlanRow]:
@@ -90,10 +156,12 @@ def rows_of(table: pa.Table, positions: Sequence[int] | None = None) -> Iterator
     ends = np.cumsum([0, *lengths])
     known: dict[tuple[int, ...], tuple[int, ...]] = {}
     columns = (chosen[name].to_pylist() for name in ("shard", "round", "samples_per_row", "indices", "retry"))
+    carried = {places[number]: carried_in(chosen, number) for number in carrying(chosen)}
     for place, (first, last), shard, number, count, listed, retry in zip(places, pairwise(ends), *columns, strict=True):
         indices = tuple(listed or ())
         indices = known.setdefault(indices, indices)
-        yield PlanRow(place, shard, number, count, tuple(spans[first:last]), indices, retry or 0)
+        own = carried.get(place, ())
+        yield PlanRow(place, shard, number, count, tuple(spans[first:last]), indices, retry or 0, own)
 
 
 def files_of(tables: Mapping[int, pa.Table]) -> dict[str, PlannedFile]:
@@ -120,9 +188,14 @@ def owners_of(tables: Mapping[int, pa.Table], etags: Collection[str]) -> dict[st
     return owners
 
 
-def versions_of(tables: Mapping[int, pa.Table]) -> dict[str, tuple[str, int]]:
-    """Map each uri to its latest planned etag and the number of that plan file."""
-    return {uri: (file.etag, file.plan) for uri, file in files_of(tables).items()}
+def versions_of(tables: Mapping[int, pa.Table]) -> dict[str, FileVersion]:
+    """Map each uri to its latest planned version."""
+    versions = {uri: FileVersion(file.etag, file.plan) for uri, file in files_of(tables).items()}
+    for number, table in tables.items():
+        for carried in (rows for place in carrying(table) for rows in carried_in(table, place)):
+            if versions[carried.uri].plan == number:
+                versions[carried.uri] = FileVersion(carried.etag, number, carried)
+    return versions
 
 
 class CountingRows(NamedTuple):
@@ -132,22 +205,29 @@ class CountingRows(NamedTuple):
     rows: NDArray[np.int64]  # (n)
 
 
-def current_rows(number: int, table: pa.Table, versions: Mapping[str, tuple[str, int]]) -> CountingRows:
-    """Count the rows of each shard of plan file `number` that are of the latest planned version of their file.
+def current_rows(number: int, table: pa.Table, versions: Mapping[str, FileVersion]) -> CountingRows:
+    """Count the rows of each shard of plan file `number` that are in the latest planned version of their file.
 
-    Like `InputVersions.is_current`, by column. `versions`: uri -> (its latest planned etag, that plan file's number).
+    Like `InputVersions.is_current`, by column. `versions`: uri -> its latest planned version.
     """
     spans, parents = flat_spans(table), parents_of(table).to_numpy(zero_copy_only=False)
     uris = spans.field("uri").dictionary_encode()
     latest = [versions[uri] for uri in uris.dictionary.to_pylist()]
-    etags = pa.array([etag for etag, _ in latest], pa.string()).take(uris.indices)
+    etags = pa.array([version.etag for version in latest], pa.string()).take(uris.indices)
     same = pc.equal(spans.field("etag"), etags).to_numpy(zero_copy_only=False)
-    plans = np.array([plan for _, plan in latest], np.int64)[uris.indices.to_numpy(zero_copy_only=False)]
+    files = uris.indices.to_numpy(zero_copy_only=False)
+    plans = np.array([version.plan for version in latest], np.int64)[files]
     first = is_first(table).to_numpy()[parents]
     current = same & (~first | (plans == number))
-    lengths = pc.subtract(spans.field("stop"), spans.field("start")).to_numpy(zero_copy_only=False)
-    rows = np.bincount(parents, weights=lengths * current, minlength=len(table)).astype(np.int64)
-    return CountingRows(np.bincount(parents, weights=current, minlength=len(table)) > 0, rows)
+    lengths = pc.subtract(spans.field("stop"), spans.field("start")).to_numpy(zero_copy_only=False) * current
+    carries = np.array([version.carried is not None for version in latest], bool)[files]
+    for place in np.flatnonzero(carries & ~current).tolist():
+        span, carried = spans[place].as_py(), latest[int(files[place])].carried
+        assert carried is not None
+        plan = number if first[place] else None
+        lengths[place] = carried.count(span["etag"], span["start"], span["stop"], plan)
+    rows = np.bincount(parents, weights=lengths, minlength=len(table)).astype(np.int64)
+    return CountingRows(np.bincount(parents, weights=current | (lengths > 0), minlength=len(table)) > 0, rows)
 
 
 def parents_of(table: pa.Table) -> pa.Array:

@@ -48,6 +48,7 @@ SAMPLES = pa.schema(
         ("made_reasons", pa.list_(pa.string())),
         ("file", pa.string()),
         ("phash", pa.string()),  # null where the criteria of its version do not compare images
+        ("content", pa.string()),  # of its row, as in the commit; segments of earlier versions do not have it
     ]
 )
 CLOUD = pa.struct([("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()), ("rows", pa.int64())])

@@ -133,7 +133,7 @@ def unread_moves(ledger: Ledger, moves: Mapping[str, str], listed: Sequence[Sour
         uri: to
         for uri, to in moves.items()
         if not all(_was_read(entry, uri, commits.get(entry.shard.id)) for entry in entries)
-        and (counting.versions[uri][0] in etags or not _has_default_ids(entries, uri, commits))
+        and (counting.versions[uri].etag in etags or not _has_default_ids(entries, uri, commits))
     }
 
 

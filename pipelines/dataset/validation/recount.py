@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipelines.ledger.counting import RowKey
 from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome
+from pipelines.records import RowKey
 
 
 @dataclass

@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ from pipelines.stages.readers import csv_records, json_lines, parquet_rows, sing
 from pipelines.stages.readers.listing import list_files, suffix_of
 from pipelines.stages.readers.opening import check_unchanged
 from pipelines.stages.readers.row_addresses import check_reachable
+from pipelines.stages.readers.row_contents import content_of, has_paths
 from pipelines.stages.readers.rows import Format, build_row, columns_of, default_id
 from pipelines.store.safe_text import mask_secrets, printable, shortened
 
@@ -74,6 +76,11 @@ FORMATS: dict[str, Format] = {
 def format_of(file: SourceFile | Span) -> Format:
     """Return the format of a listed file. A file that is no table is a single image or depth map."""
     return FORMATS.get(suffix_of(file.uri), single_files)
+
+
+def is_comparable(file: SourceFile | Span) -> bool:
+    """Return whether rows of a file have a content hash, so that a changed file costs only its changed rows."""
+    return format_of(file) not in (single_files, webdataset)
 
 
 def count_rows(file: SourceFile, spec_input: InputSpec) -> int:
@@ -124,10 +131,13 @@ def read_rows(
     try:
         check_unchanged(file.uri, file.etag)
         for raw in format_of(file).rows(file, wanted, columns_of(spec_input, task)):
+            content = content_of(raw, file, task) if is_comparable(file) else ""  # of paths, before they are read
             row = build_row(raw, file, spec_input, task)
             position = next(planned)
             assert raw.position == position, f"{file.uri} gave row {raw.position} where {position} was due"
-            yield row
+            if isinstance(row, BadRow) and has_paths(raw):
+                content = ""  # what is at the path may be to blame
+            yield replace(row, content=content) if content else row
     except RowError as error:
         reason = str(error)
     except FileNotFoundError:
