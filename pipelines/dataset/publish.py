@@ -166,6 +166,8 @@ class _Publication:
                 made = pool.map(lambda each, known=known: self._make(each, known, points), shards)
                 for decided, rows in zip(shards, made, strict=True):
                     self._add(known.get(decided.entry.shard.id), rows)
+                    if not decided.entry.samples and decided.entry.shard.id not in known and not self.before.is_old:
+                        self.has_changed = True  # the file has a version without rows to make
         if self.before.is_old and self.before.old_samples != self._seen:
             self.has_changed = True
         self.writer.flush()

@@ -29,6 +29,13 @@ class Before:
             return pa.chunked_array([pa.array([], pa.string())])
         return self.latest.content.ids
 
+    @property
+    def whole(self) -> pa.ChunkedArray:
+        """The ids of those shards whose samples all count (n)."""
+        if self.latest is None or self.is_old:
+            return self.covered
+        return self.latest.content.whole
+
     def shards(self, wanted: Collection[str]) -> dict[str, ShardRows]:
         """Return those of some shards that it has."""
         if self.latest is None or not wanted:

@@ -8,12 +8,16 @@ row: (uri, etag, position).
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+EXTENSION = re.compile(r"@[0-9]+$")
 
 
 class Origin(NamedTuple):
@@ -54,6 +58,35 @@ class CarriedRows:
                     return int(ats[run] + position - starts[run])
         return None
 
+    def at_of_all(self, etag: str, positions: NDArray[np.int64], plan: int | None = None) -> NDArray[np.int64]:
+        """Return where rows (n) of an earlier version lie in this one; -1 for those that are not carried."""
+        found = np.full(len(positions), -1, np.int64)
+        for (of_etag, of_plan), (starts, stops, ats, _) in self._by_origin.items():
+            if of_etag == etag and plan in (None, of_plan):
+                runs = np.minimum(np.searchsorted(stops, positions, "right"), len(starts) - 1)
+                inside = (starts[runs] <= positions) & (positions < stops[runs])
+                found[inside] = (ats[runs] + positions - starts[runs])[inside]
+        return found
+
+    def taken(
+        self, etag: str, at: NDArray[np.int64], own_at: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> CarriedRows:
+        """Return the rows of another version that are rows of this one.
+
+        Args:
+            at: (n) first rows of runs in the other version.
+            own_at: (n) first rows of the same runs in this version, all of whose rows are known here.
+            rows: (n)
+        """
+        first = np.searchsorted(self.at, own_at, "right") - 1
+        pieces = np.searchsorted(self.at, own_at + rows - 1, "right") - first  # of each run, cut where origins end
+        run = np.repeat(np.arange(len(at)), pieces)
+        own = first[run] + np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        low = np.maximum(own_at[run], self.at[own])
+        high = np.minimum((own_at + rows)[run], (self.at + self.rows)[own])
+        start = self.start[own] + low - self.at[own]
+        return _merged(self.uri, etag, self.origins, (at[run] + low - own_at[run], self.origin[own], start, high - low))
+
     def count(self, etag: str, start: int, stop: int, plan: int | None = None) -> int:
         """Return how many of rows [start, stop) of an earlier version are carried."""
         found = 0
@@ -76,6 +109,44 @@ class CarriedRows:
             start, rows = self.start[mine][order], self.rows[mine][order]
             index[key] = start, start + rows, self.at[mine][order], np.concatenate([[0], np.cumsum(rows)])
         return index
+
+
+def of_runs(uri: str, etag: str, runs: Iterable[tuple[int, Origin, int, int]]) -> CarriedRows:
+    """Return runs (first row in this version, origin, first row in the version of the origin, rows), in any order."""
+    chosen = list(runs)
+    numbers = {origin: number for number, origin in enumerate(dict.fromkeys(run[1] for run in chosen))}
+    table = [(at, numbers[origin], start, rows) for at, origin, start, rows in chosen]
+    return _merged(uri, etag, tuple(numbers), tuple(np.array(table, np.int64).reshape(-1, 4).T))
+
+
+def joined(first: CarriedRows, second: CarriedRows) -> CarriedRows:
+    """Return the rows of one version that two parts have."""
+    columns = [
+        np.concatenate([getattr(first, name), getattr(second, name) + offset])
+        for name, offset in (("at", 0), ("origin", len(first.origins)), ("start", 0), ("rows", 0))
+    ]
+    return _merged(first.uri, first.etag, first.origins + second.origins, tuple(columns))
+
+
+def _merged(uri: str, etag: str, origins: tuple[Origin, ...], columns: tuple[NDArray[np.int64], ...]) -> CarriedRows:
+    """Sort runs (at, origin, start, rows), and merge those that continue each other."""
+    order = np.argsort(columns[0], kind="stable")
+    at, origin, start, rows = (column[order] for column in columns)
+    begins = np.ones(len(at), bool)
+    begins[1:] = (origin[1:] != origin[:-1]) | (at[1:] != (at + rows)[:-1]) | (start[1:] != (start + rows)[:-1])
+    first = np.flatnonzero(begins)
+    total = np.add.reduceat(rows, first) if len(first) else rows
+    return CarriedRows(uri, etag, origins, at[first], origin[first], start[first], total)
+
+
+def extended_path(path: str, plan: int) -> str:
+    """Return the path for the default ids of rows whose own default ids belonged to other rows of their file."""
+    return f"{path}@{plan}"
+
+
+def base_path(path: str) -> str:
+    """Return the path of a file without what `extended_path` added. Names of input files end with a known suffix."""
+    return EXTENSION.sub("", path)
 
 
 class FileVersion(NamedTuple):

@@ -10,13 +10,14 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.ledger.carried import FileVersion
 from pipelines.ledger.entries import PlannedShard
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.plan_tables import flat_spans, is_first, parents_of, versions_of
+from pipelines.ledger.plan_tables import current_rows, flat_spans, is_first, parents_of, versions_of
 
 SHARDS_AT_ONCE = 512
 
@@ -56,11 +57,14 @@ class Changes:
             yield [e for e in entries if last.get(e.shard.id, (e.plan, e.position)) == (e.plan, e.position)]
 
 
-def find_changes(ledger: Ledger, covered: pa.ChunkedArray, published: Collection[int]) -> Changes:
+def find_changes(
+    ledger: Ledger, covered: pa.ChunkedArray, published: Collection[int], whole: pa.ChunkedArray | None = None
+) -> Changes:
     """Compare the plan with what the latest version covers.
 
     Args:
         covered: the ids of the shards in its segments.
+        whole: those of them whose samples all count. A changed file does not affect them if it carries all their rows.
         published: the numbers of the plan files that it is made from.
     """
     tables = ledger.plan_tables()
@@ -69,6 +73,7 @@ def find_changes(ledger: Ledger, covered: pa.ChunkedArray, published: Collection
     new = {number: pc.indices_nonzero(pc.invert(mask)).to_pylist() for number, mask in masks.items()}
     added = {number: table for number, table in tables.items() if number not in published}
     retries = [entry for number, table in tables.items() for entry in _retries(ledger, number, table)]
+    versions = versions_of(tables)
     affected: dict[int, list[int]] = {}
     if len(known) and added:
         uris = pa.chunked_array(
@@ -79,10 +84,15 @@ def find_changes(ledger: Ledger, covered: pa.ChunkedArray, published: Collection
             for span in entry.shard.spans if entry.plan in added else ():
                 again.setdefault((span.uri, span.etag), []).extend(range(span.start, span.stop))
         for number, table in tables.items():
-            places = set(_with_uri(table, uris)) | set(_with_rows(table, {k: sorted(v) for k, v in again.items()}))
+            places = set(_with_uri(table, uris))
+            if places and whole is not None and any(version.carried is not None for version in versions.values()):
+                is_whole = pc.is_in(table["shard"], whole.combine_chunks()).to_numpy()
+                is_whole &= current_rows(number, table, versions).rows == table["rows"].to_numpy()
+                places -= set(np.flatnonzero(is_whole & (table["rows"].to_numpy() > 0)).tolist())
+            places |= set(_with_rows(table, {k: sorted(v) for k, v in again.items()}))
             if found := sorted(place for place in places if masks[number][place].as_py()):
                 affected[number] = found
-    return Changes(new, affected, versions_of(tables), retries, tuple(tables))
+    return Changes(new, affected, versions, retries, tuple(tables))
 
 
 def shards_with_rows(ledger: Ledger, rows: Mapping[tuple[str, str], list[int]]) -> set[str]:

@@ -53,7 +53,7 @@ class PlannedShard:
     indices: tuple[int, ...] = ()  # sample indices of each row; default: the first `samples_per_row`
     retry: int = 0  # above 0: its samples supersede the same samples of earlier shards
     carried: tuple[CarriedRows, ...] = field(default=(), compare=False)  # rows of its files that were made before
-    moved: Mapping[RowKey, tuple[str, int]] = field(default_factory=dict, compare=False)  # row -> its etag and position now
+    moved: Mapping[RowKey, tuple[str, int]] = field(default_factory=dict, compare=False)  # row -> etag, position now
 
     def __post_init__(self) -> None:
         if not self.indices:

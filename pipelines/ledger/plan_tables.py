@@ -7,6 +7,7 @@ files_of(tables)             the latest planned version of each input file
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.ledger.carried import CarriedRows, FileVersion, Origin
+from pipelines.ledger.carried import CarriedRows, FileVersion, Origin, base_path
 from pipelines.records import Span
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class PlannedFile(NamedTuple):
 
     etag: str
     plan: int  # number of the plan file
-    relative_path: str
+    relative_path: str  # as it was listed (carried.base_path)
+    is_plain: bool = True  # whether its rows have the default ids of their row numbers, and none is carried
 
 
 def table_of(entries: Sequence[PlannedShard]) -> pa.Table:
@@ -109,7 +111,9 @@ def _carried_columns(entries: Sequence[PlannedShard]) -> tuple[pa.Array, pa.Arra
             parts.append([*columns, carried.start, carried.rows])
         ends.append(ends[-1] + sum(len(carried.at) for carried in entry.carried))
     columns = [np.concatenate(of) for of in zip(*parts, strict=True)] if parts else [[]] * RUN.num_fields
-    runs = pa.StructArray.from_arrays([pa.array(c, f.type) for c, f in zip(columns, RUN, strict=True)], fields=list(RUN))
+    fields = list(RUN)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
+    runs = pa.StructArray.from_arrays(arrays, fields=fields)
     return pa.array(origins, pa.list_(ORIGIN)), pa.ListArray.from_arrays(pa.array(ends, pa.int32()), runs)
 
 
@@ -171,9 +175,39 @@ def files_of(tables: Mapping[int, pa.Table]) -> dict[str, PlannedFile]:
         spans = flat_spans(tables[number].filter(is_first(tables[number])))
         names = ["uri", "etag", "relative_path"]
         columns = pa.table({name: spans.field(name) for name in names}).group_by(names, False).aggregate([]).to_pydict()
-        rows = zip(*(columns[name] for name in names), strict=True)
-        files.update({uri: PlannedFile(etag, number, path) for uri, etag, path in rows})
+        uris = {rows.uri for place in carrying(tables[number]) for rows in carried_in(tables[number], place)}
+        here: dict[str, PlannedFile] = {}
+        for uri, etag, path in zip(*(columns[name] for name in names), strict=True):
+            base = base_path(path)
+            is_plain = path == base and uri not in uris and (uri not in here or here[uri].is_plain)
+            here[uri] = PlannedFile(etag, number, base, is_plain)
+        files.update(here)
     return files
+
+
+def highest_rows(tables: Mapping[int, pa.Table], paths: Collection[str]) -> dict[str, int]:
+    """Map paths to the number of rows that ever had a default id of them: higher row numbers are free."""
+    highest: dict[str, int] = dict.fromkeys(paths, 0)
+    for table in tables.values():
+        spans = flat_spans(table)
+        spans = spans.filter(pc.is_in(spans.field("relative_path"), pa.array(sorted(paths), pa.string())))
+        columns = pa.table({name: spans.field(name) for name in ("relative_path", "stop")})
+        for row in columns.group_by("relative_path").aggregate([("stop", "max")]).to_pylist():
+            highest[row["relative_path"]] = max(highest[row["relative_path"]], row["stop_max"])
+    return highest
+
+
+def row_counts(tables: Mapping[int, pa.Table]) -> Counter[str]:
+    """Count the rows of each file in its latest planned version."""
+    versions, counts = versions_of(tables), Counter[str]()
+    for number, table in tables.items():
+        spans = flat_spans(table.filter(is_first(table)))
+        rows = pa.table({"uri": spans.field("uri"), "rows": pc.subtract(spans.field("stop"), spans.field("start"))})
+        for row in rows.group_by("uri").aggregate([("rows", "sum")]).to_pylist():
+            if versions[row["uri"]].plan == number:
+                counts[row["uri"]] += row["rows_sum"]
+    counts.update({uri: version.carried.total for uri, version in versions.items() if version.carried is not None})
+    return counts
 
 
 def owners_of(tables: Mapping[int, pa.Table], etags: Collection[str]) -> dict[str, list[str]]:

@@ -12,16 +12,26 @@ different inputs at the same time never plan a row twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jointdit.errors import InputError, RowError
+from pipelines.ledger.carried import CarriedRows
+from pipelines.ledger.counted import Uncovered
 from pipelines.ledger.entries import PlannedShard
 from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.versions import read_latest
 from pipelines.model.fingerprint import Fingerprint, digest
+from pipelines.plan.carry import NO_ROWS, ChangedFiles, FileChange, PlannedChange, RowCounts, count_listed, whole_file
 from pipelines.plan.duplicate_ids import find_duplicate_ids
-from pipelines.plan.input_changes import PlannedInput, end_of, restored_files, unread_moves, with_distinct_paths
+from pipelines.plan.input_changes import (
+    PlannedInput,
+    end_of,
+    restored_files,
+    unread_moves,
+    with_distinct_paths,
+)
 from pipelines.plan.sample import NO_SAMPLE, InputSample, sample_files
-from pipelines.plan.shards import APPEND_ATTEMPTS, cut_shards, make_shard
+from pipelines.plan.shards import APPEND_ATTEMPTS, cut_shards, cut_spans, make_shard
 from pipelines.records import Shard, SourceFile, Span
 from pipelines.spec.job import JobSpec
 from pipelines.stages.context import RunContext
@@ -40,9 +50,12 @@ class Proposal:
     shards: tuple[Shard, ...]
     changed: tuple[str, ...] = ()  # uris whose new version supersedes a planned one
     removed: tuple[str, ...] = ()  # planned uris that are not listed any more; their samples stay
-    moved: tuple[tuple[str, str], ...] = ()  # (planned uri that is gone, new uri), before all its rows were read
+    moved: tuple[tuple[str, str], ...] = ()  # (planned uri that is gone, uri under which its rows count)
     restored: tuple[str, ...] = ()  # planned uris whose rows count again, in place of those of a removed file
     sample: InputSample = NO_SAMPLE  # of the files that are not planned yet, if it was asked for
+    carried: tuple[CarriedRows, ...] = ()  # rows of changed files that are not made again; the first shard names them
+    changes: tuple[FileChange, ...] = ()  # what each changed file costs
+    rows: RowCounts = NO_ROWS  # of the whole listed input
 
 
 def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposal: Proposal) -> Proposal:
@@ -57,7 +70,9 @@ def extend_plan(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, proposa
         number = proposal.number
         try:
             count = spec.input.samples_per_row
-            ledger.append_plan(number, [PlannedShard(s, count, number, i) for i, s in enumerate(proposal.shards)])
+            entries = [PlannedShard(s, count, number, i) for i, s in enumerate(proposal.shards)]
+            entries[0] = replace(entries[0], carried=proposal.carried)
+            ledger.append_plan(number, entries)
             return proposal
         except AlreadyExists:
             proposal = propose(spec, fingerprint, ledger)
@@ -95,24 +110,54 @@ def _propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, context: R
     new = [file for file in listed if not planned.is_current(file)]
     again = restored_files(ledger, planned, listed, stays)
     if not new and not again and not moved:
-        return Proposal(number, (), removed=stays)
+        return Proposal(number, (), removed=stays, rows=count_listed(tables, listed, (), {}))
     check_columns(new, spec.input, spec.reading)
     sample = NO_SAMPLE if context is None else sample_files(context, new, lambda file: _count(file, spec))
     if spec.quality.max_quarantined_fraction < 1.0:
         sample.check()
-    counts = [(file, _count(file, spec)) for file in [*new, *again]]
-    if not tables and not any(rows for _, rows in counts):
+    unplanned = [file for file in new if file.uri not in planned.files]
+    counts = {file.uri: _count(file, spec) for file in unplanned}
+    if not tables and not any(counts.values()):
         raise InputError(f"input.uri {', '.join(spec.input.uri)} has no rows: give at least one.")
     if duplicates := find_duplicate_ids(listed, spec.input):
         examples = ", ".join(repr(identifier) for identifier in duplicates[:3])
         raise InputError(f"the input has rows with the same id, such as {examples}: give each row an id of its own.")
-    emptied = [Span(f.uri, f.etag, f.relative_path, 0, 0) for f, rows in counts if not rows and f.uri in planned.files]
-    emptied += [end_of(uri, planned) for uri in moved]
-    shards = [make_shard([span], 0, digest(fingerprint)) for span in emptied]  # so that their old rows no longer count
-    shards += cut_shards(counts, spec.output.shard_rows, digest(fingerprint))
-    changed = tuple(sorted(file.uri for file in new if file.uri in planned.files))
-    restored = tuple(file.uri for file in again)
-    return Proposal(number, tuple(shards), changed, stays, tuple(moved.items()), restored, sample)
+    changed = [file for file in new if file.uri in planned.files]
+    moved |= planned.moved_with_folder([*new, *again], stays)
+    stays = tuple(uri for uri in stays if uri not in moved)
+    took = {planned.files[uri].relative_path for uri in moved if not planned.files[uri].is_plain}
+    plans: list[PlannedChange] = []
+    if changed or again or took:
+        work = Uncovered.since(ledger, read_latest(ledger.storage), is_partial=True)
+        files = ChangedFiles(work, number, spec, [*new, *again])
+        plans = [files.plan(file, lambda file: _count(file, spec)) for file in [*changed, *again]]
+    carried = tuple(plan.carried for plan in plans if plan.carried.total)
+    recipe = digest(fingerprint)
+    shards = [make_shard([Span(c.uri, c.etag, planned.files[c.uri].relative_path, 0, 0) for c in carried], 0, recipe)]
+    shards = shards if carried else []
+    emptied = [file for file, plan in zip([*changed, *again], plans, strict=True) if not plan.change.rows]
+    ends = [Span(file.uri, file.etag, file.relative_path, 0, 0) for file in emptied]
+    ends += [end_of(uri, planned) for uri in moved]
+    shards += [make_shard([span], 0, recipe) for span in ends]  # so that their old rows no longer count
+    plain = [(file, counts[file.uri]) for file in unplanned if file.relative_path not in took]
+    shards += cut_shards(plain, spec.output.shard_rows, recipe)
+    spans = [span for plan in plans for span in plan.spans]
+    for file in unplanned:
+        if file.relative_path in took:
+            spans += files.with_unused_ids(whole_file(file, counts[file.uri]))
+    shards += cut_spans(spans, spec.output.shard_rows, recipe)
+    return Proposal(
+        number=number,
+        shards=tuple(shards),
+        changed=tuple(sorted(file.uri for file in changed)),
+        removed=stays,
+        moved=tuple(moved.items()),
+        restored=tuple(file.uri for file in again),
+        sample=sample,
+        carried=carried,
+        changes=tuple(plan.change for plan in plans[: len(changed)]),
+        rows=count_listed(tables, listed, [plan.change for plan in plans], counts),
+    )
 
 
 def _count(file: SourceFile, spec: JobSpec) -> int:

@@ -8,6 +8,7 @@ from pipelines.ledger.counting import Counting
 from pipelines.ledger.reports import MeasuredRate, read_rate
 from pipelines.model.identity import ModelIdentity, check_scorers
 from pipelines.model.memory import MemoryBound, MemoryNeed, memory_shown
+from pipelines.plan.carry import FileChange, RowCounts
 from pipelines.plan.propose import propose
 from pipelines.plan.regeneration import plan_regeneration
 from pipelines.plan.sample import NO_SAMPLE, InputSample, sample_planned
@@ -42,7 +43,8 @@ class PlanPreview:
     round: int  # the last planned one
     regenerate: int  # the most rounds that the spec allows
     regenerated_samples: int  # pending ones with new seeds, for samples that are rejected by now
-    changed: tuple[str, ...]
+    rows: RowCounts  # of the listed input, compared with what was planned and made
+    changed: tuple[FileChange, ...]
     removed: tuple[str, ...]
     moved: tuple[tuple[str, str], ...]
     restored: tuple[str, ...]
@@ -85,7 +87,8 @@ def preview(spec: JobSpec) -> PlanPreview:
     pending = sum(entry.samples for entry in open_) + new_rows * spec.input.samples_per_row + regenerated
     sample = proposal.sample
     if not sample.kinds:
-        sample = sample_planned(context, (span for entry in open_ for span in entry.shard.spans))
+        unmoved = (entry for entry in open_ if entry.is_first or not counting.moved(entry))
+        sample = sample_planned(context, (span for entry in unmoved for span in entry.shard.spans))
     largest = max((shard.rows for shard in (*proposal.shards, *(entry.shard for entry in (*open_, *seeds)))), default=0)
     rate = read_rate(ledger.storage)
     hours = rate.hours_for(pending) if rate is not None else None
@@ -103,7 +106,8 @@ def preview(spec: JobSpec) -> PlanPreview:
         round=max((entry.shard.round for entry in planned), default=0),
         regenerate=spec.quality.regenerate,
         regenerated_samples=regenerated,
-        changed=proposal.changed,
+        rows=proposal.rows,
+        changed=proposal.changes,
         removed=proposal.removed,
         moved=proposal.moved,
         restored=proposal.restored,

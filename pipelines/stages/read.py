@@ -68,7 +68,9 @@ class Piece:
 
     def row(self, offset: int) -> Piece:
         """The piece of one row."""
-        one = [replace(span, start=span.start + offset, stop=span.start + offset + 1) for span in (self.span, self.source)]
+        one = [
+            replace(span, start=span.start + offset, stop=span.start + offset + 1) for span in (self.span, self.source)
+        ]
         return Piece(self.number, *one)
 
 

@@ -5,7 +5,8 @@
     _versions/<n>/version.json  a version: counts, files with sizes and SHA-256, the name of its outcomes
 
 `expected_samples` defines the content of a version: for each file the last planned input version with all its rounds,
-and for each retried sample the last retry.
+and for each retried sample the last retry. A version of a file has the rows that its plan file plans, and those that it
+carries: they were made for an earlier version, and stay what they are (uri, etag, row position) there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,18 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class CarriedRow:
+    """A row of an input version that was made for an earlier one."""
+
+    uri: str
+    etag: str
+    position: int
+    made_etag: str
+    made_position: int
+    plan: int  # the plan file that planned it to be made
+
+
+@dataclass(frozen=True)
 class Planned:
     """One shard of a plan file."""
 
@@ -42,6 +55,7 @@ class Planned:
     retry: int
     indices: tuple[int, ...]
     spans: tuple[Rows, ...]
+    carried: tuple[CarriedRow, ...] = ()
 
     @property
     def is_first(self) -> bool:
@@ -102,8 +116,17 @@ def read_plan(data: bytes, number: int) -> list[Planned]:
         spans = tuple(Rows(s["uri"], s["etag"], s["relative_path"], s["start"], s["stop"]) for s in row["spans"])
         first = row["round"] * row["samples_per_row"]
         indices = tuple(row["indices"] or range(first, first + row["samples_per_row"]))
-        shards.append(Planned(number, row["shard"], row["round"], row["retry"] or 0, indices, spans))
+        carried = tuple(_carried_rows(row, spans))
+        shards.append(Planned(number, row["shard"], row["round"], row["retry"] or 0, indices, spans, carried))
     return shards
+
+
+def _carried_rows(row: Mapping[str, Any], spans: Sequence[Rows]) -> Iterator[CarriedRow]:
+    for run in row["carried"] or ():
+        span, origin = spans[run["span"]], row["origins"][run["origin"]]
+        for number in range(run["rows"]):
+            places = run["at"] + number, origin["etag"], run["start"] + number
+            yield CarriedRow(span.uri, span.etag, *places, origin["plan"])
 
 
 def read_commit(data: bytes, planned: Planned) -> Committed:
@@ -149,14 +172,23 @@ def current_versions(planned: Sequence[Planned]) -> dict[str, tuple[str, int]]:
     return {span.uri: (span.etag, entry.plan) for entry in planned if entry.is_first for span in entry.spans}
 
 
+def carried_rows(planned: Sequence[Planned]) -> dict[tuple[str, str, int], CarriedRow]:
+    """Return the carried rows of the last planned versions, by (uri, etag, position) with which they were made."""
+    current = current_versions(planned)
+    rows = [row for entry in planned for row in entry.carried if current[row.uri] == (row.etag, entry.plan)]
+    return {(row.uri, row.made_etag, row.made_position): row for row in rows}
+
+
 def expected_samples(planned: Sequence[Planned]) -> dict[Identity, set[str]]:
     """Return each sample that a version of these plan files must have -> the shards that it may come from."""
-    current = current_versions(planned)
+    current, carried = current_versions(planned), carried_rows(planned)
     makers: dict[Identity, set[str]] = {}
     for entry in planned:
         for identity in entry.identities():
             etag, plan = current.get(identity[0], ("", 0))
-            if identity[1] != etag or (entry.is_first and entry.plan != plan):
+            row = carried.get(identity[:3])
+            is_carried = row is not None and (not entry.is_first or entry.plan == row.plan)
+            if not is_carried and (identity[1] != etag or (entry.is_first and entry.plan != plan)):
                 continue
             if entry.retry:
                 makers[identity] = {entry.shard}  # a retry supersedes what was before

@@ -18,7 +18,7 @@ from pipelines.records import RowKey
 class _PlannedRow:
     """A row of a current file, with all that the plan and the commits say about it."""
 
-    place: tuple[int, int]  # (plan, position) of the shard that plans it; of two rows with one id the later one counts
+    place: tuple[int, int, int]  # plan of its file's version, and its shard's place; the last row with an id counts
     default_id: str
     makers: dict[int, PlannedShard] = field(default_factory=dict)  # sample index -> the shard whose result counts
     ids: set[str] = field(default_factory=set)  # ids that its attempts recorded
@@ -63,7 +63,9 @@ def recount(planned: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> R
                 row.ids.add(sample.id.rpartition("/")[0])
                 if row.makers.get(sample.index) is entry:
                     made.append((entry, sample, row))
-    last: dict[str, tuple[tuple[int, int], str]] = {}  # row id -> (place, uri) of the row that was planned last with it
+    last: dict[
+        str, tuple[tuple[int, int, int], str]
+    ] = {}  # row id -> (place, uri) of the row that was planned last with it
     for (uri, _, _), row in rows.items():
         if row.ids:
             last[row.id] = max((row.place, uri), last.get(row.id, (row.place, uri)))
@@ -73,22 +75,29 @@ def recount(planned: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> R
 
 def _planned_rows(planned: Sequence[PlannedShard]) -> dict[RowKey, _PlannedRow]:
     """Return the rows of the latest planned file versions, with the last shard that makes each of their samples."""
-    version: dict[str, str] = {}  # uri -> etag
+    version: dict[str, tuple[str, int]] = {}  # uri -> etag, plan
+    carried: dict[str, set[tuple[str, int]]] = {}  # uri -> (etag, position) of its rows that were made for earlier ones
     for entry in planned:
-        if entry.is_first:
-            version.update({span.uri: span.etag for span in entry.shard.spans})
-    rows: dict[RowKey, _PlannedRow] = {}
+        for span in entry.shard.spans if entry.is_first else ():
+            if version.get(span.uri) != (span.etag, entry.plan):
+                version[span.uri], carried[span.uri] = (span.etag, entry.plan), set()
+        for rows in entry.carried:
+            for number, start, count in zip(rows.origin, rows.start, rows.rows, strict=True):
+                etag = rows.origins[number].etag
+                carried[rows.uri].update((etag, position) for position in range(start, start + count))
+    rows_of: dict[RowKey, _PlannedRow] = {}
     for entry in planned:
         for span in entry.shard.spans:
-            if version.get(span.uri) != span.etag:
-                continue
+            etag, plan = version.get(span.uri, ("", 0))
             for position in range(span.start, span.stop):
+                if span.etag != etag and (span.etag, position) not in carried.get(span.uri, ()):
+                    continue
                 key = (span.uri, span.etag, position)
-                row = rows.setdefault(key, _PlannedRow((0, 0), f"{span.relative_path}:{position}"))
+                row = rows_of.setdefault(key, _PlannedRow((0, 0, 0), f"{span.relative_path}:{position}"))
                 if entry.is_first:
-                    row.place = (entry.plan, entry.position)
+                    row.place = (plan, entry.plan, entry.position)
                 for index in entry.indices:
                     maker = row.makers.get(index)
                     if maker is None or entry.retry >= maker.retry:
                         row.makers[index] = entry
-    return rows
+    return rows_of

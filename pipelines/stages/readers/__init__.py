@@ -40,8 +40,9 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from jointdit.errors import InputError, RowError, StoreError
@@ -51,7 +52,8 @@ from pipelines.stages.readers.listing import list_files, suffix_of
 from pipelines.stages.readers.opening import check_unchanged
 from pipelines.stages.readers.row_addresses import check_reachable
 from pipelines.stages.readers.row_contents import content_of, has_paths
-from pipelines.stages.readers.rows import Format, build_row, columns_of, default_id
+from pipelines.stages.readers.rows import Format, RawRow, build_row, columns_of, default_id, read_id
+from pipelines.store.connections import PARALLEL_REQUESTS
 from pipelines.store.safe_text import mask_secrets, printable, shortened
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "check_columns", "count_rows", "list_files", "read_rows", "suffix_of"]
 
 SHOWN_COLUMNS = 20
+RAW_ROWS = 64  # that are hashed at once
 VANISHED = "does not exist any more"
 FORMATS: dict[str, Format] = {
     ".txt": text_lines,
@@ -149,6 +152,38 @@ def read_rows(
         reason = str(error)
     for missing in planned:
         yield BadRow(default_id(file, missing), file.uri, missing, printable(mask_secrets(reason)))
+
+
+def read_contents(file: SourceFile, spec_input: InputSpec, task: str) -> Iterator[tuple[int, str, str]]:
+    """Yield (position, id, content hash) of each row of a table, in order, without decoding anything.
+
+    The id is empty where the row has none of its own, and the hash where something cannot be read.
+
+    Raises:
+        RowError: the file is damaged as a whole, or gone.
+        TransientError, StoreError: the store fails.
+    """
+    source = format_of(file)
+    try:
+        rows = source.rows(file, [range(source.count(file))], columns_of(spec_input, task))
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+            while raws := list(islice(rows, RAW_ROWS)):
+                in_parallel = any(map(has_paths, raws))  # each path costs a request
+                contents = (pool.map if in_parallel else map)(lambda raw: content_of(raw, file, task), raws)
+                for raw, content in zip(raws, contents, strict=True):
+                    yield raw.position, _own_id(raw), content
+    except FileNotFoundError:
+        raise RowError(f"{file.uri} {VANISHED}.") from None
+
+
+def _own_id(raw: RawRow) -> str:
+    """Return the id that a row has of its own; empty if it has none."""
+    if raw.error or "id" not in raw.values:
+        return ""
+    try:
+        return read_id(raw.values["id"])
+    except RowError:
+        return ""
 
 
 def as_input_error(error: Exception, file: SourceFile) -> InputError:
