@@ -101,7 +101,7 @@ class CarriedRows:
     @cached_property
     def _by_origin(self) -> dict[tuple[str, int], tuple[NDArray[np.int64], ...]]:
         """(etag, plan) -> its runs in the order of their rows: start, stop, at, rows before each."""
-        index = {}
+        index: dict[tuple[str, int], tuple[NDArray[np.int64], ...]] = {}
         keys = [origin[:2] for origin in self.origins]
         for key in dict.fromkeys(keys):
             mine = np.isin(self.origin, [number for number, other in enumerate(keys) if other == key])

@@ -80,8 +80,10 @@ class InputVersions:
         """Return the etag and position at which carried rows of an entry can be read, by the keys of these rows."""
         places = {}
         for span in entry.shard.spans:
-            carried = None if self._is_latest(entry, span) else self.versions[span.uri].carried
-            for position in range(span.start, span.stop) if carried is not None else ():
+            carried = self.versions[span.uri].carried
+            if carried is None or self._is_latest(entry, span):
+                continue
+            for position in range(span.start, span.stop):
                 if (at := carried.at_of(span.etag, position)) is not None:
                     places[span.uri, span.etag, position] = carried.etag, at
         return places

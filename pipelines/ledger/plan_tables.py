@@ -107,12 +107,13 @@ def _carried_columns(entries: Sequence[PlannedShard]) -> tuple[pa.Array, pa.Arra
         for carried in entry.carried:
             count, first = len(carried.at), len(origins[-1])
             origins[-1] += [origin._asdict() for origin in carried.origins]
-            columns = (np.full(count, spans[carried.uri, carried.etag]), carried.at, carried.origin + first)
-            parts.append([*columns, carried.start, carried.rows])
+            span = np.full(count, spans[carried.uri, carried.etag])
+            parts.append([span, carried.at, carried.origin + first, carried.start, carried.rows])
         ends.append(ends[-1] + sum(len(carried.at) for carried in entry.carried))
-    columns = [np.concatenate(of) for of in zip(*parts, strict=True)] if parts else [[]] * RUN.num_fields
     fields = list(RUN)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
+    columns = zip(*parts, strict=True) if parts else ((),) * len(fields)
+    none = np.zeros(0, np.int64)
+    arrays = [pa.array(np.concatenate([none, *c]), field.type) for c, field in zip(columns, fields, strict=True)]
     runs = pa.StructArray.from_arrays(arrays, fields=fields)
     return pa.array(origins, pa.list_(ORIGIN)), pa.ListArray.from_arrays(pa.array(ends, pa.int32()), runs)
 

@@ -29,6 +29,7 @@ from tests.chaos.ledger_account import (
     read_commit,
     read_plan,
     read_published,
+    revised,
     table_rows,
 )
 from tests.chaos.objects import Objects, Stamp
@@ -210,7 +211,7 @@ class Account:
         yield from self._check_tables(version)
         earlier = [self.versions[number] for number in sorted(self.versions) if number < version.number]
         if earlier:
-            yield from _revised(earlier[-1], version)
+            yield from (Problem("revised", text) for text in revised(earlier[-1], version))
             if len(version.fields["plans"]) < len(earlier[-1].fields["plans"]):
                 yield Problem("older", f"version {version.number} has fewer plan files than {earlier[-1].number}.")
 
@@ -389,18 +390,6 @@ class Account:
                 self._intact[path] = stamp, hashlib.sha256(self.objects.read(path)).hexdigest()
             if self._intact[path][1] != sha256:
                 yield Problem("file", f"{owner}: {path} has another SHA-256.")
-
-
-def _revised(before: Published, after: Published) -> Iterator[Problem]:
-    """Find decisions that changed in the next version although no refilter set other criteria."""
-    if before.refilter != after.refilter:
-        return
-    now = after.decisions
-    for key, outcome in before.decisions.items():
-        if now.get(key, outcome) != outcome:
-            yield Problem(
-                "revised", f"{key[0]} was {outcome} in version {before.number}, is {now[key]} in {after.number}."
-            )
 
 
 def _short(uri: str) -> str:

@@ -208,6 +208,16 @@ def _lost_to_others(row: Mapping[str, Any]) -> bool:
     return row["outcome"] == "rejected" and all(r.startswith(("keep_best:", "near_duplicate:")) for r in reasons)
 
 
+def revised(before: Published, after: Published) -> Iterator[str]:
+    """Find decisions that changed in the next version although no refilter set other criteria."""
+    if before.refilter != after.refilter:
+        return
+    now = after.decisions
+    for key, outcome in before.decisions.items():
+        if now.get(key, outcome) != outcome:
+            yield f"{key[0]} was {outcome} in version {before.number}, is {now[key]} in {after.number}."
+
+
 def is_by(criteria: Mapping[str, Any], row: Mapping[str, Any], outcome: Mapping[str, Any]) -> bool:
     """Return whether the outcome of a sample follows the criteria of the whole dataset."""
     spans = [rule["min_span"] for rule in criteria["filters"] if rule["kind"] == "depth_range"]

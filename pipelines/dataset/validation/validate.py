@@ -21,9 +21,9 @@ from jointdit.errors import JointDiTError
 from pipelines.dataset import card
 from pipelines.dataset.decide import decide_again
 from pipelines.dataset.decisions import Criteria
+from pipelines.dataset.validation.carried import check_carried
 from pipelines.dataset.validation.checks import Checked, check_object
 from pipelines.dataset.validation.recount import CountedSample, recount
-from pipelines.ledger.carried import Origin, of_runs
 from pipelines.ledger.entries import OBJECT_FOLDERS, OUTCOMES, Commit, Job, PlannedShard, StoredObject, sha256
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.names import plan_file, version_object
@@ -120,7 +120,9 @@ def check_plan(job: Job, planned: Sequence[PlannedShard]) -> Iterator[str]:
                     history.append((span.etag, entry.plan))
             elif span.uri not in versions:
                 yield f"{plan_file(entry.plan)}: shard {entry.shard.id} is of {span.uri}, which was not planned."
-    yield from _check_carried(planned, spans)
+        for rows in entry.carried:
+            spans.setdefault((rows.uri, entry.plan), []).extend(zip(rows.at, rows.at + rows.rows, strict=True))
+    yield from check_carried(planned)
     for (uri, number), ranges in spans.items():
         at = 0
         for start, stop in sorted(ranges):
@@ -132,30 +134,6 @@ def check_plan(job: Job, planned: Sequence[PlannedShard]) -> Iterator[str]:
         for (etag, number), (later, again) in itertools.pairwise(history):
             if etag == later and again == number + 1:  # with a plan in between, it is a file that was restored
                 yield f"{uri} is planned twice, in {plan_file(number)} and {plan_file(again)}."
-
-
-def _check_carried(
-    planned: Sequence[PlannedShard], spans: dict[tuple[str, int], list[tuple[int, int]]]
-) -> Iterator[str]:
-    """Check that carried rows were planned before, and add them to `spans`: (uri, plan) -> rows."""
-    runs: dict[str, list[tuple[int, Origin, int, int]]] = {rows.uri: [] for entry in planned for rows in entry.carried}
-    for entry in planned:
-        for span in entry.shard.spans if entry.is_first else ():
-            if span.uri in runs:
-                origin = Origin(span.etag, entry.plan, span.relative_path)
-                runs[span.uri].append((span.start, origin, span.start, span.rows))
-    rows_of = {uri: of_runs(uri, "", of_file) for uri, of_file in runs.items()}
-    for entry in planned:
-        for rows in entry.carried:
-            for number, at, start, count in zip(rows.origin, rows.at, rows.start, rows.rows, strict=True):
-                origin = rows.origins[number]
-                spans.setdefault((rows.uri, entry.plan), []).append((int(at), int(at + count)))
-                known = rows_of[rows.uri].count(origin.etag, int(start), int(start + count), origin.plan)
-                if known != count or origin.plan >= entry.plan:
-                    yield (
-                        f"{plan_file(entry.plan)} carries rows {start} to {start + count} of {rows.uri}, which "
-                        f"{plan_file(origin.plan)} did not plan."
-                    )
 
 
 def _read_commits(ledger: Ledger, planned: Iterable[PlannedShard]) -> tuple[dict[str, Commit], list[str]]:
