@@ -9,7 +9,7 @@ row: (uri, etag, position).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -51,21 +51,19 @@ class CarriedRows:
         Args:
             plan: the plan file that planned it; None for any.
         """
-        for (of_etag, of_plan), (starts, stops, ats, _) in self._by_origin.items():
-            if of_etag == etag and plan in (None, of_plan):
-                run = int(np.searchsorted(stops, position, "right"))
-                if run < len(starts) and starts[run] <= position:
-                    return int(ats[run] + position - starts[run])
+        for starts, stops, ats, _ in self._runs_of(etag, plan):
+            run = int(np.searchsorted(stops, position, "right"))
+            if run < len(starts) and starts[run] <= position:
+                return int(ats[run] + position - starts[run])
         return None
 
     def at_of_all(self, etag: str, positions: NDArray[np.int64], plan: int | None = None) -> NDArray[np.int64]:
         """Return where rows (n) of an earlier version lie in this one; -1 for those that are not carried."""
         found = np.full(len(positions), -1, np.int64)
-        for (of_etag, of_plan), (starts, stops, ats, _) in self._by_origin.items():
-            if of_etag == etag and plan in (None, of_plan):
-                runs = np.minimum(np.searchsorted(stops, positions, "right"), len(starts) - 1)
-                inside = (starts[runs] <= positions) & (positions < stops[runs])
-                found[inside] = (ats[runs] + positions - starts[runs])[inside]
+        for starts, stops, ats, _ in self._runs_of(etag, plan):
+            runs = np.minimum(np.searchsorted(stops, positions, "right"), len(starts) - 1)
+            inside = (starts[runs] <= positions) & (positions < stops[runs])
+            found[inside] = (ats[runs] + positions - starts[runs])[inside]
         return found
 
     def taken(
@@ -90,13 +88,24 @@ class CarriedRows:
     def count(self, etag: str, start: int, stop: int, plan: int | None = None) -> int:
         """Return how many of rows [start, stop) of an earlier version are carried."""
         found = 0
-        for (of_etag, of_plan), (starts, stops, _, before) in self._by_origin.items():
-            if of_etag == etag and plan in (None, of_plan):
-                first, last = np.searchsorted(stops, start, "right"), np.searchsorted(starts, stop, "left")
-                if first < last:
-                    found += int(before[last] - before[first])
-                    found -= max(0, start - int(starts[first])) + max(0, int(stops[last - 1]) - stop)
+        for starts, stops, _, before in self._runs_of(etag, plan):
+            first, last = np.searchsorted(stops, start, "right"), np.searchsorted(starts, stop, "left")
+            if first < last:
+                found += int(before[last] - before[first])
+                found -= max(0, start - int(starts[first])) + max(0, int(stops[last - 1]) - stop)
         return found
+
+    def _runs_of(self, etag: str, plan: int | None) -> Iterator[tuple[NDArray[np.int64], ...]]:
+        """Yield the runs of an earlier version that one plan file planned, or any."""
+        plans = self._plans_of.get(etag, ()) if plan is None else (plan,)
+        return (self._by_origin[etag, number] for number in plans if (etag, number) in self._by_origin)
+
+    @cached_property
+    def _plans_of(self) -> dict[str, list[int]]:
+        plans: dict[str, list[int]] = {}
+        for etag, plan in self._by_origin:
+            plans.setdefault(etag, []).append(plan)
+        return plans
 
     @cached_property
     def _by_origin(self) -> dict[tuple[str, int], tuple[NDArray[np.int64], ...]]:

@@ -36,12 +36,13 @@ from pipelines.ledger.plan_tables import (
     row_counts,
     versions_of,
 )
-from pipelines.plan.matching import RowBatch, match_rows
+from pipelines.plan.matching import ROWS_AT_ONCE, RowBatch, match_rows
 from pipelines.records import SourceFile, Span
 from pipelines.spec.job import JobSpec
 from pipelines.stages.readers import FORMATS, is_comparable, read_contents, suffix_of
 from pipelines.stages.readers.rows import default_id
 
+_MadeSample = tuple[str, str, int, int, str, str | None]  # uri, etag, position, index, row id, content hash
 NO_HASHES = "its rows were made before content hashes were kept"
 OF_ARCHIVE = "rows of an archive are not compared"
 
@@ -225,7 +226,7 @@ class ChangedFiles:
                 batch.places.append(position)
                 batch.ids.append(identifier)
                 batch.contents.append(content)
-                if len(batch.places) == SHARDS_AT_ONCE * 128:
+                if len(batch.places) == ROWS_AT_ONCE:
                     yield batch
                     batch = RowBatch([], [], [])
         except RowError:
@@ -253,8 +254,7 @@ class ChangedFiles:
         commits = self.work.read([e.shard.id for e in entries if e.shard.id not in covered])
         batch = RowBatch([], [], [])
         for entry in entries:
-            spans = [span for span in entry.shard.spans if span.uri == uri]
-            samples: Iterable[tuple[str, str, int, int, str, str]] = ()
+            samples: Iterable[_MadeSample] = ()
             if entry.shard.id in covered:
                 table = covered[entry.shard.id].samples
                 columns = ("uri", "etag", "position", "index", "row", "content")
@@ -263,16 +263,24 @@ class ChangedFiles:
                 files = [span.file[:2] for span in entry.shard.spans]
                 found = commits[entry.shard.id].samples
                 samples = ((*files[s.span], s.position, s.index, row_id(s), s.content) for s in found)
-            plan, place = entry.plan if entry.is_first else None, (entry.plan, entry.position)
-            for of, etag, position, index, identifier, content in samples:
-                if of != uri or self._counting.retries.get((of, etag, position, index), place) != place:
-                    continue
-                if (at := made.at_of(etag, position, plan)) is not None:
-                    span = next(s for s in spans if s.etag == etag and s.start <= position < s.stop)
+            self._add_rows(batch, entry, uri, made, samples)
+        return batch if batch.places else None
+
+    def _add_rows(
+        self, batch: RowBatch, entry: PlannedShard, uri: str, made: CarriedRows, samples: Iterable[_MadeSample]
+    ) -> None:
+        """Add those samples of a shard to a batch that are of a file and that no later retry has replaced."""
+        place, plan = (entry.plan, entry.position), entry.plan if entry.is_first else None
+        retries = self._counting.retries
+        chosen = [s for s in samples if s[0] == uri and retries.get(s[:4], place) == place]
+        for span in entry.shard.spans:
+            own = [s for s in chosen if s[1] == span.etag and span.start <= s[2] < span.stop] if span.uri == uri else []
+            ats = made.at_of_all(span.etag, np.array([s[2] for s in own], np.int64), plan).tolist()
+            for (_, _, position, _, identifier, content), at in zip(own, ats, strict=True):
+                if at >= 0:
                     batch.places.append(at)
                     batch.ids.append("" if identifier == default_id(span, position) else identifier)
                     batch.contents.append(content or "")
-        return batch if batch.places else None
 
 
 def whole_file(file: SourceFile, rows: int) -> tuple[Span, ...]:
