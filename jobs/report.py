@@ -163,7 +163,7 @@ def show_plan(plan: PlanPreview) -> None:
     if plan.memory is not None:
         rows += [("GPU memory", line) for line in memory_lines(plan.memory)]
     rows += [("score", f"{kind}: {cost} per sample") for kind, cost in plan.scores]
-    rows += [("changed input", str(change)) for change in plan.changed]
+    rows += [("changed input", str(change)) for change in plan.changes]
     rows += [("input gone", uri) for uri in plan.removed]
     rows += [("input moved", f"{uri} -> {to}") for uri, to in plan.moved]
     rows += [("input back", uri) for uri in plan.restored]

@@ -1,9 +1,10 @@
 """Propose shards with stable ids for the input.
 
-Only `_plan` is dispatched; a listing of the input only proposes. A plan file holds every row of the input versions that
-it names, so an input version is planned completely or not at all. A changed file is a new input version: its shards are
-in a later plan file and supersede those of the old version in the next published version (ledger/counting.py). A
-removed file is reported, and its samples stay. input_changes.py decides about files that were moved or restored.
+Only `_plan` is dispatched; a listing of the input only proposes. A plan file plans or carries every row of the input
+versions that it names, so an input version is planned completely or not at all. A changed file is a new input version:
+rows that were made and have not changed are carried (carry.py), shards of all others are in a later plan file, and the
+next published version has these rows alone (ledger/counting.py). A removed file is reported, and its samples stay.
+input_changes.py decides about files that were moved or restored.
 
 Plan files are create-only, with numbers that follow from what the proposer had read. A driver that finds another
 driver's file of that number reads it, lists the input again and proposes only what is left. So drivers that list
@@ -124,33 +125,30 @@ def _propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, context: R
         raise InputError(f"the input has rows with the same id, such as {examples}: give each row an id of its own.")
     changed = [file for file in new if file.uri in planned.files]
     moved |= planned.moved_with_folder([*new, *again], stays)
-    stays = tuple(uri for uri in stays if uri not in moved)
     took = {planned.files[uri].relative_path for uri in moved if not planned.files[uri].is_plain}
     plans: list[PlannedChange] = []
+    spans: list[Span] = []
     if changed or again or took:
         work = Uncovered.since(ledger, read_latest(ledger.storage), is_partial=True)
         files = ChangedFiles(work, number, spec, [*new, *again])
         plans = [files.plan(file, lambda file: _count(file, spec)) for file in [*changed, *again]]
+        spans = [span for plan in plans for span in plan.spans]
+        taking = [file for file in unplanned if file.relative_path in took]  # ids that are not those of row numbers
+        spans += files.with_unused_ids(span for file in taking for span in whole_file(file, counts[file.uri]))
     carried = tuple(plan.carried for plan in plans if plan.carried.total)
-    recipe = digest(fingerprint)
-    shards = [make_shard([Span(c.uri, c.etag, planned.files[c.uri].relative_path, 0, 0) for c in carried], 0, recipe)]
-    shards = shards if carried else []
     emptied = [file for file, plan in zip([*changed, *again], plans, strict=True) if not plan.change.rows]
-    ends = [Span(file.uri, file.etag, file.relative_path, 0, 0) for file in emptied]
+    ends = [_empty(file, planned) for file in emptied]
     ends += [end_of(uri, planned) for uri in moved]
-    shards += [make_shard([span], 0, recipe) for span in ends]  # so that their old rows no longer count
     plain = [(file, counts[file.uri]) for file in unplanned if file.relative_path not in took]
-    shards += cut_shards(plain, spec.output.shard_rows, recipe)
-    spans = [span for plan in plans for span in plan.spans]
-    for file in unplanned:
-        if file.relative_path in took:
-            spans += files.with_unused_ids(whole_file(file, counts[file.uri]))
-    shards += cut_spans(spans, spec.output.shard_rows, recipe)
+    recipe = digest(fingerprint)
+    shards = [make_shard([_empty(rows, planned) for rows in carried], 0, recipe)] if carried else []
+    shards += [make_shard([span], 0, recipe) for span in ends]  # so that their old rows no longer count
+    shards += [*cut_shards(plain, spec.output.shard_rows, recipe), *cut_spans(spans, spec.output.shard_rows, recipe)]
     return Proposal(
         number=number,
         shards=tuple(shards),
         changed=tuple(sorted(file.uri for file in changed)),
-        removed=stays,
+        removed=tuple(uri for uri in stays if uri not in moved),
         moved=tuple(moved.items()),
         restored=tuple(file.uri for file in again),
         sample=sample,
@@ -158,6 +156,11 @@ def _propose(spec: JobSpec, fingerprint: Fingerprint, ledger: Ledger, context: R
         changes=tuple(plan.change for plan in plans[: len(changed)]),
         rows=count_listed(tables, listed, [plan.change for plan in plans], counts),
     )
+
+
+def _empty(file: SourceFile | CarriedRows, planned: PlannedInput) -> Span:
+    """Return the span that plans a version of a file without planning a row of it."""
+    return Span(file.uri, file.etag, planned.files[file.uri].relative_path, 0, 0)
 
 
 def _count(file: SourceFile, spec: JobSpec) -> int:

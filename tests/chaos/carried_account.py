@@ -55,12 +55,12 @@ def check_carried(
 def _rows_that_were_read(
     planned: Sequence[Planned], commits: Mapping[str, Committed], uris: set[str]
 ) -> dict[str, set[tuple[str, str, int]]]:
-    """Return the rows of the last planned versions of some files of which every sample that was made was read."""
+    """Return the rows of the last planned versions of some files of which every planned sample was read."""
     ends: dict[tuple[str, str, int], set[str]] = defaultdict(set)
     for identity, shards in expected_samples(planned).items():
         if identity[0] in uris:
-            for shard in shards & commits.keys():
-                ends[identity[:3]].add(commits[shard].samples[identity][1])
+            made = {commits[shard].samples[identity][1] for shard in shards & commits.keys()}
+            ends[identity[:3]] |= made or {"pending"}
     rows: dict[str, set[tuple[str, str, int]]] = {uri: set() for uri in uris}
     for key, outcomes in ends.items():
         if outcomes <= {"kept", "rejected"}:
