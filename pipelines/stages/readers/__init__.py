@@ -39,10 +39,11 @@ suffix to FORMATS here and to listing.py, and add it to the table-driven tests.
 from __future__ import annotations
 
 import posixpath
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from jointdit.errors import InputError, RowError, StoreError
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "check_columns", "count_rows", "list_files", "read_rows", "suffix_of"]
 
 SHOWN_COLUMNS = 20
-RAW_ROWS = 64  # that are hashed at once
+ASKED_ROWS = 256  # whose paths are looked up at once
 VANISHED = "does not exist any more"
 FORMATS: dict[str, Format] = {
     ".txt": text_lines,
@@ -167,11 +168,17 @@ def read_contents(file: SourceFile, spec_input: InputSpec, task: str) -> Iterato
     try:
         rows = source.rows(file, [range(source.count(file))], columns_of(spec_input, task))
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-            while raws := list(islice(rows, RAW_ROWS)):
-                in_parallel = any(map(has_paths, raws))  # each path costs a request
-                contents = (pool.map if in_parallel else map)(lambda raw: content_of(raw, file, task), raws)
-                for raw, content in zip(raws, contents, strict=True):
-                    yield raw.position, _own_id(raw), content
+            asked: deque[tuple[int, str, Future[str]]] = deque()  # rows with paths, each of which costs a request
+            for raw in rows:
+                if has_paths(raw):
+                    asked.append((raw.position, _own_id(raw), pool.submit(content_of, raw, file, task)))
+                while asked and (len(asked) == ASKED_ROWS or not has_paths(raw)):
+                    position, identifier, content = asked.popleft()
+                    yield position, identifier, content.result()
+                if not has_paths(raw):
+                    yield raw.position, _own_id(raw), content_of(raw, file, task)
+            for position, identifier, content in asked:
+                yield position, identifier, content.result()
     except FileNotFoundError:
         raise RowError(f"{file.uri} {VANISHED}.") from None
 
