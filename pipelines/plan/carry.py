@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from jointdit.errors import RowError
 from pipelines.ledger.carried import CarriedRows, Origin, extended_path, joined, of_runs
@@ -154,7 +155,7 @@ class ChangedFiles:
         """
         plans = [rows.plan for rows in self._planned[file.uri] if rows.span.etag == file.etag]
         if plans:
-            return self._as_before(file, max(plans))
+            return self._as_before(file, max(plans), count)
         rows = count(file)
         if suffix_of(file.uri) not in FORMATS:  # a single image, which is one row
             return PlannedChange(FileChange(file.uri, rows, changed=rows), _nothing(file), whole_file(file, rows))
@@ -186,14 +187,45 @@ class ChangedFiles:
                 result.append(replace(span, start=max(span.start, used)))
         return tuple(result)
 
-    def _as_before(self, file: SourceFile, plan: int) -> PlannedChange:
+    def _as_before(self, file: SourceFile, plan: int, count: Callable[[SourceFile], int]) -> PlannedChange:
         """Plan a file in a version that was planned before: what was made of it then counts again."""
         of_plan = [rows for rows in self._planned[file.uri] if (rows.span.etag, rows.plan) == (file.etag, plan)]
         made = self._committed({rows.shard for rows in of_plan})
         carried = self._rows_of_version(file.uri, file.etag, plan, lambda rows: rows.shard in made)
         pending = tuple(rows.span for rows in of_plan if rows.shard not in made and rows.span.rows)
         rows = carried.total + sum(span.rows for span in pending)
+        if pending and self._versions[file.uri].etag != file.etag and is_comparable(file):
+            carried, pending = self._with_latest(file, carried, pending, count)
         return PlannedChange(FileChange(file.uri, rows, carried.total), carried, pending)
+
+    def _with_latest(
+        self, file: SourceFile, carried: CarriedRows, pending: Iterable[Span], count: Callable[[SourceFile], int]
+    ) -> tuple[CarriedRows, tuple[Span, ...]]:
+        """Carry also those pending rows that were made of the latest version. Returns carried rows and other spans."""
+        version = self._versions[file.uri]
+        made = self._rows_of_version(file.uri, version.etag, version.plan, lambda _: True)
+        is_pending = np.zeros(count(file), bool)
+        for span in pending:
+            is_pending[span.start : span.stop] = True
+        is_free = np.ones(int(made.at[-1] + made.rows[-1]) if len(made.at) else 0, bool)
+        for number, origin in enumerate(carried.origins):  # each row of the latest version is carried once
+            mine = carried.origin == number
+            for start, rows in zip(carried.start[mine], carried.rows[mine], strict=True):
+                ats = made.at_of_all(origin.etag, np.arange(start, start + rows), origin.plan)
+                is_free[ats[ats >= 0]] = False
+        made_rows, listed = self._made_rows(file.uri, made), self._rows_of(file)
+        matches = match_rows(_only(made_rows, is_free), _only(listed, is_pending), len(is_pending))
+        count(file)  # it is still the version that was read
+        for at, rows in zip(matches.at, matches.rows, strict=True):
+            is_pending[at : at + rows] = False
+        left = (
+            replace(span, start=int(part[0]), stop=int(part[-1]) + 1)
+            for span in pending
+            for places in [span.start + np.flatnonzero(is_pending[span.start : span.stop])]
+            for part in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
+            if len(part)
+        )
+        return joined(carried, made.taken(file.etag, matches.at, matches.made_at, matches.rows)), tuple(left)
 
     def _rows_of_version(self, uri: str, etag: str, plan: int, chosen: Callable[[_PlannedRows], bool]) -> CarriedRows:
         """Return the rows of a planned version by their origins: those that it planned, if chosen, and carried."""
@@ -281,6 +313,15 @@ class ChangedFiles:
                     batch.places.append(at)
                     batch.ids.append("" if identifier == default_id(span, position) else identifier)
                     batch.contents.append(content or "")
+
+
+def _only(batches: Iterable[RowBatch], chosen: NDArray[np.bool_]) -> Iterator[RowBatch]:
+    """Yield the rows at chosen places."""
+    for batch in batches:
+        rows = zip(batch.places, batch.ids, batch.contents, strict=True)
+        kept = [row for row in rows if chosen[row[0]]]
+        if kept:
+            yield RowBatch([row[0] for row in kept], [row[1] for row in kept], [row[2] for row in kept])
 
 
 def whole_file(file: SourceFile, rows: int) -> tuple[Span, ...]:

@@ -76,21 +76,22 @@ def recount(planned: Sequence[PlannedShard], commits: Mapping[str, Commit]) -> R
 def _planned_rows(planned: Sequence[PlannedShard]) -> dict[RowKey, _PlannedRow]:
     """Return the rows of the latest planned file versions, with the last shard that makes each of their samples."""
     version: dict[str, tuple[str, int]] = {}  # uri -> etag, plan
-    carried: dict[str, set[tuple[str, int]]] = {}  # uri -> (etag, position) of its rows that were made for earlier ones
+    carried: dict[str, dict[tuple[str, int], int]] = {}  # uri -> (etag, position) of carried rows -> who planned them
     for entry in planned:
         for span in entry.shard.spans if entry.is_first else ():
             if version.get(span.uri) != (span.etag, entry.plan):
-                version[span.uri], carried[span.uri] = (span.etag, entry.plan), set()
+                version[span.uri], carried[span.uri] = (span.etag, entry.plan), {}
         for rows in entry.carried:
             for number, start, count in zip(rows.origin, rows.start, rows.rows, strict=True):
-                etag = rows.origins[number].etag
-                carried[rows.uri].update((etag, position) for position in range(start, start + count))
+                etag, plan, _ = rows.origins[number]
+                carried[rows.uri].update({(etag, position): plan for position in range(start, start + count)})
     rows_of: dict[RowKey, _PlannedRow] = {}
     for entry in planned:
         for span in entry.shard.spans:
             etag, plan = version.get(span.uri, ("", 0))
             for position in range(span.start, span.stop):
-                if span.etag != etag and (span.etag, position) not in carried.get(span.uri, ()):
+                planner = carried.get(span.uri, {}).get((span.etag, position), plan if span.etag == etag else None)
+                if planner is None or (entry.is_first and entry.plan != planner):
                     continue
                 key = (span.uri, span.etag, position)
                 row = rows_of.setdefault(key, _PlannedRow((0, 0, 0), f"{span.relative_path}:{position}"))

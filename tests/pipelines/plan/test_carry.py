@@ -222,6 +222,21 @@ def test_a_file_that_changes_back_costs_nothing(make_job, tmp_path: Path) -> Non
     first.unlink()
 
 
+def test_a_file_that_changes_back_before_it_was_made_has_what_was_made_since(make_job, tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    text(path, ROWS[:8])
+    job = job_on(make_job, path)
+    job.plan()
+    job.run_shard(pending_shards(job.ledger)[0])  # four of eight rows
+    kept = path.rename(tmp_path / "kept")
+    text(path, [*ROWS[6:2:-1], ("", "new")])
+    assert made_by(job) == 4, "three rows that were pending, and one that is new"
+    kept.rename(path)
+    assert made_by(job) == 1, "the row that was never made"
+    assert sorted(prompts_of(job).values()) == sorted(prompt for _, prompt in ROWS[:8])
+    check(job)
+
+
 def test_rows_that_were_not_made_when_their_file_changed_are_planned_anew(make_job, tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     text(path, ROWS[:8])
