@@ -150,6 +150,7 @@ def show_plan(plan: PlanPreview) -> None:
         ("output", plan.output),
         ("done", done),
         ("to do", f"{pending}; {new}"),
+        *([("input", str(plan.rows))] if plan.committed_shards else []),
         *([("new seeds", regeneration)] if plan.regenerate else []),
         *[("input sample", line) for line in sample_lines(plan)],
         ("output expected", readable(plan.output_bytes)),
@@ -162,7 +163,8 @@ def show_plan(plan: PlanPreview) -> None:
     if plan.memory is not None:
         rows += [("GPU memory", line) for line in memory_lines(plan.memory)]
     rows += [("score", f"{kind}: {cost} per sample") for kind, cost in plan.scores]
-    rows += [("changed input", uri) for uri in plan.changed] + [("input gone", uri) for uri in plan.removed]
+    rows += [("changed input", str(change)) for change in plan.changes]
+    rows += [("input gone", uri) for uri in plan.removed]
     rows += [("input moved", f"{uri} -> {to}") for uri, to in plan.moved]
     rows += [("input back", uri) for uri in plan.restored]
     rows += [("note", note) for note in plan.notes]

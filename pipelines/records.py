@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from jointdit.geometry.calibration import Calibration
 
+RowKey = tuple[str, str, int]  # uri, etag, row position
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
@@ -86,6 +88,13 @@ class Row:
     depth: NDArray[np.float32] | None = None  # (H, W) at the source's size, in the units of input.depth
     depth_valid: NDArray[np.bool_] | None = None  # (H, W), False where the map has a hole
     rgb_bytes: bytes | None = None  # the encoded image as read, for output.rgb: copy without encoding it again
+    etag: str = ""  # of the input version that it was planned from; (uri, etag, position) identifies it
+    content: str = ""  # hash of what the task reads of it (stages/readers/row_contents.py); empty if that is unknown
+
+    @property
+    def key(self) -> RowKey:
+        """What identifies the row."""
+        return self.uri, self.etag, self.position
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,13 @@ class BadRow:
     position: int
     error: str  # one sentence
     traceback: str = ""
+    etag: str = ""  # as of a Row
+    content: str = ""
+
+    @property
+    def key(self) -> RowKey:
+        """What identifies the row."""
+        return self.uri, self.etag, self.position
 
 
 class Content(NamedTuple):

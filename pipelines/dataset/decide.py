@@ -27,10 +27,10 @@ from pipelines.dataset.decisions import (
 from pipelines.ledger.before import Before
 from pipelines.ledger.changes import SHARDS_AT_ONCE
 from pipelines.ledger.counted import CountedShard, Uncovered, all_counted_shards, counted_shards
-from pipelines.ledger.counting import RowKey
 from pipelines.ledger.entries import Commit, Outcome, PlannedShard, SampleOutcome
 from pipelines.ledger.segments import ShardRows
 from pipelines.ledger.versions import Key, Version, verdicts_at
+from pipelines.records import RowKey
 from pipelines.store.storage import Storage
 
 Found = tuple[int, Outcome, tuple[str, ...]]  # the version that decided, and its verdict

@@ -201,6 +201,8 @@ class _Publication:
                 made = pool.map(lambda each, known=known: self._make(each, known, points), shards)
                 for decided, rows in zip(shards, made, strict=True):
                     self._add(known.get(decided.entry.shard.id), rows)
+                    if not decided.entry.samples and decided.entry.shard.id not in known and not self.before.is_old:
+                        self.has_changed = True  # the file has a version without rows to make
         if self.before.is_old and self.before.old_samples != self._seen:
             self.has_changed = True
         self.writer.flush()
@@ -314,5 +316,6 @@ def _samples_of(decided: DecidedShard, file_of: Mapping[Outcome, str], number: i
         "made_reasons": [sample.reasons or None for sample, _ in rows],
         "file": [end and file_of[end.outcome] for end in ends],
         "phash": [decided.hashes.get(sample.id) for sample, _ in rows],
+        "content": [sample.content or None for sample, _ in rows],
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in SAMPLES], schema=SAMPLES)

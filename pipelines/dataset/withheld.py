@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from pipelines.ledger.counted import Uncovered
-from pipelines.ledger.counting import RowKey
 from pipelines.ledger.plan_tables import is_first
 from pipelines.ledger.versions import Key
 from pipelines.plan.regeneration import rows_to_regenerate
-from pipelines.records import Span
+from pipelines.records import RowKey, Span
 from pipelines.spec.job import JobSpec
 
 if TYPE_CHECKING:

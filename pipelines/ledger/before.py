@@ -38,6 +38,13 @@ class Before:
         tables = [table.filter(pc.greater(table["withheld"], 0)) for _, table in self.latest.content.shards]
         return pa.concat_tables(tables)["shard"].combine_chunks()
 
+    @property
+    def whole(self) -> pa.ChunkedArray:
+        """The ids of those shards whose samples all count, or are withheld (n)."""
+        if self.latest is None or self.is_old:
+            return self.covered
+        return self.latest.content.whole
+
     def shards(self, wanted: Collection[str]) -> dict[str, ShardRows]:
         """Return those of some shards that it has."""
         if self.latest is None or not wanted:

@@ -11,15 +11,16 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.ledger.basis import Basis, Missing, Versions, committed_basis, missing_of, planned_basis
+from pipelines.ledger.basis import Basis, Missing, Versions, committed_basis, differing, missing_of, planned_basis
 from pipelines.ledger.before import Before
 from pipelines.ledger.counting import InputVersions
 from pipelines.ledger.entries import PlannedShard
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.plan_tables import flat_spans, parents_of
+from pipelines.ledger.plan_tables import current_rows, flat_spans, parents_of
 from pipelines.ledger.resume import found_commits
 
 SHARDS_AT_ONCE = 512
@@ -45,7 +46,7 @@ class Changes:
     @property
     def may_share_rows(self) -> bool:
         """Whether two current files may hold the same row. Files of one listing never do (plan/propose.py)."""
-        return len({plan for _, plan in self.versions.values()}) > 1
+        return len({version.plan for version in self.versions.values()}) > 1
 
     def chunks(self, ledger: Ledger) -> Iterator[list[PlannedShard]]:
         """Yield the shards in (plan, position) order, some at a time.
@@ -125,8 +126,7 @@ def _affected(
     """Return plan file -> places of covered shards that another basis affects, or with samples that were withheld."""
     if now is then and not len(before.waiting):
         return {}
-    uris = {uri for uri, version in now.versions.items() if then.versions.get(uri) != version}
-    uris |= then.versions.keys() - now.versions.keys()
+    uris = set(differing(now.versions, then.versions))
     chosen = pa.array(sorted(uris), pa.string())
     old, new = ({entry.shard.id: entry for entry in basis.retries} for basis in (then, now))
     again: dict[tuple[str, str], list[int]] = {}
@@ -136,7 +136,12 @@ def _affected(
     rows = {file: sorted(positions) for file, positions in again.items()}
     affected: dict[int, list[int]] = {}
     for number, table in tables.items():
-        places = {*_with_uri(table, chosen), *_with_rows(table, rows)}
+        places = set(_with_uri(table, chosen))
+        if places and any(version.carried is not None for version in now.versions.values()):
+            is_whole = pc.is_in(table["shard"], before.whole.combine_chunks()).to_numpy()
+            is_whole &= current_rows(number, table, now.versions).rows == table["rows"].to_numpy()
+            places -= set(np.flatnonzero(is_whole & (table["rows"].to_numpy() > 0)).tolist())
+        places.update(_with_rows(table, rows))
         places.update(pc.indices_nonzero(pc.is_in(table["shard"], before.waiting)).to_pylist())
         if found := sorted(place for place in places if masks[number][place].as_py()):
             affected[number] = found

@@ -17,7 +17,6 @@ from pipelines.ledger.changes import Changes, find_changes, shards_with_rows
 from pipelines.ledger.counting import Counting, JudgedSample
 from pipelines.ledger.entries import Commit, Outcome, PlannedShard, Unfinished
 from pipelines.ledger.ledger import Ledger
-from pipelines.ledger.plan_tables import files_of
 from pipelines.ledger.segments import ShardRows
 from pipelines.ledger.versions import Version
 from pipelines.records import Span
@@ -227,14 +226,26 @@ def made_samples(work: Uncovered, **where: str) -> Iterator[MadeSample]:
     if work.before.latest is None or work.before.is_old:
         return
     without = pa.array(sorted(looked_at), pa.string())
-    paths = files_of(work.ledger.plan_tables())  # a sample that counts is of the latest planned version of its file
     names = [name for name in MadeSample.__dataclass_fields__ if name != "path"]
-    for table in work.before.latest.content.samples([*names, "shard"], where):
+    for table in work.before.latest.content.samples([*names, "shard", "plan", "place"], where):
         left = table.filter(pc.invert(pc.is_in(table["shard"], without))) if looked_at else table
-        for values in zip(*(left[name].to_pylist() for name in names), strict=True):
+        makers = list(zip(left["plan"].to_pylist(), left["place"].to_pylist(), strict=True))
+        spans = _spans_of(work.ledger, set(makers))
+        for maker, values in zip(makers, zip(*(left[name].to_pylist() for name in names), strict=True), strict=True):
             row = dict(zip(names, values, strict=True))
             row |= {name: tuple(row[name] or ()) for name in ("made_reasons", "reasons")}
-            yield MadeSample(path=paths[row["uri"]].relative_path, **row)
+            file, position = (row["uri"], row["etag"]), row["position"]
+            span = next(s for s in spans[maker] if s.file[:2] == file and s.start <= position < s.stop)
+            yield MadeSample(path=span.relative_path, **row)
+
+
+def _spans_of(ledger: Ledger, makers: Iterable[tuple[int, int]]) -> dict[tuple[int, int], tuple[Span, ...]]:
+    """Return the spans of shards by (plan, place)."""
+    places: dict[int, list[int]] = {}
+    for number, place in sorted(makers):
+        places.setdefault(number, []).append(place)
+    entries = [entry for number, chosen in places.items() for entry in ledger.entries(number, chosen)]
+    return {(entry.plan, entry.position): entry.shard.spans for entry in entries}
 
 
 def _ends_of(shard: ShardRows | None) -> dict[str, tuple[Outcome, tuple[str, ...]]]:

@@ -1,6 +1,7 @@
 """Decide which planned samples count: the entry that was planned last wins.
 
-    a file     only its latest planned input version counts
+    a file     only the rows of its latest planned version count: those planned for it, and those that it carries from
+               earlier versions (carried.py)
     a row      only the file that was planned last with its id, so a moved file does not duplicate its rows
     a sample   only the last retry that names it (plan/retry.py), committed or not
 
@@ -15,11 +16,11 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipelines.ledger.carried import FileVersion
 from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome
-from pipelines.records import Span
+from pipelines.records import RowKey, Span
 
 Identity = tuple[str, str, int, int]  # uri, etag, row position, sample index
-RowKey = tuple[str, str, int]  # uri, etag, row position
 InputVersion = tuple[str, str]  # uri, etag
 
 
@@ -34,27 +35,58 @@ class JudgedSample:
 
 
 class InputVersions:
-    """The input versions that count. `versions`: uri -> (its latest planned etag, the number of that plan file)."""
+    """The input versions that count. `versions`: uri -> its latest planned version."""
 
-    def __init__(self, versions: dict[str, tuple[str, int]]) -> None:
+    def __init__(self, versions: dict[str, FileVersion]) -> None:
         self.versions = versions
 
-    def is_current(self, entry: PlannedShard, span: Span) -> bool:
-        """Return whether a span of an entry belongs to the input version that counts.
+    def _is_latest(self, entry: PlannedShard, span: Span) -> bool:
+        """Return whether a span of an entry is of the latest planned version itself.
 
         A file that changed and changed back has the same etag in two plan files. The later one counts.
         """
-        etag, plan = self.versions[span.uri]
-        return span.etag == etag and (not entry.is_first or entry.plan == plan)
+        version = self.versions[span.uri]
+        return span.etag == version.etag and (not entry.is_first or entry.plan == version.plan)
+
+    def rows_in(self, entry: PlannedShard, span: Span) -> int:
+        """Return how many rows of a span of an entry are in the version of its file that counts."""
+        if self._is_latest(entry, span):
+            return span.rows
+        carried = self.versions[span.uri].carried
+        plan = entry.plan if entry.is_first else None
+        return 0 if carried is None else carried.count(span.etag, span.start, span.stop, plan)
+
+    def is_current(self, entry: PlannedShard, span: Span) -> bool:
+        """Return whether a span of an entry has rows in the version that counts, or is that version without rows."""
+        return self._is_latest(entry, span) or self.rows_in(entry, span) > 0
+
+    def has_row(self, entry: PlannedShard, span: Span, position: int) -> bool:
+        """Return whether a row of a span of an entry is in the version of its file that counts."""
+        if self._is_latest(entry, span):
+            return True
+        carried = self.versions[span.uri].carried
+        plan = entry.plan if entry.is_first else None
+        return carried is not None and carried.at_of(span.etag, position, plan) is not None
 
     def is_superseded(self, entry: PlannedShard) -> bool:
-        """Return whether no row of a shard counts, because each of its files has a newer planned version."""
+        """Return whether no row of a shard counts, because none is in the latest planned version of its file."""
         return not any(self.is_current(entry, span) for span in entry.shard.spans)
 
     def current_samples(self, entry: PlannedShard) -> int:
         """Return how many samples of a shard belong to input versions that count."""
-        rows = sum(span.rows for span in entry.shard.spans if self.is_current(entry, span))
-        return rows * entry.samples_per_row
+        return sum(self.rows_in(entry, span) for span in entry.shard.spans) * entry.samples_per_row
+
+    def moved(self, entry: PlannedShard) -> dict[RowKey, tuple[str, int]]:
+        """Return the etag and position at which carried rows of an entry can be read, by the keys of these rows."""
+        places = {}
+        for span in entry.shard.spans:
+            carried = self.versions[span.uri].carried
+            if carried is None or self._is_latest(entry, span):
+                continue
+            for position in range(span.start, span.stop):
+                if (at := carried.at_of(span.etag, position)) is not None:
+                    places[span.uri, span.etag, position] = carried.etag, at
+        return places
 
 
 class Counting(InputVersions):
@@ -63,13 +95,13 @@ class Counting(InputVersions):
     def __init__(
         self,
         planned: Sequence[PlannedShard],
-        versions: dict[str, tuple[str, int]] | None = None,
+        versions: dict[str, FileVersion] | None = None,
         retries: Sequence[PlannedShard] | None = None,
     ) -> None:
         """Take all shards of a plan, or a part of it together with what the rest of the plan says about that part.
 
         Args:
-            versions: uri -> (latest planned etag, number of that plan file) of the whole plan.
+            versions: uri -> its latest version in the whole plan.
             retries: the retries of the whole plan.
         """
         super().__init__({} if versions is None else versions)
@@ -77,7 +109,11 @@ class Counting(InputVersions):
         self.retries: dict[Identity, tuple[int, int]] = {}  # -> (plan, position) of the last retry that makes it
         for entry in planned if versions is None else ():
             if entry.is_first:
-                self.versions.update({span.uri: (span.etag, entry.plan) for span in entry.shard.spans})
+                carried = {rows.uri: rows for rows in entry.carried}
+                for span in entry.shard.spans:
+                    known = self.versions.get(span.uri)
+                    if carried.get(span.uri) or known is None or known[:2] != (span.etag, entry.plan):
+                        self.versions[span.uri] = FileVersion(span.etag, entry.plan, carried.get(span.uri))
         for entry in planned if retries is None else retries:
             if entry.retry:
                 self.retries.update(dict.fromkeys(identities(entry), (entry.plan, entry.position)))
@@ -87,12 +123,13 @@ class Counting(InputVersions):
 
     def is_whole(self, entry: PlannedShard) -> bool:
         """Return whether all samples of a shard certainly count: its files are current and no retry names its rows."""
-        return all(self.is_current(entry, span) and not self._is_retried(span) for span in entry.shard.spans)
+        spans = entry.shard.spans
+        return all(self.rows_in(entry, span) == span.rows and not self._is_retried(span) for span in spans)
 
     @property
     def may_share_rows(self) -> bool:
         """Whether two current files may hold the same row. Files of one listing never do (plan/propose.py)."""
-        return len({plan for _, plan in self.versions.values()}) > 1
+        return len({version.plan for version in self.versions.values()}) > 1
 
     def _is_retried(self, span: Span) -> bool:
         positions = self._retried.get(span.uri, [])
@@ -103,7 +140,7 @@ class Counting(InputVersions):
         """Return whether a sample of an entry is of a current input version and no later retry replaces it."""
         span, place = entry.shard.spans[sample.span], (entry.plan, entry.position)
         identity = (span.uri, span.etag, sample.position, sample.index)
-        return self.is_current(entry, span) and self.retries.get(identity, place) == place
+        return self.has_row(entry, span, sample.position) and self.retries.get(identity, place) == place
 
     def judge(self, commits: Mapping[str, Commit]) -> Iterator[JudgedSample]:
         """Yield the committed samples of current files, and whether each counts."""
@@ -113,7 +150,7 @@ class Counting(InputVersions):
         for entry in committed:
             for sample in commits[entry.shard.id].samples:
                 span = entry.shard.spans[sample.span]
-                if self.is_current(entry, span):
+                if self.has_row(entry, span, sample.position):
                     row = _id_of_row(names, span, sample)
                     counts = row_versions.get(row) == (span.uri, span.etag) and self.makes(entry, sample)
                     yield JudgedSample(entry, sample, row, counts)
@@ -125,7 +162,7 @@ class Counting(InputVersions):
         for entry in committed:
             for sample in commits[entry.shard.id].samples:
                 span = entry.shard.spans[sample.span]
-                if self.is_current(entry, span):
+                if self.has_row(entry, span, sample.position):
                     yield JudgedSample(entry, sample, _id_of_row(names, span, sample), self.makes(entry, sample))
 
     def row_versions(self, commits: Mapping[str, Commit]) -> dict[str, InputVersion]:
@@ -139,7 +176,7 @@ class Counting(InputVersions):
         for entry in committed:
             for sample in commits[entry.shard.id].samples:
                 span, name = entry.shard.spans[sample.span], row_id(sample)
-                if name != f"{span.relative_path}:{sample.position}" and self.is_current(entry, span):
+                if name != f"{span.relative_path}:{sample.position}" and self.has_row(entry, span, sample.position):
                     names.setdefault((span.uri, span.etag, sample.position), name)
         return names
 
@@ -147,12 +184,15 @@ class Counting(InputVersions):
         self, committed: Sequence[PlannedShard], commits: Mapping[str, Commit], names: Mapping[RowKey, str]
     ) -> dict[str, InputVersion]:
         versions: dict[str, InputVersion] = {}
+        last: dict[str, int] = {}  # row id -> the plan file of that version
         for entry in committed:
             if entry.is_first:
                 for sample in commits[entry.shard.id].samples:
                     span = entry.shard.spans[sample.span]
-                    if self.is_current(entry, span):
-                        versions[_id_of_row(names, span, sample)] = (span.uri, span.etag)
+                    if self.has_row(entry, span, sample.position):
+                        name, plan = _id_of_row(names, span, sample), self.versions[span.uri].plan
+                        if plan >= last.get(name, 0):
+                            versions[name], last[name] = (span.uri, span.etag), plan
         return versions
 
 

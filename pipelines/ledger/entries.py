@@ -6,14 +6,15 @@ import hashlib
 import json
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from jointdit.errors import PermanentError, StoreError
+from pipelines.ledger.carried import CarriedRows
 from pipelines.model.fingerprint import Fingerprint
-from pipelines.records import Shard
+from pipelines.records import RowKey, Shard
 
 FORMAT = 1
 Outcome = Literal["kept", "rejected", "quarantined"]
@@ -51,6 +52,8 @@ class PlannedShard:
     position: int
     indices: tuple[int, ...] = ()  # sample indices of each row; default: the first `samples_per_row`
     retry: int = 0  # above 0: its samples supersede the same samples of earlier shards
+    carried: tuple[CarriedRows, ...] = field(default=(), compare=False)  # rows of its files that were made before
+    moved: Mapping[RowKey, tuple[str, int]] = field(default_factory=dict, compare=False)  # row -> etag, position now
 
     def __post_init__(self) -> None:
         if not self.indices:
@@ -90,6 +93,7 @@ class SampleOutcome:
     index: int  # sample index within the row
     outcome: Outcome
     reasons: tuple[str, ...] = ()
+    content: str = ""  # hash of what was read of the row (stages/readers/row_contents.py); empty if it is unknown
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class Commit:
             "index": [s.index for s in self.samples],
             "outcome": "".join(letters[s.outcome] for s in self.samples),
             "reasons": {str(i): list(s.reasons) for i, s in enumerate(self.samples) if s.reasons},
+            "content": [s.content for s in self.samples],
         }
         return json_bytes({**asdict(self), "samples": samples, "format": FORMAT})
 
@@ -129,12 +134,12 @@ class Commit:
         fields = parse(data, name)
         try:
             columns = fields["samples"]
-            rows = zip(
-                columns["id"], columns["span"], columns["position"], columns["index"], columns["outcome"], strict=True
-            )
+            contents = columns.get("content") or [""] * len(columns["id"])  # earlier versions did not write it
+            names = ("id", "span", "position", "index", "outcome")
+            rows = zip(*(columns[name] for name in names), contents, strict=True)
             samples = tuple(
-                SampleOutcome(i, s, p, x, LETTERS[o], tuple(columns["reasons"].get(str(n), ())))
-                for n, (i, s, p, x, o) in enumerate(rows)
+                SampleOutcome(i, s, p, x, LETTERS[o], tuple(columns["reasons"].get(str(n), ())), c)
+                for n, (i, s, p, x, o, c) in enumerate(rows)
             )
             objects = tuple(StoredObject(**stored) for stored in fields["objects"])
             rest = {key: fields[key] for key in ("shard", "token", "code", "host", "finished", "seconds")}

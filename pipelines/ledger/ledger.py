@@ -164,7 +164,8 @@ class Ledger:
             first = 0 if row.round == 0 or row.indices else row.round * self._samples_per_row()
             indices = row.indices or tuple(range(first, first + row.samples_per_row))
             shard = Shard(row.shard, row.spans, row.round)
-            entries.append(PlannedShard(shard, row.samples_per_row, number, row.position, indices, row.retry))
+            shards = shard, row.samples_per_row, number, row.position, indices, row.retry, row.carried
+            entries.append(PlannedShard(*shards))
         return entries
 
     def _samples_per_row(self) -> int:

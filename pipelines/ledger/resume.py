@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -70,7 +70,8 @@ def read_remaining(ledger: Ledger) -> Remaining:
         places = missing[number]
         left = [places[place] for place in _not_in(table["shard"].take(pa.array(places, pa.int64())), new)]
         uncommitted += len(left)
-        pending += [entry for entry in ledger.entries(number, left) if not versions.is_superseded(entry)]
+        entries = (entry for entry in ledger.entries(number, left) if not versions.is_superseded(entry))
+        pending += [entry if entry.is_first else replace(entry, moved=versions.moved(entry)) for entry in entries]
     return Remaining(pending, sum(len(table) for table in tables.values()) - uncommitted)
 
 

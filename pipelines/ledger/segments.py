@@ -48,6 +48,7 @@ SAMPLES = pa.schema(
         ("made_reasons", pa.list_(pa.string())),
         ("file", pa.string()),
         ("phash", pa.string()),  # null where the criteria of its version do not compare images
+        ("content", pa.string()),  # of its row, as in the commit; segments of earlier versions do not have it
     ]
 )
 CLOUD = pa.struct([("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()), ("rows", pa.int64())])
@@ -211,6 +212,12 @@ class Segments:
         """The ids of all shards (n)."""
         return pa.chunked_array([c for _, t in self.shards for c in t["shard"].chunks], pa.string())
 
+    @property
+    def whole(self) -> pa.ChunkedArray:
+        """The ids of the shards whose samples all count (n)."""
+        tables = (table.filter(pc.equal(table["superseded"], 0)) for _, table in self.shards)
+        return pa.chunked_array([chunk for table in tables for chunk in table["shard"].chunks], pa.string())
+
     def samples(self, columns: Sequence[str], where: Mapping[str, Any] | None = None) -> Iterator[pa.Table]:
         """Yield the samples that count, a row group at a time, in the order of the segments.
 
@@ -227,7 +234,7 @@ class Segments:
         dead = len(shards) < segment.shards
         with self._open(segment.path) as parquet:
             for number in range(parquet.num_row_groups):
-                table = parquet.read_row_group(number, wanted, use_threads=False)
+                table = _read_group(parquet, number, wanted)
                 mask = pc.greater(table["since"], 0)
                 for name, value in where.items():
                     mask = pc.and_(mask, pc.equal(table[name], value))
@@ -270,7 +277,7 @@ class Segments:
                     low, high = max(first, start), min(last, start + size)
                     if low < high:
                         if number not in groups:
-                            groups = {number: parquet.read_row_group(number, use_threads=False)} | (
+                            groups = {number: _read_group(parquet, number, SAMPLES.names)} | (
                                 {k: v for k, v in groups.items() if k == number - 1}
                             )
                         parts.append(groups[number].slice(low - start, high - low))
@@ -316,6 +323,15 @@ class _Opened:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _read_group(parquet: pq.ParquetFile, number: int, columns: Sequence[str]) -> pa.Table:
+    """Read columns of SAMPLES from a row group. Those that segments of earlier versions do not have are null."""
+    table = parquet.read_row_group(number, columns, use_threads=False)
+    for name in columns:
+        if name not in table.column_names:
+            table = table.append_column(SAMPLES.field(name), pa.nulls(len(table), SAMPLES.field(name).type))
+    return table.select(list(columns))
 
 
 def files_of(shard: Mapping[str, Any]) -> tuple[VersionFile, ...]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jointdit.errors import RowError
+from pipelines.ledger.carried import base_path
 from pipelines.records import SourceFile
 from pipelines.stages.readers import as_input_error, format_of, parquet_rows
 from pipelines.stages.readers.rows import MAX_ID_CHARACTERS, default_id, read_id
@@ -94,7 +95,7 @@ def _defaults_in(ids: pa.LargeStringArray, nameless: set[str]) -> list[str]:
     if not nameless:
         return []
     numbered = ids.filter(pc.match_substring_regex(ids, NUMBERED)).to_pylist()
-    return [text for text in numbered if text.rpartition(":")[0] in nameless]
+    return [text for text in numbered if base_path(text.rpartition(":")[0]) in nameless]
 
 
 def _ids_of_all(files: Sequence[SourceFile], column: str) -> Iterator[pa.LargeStringArray]:

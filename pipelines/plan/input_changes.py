@@ -3,11 +3,10 @@
     default ids   "<relative path>:<row number>" belongs to one file. If two files would share it, the path of the later
                   one is extended, and a file keeps the path with which it was first planned
     moved         a file was removed before all its rows were read, and a listed file has its content, or had it before
-    it
-                  was edited: the rows count only under the name of the listed file
+                  it was edited: the rows count only under the name of the listed file. So they do where a file was
+                  moved with its folder, and keeps the path of its default ids (carry.py)
     restored      a file is back unchanged, after a file with the same row ids had replaced its rows and was removed: it
-    is
-                  planned again, so that its own rows count
+                  is planned again, so that its own rows count
 
 Content is compared by ETag: the store's, or the size and modification time of a local file, both of which a move keeps.
 """
@@ -72,6 +71,23 @@ class PlannedInput:
                 of_etag.update((etag, uri) for uri in owners if uri in current)
         return {uri: of_etag[etag] for uri, etag in etags.items() if etag in of_etag and is_gone(uri)}
 
+    def moved_with_folder(self, files: Iterable[SourceFile], removed: Iterable[str]) -> dict[str, str]:
+        """Map planned files that no longer exist to one of `files` that has their path, and their content or had it.
+
+        Such a file keeps its default ids (`with_distinct_paths`), so its rows replace those of the file in its old
+        place. They do so only while it has the same rows under the same ids: not once it has changed, nor if the
+        ids of the file in its old place were not those of its row numbers.
+        """
+        owners = {file.relative_path: file for file in files}
+        moved = {}
+        for uri in removed:
+            file, owner = self.files[uri], owners.get(self.files[uri].relative_path)
+            if owner is not None and (owner.uri in self.files or not file.is_plain):
+                had = owner.etag == file.etag or owner.uri in owners_of(self.tables, [file.etag]).get(file.etag, ())
+                if had and is_gone(uri):
+                    moved[uri] = owner.uri
+        return moved
+
 
 def with_distinct_paths(listed: Sequence[SourceFile], planned: PlannedInput) -> list[SourceFile]:
     """Return the listed files with unique relative paths, so that no two rows share a default id.
@@ -133,7 +149,7 @@ def unread_moves(ledger: Ledger, moves: Mapping[str, str], listed: Sequence[Sour
         uri: to
         for uri, to in moves.items()
         if not all(_was_read(entry, uri, commits.get(entry.shard.id)) for entry in entries)
-        and (counting.versions[uri][0] in etags or not _has_default_ids(entries, uri, commits))
+        and (counting.versions[uri].etag in etags or not _has_default_ids(entries, uri, commits))
     }
 
 
@@ -159,7 +175,8 @@ def restored_files(
             for sample in commit.samples:
                 span = entry.shard.spans[sample.span]
                 version = row_versions.get(row_id(sample), ("", ""))
-                if span.uri in uris and (at := version[0]) in removed:
+                has_row = span.uri in uris and counting.has_row(entry, span, sample.position)
+                if has_row and (at := version[0]) in removed:
                     lost.setdefault(span.uri, set()).add(at)
     gone = {uri: is_gone(uri) for uri in set().union(*lost.values())}
     return [file for file in candidates if any(gone[uri] for uri in lost.get(file.uri, ()))]

@@ -35,6 +35,24 @@ def cut_shards(counts: Iterable[tuple[SourceFile, int]], shard_rows: int, finger
         yield make_shard(pack, 0, fingerprint_digest)
 
 
+def cut_spans(spans: Iterable[Span], shard_rows: int, fingerprint_digest: str) -> Iterator[Shard]:
+    """Cut spans into shards of at most `shard_rows` rows, in order, whatever files they are of."""
+    pack: list[Span] = []
+    left = shard_rows
+    for span in spans:
+        start = span.start
+        while start < span.stop:
+            stop = min(span.stop, start + left)
+            pack.append(replace(span, start=start, stop=stop))
+            left -= stop - start
+            start = stop
+            if not left:
+                yield make_shard(pack, 0, fingerprint_digest)
+                pack, left = [], shard_rows
+    if pack:
+        yield make_shard(pack, 0, fingerprint_digest)
+
+
 def make_shard(
     spans: Sequence[Span],
     round_: int,

@@ -125,11 +125,18 @@ def run_job(
 
 
 def note_input_changes(progress: Progress, proposal: Proposal) -> None:
-    """Name the planned files that the input no longer lists, or lists under another name."""
+    """Say how many rows of changed files are made, and name planned files that are gone, moved or back."""
+    if proposal.changes:
+        progress.note(f"the input has {proposal.rows}.")
+    for change in proposal.changes:
+        if change.made_again:
+            progress.note(
+                f"{change.uri} has changed: all its {change.rows:,} rows are made again, {change.made_again}."
+            )
     for uri in proposal.removed:
         progress.note(f"{uri} is no longer in the input; its samples stay in the dataset.")
     for uri, to in proposal.moved:
-        progress.note(f"{uri} was moved to {to} before all its rows were read; they count under the new name.")
+        progress.note(f"{uri} was moved to {to}; its rows count under the new name.")
     for uri in proposal.restored:
         progress.note(f"{uri} is back in place of a later file with the same row ids; its rows count again.")
 

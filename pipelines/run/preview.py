@@ -8,6 +8,7 @@ from pipelines.ledger.counting import Counting
 from pipelines.ledger.reports import MeasuredRate, read_rate
 from pipelines.model.identity import ModelIdentity, check_scorers
 from pipelines.model.memory import MemoryBound, MemoryNeed, memory_shown
+from pipelines.plan.carry import FileChange, RowCounts
 from pipelines.plan.propose import propose
 from pipelines.plan.regeneration import plan_regeneration
 from pipelines.plan.sample import NO_SAMPLE, InputSample, sample_planned
@@ -42,7 +43,9 @@ class PlanPreview:
     round: int  # the last planned one
     regenerate: int  # the most rounds that the spec allows
     regenerated_samples: int  # pending ones with new seeds, for samples that are rejected by now
+    rows: RowCounts  # of the listed input, compared with what was planned and made
     changed: tuple[str, ...]
+    changes: tuple[FileChange, ...]  # what each of them costs
     removed: tuple[str, ...]
     moved: tuple[tuple[str, str], ...]
     restored: tuple[str, ...]
@@ -79,14 +82,16 @@ def preview(spec: JobSpec) -> PlanPreview:
     counting = Counting(planned)
     done = [entry for entry in planned if entry.shard.id in committed]
     open_ = [e for e in planned if e.shard.id not in committed and not counting.is_superseded(e)]
-    new_rows = sum(shard.rows for shard in proposal.shards)
+    new = [shard for shard in proposal.shards if shard.rows]
+    new_rows = sum(shard.rows for shard in new)
     seeds = plan_regeneration(spec, job.fingerprint, ledger) if planned and spec.quality.regenerate else []
     regenerated = sum(entry.samples for entry in seeds)
     pending = sum(entry.samples for entry in open_) + new_rows * spec.input.samples_per_row + regenerated
     sample = proposal.sample
     if not sample.kinds:
-        sample = sample_planned(context, (span for entry in open_ for span in entry.shard.spans))
-    largest = max((shard.rows for shard in (*proposal.shards, *(entry.shard for entry in (*open_, *seeds)))), default=0)
+        unmoved = (entry for entry in open_ if entry.is_first or not counting.moved(entry))
+        sample = sample_planned(context, (span for entry in unmoved for span in entry.shard.spans))
+    largest = max((shard.rows for shard in (*new, *(entry.shard for entry in (*open_, *seeds)))), default=0)
     rate = read_rate(ledger.storage)
     hours = rate.hours_for(pending) if rate is not None else None
     price = 0.0 if rate is None else spec.price.gpu_hour if rate.device == "GPU" else spec.price.cpu_hour
@@ -96,14 +101,16 @@ def preview(spec: JobSpec) -> PlanPreview:
         output=spec.output.uri,
         committed_shards=len(done),
         committed_samples=sum(entry.samples for entry in done),
-        pending_shards=len(open_) + len(proposal.shards) + len(seeds),
+        pending_shards=len(open_) + len(new) + len(seeds),
         pending_samples=pending,
-        new_shards=len(proposal.shards),
+        new_shards=len(new),
         new_rows=new_rows,
         round=max((entry.shard.round for entry in planned), default=0),
         regenerate=spec.quality.regenerate,
         regenerated_samples=regenerated,
+        rows=proposal.rows,
         changed=proposal.changed,
+        changes=proposal.changes,
         removed=proposal.removed,
         moved=proposal.moved,
         restored=proposal.restored,

@@ -151,9 +151,9 @@ def outcome_of(result: SampleResult) -> Outcome:
 
 def _in_order(results: Iterable[SampleResult], entry: PlannedShard) -> list[SampleResult]:
     """Sort results by span, row and index; each planned sample occurs exactly once."""
-    uris = {span.uri: number for number, span in reversed(list(enumerate(entry.shard.spans)))}
-    ordered = sorted(results, key=lambda r: (uris[r.sample.row.uri], r.sample.row.position, r.sample.index))
-    keys = [(r.sample.row.uri, r.sample.row.position, r.sample.index) for r in ordered]
+    files = {(span.uri, span.etag): number for number, span in reversed(list(enumerate(entry.shard.spans)))}
+    ordered = sorted(results, key=lambda r: (files[r.sample.row.key[:2]], r.sample.row.position, r.sample.index))
+    keys = [(r.sample.row.key, r.sample.index) for r in ordered]
     assert len(set(keys)) == len(keys) == entry.samples, f"{len(keys)} results for {entry.samples} samples"
     return ordered
 
@@ -161,22 +161,19 @@ def _in_order(results: Iterable[SampleResult], entry: PlannedShard) -> list[Samp
 def complete(context: RunContext, rows: ShardRows, results: Sequence[SampleResult]) -> None:
     """Set each result's source row, size, scores and the decision of the filters; or its error."""
     filters = load_filters(context.spec.quality.filters)
-    sources = {(source.row.uri, source.row.position): source for source in rows.rows}
-    places = dict.fromkeys(_place(result) for result in results if result.error is None)
-    again = read_again(context, [sources[place] for place in places])
+    sources = {source.row.key: source for source in rows.rows}
+    keys = dict.fromkeys(result.sample.row.key for result in results if result.error is None)
+    again = read_again(context, [sources[key] for key in keys])
     for result in results:
         if result.error is None:
             try:
-                row = again.get(_place(result), sources[_place(result)].row)
+                key = result.sample.row.key
+                row = again.get(key, sources[key].row)
                 if isinstance(row, BadRow):
                     raise RowError(row.error)
                 _complete(context, result, row, filters)
             except Exception as error:  # noqa: BLE001 - the boundary of a row
                 _fail(result, error, "scoring it")
-
-
-def _place(result: SampleResult) -> tuple[str, int]:
-    return result.sample.row.uri, result.sample.row.position
 
 
 def _complete(context: RunContext, result: SampleResult, source: Row, filters: Sequence[Filter]) -> None:
@@ -348,16 +345,17 @@ def _encode_points(context: RunContext, result: SampleResult) -> tuple[int, byte
 
 def _outcomes(entry: PlannedShard, results: Sequence[SampleResult]) -> Iterable[SampleOutcome]:
     spans = {
-        (span.uri, position): number
+        (span.uri, span.etag, position): number
         for number, span in enumerate(entry.shard.spans)
         for position in range(span.start, span.stop)
     }
     for result in results:
         yield SampleOutcome(
             id=result.sample.id,
-            span=spans[_place(result)],
+            span=spans[result.sample.row.key],
             position=result.sample.row.position,
             index=result.sample.index,
             outcome=outcome_of(result),
             reasons=tuple(result.reasons),
+            content=result.sample.row.content,
         )

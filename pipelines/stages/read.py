@@ -16,7 +16,6 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, repeat
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -25,10 +24,11 @@ from numpy.typing import NDArray
 from jointdit.errors import RowError
 from jointdit.geometry.depth import SizeMapping, disparity_from_depth, fit_to_model, plan_fit, source_window
 from pipelines.ledger.entries import PlannedShard
-from pipelines.records import BadRow, Content, Row, Sample, SampleResult, Span, merge_adjacent
+from pipelines.records import BadRow, Content, Row, RowKey, Sample, SampleResult, Span, merge_adjacent
 from pipelines.spec.job import EncodeSpec, PrepareSpec
 from pipelines.stages.context import RunContext
 from pipelines.stages.readers import read_rows
+from pipelines.stages.readers.rows import default_id
 from pipelines.stages.row_boundary import explain_row_failure
 
 if TYPE_CHECKING:
@@ -58,16 +58,32 @@ NO_ISOLATION = Isolation()
 HELD_BYTES = 1 << 30  # of source arrays that a shard keeps from read to finish, and that finish holds at once
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive rows of a span, and the rows of the input version in which they are read."""
+
+    number: int  # of the span in its shard
+    span: Span
+    source: Span  # the same rows; of a file that has changed, in its latest version
+
+    def row(self, offset: int) -> Piece:
+        """The piece of one row."""
+        one = [
+            replace(span, start=span.start + offset, stop=span.start + offset + 1) for span in (self.span, self.source)
+        ]
+        return Piece(self.number, *one)
+
+
 @dataclass(frozen=True)
 class SourceRow:
     """A row as read, with its arrays at the source's size.
 
-    Rows beyond HELD_BYTES of a shard have no arrays, and `again` is the span from which finish reads them again.
+    Rows beyond HELD_BYTES of a shard have no arrays, and `again` is the piece from which finish reads them again.
     """
 
     row: Row
     bytes: int = 0  # of its arrays, also if they were dropped
-    again: Span | None = None
+    again: Piece | None = None
 
 
 @dataclass(frozen=True)
@@ -99,9 +115,9 @@ def read_shard(
     """
     done: list[_ReadRow] = []
     held = 0
-    for number, row in _rows(context, entry, isolation):
+    for piece, row in _rows(context, entry, isolation):
         fitted = _fit(context, row)
-        read = _ReadRow(number, row.position)
+        read = _ReadRow(piece.number, row.position)
         for sample in _samples_of(context, entry, row):
             if isinstance(fitted, BadRow):
                 read.failed.append(SampleResult(sample, error=fitted.error, traceback=fitted.traceback))
@@ -119,7 +135,7 @@ def read_shard(
                 held += size
                 read.source = SourceRow(row, size)
             else:
-                again = replace(entry.shard.spans[number], start=row.position, stop=row.position + 1)
+                again = piece.row(row.position - piece.span.start)
                 read.source = SourceRow(without_arrays(row), size, again)
         done.append(read)
     done.sort(key=lambda read: (read.span, read.position))  # as planned: rows were read file by file
@@ -154,33 +170,52 @@ def size_of(sample: Sample) -> tuple[int, ...]:
     return () if array is None else array.shape[:2]
 
 
-def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Iterator[tuple[int, Row | BadRow]]:
-    """Yield (span number, row) for each planned row, file by file. Rows that kill the reader are not read again."""
-    pieces: list[tuple[int, Span]] = []
+def _rows(context: RunContext, entry: PlannedShard, isolation: Isolation) -> Iterator[tuple[Piece, Row | BadRow]]:
+    """Yield (piece, row) for each planned row, file by file. Rows that kill the reader are not read again."""
+    pieces: list[Piece] = []
     for number, span in enumerate(entry.shard.spans):
         start = span.start
         for position in sorted(position for index, position in isolation.poison_rows if index == number):
             error = "the reader's process died each time this row was read."
-            yield number, BadRow(f"{span.relative_path}:{position}", span.uri, position, error)
-            pieces.append((number, replace(span, start=start, stop=position)))
+            row = BadRow(default_id(span, position), span.uri, position, error, etag=span.etag)
+            yield Piece(number, span, span), row
+            pieces += _pieces(entry, number, replace(span, start=start, stop=position))
             start = position + 1
-        pieces.append((number, replace(span, start=start)))
+        pieces += _pieces(entry, number, replace(span, start=start))
     yield from _read_in_one_pass(context, pieces)
 
 
-def _read_in_one_pass(context: RunContext, pieces: Iterable[tuple[int, Span]]) -> Iterator[tuple[int, Row | BadRow]]:
-    """Yield (number, row) for the rows of numbered spans, file by file, and in the order of rows within a file."""
-    files: dict[tuple[str, str, str], list[tuple[int, Span]]] = {}
-    for number, piece in pieces:
-        if piece.rows > 0:
-            files.setdefault(piece.file, []).append((number, piece))
+def _pieces(entry: PlannedShard, number: int, span: Span) -> Iterator[Piece]:
+    """Cut a part of a span where its rows do not lie together in the version that is read."""
+    if not entry.moved:
+        yield Piece(number, span, span)
+        return
+    begun = span.start
+    places = [entry.moved.get((span.uri, span.etag, p), (span.etag, p)) for p in range(span.start, span.stop)]
+    for offset, (etag, place) in enumerate(places, 1):
+        if offset == len(places) or places[offset] != (etag, place + 1):
+            part = replace(span, start=begun, stop=span.start + offset)
+            yield Piece(number, part, replace(part, etag=etag, start=place + 1 - part.rows, stop=place + 1))
+            begun = part.stop
+
+
+def _read_in_one_pass(context: RunContext, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Row | BadRow]]:
+    """Yield (piece, row) for the rows of some pieces, file by file, and in the order of rows within a file."""
+    files: dict[tuple[str, str], list[Piece]] = {}
+    for piece in pieces:
+        if piece.span.rows > 0:
+            files.setdefault((piece.source.uri, piece.source.etag), []).append(piece)
     for of_file in files.values():
-        of_file.sort(key=lambda numbered: numbered[1].start)
-        merged = merge_adjacent(piece for _, piece in of_file)
+        of_file.sort(key=lambda piece: piece.source.start)
+        file = of_file[0].source
+        merged = merge_adjacent(replace(piece.source, relative_path=file.relative_path) for piece in of_file)
         wanted = [range(span.start, span.stop) for span in merged]
-        numbers = chain.from_iterable(repeat(number, piece.rows) for number, piece in of_file)
-        rows = read_rows(merged[0], wanted, context.spec.input, context.spec.reading)
-        yield from zip(numbers, rows, strict=True)
+        planned = ((piece, position) for piece in of_file for position in range(piece.span.start, piece.span.stop))
+        rows = read_rows(file, wanted, context.spec.input, context.spec.reading)
+        for (piece, position), row in zip(planned, rows, strict=True):
+            has_id = row.id != default_id(file, row.position)
+            identifier = row.id if has_id else default_id(piece.span, position)
+            yield piece, replace(row, id=identifier, position=position, etag=piece.span.etag)
 
 
 def _fit(context: RunContext, row: Row | BadRow) -> Sample | BadRow:
@@ -249,7 +284,7 @@ def _resize_of_window(context: RunContext) -> Literal["fit", "stretch"]:
 def _samples_of(context: RunContext, entry: PlannedShard, row: Row | BadRow) -> Iterator[Sample]:
     """The samples of one row, with ids and seeds."""
     if isinstance(row, BadRow):
-        row = Row(row.id, row.uri, row.position)
+        row = Row(row.id, row.uri, row.position, etag=row.etag, content=row.content)
     for index in entry.indices:
         seed = sample_seed(context.spec.seed, row.id, index)
         yield Sample(id=f"{row.id}/{index}", row=row, index=index, round=entry.shard.round, seed=seed)
@@ -265,19 +300,19 @@ def _source_bytes(row: Row) -> int:
     return sum(array.nbytes for array in arrays if array is not None) + len(row.rgb_bytes or b"")
 
 
-def read_again(context: RunContext, sources: Iterable[SourceRow]) -> dict[tuple[str, int], Row | BadRow]:
-    """Return the rows that are not held, with their arrays, by (uri, position)."""
-    pieces = [(0, source.again) for source in sources if source.again is not None]
-    return {(row.uri, row.position): row for _, row in _read_in_one_pass(context, pieces)}
+def read_again(context: RunContext, sources: Iterable[SourceRow]) -> dict[RowKey, Row | BadRow]:
+    """Return the rows that are not held, with their arrays, by their keys."""
+    pieces = [source.again for source in sources if source.again is not None]
+    return {row.key: row for _, row in _read_in_one_pass(context, pieces)}
 
 
 def cut_by_bytes(rows: ShardRows, results: Sequence[SampleResult]) -> list[list[SampleResult]]:
     """Cut the results, in order, into chunks whose rows have at most HELD_BYTES of source arrays."""
-    sizes = {(source.row.uri, source.row.position): source.bytes for source in rows.rows}
+    sizes = {source.row.key: source.bytes for source in rows.rows}
     chunks: list[list[SampleResult]] = []
     left = 0
     for result in results:
-        size = sizes.get((result.sample.row.uri, result.sample.row.position), 0)
+        size = sizes.get(result.sample.row.key, 0)
         if not chunks or size > left:
             chunks.append([])
             left = HELD_BYTES

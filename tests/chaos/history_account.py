@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.carried_account import check_carried, check_ids, places_of
 from tests.chaos.ledger_account import (
     Committed,
     Identity,
@@ -33,7 +34,7 @@ from tests.chaos.ledger_account import (
 )
 from tests.chaos.objects import Objects, Stamp
 from tests.chaos.partial_account import check_left_out, check_withheld, waiting_rows
-from tests.chaos.problems import Problem, revised, short, shown
+from tests.chaos.problems import Problem, check_sums, revised, short, shown
 from tests.chaos.world import InputRow
 
 OUTCOMES = ("kept", "rejected", "quarantined")
@@ -60,6 +61,7 @@ class Account:
         """Return all problems."""
         self.files = self.objects.listed()
         problems = [*self._check_written_once(), *self._read_plans(), *self._read_commits()]
+        problems += [Problem(*fault) for fault in check_ids(self.commits, self.contents)]
         return problems or [*self._check_versions(), *self._check_objects()]
 
     def retained(self) -> list[Published]:
@@ -83,9 +85,10 @@ class Account:
         where = defaultdict(set)
         for row in latest.outcomes:
             where[row["uri"], row["etag"], row["position"]].add(row["outcome"])
+        made_at = places_of([entry for number in sorted(self.plans) for entry in self.plans[number]], listed)
         for uri, etag in listed.items():
             for position, row in enumerate(self.contents[uri, etag]):
-                ends = where.get((uri, etag, position), set())
+                ends = where.get((uri, *made_at.get((uri, etag, position), (etag, position))), set())
                 if not ends:
                     yield Problem(
                         "listed", f"row {position} of {short(uri)} ({row.id}) is not in version {latest.number}."
@@ -135,11 +138,14 @@ class Account:
             if number not in self.plans:
                 self.plans[number] = read_plan(self._read_once(name), number)
                 yield from self._check_plan(number)
+                faults = check_carried(number, self.plans, self.commits, self.contents)
+                yield from (Problem(*fault) for fault in faults)
 
     def _check_plan(self, number: int) -> Iterator[Problem]:
-        """Check that each row of an input version is in exactly one shard of the plan file that plans it."""
+        """Check that a plan file plans or carries each row of the input versions that it names, and each once."""
         rows: Counter[tuple[str, str, int]] = Counter()
         for entry in self.plans[number]:
+            rows.update((row.uri, row.etag, row.position) for row in entry.carried)
             for span in entry.spans:
                 if entry.is_first:
                     rows.update((span.uri, span.etag, position) for position in range(span.start, span.stop))
@@ -227,7 +233,12 @@ class Account:
         yield from check_withheld(version, waiting, self.versions.get(version.number - 1))
         counts: Counter[Identity] = Counter()
         keys: dict[Key, set[str]] = defaultdict(set)  # a row -> the files that have it
-        spans = {(span.uri, span.etag): span for entry in planned for span in entry.spans}
+        spans = {
+            (span.uri, span.etag, position): span
+            for entry in planned
+            for span in entry.spans
+            for position in range(span.start, span.stop)
+        }
         for row in version.outcomes:
             identity = row["uri"], row["etag"], row["position"], row["index"]
             counts[identity] += 1
@@ -235,7 +246,7 @@ class Account:
             if identity not in expected:
                 yield Problem("superseded", f"{name} is superseded.")
                 continue
-            keys[self._key(spans[identity[:2]], row["position"])].add(row["uri"])
+            keys[self._key(spans[identity[:3]], row["position"])].add(row["uri"])
             commit = self.commits.get(row["shard"])
             if row["shard"] not in expected[identity]:
                 yield Problem("retry", f"{name} is of shard {row['shard']}, but {expected[identity]} is its last one.")
@@ -255,23 +266,14 @@ class Account:
         missing = [identity for identity in expected if identity not in counts]
         withheld = [identity for identity in missing if identity[:3] in waiting]
         for identity in withheld:
-            keys[self._key(spans[identity[:2]], identity[2])].add(identity[0])
+            keys[self._key(spans[identity[:3]], identity[2])].add(identity[0])
         missing = [identity for identity in missing if not self._is_elsewhere(spans, identity, current, keys)]
         for identity in missing:
             if identity[:3] not in waiting:
                 yield Problem("lost", f"version {version.number}: {shown(identity)} is in no outcome.")
         yield from check_left_out(version, planned, set(missing) & set(withheld))
-        for name, times in Counter(row["id"] for row in version.outcomes).items():
-            if times > 1:
-                yield Problem("doubled", f"version {version.number}: {times} samples have the id {name}.")
         yield from self._doubled_rows(version)
-        best = version.fields["criteria"].get("keep_best") if version.refilter else None
-        kept = Counter(row["source"] for row in version.outcomes if row["outcome"] == "kept")
-        if best and max(kept.values(), default=0) > best["k"]:
-            yield Problem("criteria", f"version {version.number} keeps more than {best['k']} samples of a row.")
-        ends = Counter(row["outcome"] for row in version.outcomes)
-        if {outcome: ends[outcome] for outcome in OUTCOMES} != version.fields["counts"]:
-            yield Problem("counts", f"version {version.number} counts {version.fields['counts']}, has {dict(ends)}.")
+        yield from check_sums(version)
 
     def _key(self, span: Rows, position: int) -> Key:
         """Return what identifies a row: its id, or its default id and text if it has no id."""
@@ -280,7 +282,7 @@ class Account:
 
     def _is_elsewhere(
         self,
-        spans: Mapping[tuple[str, str], Rows],
+        spans: Mapping[tuple[str, str, int], Rows],
         identity: Identity,
         current: Mapping[str, tuple[str, int]],
         keys: Mapping[Key, set[str]],
@@ -291,7 +293,7 @@ class Account:
         to the file in the new place.
         """
         uri, etag, position, _ = identity
-        span = spans[uri, etag]
+        span = spans[uri, etag, position]
         later = {file for file, (_, plan) in current.items() if plan > current[uri][1]} - {uri}
         if keys.get(self._key(span, position), set()) & later:
             return True

@@ -5,7 +5,8 @@
     _versions/<n>/version.json  a version: counts, files with sizes and SHA-256, the name of its outcomes
 
 `expected_samples` defines the content of a version: for each file the last planned input version with all its rounds,
-and for each retried sample the last retry.
+and for each retried sample the last retry. A version of a file has the rows that its plan file plans, and those that it
+carries: they were made for an earlier version, and stay what they are (uri, etag, row position) there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,18 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class CarriedRow:
+    """A row of an input version that was made for an earlier one."""
+
+    uri: str
+    etag: str
+    position: int
+    made_etag: str
+    made_position: int
+    plan: int  # the plan file that planned it to be made
+
+
+@dataclass(frozen=True)
 class Planned:
     """One shard of a plan file."""
 
@@ -42,6 +55,7 @@ class Planned:
     retry: int
     indices: tuple[int, ...]
     spans: tuple[Rows, ...]
+    carried: tuple[CarriedRow, ...] = ()
 
     @property
     def is_first(self) -> bool:
@@ -103,8 +117,17 @@ def read_plan(data: bytes, number: int) -> list[Planned]:
         spans = tuple(Rows(s["uri"], s["etag"], s["relative_path"], s["start"], s["stop"]) for s in row["spans"])
         first = row["round"] * row["samples_per_row"]
         indices = tuple(row["indices"] or range(first, first + row["samples_per_row"]))
-        shards.append(Planned(number, row["shard"], row["round"], row["retry"] or 0, indices, spans))
+        carried = tuple(_carried_rows(row, spans))
+        shards.append(Planned(number, row["shard"], row["round"], row["retry"] or 0, indices, spans, carried))
     return shards
+
+
+def _carried_rows(row: Mapping[str, Any], spans: Sequence[Rows]) -> Iterator[CarriedRow]:
+    for run in row["carried"] or ():
+        span, origin = spans[run["span"]], row["origins"][run["origin"]]
+        for number in range(run["rows"]):
+            places = run["at"] + number, origin["etag"], run["start"] + number
+            yield CarriedRow(span.uri, span.etag, *places, origin["plan"])
 
 
 def read_commit(data: bytes, planned: Planned) -> Committed:
@@ -153,14 +176,34 @@ def current_versions(planned: Sequence[Planned]) -> dict[str, tuple[str, int]]:
     return {span.uri: (span.etag, entry.plan) for entry in planned if entry.is_first for span in entry.spans}
 
 
-def counting_versions(planned: Sequence[Planned], covered: Collection[str]) -> dict[str, tuple[str, int]]:
-    """Return uri -> the last version (etag, plan file) of which all shards are covered; if there is none, the last."""
+def counting_versions(planned: Sequence[Planned], covered: Collection[str] | None) -> dict[str, tuple[str, int]]:
+    """Return uri -> the last version (etag, plan file) of which all shards are covered; if there is none, the last.
+
+    `covered` are the shards of a partial version; None: all.
+    """
     lacks: dict[tuple[str, str, int], set[str]] = {}
-    for entry in planned:
+    for entry in planned if covered is not None else ():
         for span in entry.spans if entry.is_first else ():
-            lacks.setdefault((span.uri, span.etag, entry.plan), set()).update({entry.shard} - set(covered))
+            lacks.setdefault((span.uri, span.etag, entry.plan), set()).update({entry.shard} - set(covered or ()))
     whole = [version for version, shards in lacks.items() if not shards]
     return current_versions(planned) | {uri: (etag, plan) for uri, etag, plan in whole}
+
+
+class CountedRows:
+    """The rows of the versions of files that count."""
+
+    def __init__(self, planned: Sequence[Planned], covered: Collection[str] | None = None) -> None:
+        """`covered` are the shards of a partial version."""
+        self.versions = counting_versions(planned, covered)
+        rows = [r for entry in planned for r in entry.carried if self.versions[r.uri] == (r.etag, entry.plan)]
+        self.carried = {(row.uri, row.made_etag, row.made_position): row for row in rows}  # as they were made
+
+    def have(self, entry: Planned, uri: str, made_etag: str, position: int) -> bool:
+        """Return whether a row of a shard is among them."""
+        etag, plan = self.versions.get(uri, ("", 0))
+        row = self.carried.get((uri, made_etag, position))
+        is_carried = row is not None and (not entry.is_first or entry.plan == row.plan)
+        return is_carried or (made_etag == etag and (not entry.is_first or entry.plan == plan))
 
 
 def expected_samples(planned: Sequence[Planned], covered: Collection[str] | None = None) -> dict[Identity, set[str]]:
@@ -168,14 +211,12 @@ def expected_samples(planned: Sequence[Planned], covered: Collection[str] | None
 
     `covered` are the shards of a partial version.
     """
-    current = current_versions(planned) if covered is None else counting_versions(planned, covered)
-    makers: dict[Identity, set[str]] = {}
+    rows, makers = CountedRows(planned, covered), dict[Identity, set[str]]()
     for entry in planned:
         if covered is not None and entry.shard not in covered:
             continue
         for identity in entry.identities():
-            etag, plan = current.get(identity[0], ("", 0))
-            if identity[1] != etag or (entry.is_first and entry.plan != plan):
+            if not rows.have(entry, *identity[:3]):
                 continue
             if entry.retry:
                 makers[identity] = {entry.shard}  # a retry supersedes what was before

@@ -22,7 +22,9 @@ import pipelines.ledger.before
 import pipelines.ledger.changes
 import pipelines.ledger.counting
 import pipelines.ledger.versions
+import pipelines.plan.carry
 import pipelines.plan.propose
+import pipelines.stages.readers
 from pipelines.store.storage import AlreadyExists
 
 
@@ -132,6 +134,32 @@ def ignore_restored_files() -> None:
     pipelines.plan.propose.restored_files = lambda *_: []
 
 
+def make_again() -> None:
+    """No row of a changed file is carried."""
+    match = pipelines.plan.carry.match_rows
+
+    def nothing(made: Any, new: Any, count: int) -> Any:
+        return match((), new, count)
+
+    pipelines.plan.carry.match_rows = nothing
+
+
+def ignore_contents() -> None:
+    """All rows of a file without ids have the same content."""
+    pipelines.stages.readers.content_of = lambda raw, *_: "" if raw.error else "0" * 32
+
+
+def reuse_default_ids() -> None:
+    """A changed row has the default id that another text had in its place."""
+    pipelines.plan.carry.ChangedFiles.with_unused_ids = lambda _, spans: tuple(spans)  # type: ignore[method-assign]
+
+
+def forget_carried_rows() -> None:
+    """Rows of an earlier version of a file never count."""
+    versions = pipelines.ledger.counting.InputVersions
+    versions.has_row = lambda self, entry, span, _: self._is_latest(entry, span)  # type: ignore[method-assign]
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "lose-a-sample": lose_a_sample,
     "forget-decisions": forget_decisions,
@@ -145,4 +173,8 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "share-default-ids": share_default_ids,
     "ignore-moves": ignore_moves,
     "ignore-restored-files": ignore_restored_files,
+    "make-again": make_again,
+    "ignore-contents": ignore_contents,
+    "reuse-default-ids": reuse_default_ids,
+    "forget-carried-rows": forget_carried_rows,
 }

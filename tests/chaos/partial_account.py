@@ -10,11 +10,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from tests.chaos.ledger_account import (
     Committed,
+    CountedRows,
     Identity,
     Planned,
     Published,
-    counting_versions,
-    current_versions,
     expected_samples,
 )
 from tests.chaos.problems import Problem, shown
@@ -28,15 +27,16 @@ def check_left_out(version: Published, planned: Sequence[Planned], withheld: Col
         if version.fields.get("left_out") or version.fields.get("withheld"):
             yield Problem("partial", f"version {version.number} leaves out samples and is not partial.")
         return
-    whole, partial = current_versions(planned), counting_versions(planned, version.covered)
+    whole, partial = CountedRows(planned), CountedRows(planned, version.covered)
     left = absent = 0
     for entry in planned:
-        for span in entry.spans:
-            etag, plan = whole[span.uri]
-            if span.etag == etag and (plan == entry.plan or not entry.is_first):
-                absent += entry.shard not in version.covered
-                if entry.shard not in version.covered or partial[span.uri] != whole[span.uri]:
-                    left += (span.stop - span.start) * len(entry.indices)
+        is_covered = entry.shard in version.covered
+        ends = [span for span in entry.spans if whole.versions.get(span.uri) == (span.etag, entry.plan)]
+        absent += not is_covered and any(span.start == span.stop for span in ends)
+        for uri, etag, position, _ in entry.identities():
+            if whole.have(entry, uri, etag, position):
+                absent += not is_covered
+                left += not (is_covered and partial.have(entry, uri, etag, position))
     if not absent and not withheld:
         yield Problem("partial", f"version {version.number} is partial and lacks nothing.")
     says = version.fields["left_out"], version.fields["withheld"]

@@ -16,7 +16,7 @@ from tests.chaos.world import CHANGES
 
 WORK = {"run": 7, "retry": 2, "refilter": 1.5, "prune": 0.5, "gc": 0.5, "validate": 0.5, "publish": 2, "together": 8}
 WORK_TOGETHER = {"run": 3, "retry": 0.7, "refilter": 3, "prune": 1.5, "gc": 2, "publish": 2}
-CHANGE = dict(zip(CHANGES, (2, 1.5, 1, 1.5, 0.7, 1, 1.5, 0.4, 0.3, 1), strict=True))
+CHANGE = dict(zip(CHANGES, (2, 1.5, 1, 1.5, 0.7, 1, 1.5, 0.4, 0.3, 1, 1, 1, 1), strict=True))
 FAVOURS = (0.2, 1, 1, 4)  # weights of kinds of operations, drawn for each history
 CHANGES_SHARES = (0.15, 0.35, 0.5)  # share of operations that change the input
 BACK_AND_FORTH = 0.15  # share of histories that alternate refilter criteria while versions are pruned

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.chaos.ledger_account import Identity, Published
+
+OUTCOMES = ("kept", "rejected", "quarantined")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,20 @@ def revised(before: Published, after: Published) -> Iterator[Problem]:
             yield Problem(
                 "revised", f"{key[0]} was {outcome} in version {before.number}, is {now[key]} in {after.number}."
             )
+
+
+def check_sums(version: Published) -> Iterator[Problem]:
+    """Check that each id occurs once, and the numbers of samples."""
+    for name, times in Counter(row["id"] for row in version.outcomes).items():
+        if times > 1:
+            yield Problem("doubled", f"version {version.number}: {times} samples have the id {name}.")
+    best = version.fields["criteria"].get("keep_best") if version.refilter else None
+    kept = Counter(row["source"] for row in version.outcomes if row["outcome"] == "kept")
+    if best and max(kept.values(), default=0) > best["k"]:
+        yield Problem("criteria", f"version {version.number} keeps more than {best['k']} samples of a row.")
+    ends = Counter(row["outcome"] for row in version.outcomes)
+    if {outcome: ends[outcome] for outcome in OUTCOMES} != version.fields["counts"]:
+        yield Problem("counts", f"version {version.number} counts {version.fields['counts']}, has {dict(ends)}.")
 
 
 def short(uri: str) -> str:

@@ -19,6 +19,7 @@ FOLDERS = ("mon", "tue")
 NAMES = ("a.csv", "a.csv", "b.csv", "d.jsonl", "c.txt", "c.txt", "e.txt")
 SHOWN = {"all": ("in",), "mon": ("in/mon",), "tue": ("in/tue",), "both": ("in/mon", "in/tue")}  # input.uri
 CHANGES = ("add", "append", "edit", "move", "move and edit", "remove", "restore", "rewrite", "empty", "show")
+CHANGES += ("sort", "insert", "take out")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,15 @@ class World:
             rows += _rows(draw, name, draw.randint(1, 2))
         elif kind == "edit" and rows:
             rows = _edited(draw, rows)
+        elif kind == "sort":
+            rows = tuple(draw.sample(rows, len(rows)))
+        elif kind == "insert":
+            place = draw.randint(0, len(rows))
+            copies = tuple(row for row in draw.sample(rows, min(len(rows), 2)) if row.id is None)  # equal lines
+            rows = rows[:place] + _rows(draw, name, draw.randint(1, 2)) + copies + rows[place:]
+        elif kind == "take out" and len(rows) > 1:
+            place = draw.randrange(len(rows))
+            rows = rows[:place] + rows[place + 1 :]
         elif kind == "empty" and not name.endswith(".txt"):
             rows = ()
         return self._put(name, Content(rows, mtime_of(draw)))

@@ -107,6 +107,19 @@ def test_a_finished_job_generates_nothing_again(run_stand_in, make_spec) -> None
     assert validate(spec.output.uri).problems == []
 
 
+def test_a_changed_file_generates_its_changed_rows(run_stand_in, make_spec) -> None:
+    prompts = [f"fine {number}" for number in range(24)]
+    spec = make_spec(prompts)
+    run_stand_in(spec, CountingWorker)
+    assert len(seen(spec)) == 24
+    prompts[5] = "another"
+    spec = make_spec([*prompts, *(f"fine {number}" for number in range(24, 36))])
+    second = run_stand_in(spec, CountingWorker)
+    assert sorted(seen(spec)) == sorted(["prompts.txt@2:5/0", *(f"prompts.txt:{number}/0" for number in range(24, 36))])
+    assert (second.samples_now, second.version.counts["kept"]) == (13, 36)
+    assert validate(spec.output.uri).problems == []
+
+
 @pytest.mark.slow
 def test_a_retry_survives_the_death_of_its_driver(run_stand_in, make_spec, tmp_path: Path, s3) -> None:
     """Plan quarantined samples again, kill the driver that retries them, and complete the retry with the next one."""

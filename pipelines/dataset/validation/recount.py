@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipelines.dataset.validation.partial import Versions, counting_versions
-from pipelines.ledger.counting import RowKey
+from pipelines.dataset.validation.partial import CountedVersions
 from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome
+from pipelines.records import RowKey
 
 
 @dataclass
 class _PlannedRow:
     """A row of a current file, with all that the plan and the commits say about it."""
 
-    place: tuple[int, int]  # (plan, position) of the shard that plans it; of two rows with one id the later one counts
+    place: tuple[int, int, int]  # plan of its file's version, and its shard's place; the last row with an id counts
     default_id: str
     makers: dict[int, PlannedShard] = field(default_factory=dict)  # sample index -> the shard whose result counts
     ids: set[str] = field(default_factory=set)  # ids that its attempts recorded
@@ -61,7 +61,7 @@ def recount(
         planned: shards in (plan, position) order.
         covered: the shards that a partial version covers; None: all.
     """
-    versions = counting_versions(planned, covered)
+    versions = CountedVersions(planned, covered)
     planned = [entry for entry in planned if covered is None or entry.shard.id in covered]
     rows = _planned_rows(planned, versions)
     makers = {id(maker): maker for row in rows.values() for maker in row.makers.values()}
@@ -75,7 +75,7 @@ def recount(
                 row.ids.add(sample.id.rpartition("/")[0])
                 if row.makers.get(sample.index) is entry:
                     made.append((entry, sample, row))
-    last: dict[str, tuple[tuple[int, int], str]] = {}  # row id -> (place, uri) of the row that was planned last with it
+    last: dict[str, tuple[tuple[int, int, int], str]] = {}  # row id -> (place, uri) of its row that was planned last
     for (uri, _, _), row in rows.items():
         if row.ids:
             last[row.id] = max((row.place, uri), last.get(row.id, (row.place, uri)))
@@ -83,19 +83,18 @@ def recount(
     return Recount(counted, pending)
 
 
-def _planned_rows(planned: Sequence[PlannedShard], versions: Versions) -> dict[RowKey, _PlannedRow]:
+def _planned_rows(planned: Sequence[PlannedShard], versions: CountedVersions) -> dict[RowKey, _PlannedRow]:
     """Return the rows of the file versions that count, with the last shard that makes each of their samples."""
     rows: dict[RowKey, _PlannedRow] = {}
     for entry in planned:
         for span in entry.shard.spans:
-            etag, plan = versions[span.uri]
-            if span.etag != etag or (entry.is_first and entry.plan != plan):
-                continue
             for position in range(span.start, span.stop):
+                if not versions.have(entry, span, position):
+                    continue
                 key = (span.uri, span.etag, position)
-                row = rows.setdefault(key, _PlannedRow((0, 0), f"{span.relative_path}:{position}"))
+                row = rows.setdefault(key, _PlannedRow((0, 0, 0), f"{span.relative_path}:{position}"))
                 if entry.is_first:
-                    row.place = (entry.plan, entry.position)
+                    row.place = (versions.plans[span.uri][1], entry.plan, entry.position)
                 for index in entry.indices:
                     maker = row.makers.get(index)
                     if maker is None or entry.retry >= maker.retry:

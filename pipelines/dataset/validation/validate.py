@@ -21,17 +21,18 @@ from jointdit.errors import JointDiTError
 from pipelines.dataset import card
 from pipelines.dataset.decide import decide_again, standing_decisions
 from pipelines.dataset.decisions import Criteria
+from pipelines.dataset.validation.carried import check_carried
 from pipelines.dataset.validation.checks import Checked
 from pipelines.dataset.validation.objects import Checking, check_objects
 from pipelines.dataset.validation.partial import left_out, open_rows
 from pipelines.dataset.validation.recount import CountedSample, recount
-from pipelines.ledger.counting import RowKey
 from pipelines.ledger.entries import OBJECT_FOLDERS, OUTCOMES, Commit, Job, PlannedShard, StoredObject, sha256
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.names import plan_file, version_object
 from pipelines.ledger.versions import Version, read_outcomes, read_version, version_numbers
 from pipelines.model.fingerprint import digest
 from pipelines.plan.shards import id_of
+from pipelines.records import RowKey
 from pipelines.spec.job import load_spec
 from pipelines.store.connections import PARALLEL_REQUESTS
 from pipelines.store.storage import Storage
@@ -125,6 +126,9 @@ def check_plan(job: Job, planned: Sequence[PlannedShard]) -> Iterator[str]:
                     history.append((span.etag, entry.plan))
             elif span.uri not in versions:
                 yield f"{plan_file(entry.plan)}: shard {entry.shard.id} is of {span.uri}, which was not planned."
+        for rows in entry.carried:
+            spans.setdefault((rows.uri, entry.plan), []).extend(zip(rows.at, rows.at + rows.rows, strict=True))
+    yield from check_carried(planned)
     for (uri, number), ranges in spans.items():
         at = 0
         for start, stop in sorted(ranges):

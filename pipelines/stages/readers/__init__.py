@@ -39,7 +39,10 @@ suffix to FORMATS here and to listing.py, and add it to the table-driven tests.
 from __future__ import annotations
 
 import posixpath
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -49,7 +52,9 @@ from pipelines.stages.readers import csv_records, json_lines, parquet_rows, sing
 from pipelines.stages.readers.listing import list_files, suffix_of
 from pipelines.stages.readers.opening import check_unchanged
 from pipelines.stages.readers.row_addresses import check_reachable
-from pipelines.stages.readers.rows import Format, build_row, columns_of, default_id
+from pipelines.stages.readers.row_contents import content_of, has_paths
+from pipelines.stages.readers.rows import Format, RawRow, build_row, columns_of, default_id, read_id
+from pipelines.store.connections import PARALLEL_REQUESTS
 from pipelines.store.safe_text import mask_secrets, printable, shortened
 
 if TYPE_CHECKING:
@@ -58,6 +63,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "check_columns", "count_rows", "list_files", "read_rows", "suffix_of"]
 
 SHOWN_COLUMNS = 20
+ASKED_ROWS = 256  # whose paths are looked up at once
 VANISHED = "does not exist any more"
 FORMATS: dict[str, Format] = {
     ".txt": text_lines,
@@ -74,6 +80,11 @@ FORMATS: dict[str, Format] = {
 def format_of(file: SourceFile | Span) -> Format:
     """Return the format of a listed file. A file that is no table is a single image or depth map."""
     return FORMATS.get(suffix_of(file.uri), single_files)
+
+
+def is_comparable(file: SourceFile | Span) -> bool:
+    """Return whether rows of a file have a content hash, so that a changed file costs only its changed rows."""
+    return format_of(file) not in (single_files, webdataset)
 
 
 def count_rows(file: SourceFile, spec_input: InputSpec) -> int:
@@ -124,10 +135,13 @@ def read_rows(
     try:
         check_unchanged(file.uri, file.etag)
         for raw in format_of(file).rows(file, wanted, columns_of(spec_input, task)):
+            content = content_of(raw, file, task) if is_comparable(file) else ""  # of paths, before they are read
             row = build_row(raw, file, spec_input, task)
             position = next(planned)
             assert raw.position == position, f"{file.uri} gave row {raw.position} where {position} was due"
-            yield row
+            if isinstance(row, BadRow) and has_paths(raw):
+                content = ""  # what is at the path may be to blame
+            yield replace(row, content=content) if content else row
     except RowError as error:
         reason = str(error)
     except FileNotFoundError:
@@ -139,6 +153,44 @@ def read_rows(
         reason = str(error)
     for missing in planned:
         yield BadRow(default_id(file, missing), file.uri, missing, printable(mask_secrets(reason)))
+
+
+def read_contents(file: SourceFile, spec_input: InputSpec, task: str) -> Iterator[tuple[int, str, str]]:
+    """Yield (position, id, content hash) of each row of a table, in order, without decoding anything.
+
+    The id is empty where the row has none of its own, and the hash where something cannot be read.
+
+    Raises:
+        RowError: the file is damaged as a whole, or gone.
+        TransientError, StoreError: the store fails.
+    """
+    source = format_of(file)
+    try:
+        rows = source.rows(file, [range(source.count(file))], columns_of(spec_input, task))
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+            asked: deque[tuple[int, str, Future[str]]] = deque()  # rows with paths, each of which costs a request
+            for raw in rows:
+                if has_paths(raw):
+                    asked.append((raw.position, _own_id(raw), pool.submit(content_of, raw, file, task)))
+                while asked and (len(asked) == ASKED_ROWS or not has_paths(raw)):
+                    position, identifier, content = asked.popleft()
+                    yield position, identifier, content.result()
+                if not has_paths(raw):
+                    yield raw.position, _own_id(raw), content_of(raw, file, task)
+            for position, identifier, content in asked:
+                yield position, identifier, content.result()
+    except FileNotFoundError:
+        raise RowError(f"{file.uri} {VANISHED}.") from None
+
+
+def _own_id(raw: RawRow) -> str:
+    """Return the id that a row has of its own; empty if it has none."""
+    if raw.error or "id" not in raw.values:
+        return ""
+    try:
+        return read_id(raw.values["id"])
+    except RowError:
+        return ""
 
 
 def as_input_error(error: Exception, file: SourceFile) -> InputError:

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jointdit.errors import RowError, StoreError
-from pipelines.stages.readers.opening import fetch
+from pipelines.stages.readers.opening import fetch, path_faults
 from pipelines.store.addresses import normalise
 from pipelines.store.explain import explained
 from pipelines.store.safe_text import printable, quoted, shortened
-from pipelines.store.storage import for_input
+from pipelines.store.storage import etag_of, for_input
 
 
 def stored_value(value: Any, name: str, manifest: str) -> bytes | list[Any]:
@@ -40,6 +40,17 @@ def stored_value(value: Any, name: str, manifest: str) -> bytes | list[Any]:
         return fetch_for_row(uri, name, manifest)
     except FileNotFoundError:
         raise RowError(f"{name} {shortened(uri)} does not exist, or is no file.") from None
+
+
+def etag_of_path(path: str, name: str, manifest: str) -> str:
+    """Return the etag of the file that a row of `manifest` names as its field `name`, with one request.
+
+    Raises what `fetch_for_row` raises for such a path, and ValueError.
+    """
+    uri = _beside(path, name, manifest)
+    fs, key = for_input(uri)
+    with explained(uri), contextlib.nullcontext() if "://" in uri else path_faults(key):
+        return etag_of(fs.info(key))
 
 
 def fetch_for_row(uri: str, name: str, manifest: str) -> bytes:

@@ -111,3 +111,22 @@ def test_one_version_may_have_many_segments(make_job, monkeypatch: pytest.Monkey
     found = version.content.of_shards(chosen)
     assert [rows.samples["position"].to_pylist() for rows in found] == [[6, 7], [8, 9]]
     assert Ledger(job.context.storage).committed() == set(version.content.ids.to_pylist())
+
+
+def test_appended_rows_do_not_touch_the_shards_of_their_file(make_job, tmp_path: Path, commits_read: list[str]) -> None:
+    prompts = [f"p{number}" for number in range(16)]
+    job = make_job(prompts)
+    first = job.complete()
+    job = make_job([*prompts, "new"])
+    commits_read.clear()
+    job.plan()
+    assert commits_read == [], "the segments know the rows that were made"
+    receipts = job.run()
+    version, _ = job.publish()
+    assert (version.counts["kept"], len(receipts)) == (17, 2)
+    assert set(commits_read) == {f"_commits/{receipt.shard}.json" for receipt in receipts}
+    assert set(first.files) < set(version.files), "no table is written again"
+    job = make_job([*prompts[1:], "new"])
+    job.complete()
+    assert validate(job.context.storage.uri).problems == []
+    assert read_latest(job.context.storage).counts["kept"] == 16

@@ -85,11 +85,11 @@ def test_a_changed_input_supersedes_its_rows_and_no_others(folder_job: LocalJob,
     second = folder_job.complete()
     assert (second.number, second.superseded) == (2, 2)
     assert sorted(ids_in_files(storage, second)) == sorted(
-        ["a.txt:0/0", "b.txt:0/0", "c.txt:0/0", "c.txt:1/0", "c.txt:2/0", "c.txt:3/0"]
+        ["a.txt@2:0/0", "b.txt:0/0", "c.txt:0/0", "c.txt:1/0", "c.txt:2/0", "c.txt:3/0"]
     )
     tables = [pq.read_table(io.BytesIO(storage.read_bytes(path))) for path in second.files_of("kept")]
     prompts = {row["id"]: row["prompt"] for table in tables for row in table.select(["id", "prompt"]).to_pylist()}
-    assert prompts["a.txt:0/0"] == "a0 changed"
+    assert prompts["a.txt@2:0/0"] == "a0 changed"
     rewritten = [file for file in second.files if "-v000002-" in file.path]
     assert [file.rows for file in rewritten] == [1]  # b.txt's row, whose table held a.txt's old rows too
     assert sha256(storage.read_bytes(rewritten[0].path)) == rewritten[0].sha256

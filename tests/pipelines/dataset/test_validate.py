@@ -97,13 +97,13 @@ def with_image(job: LocalJob, column: str, image: Image.Image | bytes) -> bytes:
 
 
 def lose_a_sample(fields: dict) -> None:
-    for column in ("id", "span", "position", "index"):
+    for column in ("id", "span", "position", "index", "content"):
         fields["samples"][column].pop()
     fields["samples"]["outcome"] = fields["samples"]["outcome"][:-1]
 
 
 def double_a_sample(fields: dict) -> None:
-    for column in ("id", "span", "position", "index"):
+    for column in ("id", "span", "position", "index", "content"):
         fields["samples"][column].append(fields["samples"][column][-1])
     fields["samples"]["outcome"] += fields["samples"]["outcome"][-1]
 

@@ -20,10 +20,12 @@ def job(make_job, tmp_path: Path) -> LocalJob:
     folder.mkdir()
     (folder / "a.txt").write_text("a0\na1\na2\n")
     (folder / "b.txt").write_text("b0\nFLAT\nb2\n")
+    (folder / "e.csv").write_text("id,prompt\ne0,before\n")
     quality = {"filters": [{"kind": "depth_range"}]}
     make_job(input={"uri": str(folder)}, quality=quality).complete()
     (folder / "a.txt").write_text("a0\n\n")
     (folder / "c.txt").write_text("c0\nFLAT\n")
+    (folder / "e.csv").write_text("id,prompt\ne0,after\n")
     lax = make_job(input={"uri": str(folder)}, quality={"filters": []})
     plan_retry(lax.context.storage.uri, ["rejected"])
     lax.complete()
@@ -34,13 +36,13 @@ def test_versions_are_listed_with_what_they_hold(job: LocalJob) -> None:
     first, second = list_versions(job.context.storage.uri)
     assert (first.number, first.counts, first.plans, first.superseded) == (
         1,
-        {"kept": 5, "rejected": 1, "quarantined": 0},
+        {"kept": 6, "rejected": 1, "quarantined": 0},
         (1,),
         0,
     )
     assert (second.number, second.counts, second.plans, second.superseded) == (
         2,
-        {"kept": 6, "rejected": 0, "quarantined": 1},
+        {"kept": 7, "rejected": 0, "quarantined": 1},
         (1, 2, 3),
         4,
     )
@@ -48,26 +50,23 @@ def test_versions_are_listed_with_what_they_hold(job: LocalJob) -> None:
 
 def test_a_difference_names_each_sample(job: LocalJob) -> None:
     found = compare(job.context.storage.uri, 1, 2)
-    assert [change.id for change in found.added] == ["c.txt:0/0", "c.txt:1/0"]
-    assert [(change.id, change.before) for change in found.gone] == [("a.txt:2/0", "kept")]
-    assert [(c.id, c.before, c.after) for c in found.changed] == [
-        ("b.txt:1/0", "rejected", "kept"),
-        ("a.txt:1/0", "kept", "quarantined"),
-    ]
-    assert [change.id for change in found.made_again] == ["a.txt:0/0"]
-    assert found.same == 2
+    assert sorted(change.id for change in found.added) == ["a.txt@3:1/0", "c.txt:0/0", "c.txt:1/0"]
+    assert [(c.id, c.before) for c in found.gone] == [("a.txt:1/0", "kept"), ("a.txt:2/0", "kept")]
+    assert [(c.id, c.before, c.after) for c in found.changed] == [("b.txt:1/0", "rejected", "kept")]
+    assert [change.id for change in found.made_again] == ["e0/0"]
+    assert found.same == 3
     assert found.reasons == {"depth_range": -1}
-    assert tally(found.changed) == {"rejected -> kept": 1, "kept -> quarantined": 1}
-    assert tally(found.added) == {"kept": 2}
+    assert tally(found.changed) == {"rejected -> kept": 1}
+    assert tally(found.added) == {"kept": 2, "quarantined": 1}
 
 
 def test_the_way_back_mirrors_it(job: LocalJob) -> None:
     found = compare(job.context.storage.uri, 2, 1)
-    assert [change.id for change in found.gone] == ["c.txt:0/0", "c.txt:1/0"]
-    assert [change.id for change in found.added] == ["a.txt:2/0"]
+    assert sorted(change.id for change in found.gone) == ["a.txt@3:1/0", "c.txt:0/0", "c.txt:1/0"]
+    assert [change.id for change in found.added] == ["a.txt:1/0", "a.txt:2/0"]
     (rejected,) = [change for change in found.changed if change.after == "rejected"]
     assert rejected.reasons[0].startswith("depth_range")
-    assert compare(job.context.storage.uri, 1, 1).same == 6
+    assert compare(job.context.storage.uri, 1, 1).same == 7
 
 
 def test_a_version_that_is_not_there_names_those_that_are(job: LocalJob) -> None:

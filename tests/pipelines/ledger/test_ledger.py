@@ -166,6 +166,7 @@ OPENED_WITHOUT_ITS_JOB = {
     "pipelines/stages/readers/listing.py": "reads input",
     "pipelines/model/weights/store.py": "reads weights",
     "jobs/datasets.py": "reads leases",
+    "jobs/validation.py": "reads",
     "jobs/demo.py": "local folders of its own",
 }
 

@@ -88,7 +88,7 @@ def test_new_files_are_appended_and_changed_ones_supersede(make_job, tmp_path: P
     (folder / "a.txt").write_text("a\nb\nnew\n")
     proposal = job.plan()
     assert proposal.changed == (str(folder / "a.txt"),)
-    assert ranges(proposal.shards) == [[("a.txt", 0, 3)]]
+    assert ranges(proposal.shards) == [[("a.txt@3", 0, 2), ("a.txt", 2, 3)]]
     assert job.ledger.plan_numbers() == [1, 2, 3]
     assert [entry.plan for entry in pending_shards(job.ledger)] == [2, 3]
 
@@ -181,8 +181,9 @@ def test_a_file_that_changes_back_is_planned_again(make_job, tmp_path: Path) -> 
     assert first.plan().changed == (str(file),)
     planned = first.ledger.planned()
     counting = Counting(planned)
-    assert [entry.plan for entry in planned if not counting.is_superseded(entry)] == [3, 3]
-    assert pending_shards(first.ledger) == [], "what was made of it before is still there"
+    current = [entry for entry in planned if not counting.is_superseded(entry)]
+    assert [(entry.plan, entry.samples) for entry in current] == [(1, 4), (1, 1), (3, 0)]
+    assert not any(entry.samples for entry in pending_shards(first.ledger)), "what was made of it before is still there"
     assert first.complete().counts["kept"] == 5
     assert first.plan().shards == ()
     assert validate(first.context.storage.uri).problems == []

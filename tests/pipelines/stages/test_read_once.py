@@ -10,7 +10,7 @@ import os
 import random
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +234,9 @@ def test_rows_are_accounted_for_as_if_each_was_read_alone(mixed: tuple[LocalJob,
     spec = job.context.spec
     places = [(span, number) for span in spans for number in range(span.start, span.stop)]
     expected = [
-        row for span, number in places for row in read_rows(span, [range(number, number + 1)], spec.input, "joint")
+        replace(row, etag=span.etag)
+        for span, number in places
+        for row in read_rows(span, [range(number, number + 1)], spec.input, "joint")
     ]
     rows, parts = read_shard(job.context, shard_of(spans))
     bad = [row for row in expected if isinstance(row, BadRow)]
