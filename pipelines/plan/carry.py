@@ -282,7 +282,9 @@ class ChangedFiles:
         return any(span.uri == uri and self._counting.rows_in(entry, span) > 0 for span in entry.shard.spans)
 
     def _made_by(self, entries: Sequence[PlannedShard], uri: str, made: CarriedRows) -> RowBatch | None:
-        covered = self.work.before.shards([entry.shard.id for entry in entries])
+        samples_of = {entry.shard.id: entry.samples for entry in entries}
+        found = self.work.before.shards(samples_of)
+        covered = {name: rows for name, rows in found.items() if len(rows.samples) == samples_of[name]}  # else commits
         commits = self.work.read([e.shard.id for e in entries if e.shard.id not in covered])
         batch = RowBatch([], [], [])
         for entry in entries:
@@ -293,8 +295,8 @@ class ChangedFiles:
                 samples = zip(*(table[name].to_pylist() for name in columns), strict=True)
             elif entry.shard.id in commits:
                 files = [span.file[:2] for span in entry.shard.spans]
-                found = commits[entry.shard.id].samples
-                samples = ((*files[s.span], s.position, s.index, row_id(s), s.content) for s in found)
+                of_commit = commits[entry.shard.id].samples
+                samples = ((*files[s.span], s.position, s.index, row_id(s), s.content) for s in of_commit)
             self._add_rows(batch, entry, uri, made, samples)
         return batch if batch.places else None
 

@@ -237,6 +237,22 @@ def test_a_file_that_changes_back_before_it_was_made_has_what_was_made_since(mak
     check(job)
 
 
+def test_a_file_that_changed_back_and_grew_carries_the_rows_of_superseded_shards(make_job, tmp_path: Path) -> None:
+    """The segments of the latest version have no samples of them, the commits do."""
+    path = tmp_path / "rows.txt"
+    text(path, ROWS[:4])
+    job = job_on(make_job, path)
+    made_by(job)
+    kept = path.rename(tmp_path / "kept")
+    text(path, ROWS[10:15])
+    assert made_by(job) == 5
+    kept.rename(path)
+    job.plan()
+    text(path, ROWS[:5])
+    assert str(job.plan().rows) == "5 rows: 4 unchanged, 1 new"
+    assert made_by(job) == 1
+
+
 def test_rows_that_were_not_made_when_their_file_changed_are_planned_anew(make_job, tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     text(path, ROWS[:8])
