@@ -226,9 +226,7 @@ class Account:
     def _check_samples(self, version: Published, plans: Sequence[int]) -> Iterator[Problem]:
         """Check that a version has each expected sample of these plan files exactly once, and no other."""
         planned = [entry for number in plans for entry in self.plans[number]]
-        current, expected = current_versions(planned), expected_samples(planned, version.covered)
-        if version.covered is not None:
-            current = counting_versions(planned, version.covered)
+        current, expected = counting_versions(planned, version.covered), expected_samples(planned, version.covered)
         waiting = waiting_rows(version, planned, self.commits)
         yield from check_withheld(version, waiting, self.versions.get(version.number - 1))
         counts: Counter[Identity] = Counter()
