@@ -24,6 +24,8 @@ def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
     extra: Fingerprint = {}  # fields of some tasks, and newer fields, which are left out at their default
     if spec.model.condition_refresh != 1:
         extra["model.rgb_refresh"] = spec.model.condition_refresh
+    if spec.model.scheduler != "euler":
+        extra["model.scheduler"] = spec.model.scheduler
     if isinstance(spec, EncodeSpec):
         extra["buckets"] = [list(bucket) for bucket in spec.buckets]
     if isinstance(spec, PrepareSpec):

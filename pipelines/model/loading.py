@@ -52,6 +52,7 @@ def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
 
     from jointdit import JointDiTPipeline
     from jointdit.loading.offload import place
+    from jointdit.solvers import named_scheduler
 
     model = computed_on(device, local_model(model, pin_model(model, {}, remote_only=True)))
     options: dict[str, Any] = {"torch_dtype": getattr(torch, model.dtype)}
@@ -63,6 +64,7 @@ def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
         model.name, base=model.base, adapter=model.adapter, components=model.components, **options
     )
     pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = named_scheduler(model.scheduler, pipe.scheduler)
     if model.vae_tiling:
         pipe.vae.enable_tiling()
     if model.vae_slicing:
