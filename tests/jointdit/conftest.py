@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +163,11 @@ def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flux")
     FluxPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), **small_components()).save_pretrained(folder)
     return folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers of diffusers' common tests (test_diffusers_common.py)."""
+    source = Path(os.environ.get("DIFFUSERS_SOURCE", "")) / "tests"
+    if (source / "pipelines").is_dir():
+        for name in sorted(set(re.findall(r"pytest\.mark\.(\w+)", (source / "testing_utils.py").read_text()))):
+            config.addinivalue_line("markers", f"{name}: of diffusers' tests")
