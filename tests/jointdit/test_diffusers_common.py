@@ -47,7 +47,7 @@ NOT_OURS = {
     "test_loading_with_incorrect_variants_raises_error": "ours is a ModelError that names the folder",
     "test_from_save_pretrained_variant": "ours is a ModelError, not an OSError; test_diffusers_lines.py loads variants",
     "test_torch_dtype_dict": "one dtype for the network and the text encoders; the VAE always runs in float32",
-    "test_save_load_optional_components": "gives a prompt without text encoders; test_diffusers_lines.py gives embeddings",
+    "test_save_load_optional_components": "gives a prompt without text encoders; see test_diffusers_lines.py",
     "test_save_load_local": "expects a log line for each component; test_pipeline.py saves and loads",
     "test_disk_offload_without_safetensors": "pickled weights are refused",
     "test_fuse_unfuse_qkv_projections": "q, k and v have LoRAs of their own in the depth half",
