@@ -108,12 +108,7 @@ def identify_job(spec: JobSpec, recorded: Recorded | None = None) -> ModelIdenti
 
 def pin_model(model: ModelSpec, recorded: Recorded, *, remote_only: bool = False) -> tuple[Pin, ...]:
     """Pin each source of the model; remote_only: only those that must be downloaded. Raises ModelError."""
-    roles: dict[str, Role] = {
-        "name": "checkpoint",
-        "base": "pipeline",
-        "adapter": "adapter",
-        "components": "components",
-    }
+    roles: dict[str, Role] = {"name": "pipeline", "base": "pipeline", "adapter": "adapter", "components": "components"}
     if model.components is not None:
         roles["base"] = "transformer"
     pins = []

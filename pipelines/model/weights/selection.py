@@ -12,11 +12,10 @@ from typing import Literal
 
 from jointdit.errors import ModelError
 
-Role = Literal["checkpoint", "pipeline", "transformer", "components", "adapter", "model"]
+Role = Literal["pipeline", "transformer", "components", "adapter", "model"]
 
 ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 TRANSFORMER = "transformer"
-SCHEDULER = "scheduler"  # of a JointDiT checkpoint; that of a FLUX pipeline is not used
 CARD = "README.md"  # states the licence
 SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
@@ -56,8 +55,6 @@ def _is_wanted(name: str, role: Role, names: list[str]) -> bool:
         has_folder = any(other.startswith(f"{TRANSFORMER}/") for other in names)
         return folder == TRANSFORMER if has_folder else len(path.parts) == 1
     parts = ENCODERS if role == "components" else (TRANSFORMER, *ENCODERS)
-    if role == "checkpoint":
-        parts = (*parts, SCHEDULER)
     is_config = name == f"{TRANSFORMER}/config.json"  # gives the shape of the network
     return name == "model_index.json" or folder in parts or is_config
 
