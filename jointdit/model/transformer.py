@@ -32,6 +32,7 @@ from jointdit.loading.checkpoint_files import (
 from jointdit.model.condition_cache import HALVES, ConditionCache
 from jointdit.model.depth_lora import add_depth_lora, compact_lora_ranks, expand_lora_ranks, only_half_in_batch
 from jointdit.model.joint_attention import JOINT_WEIGHT_SHARPNESS, add_joint_connection, joint_weights
+from jointdit.model.refusals import RefusedMethods
 
 ADAPTER_ADVICE = "give the adapter that was trained for this base network"
 BASE_ADVICE = "give the base network that `config` describes"
@@ -39,7 +40,7 @@ BASE_ADVICE = "give the base network that `config` describes"
 ADAPTER_SETTINGS = ("lora_ranks", "joint_weight_sharpness")  # config entries in addition to FLUX's
 
 
-class JointDiTTransformer2DModel(FluxTransformer2DModel):
+class JointDiTTransformer2DModel(RefusedMethods, FluxTransformer2DModel):
     """Predicts the velocity of RGB and depth latents, each half at its own noise level.
 
     The arguments are those of diffusers' FluxTransformer2DModel, and two more. `lora_ranks`: None for the paper's
@@ -122,7 +123,8 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             img_ids: (N, 3), or (B, N, 3), of which only the first entry is used.
             txt_ids: (T, 3), or (B, T, 3), of which only the first entry is used.
             guidance: guidance scale (2B,); None for a network without guidance_embeds.
-            encoder_attention_mask: (2B, T), 0 where a text token is padding.
+            encoder_attention_mask: (2B, T), 0 where a text token is padding. A half also uses the other half's mask,
+                for the keys of the joint connection.
             condition_cache: cache of the clean half. If its `reuse` is set, only the generated half runs, and the
                 clean half's velocity is that of the last refresh. Otherwise this call fills it.
 
@@ -130,9 +132,12 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             `.sample`, (2B, N, in_channels); a tuple with it if return_dict is False.
 
         Raises:
-            ValueError: the batch is not made of pairs, or guidance does not fit the network.
+            ValueError: the batch is not made of pairs, guidance does not fit the network, or condition_cache comes
+                together with a cache of diffusers.
         """
         self._check_inputs(hidden_states, timestep, guidance)
+        if condition_cache is not None and self.is_cache_enabled:
+            raise ValueError("condition_cache and a cache of diffusers mix batches of different rows: use one of them.")
         mask: torch.Tensor | None = None
         if encoder_attention_mask is not None:
             image_mask = encoder_attention_mask.new_ones(hidden_states.shape[:2])
