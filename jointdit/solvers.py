@@ -155,4 +155,6 @@ def check_scheduler(scheduler: object) -> None:
     if config.get("time_shift_type", "exponential") != "exponential":
         raise InputError(f"scheduler has time_shift_type={config.time_shift_type!r}: use 'exponential'.")
     if str(config.get("algorithm_type", "")).startswith("sde"):
-        raise InputError(f"scheduler has algorithm_type={config.algorithm_type!r}, which adds noise: use 'dpmsolver++'.")
+        raise InputError(
+            f"scheduler has algorithm_type={config.algorithm_type!r}, which adds noise: use 'dpmsolver++'."
+        )
