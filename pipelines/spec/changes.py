@@ -45,6 +45,7 @@ PIXELS = (
     "input.depth.kind",
     "input.depth.scale",
     "input.depth.invalid",
+    "input.depth.max",
     "buckets",
     "teachers",
     "captioner",

@@ -56,7 +56,9 @@ def test_a_run_without_an_average_stores_its_weights_once(tmp_path: Path) -> Non
     assert kinds == {"now", "exp_avg", "exp_avg_sq", "step"}
     with safe_open(tmp_path / "earlier" / CHECKPOINT, framework="pt") as file:
         header = file.metadata()
-    average = {name.replace("now.", "ema.", 1): value for name, value in state.items() if name.startswith("now.")}
+    average = {
+        name.replace("now.", "ema.", 1): value.clone() for name, value in state.items() if name.startswith("now.")
+    }
     save_file({**state, **average}, tmp_path / "earlier" / CHECKPOINT, metadata=header)
     run(tmp_path / "earlier", steps=2)
     whole, again = load_file(tmp_path / "whole" / ADAPTER), load_file(tmp_path / "earlier" / ADAPTER)
