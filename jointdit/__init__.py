@@ -29,13 +29,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jointdit.denoising import denoise
     from jointdit.model.transformer import JointDiTTransformer2DModel
-    from jointdit.pipeline import JointDiTOutput, JointDiTPipeline
+    from jointdit.output import JointDiTOutput
+    from jointdit.pipeline import JointDiTPipeline
 
 __all__ = ["JointDiTOutput", "JointDiTPipeline", "JointDiTTransformer2DModel", "denoise"]
 
 # The sampling loop is in denoising.py: a submodule named denoise would replace the function of that name.
 _HOME = {
-    "JointDiTOutput": "jointdit.pipeline",
+    "JointDiTOutput": "jointdit.output",
     "JointDiTPipeline": "jointdit.pipeline",
     "JointDiTTransformer2DModel": "jointdit.model.transformer",
     "denoise": "jointdit.denoising",

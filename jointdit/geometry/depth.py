@@ -140,6 +140,13 @@ def plan_fit(source_height: int, source_width: int, height: int, width: int, mod
     )
 
 
+def working_size(shape: tuple[int, ...], long_side: int | None) -> tuple[int, int]:
+    """Return (height, width), multiples of 16, for an image (H, W) whose longer side becomes `long_side` pixels."""
+    scale = 1.0 if long_side is None else long_side / max(shape)
+    height, width = (math.ceil(round(size * scale) / MODEL_MULTIPLE) * MODEL_MULTIPLE for size in shape)
+    return max(height, MODEL_MULTIPLE), max(width, MODEL_MULTIPLE)
+
+
 def fit_to_model(
     array: NDArray[Any], height: int, width: int, mode: ResizeMode = "fit"
 ) -> tuple[NDArray[Any], SizeMapping]:

@@ -1,0 +1,116 @@
+"""The last step of a call of JointDiTPipeline: from latents to the output in the form that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jointdit.call_inputs import CallInputs, OutputType
+from jointdit.evaluation.ensemble import ensemble_maps
+from jointdit.geometry.depth import SizeMapping, restore_size
+from jointdit.output import JointDiTOutput, as_pil, image_tensor, map_tensor
+from jointdit.pixels import vae_to_disparity, vae_to_image
+
+Decode = Callable[[torch.Tensor], torch.Tensor]  # packed latents (B, N, C) to pixels (B, 3, H, W) on the CPU
+
+
+def decode_output(
+    inputs: CallInputs,
+    latents: tuple[torch.Tensor, torch.Tensor],
+    decode: Decode,
+    *,
+    output_type: OutputType,
+    output_uncertainty: bool,
+    match_input_resolution: bool,
+) -> JointDiTOutput:
+    """Decode latents of RGB and depth, (M, N, C) each, merge ensembles, restore the input's size.
+
+    What was given is not decoded: it is returned itself.
+    """
+    if output_type == "latent":
+        finite = torch.stack([half.isfinite().flatten(1).all(dim=1) for half in latents]).all(dim=0)
+        return JointDiTOutput(rgb=latents[0], disparity=latents[1], finite=finite.cpu().numpy())
+    mapping = inputs.mapping if inputs.mapping is None or match_input_resolution else _without_resizing(inputs.mapping)
+    ensemble = inputs.members // inputs.samples
+    given = inputs.condition_rows[::ensemble]
+    source = None if inputs.fitted is None else _source(inputs, match_input_resolution)[given]
+
+    decoded: torch.Tensor | None = None
+    finite = np.ones(inputs.members, dtype=bool)
+    if inputs.images is None:
+        decoded = decode(latents[0])
+        images, finite = vae_to_image(decoded)
+        images = _restored(images, mapping)
+    else:
+        assert source is not None
+        images = source
+    if inputs.maps is None:
+        maps = vae_to_disparity(decode(latents[1]))
+        finite &= np.isfinite(maps).all(axis=(1, 2))
+    else:
+        assert source is not None
+        maps = source
+        finite &= np.isfinite(maps).all(axis=(1, 2))
+    finite = finite.reshape(inputs.samples, ensemble).all(axis=1)
+    maps, uncertainty = _merged(maps, finite, ensemble, output_uncertainty)
+    if inputs.maps is None:
+        maps = _restored(maps, mapping)
+        uncertainty = None if uncertainty is None else _restored(uncertainty, mapping)
+
+    images = np.where(finite[:, None, None, None], images, np.uint8(0))
+    maps = np.where(finite[:, None, None], maps, np.float32(np.nan))
+    output = JointDiTOutput(rgb=images, disparity=maps, finite=finite, uncertainty=uncertainty)
+    if output_type == "pil":
+        output.rgb, output.disparity = as_pil(list(images), list(maps))
+    elif output_type == "pt":
+        output.rgb, output.disparity = image_tensor(images), map_tensor(maps)
+        if decoded is not None and mapping is None:  # without the rounding to 8 bits
+            output.rgb = ((decoded.nan_to_num() + 1).clamp(0, 2) / 2) * torch.from_numpy(finite)[:, None, None, None]
+        output.uncertainty = None if uncertainty is None else map_tensor(uncertainty)
+    return output
+
+
+def _source(inputs: CallInputs, match_input_resolution: bool) -> NDArray[Any]:
+    """Return the images or maps (K, ...) at the size of the output."""
+    assert inputs.fitted is not None
+    if inputs.mapping is None:
+        return inputs.fitted
+    if match_input_resolution:
+        return inputs.images if inputs.images is not None else np.asarray(inputs.maps)
+    return _restored(inputs.fitted, _without_resizing(inputs.mapping))
+
+
+def _merged(
+    maps: NDArray[np.float32], finite: NDArray[np.bool_], ensemble: int, output_uncertainty: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Merge consecutive maps (M, H, W) of an ensemble to (S, H, W); also return their spread, if asked for."""
+    if ensemble == 1:
+        return maps, None
+    members = maps.reshape(-1, ensemble, *maps.shape[1:])
+    merged, spread = (np.full_like(members[:, 0], np.nan) for _ in range(2))
+    for index in np.flatnonzero(finite):
+        merged[index], spread[index] = ensemble_maps(members[index])
+    return merged, spread if output_uncertainty else None
+
+
+def _restored(arrays: NDArray[Any], mapping: SizeMapping | None) -> NDArray[Any]:
+    return arrays if mapping is None else np.stack([restore_size(each, mapping) for each in arrays])
+
+
+def _without_resizing(mapping: SizeMapping) -> SizeMapping:
+    """Return a mapping whose source is the network's image without its padding."""
+    width, height = mapping.content_width, mapping.content_height
+    return replace(
+        mapping,
+        source_width=width,
+        source_height=height,
+        window_left=0,
+        window_top=0,
+        window_width=width,
+        window_height=height,
+    )

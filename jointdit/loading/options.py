@@ -1,0 +1,78 @@
+"""The options of `JointDiTPipeline.from_pretrained` by diffusers' names: each is honoured or refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jointdit.errors import ModelError
+
+DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "variant")
+IGNORED = {"custom_pipeline", "low_cpu_mem_usage", "trust_remote_code"}  # what they ask for is done anyway
+PLACES = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps over several devices
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How the components are loaded: dtype of the transformer and text encoders, device, and the files' variant."""
+
+    dtype: torch.dtype
+    device: torch.device | str | None  # None: the CPU
+    variant: str | None
+
+    @property
+    def of_components(self) -> dict[str, Any]:
+        """Options of the loaders of diffusers and transformers."""
+        return {} if self.variant is None else {"variant": self.variant}
+
+
+def read_options(
+    options: Mapping[str, Any],
+    known: Iterable[str],
+    torch_dtype: Any = None,
+    device: torch.device | str | None = None,
+) -> tuple[LoadOptions, dict[str, Any]]:
+    """Return the options of loading, and those that are left: components, settings and options of the download.
+
+    known: names of components and settings. Raises ModelError for an option that is unknown or not supported.
+    """
+    left = {name: value for name, value in options.items() if name not in IGNORED}
+    dtype = left.pop("dtype", None)
+    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+        raise ModelError(f"dtype is {dtype} and torch_dtype {torch_dtype}: they are the same option, give one.")
+    if left.pop("use_safetensors", None) is False:
+        raise ModelError(
+            "use_safetensors is False, and pickled files can run code: convert the weights, or leave it out."
+        )
+    device_map = left.pop("device_map", None)
+    if device_map is not None and (not isinstance(device_map, str | torch.device) or device_map in PLACES):
+        raise ModelError(
+            f"device_map is {device_map!r}: give one device, such as 'cuda', or call enable_model_cpu_offload."
+        )
+    if device_map is not None and device is not None:
+        raise ModelError(f"device_map is {device_map} and device {device}: they are the same option, give one.")
+    names = (*known, *DOWNLOAD)
+    for name in left:
+        if name not in names:
+            every = (*names, "torch_dtype", "dtype", "device_map", "use_safetensors", "device", "quantization")
+            close = difflib.get_close_matches(name, every, n=1)
+            advice = f"did you mean {close[0]}?" if close else f"use some of {', '.join(sorted(every))}."
+            raise ModelError(f"from_pretrained has no option {name!r}: {advice}")
+    chosen = device if device_map is None else device_map
+    return LoadOptions(_dtype(dtype if torch_dtype is None else torch_dtype), chosen, left.get("variant")), left
+
+
+def _dtype(given: Any) -> torch.dtype:
+    dtype = getattr(torch, given, None) if isinstance(given, str) else given
+    if dtype is None and given is None:
+        return torch.float32
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ModelError(
+            f"torch_dtype is {given!r}: give one type for the transformer and text encoders, such as torch.bfloat16; "
+            "the VAE always runs in float32."
+        )
+    return dtype
