@@ -30,6 +30,7 @@ class PipelineSteps(DiffusionPipeline):
     _num_timesteps = 0
     _current_timestep: torch.Tensor | None = None
     _texts: TextCache
+    vae_allow_tf32 = False  # True: the VAE uses PyTorch's setting, which is TF32 in convolutions on a GPU
 
     @property
     def guidance_scale(self) -> float:
@@ -175,9 +176,9 @@ class PipelineSteps(DiffusionPipeline):
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode pixels (B, 3, H, W) in [-1, 1] to packed latents (B, N, 4C), the mode of the VAE's posterior."""
-        return pack_latents(encode_image(self.vae, pixels.to(self._execution_device)))
+        return pack_latents(encode_image(self.vae, pixels.to(self._execution_device), allow_tf32=self.vae_allow_tf32))
 
     def decode_pixels(self, packed: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Decode packed latents (B, N, 4C) to pixels (B, 3, H, W), about [-1, 1], float32 on the CPU."""
         latents = unpack_latents(packed, height // self._vae_factor, width // self._vae_factor)
-        return decode_latents(self.vae, latents).cpu()
+        return decode_latents(self.vae, latents, self.vae_allow_tf32).cpu()
