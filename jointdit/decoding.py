@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from jointdit.call_inputs import CallInputs, OutputType
 from jointdit.evaluation.ensemble import ensemble_maps
 from jointdit.geometry.depth import SizeMapping, restore_size
+from jointdit.loading.adapter_flags import DepthTransform
 from jointdit.output import JointDiTOutput, as_pil, image_tensor, map_tensor
 from jointdit.pixels import vae_to_disparity, vae_to_image
 
@@ -24,13 +25,14 @@ def decode_output(
     latents: tuple[torch.Tensor, torch.Tensor],
     decode: Decode,
     *,
+    depth_transform: DepthTransform,
     output_type: OutputType,
     output_uncertainty: bool,
     match_input_resolution: bool,
 ) -> JointDiTOutput:
     """Decode latents of RGB and depth, (M, N, C) each, merge ensembles, restore the input's size.
 
-    What was given is not decoded: it is returned itself.
+    What was given is not decoded: it is returned itself. depth_transform: of the adapter.
     """
     if output_type == "latent":
         finite = torch.stack([half.isfinite().flatten(1).all(dim=1) for half in latents]).all(dim=0)
@@ -50,7 +52,7 @@ def decode_output(
         assert source is not None
         images = source
     if inputs.maps is None:
-        maps = vae_to_disparity(decode(latents[1]))
+        maps = vae_to_disparity(decode(latents[1]), depth_transform)
         finite &= np.isfinite(maps).all(axis=(1, 2))
     else:
         assert source is not None

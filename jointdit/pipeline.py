@@ -317,6 +317,7 @@ class JointDiTPipeline(PipelineSteps):
                 inputs,
                 state.results(task, condition),
                 lambda packed: self.decode_pixels(packed, inputs.height, inputs.width),
+                depth_transform=self.depth_transform,
                 output_type=output_type,
                 output_uncertainty=output_uncertainty,
                 match_input_resolution=match_input_resolution,

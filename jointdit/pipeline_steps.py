@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from jointdit.call_inputs import CallArguments, Callback, CallInputs, Generators, check_call
 from jointdit.denoising import DenoisingState, StepCallback, Task
 from jointdit.errors import InputError
+from jointdit.loading.adapter_flags import DepthTransform
 from jointdit.model.latents import decode_latents, drawn_noise, encode_image, pack_latents, seeded_noise, unpack_latents
 from jointdit.pixels import disparity_to_vae, image_to_vae
 from jointdit.solvers import TIMESTEPS, check_scheduler, evaluations
@@ -51,6 +52,11 @@ class PipelineSteps(DiffusionPipeline):
     def interrupt(self) -> bool:
         """Whether a callback has stopped the call by setting `pipe._interrupt`."""
         return self._interrupt
+
+    @property
+    def depth_transform(self) -> DepthTransform:
+        """What the adapter reads and makes instead of disparity."""
+        return "inverse" if self.transformer.config.get("depth_transform") == "inverse" else "none"
 
     @property
     def size_multiple(self) -> int:
@@ -114,7 +120,10 @@ class PipelineSteps(DiffusionPipeline):
         """Return packed latents (M, N, 4C) of the images or maps; each is encoded once."""
         if inputs.fitted is None:
             return None
-        pixels = image_to_vae(inputs.fitted) if inputs.images is not None else disparity_to_vae(inputs.fitted)
+        if inputs.images is not None:
+            pixels = image_to_vae(inputs.fitted)
+        else:
+            pixels = disparity_to_vae(inputs.fitted, self.depth_transform)
         encoded = self.encode_pixels(pixels)
         return encoded[torch.from_numpy(inputs.condition_rows).to(encoded.device)]
 

@@ -23,6 +23,7 @@ import torch
 from jointdit.errors import ModelError, SpecError
 from jointdit.flow_matching import sample_timesteps
 from jointdit.loading import official
+from jointdit.loading.adapter_flags import write_flags
 from jointdit.loading.cpu_dtype import autocast_to_bfloat16, fast_dtype, slow_note
 from jointdit.model.latents import image_position_ids, seeded_noise
 from jointdit.model.transformer import JointDiTTransformer2DModel
@@ -216,6 +217,11 @@ def assemble(
     """Build the batch on the worker's device: clean latents, noise, noise levels, text embeddings."""
     encoded = [pair for pair in batch if isinstance(pair, EncodedPair)]
     pixels = [pair for pair in batch if isinstance(pair, Pair)]  # all pairs of a source are of one kind
+    if encoded and pipe.depth_transform != "none":
+        raise SpecError(
+            f"data.kind is encoded, and the adapter has depth_transform {pipe.depth_transform}: encoded pairs hold "
+            "plain disparity, so use data.kind table or dataset."
+        )
     if pixels:
         encoded = encode_pairs(pipe, pixels)
     rgb, disparity = torch.stack([p.rgb for p in encoded]), torch.stack([p.disparity for p in encoded])
@@ -293,6 +299,7 @@ def save_adapter(network: JointDiTTransformer2DModel, path: Path, world: World) 
         tensors = official.adapter_tensors(network.config.num_layers, network.config.num_single_layers)
         with replacing(path) as unfinished:
             official.write_official(unfinished, official.gather_official(state, tensors))
+        write_flags(path, network.config.depth_transform)
     return path
 
 

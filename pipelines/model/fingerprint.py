@@ -32,6 +32,8 @@ def fingerprint_of(spec: JobSpec, model: ModelIdentity, recipe: int = RECIPE) ->
         extra[RECIPE_KEY] = recipe
     if spec.model.condition_refresh != 1:
         extra["model.rgb_refresh"] = spec.model.condition_refresh
+    if model.depth_transform != "none":
+        extra["model.depth_transform"] = model.depth_transform
     if isinstance(spec, EncodeSpec):
         extra["buckets"] = [list(bucket) for bucket in spec.buckets]
     if isinstance(spec, PrepareSpec):
