@@ -35,45 +35,48 @@ def decode_output(
     What was given is not decoded: it is returned itself. depth_transform: of the adapter.
     """
     if output_type == "latent":
-        finite = torch.stack([half.isfinite().flatten(1).all(dim=1) for half in latents]).all(dim=0)
-        return JointDiTOutput(rgb=latents[0], disparity=latents[1], finite=finite.cpu().numpy())
-    mapping = inputs.mapping if inputs.mapping is None or match_input_resolution else _without_resizing(inputs.mapping)
+        rows = torch.stack([half.isfinite().flatten(1).all(dim=1) for half in latents]).all(dim=0)
+        return JointDiTOutput(rgb=latents[0], disparity=latents[1], finite=rows.cpu().numpy())
     ensemble = inputs.members // inputs.samples
-    given = inputs.condition_rows[::ensemble]
-    source = None if inputs.fitted is None else _source(inputs, match_input_resolution)[given]
+    mapping = inputs.mapping if inputs.mapping is None or match_input_resolution else _without_resizing(inputs.mapping)
+    source = None
+    if inputs.fitted is not None:
+        source = _source(inputs, match_input_resolution)[inputs.condition_rows[::ensemble]]
 
     decoded: torch.Tensor | None = None
-    finite = np.ones(inputs.members, dtype=bool)
     if inputs.images is None:
         decoded = decode(latents[0])
         images, finite = vae_to_image(decoded)
         images = _restored(images, mapping)
     else:
-        assert source is not None
-        images = source
+        images, finite = np.asarray(source), np.ones(inputs.members, dtype=bool)
+    maps = np.asarray(source) if inputs.maps is not None else vae_to_disparity(decode(latents[1]), depth_transform)
+    finite &= np.isfinite(maps).all(axis=(1, 2))
+    finite = np.logical_and.reduce(finite.reshape(inputs.samples, ensemble), axis=1)
+    maps, spread = _merged(maps, finite, ensemble)
     if inputs.maps is None:
-        maps = vae_to_disparity(decode(latents[1]), depth_transform)
-        finite &= np.isfinite(maps).all(axis=(1, 2))
-    else:
-        assert source is not None
-        maps = source
-        finite &= np.isfinite(maps).all(axis=(1, 2))
-    finite = finite.reshape(inputs.samples, ensemble).all(axis=1)
-    maps, uncertainty = _merged(maps, finite, ensemble, output_uncertainty)
-    if inputs.maps is None:
-        maps = _restored(maps, mapping)
-        uncertainty = None if uncertainty is None else _restored(uncertainty, mapping)
+        maps, spread = _restored(maps, mapping), _restored(spread, mapping)
 
-    images = np.where(finite[:, None, None, None], images, np.uint8(0))
-    maps = np.where(finite[:, None, None], maps, np.float32(np.nan))
-    output = JointDiTOutput(rgb=images, disparity=maps, finite=finite, uncertainty=uncertainty)
+    output = JointDiTOutput(
+        rgb=np.where(finite[:, None, None, None], images, np.uint8(0)),
+        disparity=np.where(finite[:, None, None], maps, np.float32(np.nan)),
+        finite=finite,
+        uncertainty=spread if output_uncertainty else None,
+    )
+    return _in_form(output, output_type, decoded if mapping is None else None)
+
+
+def _in_form(output: JointDiTOutput, output_type: OutputType, decoded: torch.Tensor | None) -> JointDiTOutput:
+    """Convert arrays to the form that was asked for. decoded: images (B, 3, H, W) before their rounding to 8 bits."""
     if output_type == "pil":
-        output.rgb, output.disparity = as_pil(list(images), list(maps))
+        output.rgb, output.disparity = as_pil(output.rgb, output.disparity)
     elif output_type == "pt":
-        output.rgb, output.disparity = image_tensor(images), map_tensor(maps)
-        if decoded is not None and mapping is None:  # without the rounding to 8 bits
-            output.rgb = ((decoded.nan_to_num() + 1).clamp(0, 2) / 2) * torch.from_numpy(finite)[:, None, None, None]
-        output.uncertainty = None if uncertainty is None else map_tensor(uncertainty)
+        output.rgb, output.disparity = image_tensor(output.rgb), map_tensor(output.disparity)
+        if decoded is not None:
+            unit = (decoded.nan_to_num() + 1).clamp(0, 2) / 2
+            output.rgb = unit * torch.from_numpy(output.finite)[:, None, None, None]
+        if output.uncertainty is not None:
+            output.uncertainty = map_tensor(output.uncertainty)
     return output
 
 
@@ -88,16 +91,16 @@ def _source(inputs: CallInputs, match_input_resolution: bool) -> NDArray[Any]:
 
 
 def _merged(
-    maps: NDArray[np.float32], finite: NDArray[np.bool_], ensemble: int, output_uncertainty: bool
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Merge consecutive maps (M, H, W) of an ensemble to (S, H, W); also return their spread, if asked for."""
+    maps: NDArray[np.float32], finite: NDArray[np.bool_], ensemble: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Merge consecutive maps (S * ensemble, H, W) to (S, H, W); also return their spread, NaN where not finite."""
     if ensemble == 1:
-        return maps, None
+        return maps, np.zeros_like(maps)
     members = maps.reshape(-1, ensemble, *maps.shape[1:])
     merged, spread = (np.full_like(members[:, 0], np.nan) for _ in range(2))
     for index in np.flatnonzero(finite):
         merged[index], spread[index] = ensemble_maps(members[index])
-    return merged, spread if output_uncertainty else None
+    return merged, spread
 
 
 def _restored(arrays: NDArray[Any], mapping: SizeMapping | None) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from jointdit.pixels import NEAREST_16BIT
 
 
 @dataclass
-class JointDiTOutput(BaseOutput):  # type: ignore[misc]
+class JointDiTOutput(BaseOutput):
     """Output of a call, one entry per sample, in the form of its `output_type`.
 
         np       rgb uint8 (B, H, W, 3); disparity and uncertainty float32 (B, H, W)

@@ -161,7 +161,7 @@ class JointDiTPipeline(PipelineSteps):
 
         def options_of(name: Any) -> dict[str, Any]:
             config = quantization.config(name, dtype) if quantization is not None else None
-            return options.of_components | ({} if config is None else {"quantization_config": config})
+            return options.of_component(folder / name) | ({} if config is None else {"quantization_config": config})
 
         if "transformer" not in parts and base is None:
             parts["transformer"] = JointDiTTransformer2DModel.from_pretrained(
@@ -225,7 +225,7 @@ class JointDiTPipeline(PipelineSteps):
         condition_refresh: int = 1,
         on_step: StepCallback | None = None,
         rgb_refresh: int | None = None,
-    ) -> JointDiTOutput | tuple[Any, ...]:
+    ) -> JointDiTOutput:
         """Generate samples: one for each prompt, image, map, seed or generator, whichever are several.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ import torch
 from jointdit.errors import ModelError
 
 DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "variant")
-IGNORED = {"custom_pipeline", "low_cpu_mem_usage", "trust_remote_code"}  # what they ask for is done anyway
 PLACES = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps over several devices
 
 
@@ -24,10 +24,16 @@ class LoadOptions:
     device: torch.device | str | None  # None: the CPU
     variant: str | None
 
-    @property
-    def of_components(self) -> dict[str, Any]:
-        """Options of the loaders of diffusers and transformers."""
-        return {} if self.variant is None else {"variant": self.variant}
+    def of_component(self, folder: Path) -> dict[str, Any]:
+        """Return the options of the loader of a component. Raises ModelError if its folder has no such variant."""
+        if self.variant is None:
+            return {}
+        if folder.is_dir() and not any(folder.glob(f"*.{self.variant}*.safetensors")):
+            raise ModelError(
+                f"{folder}: variant is {self.variant!r}, and it has no file *.{self.variant}.safetensors: leave it "
+                "out, or save the pipeline with it."
+            )
+        return {"variant": self.variant}
 
 
 def read_options(
@@ -40,7 +46,8 @@ def read_options(
 
     known: names of components and settings. Raises ModelError for an option that is unknown or not supported.
     """
-    left = {name: value for name, value in options.items() if name not in IGNORED}
+    left = dict(options)
+    left.pop("low_cpu_mem_usage", None)  # weights are always loaded tensor by tensor
     dtype = left.pop("dtype", None)
     if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
         raise ModelError(f"dtype is {dtype} and torch_dtype {torch_dtype}: they are the same option, give one.")

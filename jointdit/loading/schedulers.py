@@ -22,8 +22,9 @@ def load_scheduler(folder: Path, index: Mapping[str, Any]) -> SchedulerMixin | N
     _, name = index.get("scheduler") or (None, None)
     if name is None:
         return None
-    kind = getattr(diffusers, str(name), None)
-    if not isinstance(kind, type) or not issubclass(kind, SchedulerMixin):
+    kind: Any = getattr(diffusers, str(name), None)
+    is_scheduler = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
+    if not is_scheduler:
         raise ModelError(f"{folder}: its scheduler is {name}, which diffusers does not have: save the pipeline again.")
     with wrap_load_errors(f"{folder / 'scheduler'}: cannot be loaded as {name}"):
         scheduler = kind.from_pretrained(folder / "scheduler")

@@ -18,6 +18,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionPipeline looks for it in this module
 from torch import nn
 
 from jointdit.errors import ModelError
