@@ -19,7 +19,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jointdit.errors import InputError
 from jointdit.model.condition_cache import ConditionCache
 from jointdit.model.transformer import JointDiTTransformer2DModel
-from jointdit.solvers import Solver, make_solver
+from jointdit.solvers import Solver, default_scheduler, make_solver
 
 Task = Literal["joint", "depth", "depth-to-image"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -78,7 +78,8 @@ def denoise(
         guidance_scale: ignored by a network without guidance_embeds.
         condition_refresh: compute the clean half (RGB in `depth`, depth in `depth-to-image`) in every n-th step and
             reuse its cached keys and values in between (see model/condition_cache.py); 1 is exact.
-        scheduler: of diffusers, for flow matching (see solvers.py); None is FLUX.1-dev's, with Euler steps.
+        scheduler: of diffusers, for flow matching (see solvers.py); None is FLUX.1-dev's, with Euler steps, or
+            schnell's without a shift for a network without guidance_embeds.
         on_step: called after each evaluation of the network, of which there is one a step but with Heun's method.
 
     Raises:
@@ -131,6 +132,7 @@ def denoising_steps(
             "steps of one half with steps of both: call transformer.disable_cache(), or use condition_refresh 1."
         )
     pairs, tokens, _ = noise[0].shape
+    scheduler = scheduler or default_scheduler(model.config.guidance_embeds)
     given = None if condition is None else condition.to(noise[0]).expand_as(noise[0])
     rgb: Solver | None = None if task == "depth" else make_solver(scheduler, num_inference_steps, tokens)
     depth: Solver | None = None if task == "depth-to-image" else make_solver(scheduler, num_inference_steps, tokens)

@@ -34,6 +34,10 @@ def fingerprint_of(spec: JobSpec, model: ModelIdentity, recipe: int = RECIPE) ->
         extra["model.rgb_refresh"] = spec.model.condition_refresh
     if model.depth_transform != "none":
         extra["model.depth_transform"] = model.depth_transform
+    if model.sampling.schedule is not None:
+        extra["model.schedule"] = model.sampling.schedule
+    if model.sampling.text_tokens is not None:
+        extra["model.text_tokens"] = model.sampling.text_tokens
     if isinstance(spec, EncodeSpec):
         extra["buckets"] = [list(bucket) for bucket in spec.buckets]
     if isinstance(spec, PrepareSpec):

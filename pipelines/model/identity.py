@@ -18,6 +18,7 @@ from typing import Any
 from jointdit.errors import ModelError, SpecError
 from jointdit.loading.adapter_flags import parse_flags
 from pipelines.model.metric_depth import check_calibrator
+from pipelines.model.schedule import FLUX_DEV, BaseSampling, sampling_of
 from pipelines.model.weights.headers import local_headers, read_file
 from pipelines.model.weights.pins import Pin, identity_of, pin
 from pipelines.model.weights.selection import ENCODERS, Role, beside_adapter
@@ -43,6 +44,7 @@ class ModelIdentity:
     pins: tuple[Pin, ...] = ()  # the files that workers load
     depth_guidance: float = FLUX_GUIDANCE  # of the checkpoint, for task depth
     depth_transform: str = "none"  # of the adapter
+    sampling: BaseSampling = FLUX_DEV  # of the base, where it is not FLUX.1-dev's
 
     def recorded(self) -> dict[str, dict[str, Any]]:
         """Return the records of the pins for the job, by field."""
@@ -65,6 +67,7 @@ def identify(model: ModelSpec, recorded: Recorded | None = None) -> ModelIdentit
         pins=pins,
         depth_guidance=index.get("default_depth_guidance", FLUX_GUIDANCE),
         depth_transform=_depth_transform(pins),
+        sampling=sampling_of(pins),
     )
 
 
@@ -95,7 +98,8 @@ def identify_job(spec: JobSpec, recorded: Recorded | None = None) -> ModelIdenti
         index = _index(one)
         height, width = (index.get(f"default_{side}") or FLUX_SIZE for side in ("height", "width"))
         size = spec.model.height or height, spec.model.width or width
-        return ModelIdentity(_encoders_weights(one), one.bytes, *size, pins=(one,))
+        tokens = BaseSampling(text_tokens=sampling_of((one,)).text_tokens)
+        return ModelIdentity(_encoders_weights(one), one.bytes, *size, pins=(one,), sampling=tokens)
     if isinstance(spec, PrepareSpec):
         from pipelines.model.teachers import check_teacher
 

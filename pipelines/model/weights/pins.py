@@ -14,7 +14,7 @@ from typing import Any
 from jointdit.errors import ModelError
 from pipelines.model.weights import hub, store
 from pipelines.model.weights.local import checkpoint_folder, hashed, local_files
-from pipelines.model.weights.selection import Role, beside_adapter, select_files
+from pipelines.model.weights.selection import SCHEDULER, Role, beside_adapter, select_files
 from pipelines.model.weights.terms import Terms, terms_of_readme
 from pipelines.model.weights.verify import PinnedFile
 from pipelines.spec.weights_address import WeightsAddress, parse_address
@@ -83,7 +83,9 @@ def pin(
             objects |= store.find_beside(address, beside_adapter(names[0]))
             names = list(objects)
         chosen = store.pinned(address, [objects[name] for name in names])
-        return Pin(field, value, address, "", chosen, identity_of(chosen, role), store.read_terms(address))
+        # Pins of earlier outputs have no scheduler; the fingerprint has what it says.
+        weights = identity_of(tuple(file for file in chosen if file.name != SCHEDULER), role)
+        return Pin(field, value, address, "", chosen, weights, store.read_terms(address))
     return _pin_local(field, value, address, role)
 
 

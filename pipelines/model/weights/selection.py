@@ -16,6 +16,7 @@ Role = Literal["pipeline", "transformer", "components", "adapter", "model"]
 
 ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 TRANSFORMER = "transformer"
+SCHEDULER = "scheduler/scheduler_config.json"
 CARD = "README.md"  # states the licence
 SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
@@ -62,7 +63,7 @@ def _is_wanted(name: str, role: Role, names: list[str]) -> bool:
         return folder == TRANSFORMER if has_folder else len(path.parts) == 1
     parts = ENCODERS if role == "components" else (TRANSFORMER, *ENCODERS)
     is_config = name == f"{TRANSFORMER}/config.json"  # gives the shape of the network
-    return name == "model_index.json" or folder in parts or is_config
+    return name in ("model_index.json", SCHEDULER) or folder in parts or is_config
 
 
 def _only_adapter(names: list[str], label: str) -> str:
