@@ -38,6 +38,8 @@ def fingerprint_of(spec: JobSpec, model: ModelIdentity, recipe: int = RECIPE) ->
         extra["model.schedule"] = model.sampling.schedule
     if model.sampling.text_tokens is not None:
         extra["model.text_tokens"] = model.sampling.text_tokens
+    if spec.model.scheduler != "euler":
+        extra["model.scheduler"] = spec.model.scheduler
     if isinstance(spec, EncodeSpec):
         extra["buckets"] = [list(bucket) for bucket in spec.buckets]
     if isinstance(spec, PrepareSpec):

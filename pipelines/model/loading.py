@@ -55,6 +55,7 @@ def load_pipeline(model: ModelSpec, device: str, recipe: int = RECIPE) -> JointD
 
     from jointdit import JointDiTPipeline
     from jointdit.loading.offload import place
+    from jointdit.solvers import named_scheduler
 
     model = computed_on(device, local_model(model, pin_model(model, {}, remote_only=True)))
     options: dict[str, Any] = {"torch_dtype": getattr(torch, model.dtype)}
@@ -67,6 +68,7 @@ def load_pipeline(model: ModelSpec, device: str, recipe: int = RECIPE) -> JointD
     )
     pipe.set_progress_bar_config(disable=True)
     pipe.vae_allow_tf32 = recipe == 1
+    pipe.scheduler = named_scheduler(model.scheduler, pipe.scheduler)
     if model.vae_tiling:
         pipe.vae.enable_tiling()
     if model.vae_slicing:

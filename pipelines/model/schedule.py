@@ -17,16 +17,8 @@ from pipelines.model.weights.selection import SCHEDULER
 
 SCHNELL_TOKENS = 256
 SCHNELL = {"shift": 1.0}
-# The settings of FLUX.1-dev's scheduler that decide noise levels and steps; a config may leave them out.
-DEV = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "use_dynamic_shifting": True,
-    "base_shift": 0.5,
-    "max_shift": 1.15,
-    "base_image_seq_len": 256,
-    "max_image_seq_len": 4096,
-}
-OTHER_SETTINGS = ("shift", "flow_shift", "solver_order", "solver_type", "algorithm_type", "lower_order_final")
+# The settings of FLUX.1-dev's scheduler that decide its noise levels; a config may leave them out.
+DEV = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
 
 
 class BaseSampling(NamedTuple):
@@ -49,24 +41,17 @@ def sampling_of(pins: Sequence[Pin]) -> BaseSampling:
     index = _read(whole, "model_index.json")
     config = _read(whole, SCHEDULER) if index.get("scheduler") and whole is network else {}
     schedule = _schedule_of(config) if config else _schedule_without_config(network)
-    is_shifted = schedule is None or schedule.get("use_dynamic_shifting") or _shift(schedule) != 1
+    is_shifted = schedule is None or schedule.get("shift") != 1
     has_length = "max_sequence_length" in index
     return BaseSampling(schedule, None if is_shifted or has_length else SCHNELL_TOKENS)
 
 
 def _schedule_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the settings of the noise levels; the steps are those of `model.scheduler`."""
+    if not config.get("use_dynamic_shifting", False):
+        return {"shift": config.get("flow_shift", config.get("shift", 1.0))}
     found = {name: config.get(name, value) for name, value in DEV.items()}
-    found["use_dynamic_shifting"] = bool(config.get("use_dynamic_shifting", False))
-    if found == DEV:
-        return None
-    is_euler = found["_class_name"] == DEV["_class_name"]
-    if is_euler and not found["use_dynamic_shifting"]:
-        return {"shift": _shift(config)}
-    return found | {name: config[name] for name in OTHER_SETTINGS if name in config and not is_euler}
-
-
-def _shift(config: Mapping[str, Any]) -> Any:
-    return config.get("flow_shift", config.get("shift", 1.0))
+    return None if found == DEV else found
 
 
 def _schedule_without_config(network: Pin) -> dict[str, Any] | None:

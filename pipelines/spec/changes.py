@@ -27,6 +27,7 @@ PIXELS = (
     "model.revision",
     "model.dtype",
     "model.steps",
+    "model.scheduler",
     "model.guidance",
     "model.condition_refresh",
     "model.height",

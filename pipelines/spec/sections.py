@@ -43,7 +43,8 @@ class ModelSpec(Section):
     name, or an address in an object store (pipelines/spec/weights_address.py). `height` and `width` are the generated
     size in pixels, default the checkpoint's; tasks depth and depth-to-image resize their input to it.
     `condition_refresh` computes the input's half of the network (the image of depth, the map of depth-to-image) in
-    every n-th step; 1 is exact. `compile` compiles the blocks with torch.compile.
+    every n-th step; 1 is exact. `scheduler` is the solver of the sampling loop: the authors' Euler steps, or UniPC,
+    which needs fewer steps for the same trajectory. `compile` compiles the blocks with torch.compile.
     """
 
     name: str | None = None
@@ -54,6 +55,7 @@ class ModelSpec(Section):
     license: str | None = Field(None, min_length=1, max_length=200)  # of the weights, if their source does not state it
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     steps: int = Field(20, ge=1, le=1000)
+    scheduler: Literal["euler", "unipc"] = "euler"  # by the names of jointdit/solvers.py
     guidance: float | None = Field(None, ge=0, le=1000)  # default 3.5, for task depth the checkpoint's
     condition_refresh: int = Field(1, ge=1, le=1000)
     compile: bool = False

@@ -74,10 +74,11 @@ def _settings(version: Version, folder: str, written: Written, beside_dataset: b
 def _making(spec: JobSpec) -> dict[str, str]:
     if isinstance(spec, PrepareSpec):
         return {"teachers": " + ".join(spec.teachers)}
+    scheduler = f" of {spec.model.scheduler}" if spec.model.scheduler != "euler" else ""
     refresh = f", condition_refresh {spec.model.condition_refresh}" if spec.model.condition_refresh != 1 else ""
     return {
         "model": spec.model.name or f"{spec.model.base} + {spec.model.adapter}",
-        "sampling": f"{spec.model.steps} steps, guidance {spec.model.guidance}{refresh}",
+        "sampling": f"{spec.model.steps} steps{scheduler}, guidance {spec.model.guidance}{refresh}",
         "seed": str(spec.seed),
     }
 

@@ -14,6 +14,7 @@ from jointdit.pipeline import JointDiTPipeline
 from jointdit.solvers import default_scheduler, named_scheduler, noise_levels
 from pipelines.model.fingerprint import check_same, fingerprint_of
 from pipelines.model.identity import check_weights, identify
+from pipelines.model.schedule import DEV
 from pipelines.spec.job import JobSpec, load_spec
 from tests.jointdit.loading.test_base_network import Published
 
@@ -74,14 +75,20 @@ def test_an_output_of_schnell_with_the_shift_of_dev_is_refused_by_name(published
             check_same(recorded, fingerprint_of(spec, identity), "out")
 
 
-def test_another_scheduler_of_a_base_counts(published: Published, tmp_path: Path) -> None:
+def test_other_noise_levels_of_a_base_count_and_another_class_does_not(published: Published, tmp_path: Path) -> None:
+    """The steps are those of `model.scheduler`."""
     base = tmp_path / "flux"
     shutil.copytree(published.folder, base)
-    named_scheduler("unipc", default_scheduler()).save_pretrained(base / "scheduler")
     index = json.loads((base / "model_index.json").read_text())
     index["scheduler"] = ["diffusers", UniPCMultistepScheduler.__name__]
     (base / "model_index.json").write_text(json.dumps(index))
-    fingerprint = fingerprint_of(spec_of(published, base), identify(spec_of(published, base).model))
-    assert fingerprint["model.schedule"]["_class_name"] == "UniPCMultistepScheduler"
-    assert fingerprint["model.schedule"]["use_dynamic_shifting"] is True
-    assert "model.text_tokens" not in fingerprint
+    scheduler = named_scheduler("unipc", default_scheduler())
+    for changes, expected in (
+        ({}, None),
+        ({"max_shift": 1.0}, {**DEV, "max_shift": 1.0}),
+        ({"use_dynamic_shifting": False, "flow_shift": 3.0}, {"shift": 3.0}),
+    ):
+        UniPCMultistepScheduler.from_config(scheduler.config, **changes).save_pretrained(base / "scheduler")
+        fingerprint = fingerprint_of(spec_of(published, base), identify(spec_of(published, base).model))
+        assert fingerprint.get("model.schedule") == expected
+        assert "model.text_tokens" not in fingerprint

@@ -33,6 +33,7 @@ OTHER_PIXELS = {
     "seed": "1",
     "model.dtype": "bfloat16",
     "model.steps": "3",
+    "model.scheduler": "unipc",
     "model.guidance": "2.0",
     "model.condition_refresh": "2",
     "model.resize": "crop",
