@@ -6,6 +6,7 @@ Read the files in this order:
     model/depth_lora.py          the LoRA that turns the text-to-image network into a depth branch
     model/joint_attention.py     the connection between the two branches, and its weights
     model/transformer.py         the network: both branches as one batch [rgb; depth]
+    model/refusals.py            methods of diffusers that would have another effect on it
     model/latents.py             images <-> latents <-> tokens; seeded noise
     denoising.py                 the sampling loop of all three tasks
     model/condition_cache.py     the cache of the clean half between refreshes

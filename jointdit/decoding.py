@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from jointdit.call_inputs import CallInputs, OutputType
 from jointdit.evaluation.ensemble import ensemble_maps
 from jointdit.geometry.depth import SizeMapping, restore_size
+from jointdit.loading.adapter_flags import DepthTransform
 from jointdit.output import JointDiTOutput, as_pil, image_tensor, map_tensor
 from jointdit.pixels import vae_to_disparity, vae_to_image
 
@@ -24,13 +25,14 @@ def decode_output(
     latents: tuple[torch.Tensor, torch.Tensor],
     decode: Decode,
     *,
+    depth_transform: DepthTransform,
     output_type: OutputType,
     output_uncertainty: bool,
     match_input_resolution: bool,
 ) -> JointDiTOutput:
     """Decode latents of RGB and depth, (M, N, C) each, merge ensembles, restore the input's size.
 
-    What was given is not decoded: it is returned itself.
+    What was given is not decoded: it is returned itself. depth_transform: of the adapter.
     """
     if output_type == "latent":
         rows = torch.stack([half.isfinite().flatten(1).all(dim=1) for half in latents]).all(dim=0)
@@ -48,7 +50,7 @@ def decode_output(
         images = _restored(images, mapping)
     else:
         images, finite = np.asarray(source), np.ones(inputs.members, dtype=bool)
-    maps = np.asarray(source) if inputs.maps is not None else vae_to_disparity(decode(latents[1]))
+    maps = np.asarray(source) if inputs.maps is not None else vae_to_disparity(decode(latents[1]), depth_transform)
     finite &= np.isfinite(maps).all(axis=(1, 2))
     finite = np.logical_and.reduce(finite.reshape(inputs.samples, ensemble), axis=1)
     maps, spread = _merged(maps, finite, ensemble)

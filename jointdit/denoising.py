@@ -19,7 +19,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jointdit.errors import InputError
 from jointdit.model.condition_cache import ConditionCache
 from jointdit.model.transformer import JointDiTTransformer2DModel
-from jointdit.solvers import Solver, make_solver
+from jointdit.solvers import Solver, default_scheduler, make_solver
 
 Task = Literal["joint", "depth", "depth-to-image"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -78,7 +78,8 @@ def denoise(
         guidance_scale: ignored by a network without guidance_embeds.
         condition_refresh: compute the clean half (RGB in `depth`, depth in `depth-to-image`) in every n-th step and
             reuse its cached keys and values in between (see model/condition_cache.py); 1 is exact.
-        scheduler: of diffusers, for flow matching (see solvers.py); None is FLUX.1-dev's, with Euler steps.
+        scheduler: of diffusers, for flow matching (see solvers.py); None is FLUX.1-dev's, with Euler steps, or
+            schnell's without a shift for a network without guidance_embeds.
         on_step: called after each evaluation of the network, of which there is one a step but with Heun's method.
 
     Raises:
@@ -125,7 +126,13 @@ def denoising_steps(
     """Yield the state of the loop after each evaluation of the network. The arguments are those of `denoise`."""
     _check_task(task, condition, num_inference_steps)
     check_refresh(task, condition_refresh)
+    if condition_refresh > 1 and model.is_cache_enabled:
+        raise InputError(
+            f"condition_refresh is {condition_refresh} and the transformer has a cache of diffusers, which would mix "
+            "steps of one half with steps of both: call transformer.disable_cache(), or use condition_refresh 1."
+        )
     pairs, tokens, _ = noise[0].shape
+    scheduler = scheduler or default_scheduler(model.config.guidance_embeds)
     given = None if condition is None else condition.to(noise[0]).expand_as(noise[0])
     rgb: Solver | None = None if task == "depth" else make_solver(scheduler, num_inference_steps, tokens)
     depth: Solver | None = None if task == "depth-to-image" else make_solver(scheduler, num_inference_steps, tokens)
@@ -154,22 +161,26 @@ def denoising_steps(
     if condition_refresh > 1:
         cache = ConditionCache("rgb" if task == "depth" else "depth")
 
+    model._reset_stateful_cache()  # a call that failed leaves the state of its batch
     for step, noise_level in enumerate(generated.noise_levels):
         latents = with_condition(state.latents)
         for half, solver in zip(timestep.chunk(2), halves, strict=True):
             half.fill_(0.0 if solver is None else solver.noise_levels[step])
         if cache is not None:
             cache.reuse = step % condition_refresh != 0
-        velocity = model(
-            latents.to(model.dtype),
-            timestep=timestep,
-            guidance=guidance,
-            encoder_hidden_states=state.prompt_embeds.to(model.dtype),
-            pooled_projections=state.pooled_prompt_embeds.to(model.dtype),
-            img_ids=img_ids,
-            txt_ids=txt_ids,
-            condition_cache=cache,
-        ).sample.to(latents.dtype)
+        with model.cache_context(
+            "cond", step_index=step, num_inference_steps=len(generated.noise_levels), sigma=noise_level
+        ):
+            velocity = model(
+                hidden_states=latents.to(model.dtype),
+                timestep=timestep,
+                guidance=guidance,
+                encoder_hidden_states=state.prompt_embeds.to(model.dtype),
+                pooled_projections=state.pooled_prompt_embeds.to(model.dtype),
+                img_ids=img_ids,
+                txt_ids=txt_ids,
+                condition_cache=cache,
+            ).sample.to(latents.dtype)
         stepped = [
             half if solver is None else solver.step(step, half_velocity, half)
             for solver, half_velocity, half in zip(halves, velocity.chunk(2), latents.chunk(2), strict=True)

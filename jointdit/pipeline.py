@@ -31,7 +31,7 @@ from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.output import JointDiTOutput
 from jointdit.pipeline_steps import GUIDANCE, PipelineSteps
 from jointdit.profiling.stopwatch import Stopwatch, step_of
-from jointdit.solvers import default_scheduler
+from jointdit.solvers import default_scheduler, default_text_tokens
 from jointdit.text_encoding import TEXT_COMPONENTS
 
 TINY_CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
@@ -48,8 +48,8 @@ class JointDiTPipeline(PipelineSteps):
     """RGB and depth together (`joint`), depth of an image (`depth`), or an image of a depth map (`depth-to-image`).
 
     The components are those of diffusers' FluxPipeline: JointDiT's transformer, VAE, CLIP (pooled output) and T5 (token
-    states) with their tokenizers, and a scheduler for flow matching, default FLUX.1-dev's. Components that a use does
-    not need may be None: with `prompt_embeds` the text encoders, for `encode_prompt` the others. A checkpoint also
+    states) with their tokenizers, and a scheduler for flow matching, default that of the base. Components that a use
+    does not need may be None: with `prompt_embeds` the text encoders, for `encode_prompt` the others. A checkpoint also
     stores `default_height` and `default_width` (pixels), `max_sequence_length` (T5 tokens) and `default_depth_guidance`
     (guidance scale of task depth).
     """
@@ -69,10 +69,12 @@ class JointDiTPipeline(PipelineSteps):
         scheduler: SchedulerMixin | None = None,
         default_height: int = 512,
         default_width: int = 512,
-        max_sequence_length: int = 512,
+        max_sequence_length: int | None = None,
         default_depth_guidance: float = GUIDANCE,
     ) -> None:
         super().__init__()
+        if scheduler is None:
+            scheduler = default_scheduler(transformer is None or transformer.config.guidance_embeds)
         self.register_modules(
             transformer=transformer,
             vae=vae,
@@ -80,12 +82,12 @@ class JointDiTPipeline(PipelineSteps):
             tokenizer=tokenizer,
             text_encoder_2=text_encoder_2,
             tokenizer_2=tokenizer_2,
-            scheduler=default_scheduler() if scheduler is None else scheduler,
+            scheduler=scheduler,
         )
         self.register_to_config(
             default_height=default_height,
             default_width=default_width,
-            max_sequence_length=max_sequence_length,
+            max_sequence_length=max_sequence_length or default_text_tokens(scheduler),
             default_depth_guidance=default_depth_guidance,
         )
         self._check_components()
@@ -180,7 +182,7 @@ class JointDiTPipeline(PipelineSteps):
         for name in ("tokenizer", "tokenizer_2"):
             if name not in parts:
                 parts[name] = load_tokenizer(folder / name)
-        if "scheduler" not in parts and base is None:
+        if "scheduler" not in parts and components is None:
             parts["scheduler"] = load_scheduler(folder, index)
         return cls(**parts)
 
@@ -317,6 +319,7 @@ class JointDiTPipeline(PipelineSteps):
                 inputs,
                 state.results(task, condition),
                 lambda packed: self.decode_pixels(packed, inputs.height, inputs.width),
+                depth_transform=self.depth_transform,
                 output_type=output_type,
                 output_uncertainty=output_uncertainty,
                 match_input_resolution=match_input_resolution,

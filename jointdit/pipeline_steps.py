@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from jointdit.call_inputs import CallArguments, Callback, CallInputs, Generators, check_call
 from jointdit.denoising import DenoisingState, StepCallback, Task
 from jointdit.errors import InputError
+from jointdit.loading.adapter_flags import DepthTransform
 from jointdit.model.latents import decode_latents, drawn_noise, encode_image, pack_latents, seeded_noise, unpack_latents
 from jointdit.pixels import disparity_to_vae, image_to_vae
 from jointdit.solvers import TIMESTEPS, check_scheduler, evaluations
@@ -30,6 +31,7 @@ class PipelineSteps(DiffusionPipeline):
     _num_timesteps = 0
     _current_timestep: torch.Tensor | None = None
     _texts: TextCache
+    vae_allow_tf32 = False  # True: the VAE uses PyTorch's setting, which is TF32 in convolutions on a GPU
 
     @property
     def guidance_scale(self) -> float:
@@ -50,6 +52,11 @@ class PipelineSteps(DiffusionPipeline):
     def interrupt(self) -> bool:
         """Whether a callback has stopped the call by setting `pipe._interrupt`."""
         return self._interrupt
+
+    @property
+    def depth_transform(self) -> DepthTransform:
+        """What the adapter reads and makes instead of disparity."""
+        return "inverse" if self.transformer.config.get("depth_transform") == "inverse" else "none"
 
     @property
     def size_multiple(self) -> int:
@@ -114,7 +121,10 @@ class PipelineSteps(DiffusionPipeline):
         """Return packed latents (M, N, 4C) of the images or maps; each is encoded once."""
         if inputs.fitted is None:
             return None
-        pixels = image_to_vae(inputs.fitted) if inputs.images is not None else disparity_to_vae(inputs.fitted)
+        if inputs.images is not None:
+            pixels = image_to_vae(inputs.fitted)
+        else:
+            pixels = disparity_to_vae(inputs.fitted, self.depth_transform)
         encoded = self.encode_pixels(pixels)
         return encoded[torch.from_numpy(inputs.condition_rows).to(encoded.device)]
 
@@ -176,9 +186,9 @@ class PipelineSteps(DiffusionPipeline):
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode pixels (B, 3, H, W) in [-1, 1] to packed latents (B, N, 4C), the mode of the VAE's posterior."""
-        return pack_latents(encode_image(self.vae, pixels.to(self._execution_device)))
+        return pack_latents(encode_image(self.vae, pixels.to(self._execution_device), allow_tf32=self.vae_allow_tf32))
 
     def decode_pixels(self, packed: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Decode packed latents (B, N, 4C) to pixels (B, 3, H, W), about [-1, 1], float32 on the CPU."""
         latents = unpack_latents(packed, height // self._vae_factor, width // self._vae_factor)
-        return decode_latents(self.vae, latents).cpu()
+        return decode_latents(self.vae, latents, self.vae_allow_tf32).cpu()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jointdit.errors import InputError
+from jointdit.loading.adapter_flags import DepthTransform
 
 ROUNDING = 1e-3  # tolerance outside [0, 1] of a resampled disparity
 NEAREST_16BIT = 65535
@@ -102,9 +103,10 @@ def image_to_vae(images: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def disparity_to_vae(disparities: NDArray[np.float32]) -> torch.Tensor:
-    """Convert (B, H, W) in [0, 1] to (B, 3, H, W) in [-1, 1], three equal channels."""
-    return (torch.from_numpy(disparities) * 2 - 1)[:, None].repeat(1, 3, 1, 1)
+def disparity_to_vae(disparities: NDArray[np.float32], depth_transform: DepthTransform = "none") -> torch.Tensor:
+    """Convert (B, H, W) in [0, 1] to (B, 3, H, W) in [-1, 1], three equal channels; inverse: of 1 - disparity."""
+    pixels = torch.from_numpy(disparities) * 2 - 1
+    return (-pixels if depth_transform == "inverse" else pixels)[:, None].repeat(1, 3, 1, 1)
 
 
 def vae_to_image(decoded: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -114,8 +116,13 @@ def vae_to_image(decoded: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.b
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy(), finite.numpy()
 
 
-def vae_to_disparity(decoded: torch.Tensor) -> NDArray[np.float32]:
-    """Convert (B, 3, H, W) to (B, H, W): the channel mean, scaled to [0, 1] per image; a constant map becomes 0."""
+def vae_to_disparity(decoded: torch.Tensor, depth_transform: DepthTransform = "none") -> NDArray[np.float32]:
+    """Convert (B, 3, H, W) to (B, H, W): the channel mean, scaled to [0, 1] per image; a constant map becomes 0.
+
+    inverse: the channels hold 1 - disparity.
+    """
     maps = decoded.mean(dim=1)
+    if depth_transform == "inverse":
+        maps = -maps
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return ((maps - low) / torch.where(high > low, high - low, 1)).numpy()

@@ -89,9 +89,21 @@ class SchedulerSolver:
         return torch.as_tensor(stepped).to(latents.dtype)
 
 
-def default_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Return the scheduler of FLUX.1-dev, whose steps are those of the authors' loop."""
+def default_scheduler(guidance_embeds: bool = True) -> FlowMatchEulerDiscreteScheduler:
+    """Return the scheduler of FLUX.1-dev, whose steps are those of the authors' loop.
+
+    guidance_embeds: of the network; one without is taken for FLUX.1-schnell, whose noise levels are not shifted.
+    """
+    if not guidance_embeds:
+        return FlowMatchEulerDiscreteScheduler()
     return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+
+
+def default_text_tokens(scheduler: SchedulerMixin) -> int:
+    """Return the T5 tokens of a base with this scheduler: 512 of FLUX.1-dev, 256 of schnell, which has no shift."""
+    config: Any = scheduler.config
+    is_shifted = config.get("use_dynamic_shifting") or config.get("flow_shift", config.get("shift", 1.0)) != 1
+    return 512 if is_shifted else 256
 
 
 def named_scheduler(name: SchedulerName, scheduler: SchedulerMixin | None = None) -> SchedulerMixin:

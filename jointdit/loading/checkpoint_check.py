@@ -5,6 +5,7 @@ No weights are loaded. The driver of a job runs this check before it writes to t
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jointdit.loading.checkpoint_files import (
     load_tokenizer,
     wrap_load_errors,
 )
+from jointdit.loading.schedulers import load_scheduler
 from jointdit.model.transformer import JointDiTTransformer2DModel, check_adapter
 
 
@@ -47,6 +49,10 @@ def check_checkpoint(folder: FilePath, adapter: FilePath | None = None, componen
             network = _check_tensors(FluxTransformer2DModel, transformer_folder(folder))
         check_adapter(adapter, network.config)
     folder = whole
+    if components is None:
+        with wrap_load_errors(f"{folder / 'model_index.json'} is not valid JSON"):
+            index = dict(json.loads((folder / "model_index.json").read_text()))
+        load_scheduler(folder, index)
     _check_tensors(AutoencoderKL, folder / "vae")
     for name, kind in (("text_encoder", CLIPTextConfig), ("text_encoder_2", T5Config)):
         folder_tensor_shapes(folder / name)

@@ -15,12 +15,13 @@ from jointdit.solvers import check_scheduler
 
 
 def load_scheduler(folder: Path, index: Mapping[str, Any]) -> SchedulerMixin | None:
-    """Load the scheduler that a JointDiT checkpoint's model_index.json names; None if it names none.
+    """Load the scheduler that a pipeline's model_index.json names; None if it names none, or a FLUX pipeline lacks it.
 
-    Raises ModelError if it is not a scheduler of diffusers for flow matching.
+    The scheduler of a FLUX pipeline tells schnell, which has no shift, from dev. Raises ModelError if it is not a
+    scheduler of diffusers for flow matching.
     """
     _, name = index.get("scheduler") or (None, None)
-    if name is None:
+    if name is None or (index.get("_class_name") != "JointDiTPipeline" and not (folder / "scheduler").is_dir()):
         return None
     kind: Any = getattr(diffusers, str(name), None)
     is_scheduler = isinstance(kind, type) and issubclass(kind, SchedulerMixin)

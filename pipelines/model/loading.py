@@ -12,6 +12,7 @@ from pipelines.spec.job import JobSpec, ModelSpec, PrepareSpec
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
+from pipelines.model.fingerprint import RECIPE
 from pipelines.model.identity import computed_on, pin_model, weight_names
 
 TEXTS_KEPT = 16  # per worker, because samples of a row are consecutive; 64 MB of T5-XXL's states
@@ -42,8 +43,10 @@ def local_model(model: ModelSpec, pins: Sequence[Pin]) -> ModelSpec:
     return model.model_copy(update={**places, "revision": None} if places else {})
 
 
-def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
+def load_pipeline(model: ModelSpec, device: str, recipe: int = RECIPE) -> JointDiTPipeline:
     """Load the model on a device ("cpu", "cuda"), with offload if the spec asks for it; download it if needed.
+
+    recipe: of the output (fingerprint.py).
 
     Raises:
         ModelError: the checkpoint does not fit, or torch.compile does not work on this machine.
@@ -64,6 +67,7 @@ def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
         model.name, base=model.base, adapter=model.adapter, components=model.components, **options
     )
     pipe.set_progress_bar_config(disable=True)
+    pipe.vae_allow_tf32 = recipe == 1
     pipe.scheduler = named_scheduler(model.scheduler, pipe.scheduler)
     if model.vae_tiling:
         pipe.vae.enable_tiling()

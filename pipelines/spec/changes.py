@@ -46,6 +46,7 @@ PIXELS = (
     "input.depth.kind",
     "input.depth.scale",
     "input.depth.invalid",
+    "input.depth.max",
     "buckets",
     "teachers",
     "captioner",

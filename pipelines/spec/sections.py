@@ -143,6 +143,7 @@ class DepthMaps(Section):
     invalid: float | None = Field(
         0.0, ge=-FLOAT32_MAX, le=FLOAT32_MAX
     )  # this stored value marks a hole; null: there are no holes
+    max: float | None = Field(None, gt=0, le=FLOAT32_MAX)  # larger values, after the scale, are holes; null: none are
 
 
 class InputSpec(Section):

@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.pipeline import JointDiTPipeline
+from jointdit.solvers import default_scheduler
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -158,10 +159,10 @@ def small_pipeline() -> JointDiTPipeline:
 @pytest.fixture(scope="session")
 def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A FluxPipeline as FLUX fine-tunes are published, in diffusers' layout."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+    from diffusers import FluxPipeline
 
     folder = tmp_path_factory.mktemp("flux")
-    FluxPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), **small_components()).save_pretrained(folder)
+    FluxPipeline(scheduler=default_scheduler(), **small_components()).save_pretrained(folder)
     return folder
 
 

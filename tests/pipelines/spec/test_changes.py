@@ -48,6 +48,7 @@ OTHER_PIXELS = {
     "input.depth.kind": "disparity",
     "input.depth.scale": "2.0",
     "input.depth.invalid": "1.0",
+    "input.depth.max": "9.0",
     "buckets": "[[32, 64]]",
     "caption_length": "9",
     "captioner": "/captioner",

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FluxPipeline
 
 from jointdit.errors import InputError, ModelError
 from jointdit.pipeline import JointDiTPipeline
+from jointdit.solvers import default_scheduler
 from jointdit.training.adapter import save_adapter
 from jointdit.training.parallel import World
 from pipelines.training.run import check_model, error_of_ours, identify_source, load_for_training
@@ -23,7 +24,7 @@ from tests.jointdit.conftest import small_components
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flux")
-    FluxPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), **small_components()).save_pretrained(folder)
+    FluxPipeline(scheduler=default_scheduler(), **small_components()).save_pretrained(folder)
     return folder
 
 
