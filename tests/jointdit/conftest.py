@@ -18,6 +18,7 @@ from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.pipeline import JointDiTPipeline
 from jointdit.solvers import default_scheduler
 
+DIFFUSERS_TESTS = Path(os.environ.get("DIFFUSERS_SOURCE", "/no-checkout-of-diffusers")) / "tests"
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
@@ -168,7 +169,7 @@ def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers of diffusers' common tests (test_diffusers_common.py)."""
-    source = Path(os.environ.get("DIFFUSERS_SOURCE", "")) / "tests"
-    if (source / "pipelines").is_dir():
-        for name in sorted(set(re.findall(r"pytest\.mark\.(\w+)", (source / "testing_utils.py").read_text()))):
+    if DIFFUSERS_TESTS.is_dir():
+        text = (DIFFUSERS_TESTS / "testing_utils.py").read_text()
+        for name in sorted(set(re.findall(r"pytest\.mark\.(\w+)", text))):
             config.addinivalue_line("markers", f"{name}: of diffusers' tests")

@@ -12,26 +12,23 @@ quantisation has tests of its own (loading/test_quantization.py).
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import types
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from jointdit import JointDiTPipeline, JointDiTTransformer2DModel
-from tests.jointdit.conftest import T5_LENGTH, randomise_adapter, small_components
+from tests.jointdit.conftest import DIFFUSERS_TESTS, T5_LENGTH, randomise_adapter, small_components
 
-SOURCE = os.environ.get("DIFFUSERS_SOURCE", "")
-if not (Path(SOURCE) / "tests" / "pipelines").is_dir():
+if not DIFFUSERS_TESTS.is_dir():
     pytest.skip("DIFFUSERS_SOURCE names no checkout of diffusers with its tests", allow_module_level=True)
 
 # Its package is named tests, as ours is.
 _PACKAGE = types.ModuleType("diffusers_tests")
-_PACKAGE.__path__ = [str(Path(SOURCE) / "tests")]
+_PACKAGE.__path__ = [str(DIFFUSERS_TESTS)]
 sys.modules["diffusers_tests"] = _PACKAGE
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
