@@ -8,10 +8,12 @@ Read the files in this order:
     model/transformer.py         the network: both branches as one batch [rgb; depth]
     model/refusals.py            methods of diffusers that would have another effect on it
     model/latents.py             images <-> latents <-> tokens; seeded noise
+    solvers.py                   Euler steps, and diffusers' schedulers on each half's noise levels
     denoising.py                 the sampling loop of all three tasks
     model/condition_cache.py     the cache of the clean half between refreshes
-    pipeline.py                  JointDiTPipeline: prompts, images and depth in, RGB and depth out
-    pixels.py                    checks of input images and maps, conversion to and from the VAE's range
+    pipeline.py                  JointDiTPipeline: prompts, images and depth in, RGB and depth out; its steps are in
+                                 call_inputs.py, text_encoding.py, pipeline_steps.py, decoding.py and output.py
+    pixels.py                    accepted forms of images and maps, conversion to and from the VAE's range
     loading/                     safetensors files, published layouts, base networks, quantization, offload
     errors.py                    the library's errors
 

@@ -47,7 +47,9 @@ NOT_OURS = {
     "test_save_load_optional_components": "gives a prompt without text encoders; see test_diffusers_lines.py",
     "test_save_load_local": "expects a log line for each component; test_pipeline.py saves and loads",
     "test_disk_offload_without_safetensors": "pickled weights are refused",
-    "test_fuse_unfuse_qkv_projections": "q, k and v have LoRAs of their own in the depth half",
+    "test_fuse_unfuse_qkv_projections": "refused, because fused projections have no depth LoRA",
+    "test_attention_processor_dict": "refused, because another processor has no joint connection",
+    "test_attention_processor_count_mismatch_raises_error": "refused, as test_attention_processor_dict",
 }
 
 
