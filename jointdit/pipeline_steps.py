@@ -72,7 +72,8 @@ class PipelineSteps(DiffusionPipeline):
         for name in ("transformer", "vae"):
             if getattr(self, name) is None:
                 raise InputError(f"the pipeline has no {name}: load it with the whole checkpoint.")
-        check_scheduler(self.scheduler)
+        if self.scheduler is not None:  # None is the default one
+            check_scheduler(self.scheduler)
         if self.vae.dtype in (torch.bfloat16, torch.float16):
             self.vae.to(torch.float32)  # `to` and DiffusionPipeline.from_pretrained change it; far depth needs it
         default_size = (self.config.default_height, self.config.default_width)
