@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -20,6 +20,7 @@ from jointdit.call_inputs import CallArguments, Callback, Generators, OutputType
 from jointdit.decoding import decode_output
 from jointdit.denoising import StepCallback, Task, denoising_steps
 from jointdit.errors import InputError, ModelError
+from jointdit.loading.base_loras import BaseLora
 from jointdit.loading.base_network import COMPONENTS_ADVICE, is_single_file, load_base
 from jointdit.loading.checkpoint_files import FilePath, device_map_for, load_component, load_tokenizer, wrap_load_errors
 from jointdit.loading.network_errors import network_errors
@@ -27,6 +28,7 @@ from jointdit.loading.options import DOWNLOAD, read_options
 from jointdit.loading.quantization import Quantization
 from jointdit.loading.schedulers import load_scheduler
 from jointdit.model.latents import image_position_ids, text_position_ids
+from jointdit.model.refusals import LORA_ADVICE
 from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.output import JointDiTOutput
 from jointdit.pipeline_steps import GUIDANCE, PipelineSteps
@@ -119,6 +121,7 @@ class JointDiTPipeline(PipelineSteps):
         base: FilePath | None = None,
         adapter: FilePath | None = None,
         components: FilePath | None = None,
+        base_loras: Sequence[BaseLora] = (),
         torch_dtype: torch.dtype | str | None = None,
         quantization: Quantization | None = None,
         device: torch.device | str | None = None,
@@ -134,6 +137,8 @@ class JointDiTPipeline(PipelineSteps):
                 folder of a transformer; both need `components`.
             adapter: the published adapter for `base`, a local safetensors file.
             components: a FLUX pipeline that provides VAE, text encoders and tokenizers.
+            base_loras: LoRAs of FLUX (styles, few steps) that are fused into the base before the adapter is put on:
+                (path of a safetensors file, scale) each.
             torch_dtype: of the transformer and text encoders, default float32. The VAE always runs in float32,
                 because the precision of far depth depends on it.
             quantization: how to quantise the transformer and text encoders while they are loaded.
@@ -152,6 +157,10 @@ class JointDiTPipeline(PipelineSteps):
             )
         if base is None and components is not None:
             raise ModelError("components= needs base=, and a JointDiT checkpoint is complete: remove components=.")
+        if base is None and base_loras:
+            raise ModelError(
+                "base_loras= needs base=, because the adapter is put on after them: give base= and adapter=."
+            )
         if base is not None and is_single_file(base) and components is None:
             raise ModelError(f"{base}: a single file holds only the transformer, {COMPONENTS_ADVICE}.")
         whole = base if components is None else components
@@ -171,7 +180,9 @@ class JointDiTPipeline(PipelineSteps):
             )
         elif "transformer" not in parts:
             network = folder if components is None or base is None else base
-            parts["transformer"] = load_base(network, adapter, folder, dtype, device, **options_of("transformer"))
+            parts["transformer"] = load_base(
+                network, adapter, folder, dtype, device, base_loras, **options_of("transformer")
+            )
         for name, kind, part_dtype in (
             ("vae", AutoencoderKL, torch.float32),
             ("text_encoder", CLIPTextModel, dtype),
@@ -185,6 +196,10 @@ class JointDiTPipeline(PipelineSteps):
         if "scheduler" not in parts and components is None:
             parts["scheduler"] = load_scheduler(folder, index)
         return cls(**parts)
+
+    def load_lora_weights(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse a LoRA beside the adapter, which the network's layers would not call."""
+        raise ModelError(f"load_lora_weights would have no effect. {LORA_ADVICE}")
 
     def save_pretrained(self, save_directory: FilePath, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Save the pipeline as safetensors; kwargs are diffusers'.

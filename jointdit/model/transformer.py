@@ -8,7 +8,6 @@ half only, and one joint Linear per block, which connects the halves.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,7 +36,6 @@ from jointdit.model.joint_attention import JOINT_WEIGHT_SHARPNESS, add_joint_con
 from jointdit.model.refusals import RefusedMethods
 
 ADAPTER_ADVICE = "give the adapter that was trained for this base network"
-BASE_ADVICE = "give the base network that `config` describes"
 
 ADAPTER_SETTINGS = ("lora_ranks", "joint_weight_sharpness", "depth_transform")  # config entries in addition to FLUX's
 
@@ -287,7 +285,7 @@ class JointDiTTransformer2DModel(RefusedMethods, FluxTransformer2DModel):
         lora_ranks: int | Mapping[str, int] | None,
         dtype: torch.dtype | None,
     ) -> JointDiTTransformer2DModel:
-        config = {name: value for name, value in flux.config.items() if name in config_names()}
+        config = {name: value for name, value in flux.config.items() if name in official.config_names()}
         layers = (config["num_layers"], config["num_single_layers"])
         if adapter is not None:
             lora_ranks = ranks_in_file(adapter, config)
@@ -325,23 +323,8 @@ class JointDiTTransformer2DModel(RefusedMethods, FluxTransformer2DModel):
         diffusers' FluxTransformer2DModel, default FLUX.1-dev (without guidance embedding if the file has none, as
         schnell's). torch_dtype: None keeps the files'. Raises ModelError if the files do not fit.
         """
-        given = {name: value for name, value in (config or {}).items() if name in config_names()}
-        settings = official.official_settings(base, given)  # diffusers' other defaults are FLUX.1-dev's
-        with torch.device("meta"):
-            flux = FluxTransformer2DModel(**settings)
-        tensors = official.base_tensors(
-            flux.config.num_layers, flux.config.num_single_layers, flux.config.guidance_embeds
-        )
-        state = official.read_official(
-            base,
-            tensors,
-            {name: tuple(parameter.shape) for name, parameter in flux.named_parameters()},
-            BASE_ADVICE,
-            torch_dtype,
-            device,
-        )
-        flux.load_state_dict(state, assign=True)
-        return cls._around(flux.eval(), adapter, lora_ranks, torch_dtype)
+        flux = official.read_flux(base, config or {}, torch_dtype, device)
+        return cls._around(flux, adapter, lora_ranks, torch_dtype)
 
     def to_official(
         self, base: FilePath | None = None, adapter: FilePath | None = None
@@ -365,7 +348,7 @@ class JointDiTTransformer2DModel(RefusedMethods, FluxTransformer2DModel):
 def check_adapter(path: FilePath, config: Mapping[str, Any]) -> None:
     """Check a published adapter's header against a FLUX config, and its JSON. Raises ModelError if it does not fit."""
     layers = (config["num_layers"], config["num_single_layers"])
-    given = {name: value for name, value in config.items() if name in config_names()}
+    given = {name: value for name, value in config.items() if name in official.config_names()}
     with torch.device("meta"):
         model = JointDiTTransformer2DModel(**given, lora_ranks=ranks_in_file(path, config))
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -376,11 +359,6 @@ def check_adapter(path: FilePath, config: Mapping[str, Any]) -> None:
 def is_adapter(name: str) -> bool:
     """Whether a tensor of the transformer belongs to the adapter, by its name."""
     return ".lora_" in name or ".joint_proj." in name
-
-
-def config_names() -> set[str]:
-    """Return the argument names of diffusers' FluxTransformer2DModel."""
-    return set(inspect.signature(FluxTransformer2DModel.__init__).parameters) - {"self"}
 
 
 def ranks_in_file(path: FilePath, config: Mapping[str, Any]) -> dict[str, int]:

@@ -33,7 +33,8 @@ def load_encoding_pipeline(name: str, dtype: torch.dtype) -> JointDiTPipeline:
     Its transformer is a placeholder, one random block of each kind, because the real one takes tens of GB. Disparity is
     encoded without the depth transform of an adapter. Raises ModelError if the checkpoint does not fit.
     """
-    from jointdit.model.transformer import JointDiTTransformer2DModel, config_names
+    from jointdit.loading.official import config_names
+    from jointdit.model.transformer import JointDiTTransformer2DModel
     from jointdit.pipeline import JointDiTPipeline, local_checkpoint
 
     folder = local_checkpoint(name)

@@ -32,6 +32,8 @@ def fingerprint_of(spec: JobSpec, model: ModelIdentity, recipe: int = RECIPE) ->
         extra[RECIPE_KEY] = recipe
     if spec.model.condition_refresh != 1:
         extra["model.rgb_refresh"] = spec.model.condition_refresh
+    if spec.model.base_loras:  # their files are in model.weights
+        extra["model.base_loras"] = [each.scale for each in spec.model.base_loras]
     if model.depth_transform != "none":
         extra["model.depth_transform"] = model.depth_transform
     if model.sampling.schedule is not None:

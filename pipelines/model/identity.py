@@ -20,7 +20,7 @@ from jointdit.loading.adapter_flags import parse_flags
 from pipelines.model.metric_depth import check_calibrator
 from pipelines.model.schedule import FLUX_DEV, BaseSampling, sampling_of
 from pipelines.model.weights.headers import local_headers, read_file
-from pipelines.model.weights.pins import Pin, identity_of, pin
+from pipelines.model.weights.pins import LORA_FIELD, Pin, identity_of, pin
 from pipelines.model.weights.selection import ENCODERS, Role, beside_adapter
 from pipelines.quality import load_scores
 from pipelines.spec.job import EncodeSpec, JobSpec, ModelSpec, PrepareSpec
@@ -129,6 +129,10 @@ def pin_model(model: ModelSpec, recorded: Recorded, *, remote_only: bool = False
         if model.license is not None and field in ("name", "base"):
             pinned = replace(pinned, terms=replace(pinned.terms, license=model.license, told_by="model.license"))
         pins.append(pinned)
+    for number, lora in enumerate(model.base_loras):
+        if not (remote_only and parse_address(lora.path).kind == "local"):
+            field = f"{LORA_FIELD}{number}"
+            pins.append(pin(field, lora.path, "adapter", recorded=recorded.get(field)))
     return tuple(pins)
 
 
@@ -161,7 +165,8 @@ def check_weights(model: ModelSpec, pins: Sequence[Pin] | None = None) -> None:
     with local_headers(pins) as places:
         paths = {each.field.removeprefix("model."): place for each, place in zip(pins, places, strict=True)}
         whole = paths.get("base") or paths["name"]
-        check_checkpoint(whole, paths.get("adapter"), paths.get("components"))
+        loras = [path for field, path in paths.items() if field.startswith("base_loras.")]
+        check_checkpoint(whole, paths.get("adapter"), paths.get("components"), loras)
 
 
 def check_scorers(spec: JobSpec) -> int:

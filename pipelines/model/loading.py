@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jointdit.errors import ModelError
 from pipelines.model.weights.node_cache import local_path
-from pipelines.model.weights.pins import Pin
+from pipelines.model.weights.pins import LORA_FIELD, Pin
 from pipelines.spec.job import JobSpec, ModelSpec, PrepareSpec
 
 if TYPE_CHECKING:
@@ -36,10 +36,16 @@ def local_spec(spec: JobSpec, pins: Sequence[Pin]) -> JobSpec:
 def local_model(model: ModelSpec, pins: Sequence[Pin]) -> ModelSpec:
     """Return the section `model` with local paths, as `local_spec`."""
     places: dict[str, Any] = {}
+    loras = list(model.base_loras)
     for each in pins:
         path = local_path(each)
-        if each.value != "tiny":
+        if each.field.startswith(LORA_FIELD):
+            number = int(each.field.removeprefix(LORA_FIELD))
+            loras[number] = loras[number].model_copy(update={"path": str(path)})
+        elif each.value != "tiny":
             places[each.field.removeprefix("model.")] = str(path)
+    if loras:
+        places["base_loras"] = tuple(loras)
     return model.model_copy(update={**places, "revision": None} if places else {})
 
 
@@ -63,6 +69,8 @@ def load_pipeline(model: ModelSpec, device: str, recipe: int = RECIPE) -> JointD
         options["quantization"] = model.quantization.settings()
     if model.offload is None and device != "cpu":
         options["device"] = device  # on a CPU tensors stay memory-mapped
+    if model.base_loras:
+        options["base_loras"] = [(each.path, each.scale) for each in model.base_loras]
     pipe = JointDiTPipeline.from_pretrained(
         model.name, base=model.base, adapter=model.adapter, components=model.components, **options
     )

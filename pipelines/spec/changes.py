@@ -24,6 +24,8 @@ PIXELS = (
     "model.base",
     "model.adapter",
     "model.components",
+    "model.base_loras.path",
+    "model.base_loras.scale",
     "model.revision",
     "model.dtype",
     "model.steps",

@@ -35,12 +35,22 @@ class QuantizationSpec(Section):
         return Quantization(self.quant_backend, self.quant_kwargs, self.components_to_quantize)
 
 
+class BaseLoraSpec(Section):
+    """A LoRA of FLUX that is fused into the base: a style, or few steps (jointdit/loading/base_loras.py)."""
+
+    path: str
+    scale: float = Field(1.0, ge=-100, le=100)
+
+    _path = field_validator("path")(spelled)
+
+
 class ModelSpec(Section):
     """The weights, and the settings of sampling.
 
     `name` is "tiny" or a JointDiT checkpoint. Instead of it, `base` and `adapter` load FLUX and a published adapter;
-    `components` then provides VAE, text encoders and tokenizers if the base has none. Each is a folder, a file, a hub
-    name, or an address in an object store (pipelines/spec/weights_address.py). `height` and `width` are the generated
+    `components` then provides VAE, text encoders and tokenizers if the base has none, and `base_loras` are fused into
+    the base. Each is a folder, a file, a hub name, or an address in an object store
+    (pipelines/spec/weights_address.py). `height` and `width` are the generated
     size in pixels, default the checkpoint's; tasks depth and depth-to-image resize their input to it.
     `condition_refresh` computes the input's half of the network (the image of depth, the map of depth-to-image) in
     every n-th step; 1 is exact. `scheduler` is the solver of the sampling loop: the authors' Euler steps, or UniPC,
@@ -51,6 +61,7 @@ class ModelSpec(Section):
     base: str | None = None
     adapter: str | None = None
     components: str | None = None
+    base_loras: tuple[BaseLoraSpec, ...] = Field((), max_length=100)  # fused into base, in this order
     revision: str | None = Field(None, min_length=1)  # of name or base on the hub; the same as name@revision
     license: str | None = Field(None, min_length=1, max_length=200)  # of the weights, if their source does not state it
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -114,6 +125,10 @@ class ModelSpec(Section):
         address = parse_address(self.name or self.base or "")
         if self.components is not None and self.base is None:
             raise ValueError("components needs base, and name is a complete checkpoint: remove one of them")
+        if self.base_loras and self.base is None:
+            raise ValueError("base_loras are fused into base, and name is a complete checkpoint: give base and adapter")
+        if self.base_loras and self.quantization and "transformer" in self.quantization.components_to_quantize:
+            raise ValueError("base_loras cannot be fused into quantised weights: do not quantise the transformer")
         if address.is_file and (self.base is None or self.components is None):
             raise ValueError(
                 f"{source} is a single file, which holds only the transformer: give base, adapter and components, a "
@@ -122,6 +137,12 @@ class ModelSpec(Section):
         if self.revision is not None and (address.kind != "hub" or address.revision not in (None, self.revision)):
             raise ValueError(f"revision is for a {source} on the hub without one, found {self.name or self.base}")
         return self
+
+    @property
+    def label(self) -> str:
+        """The names of the weights, for people."""
+        loras = (f"{each.path} x {each.scale:g}" for each in self.base_loras)
+        return self.name or " + ".join([str(self.base), *loras, str(self.adapter)])
 
     _paths = field_validator("name", "base", "adapter", "components")(spelled)
 

@@ -77,7 +77,7 @@ def _making(spec: JobSpec) -> dict[str, str]:
     scheduler = f" of {spec.model.scheduler}" if spec.model.scheduler != "euler" else ""
     refresh = f", condition_refresh {spec.model.condition_refresh}" if spec.model.condition_refresh != 1 else ""
     return {
-        "model": spec.model.name or f"{spec.model.base} + {spec.model.adapter}",
+        "model": spec.model.label,
         "sampling": f"{spec.model.steps} steps{scheduler}, guidance {spec.model.guidance}{refresh}",
         "seed": str(spec.seed),
     }

@@ -19,6 +19,8 @@ from pipelines.model.weights.terms import Terms, terms_of_readme
 from pipelines.model.weights.verify import PinnedFile
 from pipelines.spec.weights_address import WeightsAddress, parse_address
 
+LORA_FIELD = "model.base_loras."  # and a number
+
 
 @dataclass(frozen=True)
 class Pin:
@@ -45,7 +47,8 @@ class Pin:
     def single(self) -> str | None:
         """The weight file, if the address or the role is a single file."""
         weights = [file.name for file in self.files if file.name.endswith(".safetensors")]
-        return weights[0] if self.address.is_file or self.field == "model.adapter" else None
+        is_one = self.address.is_file or self.field == "model.adapter" or self.field.startswith(LORA_FIELD)
+        return weights[0] if is_one else None
 
     def recorded(self) -> dict[str, Any]:
         """Return the record for the job, ready for JSON."""

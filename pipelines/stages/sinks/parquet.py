@@ -246,7 +246,7 @@ def _point_fields(points: PointsSpec) -> list[pa.Field]:
 def _model_of(spec: JobSpec) -> str | None:
     if spec.task == "prepare":
         return " + ".join(spec.teachers)
-    return spec.model.name or f"{spec.model.base} + {spec.model.adapter}"
+    return spec.model.label
 
 
 def _rgb(result: SampleResult, spec: JobSpec) -> dict[str, Any] | None:

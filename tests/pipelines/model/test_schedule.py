@@ -88,7 +88,7 @@ def test_other_noise_levels_of_a_base_count_and_another_class_does_not(published
         ({"max_shift": 1.0}, {**DEV, "max_shift": 1.0}),
         ({"use_dynamic_shifting": False, "flow_shift": 3.0}, {"shift": 3.0}),
     ):
-        UniPCMultistepScheduler.from_config(scheduler.config, **changes).save_pretrained(base / "scheduler")
+        UniPCMultistepScheduler.from_config({**scheduler.config, **changes}).save_pretrained(base / "scheduler")
         fingerprint = fingerprint_of(spec_of(published, base), identify(spec_of(published, base).model))
         assert fingerprint.get("model.schedule") == expected
         assert "model.text_tokens" not in fingerprint

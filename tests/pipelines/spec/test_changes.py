@@ -107,7 +107,8 @@ def test_the_keys_of_pixels_are_those_of_the_fingerprint() -> None:
     by_hash = {"task", "teachers", "model.revision", *(f"model.{name}" for name in SOURCE_FIELDS)}
     sized = {"model.height", "model.width"}
     quantized = {key for key in PIXELS if key.startswith("model.quantization.")}
-    assert set(PIXELS) - by_hash - sized - quantized == OTHER_PIXELS.keys() - {"model.quantization"}
+    loras = {"model.base_loras.path", "model.base_loras.scale"}  # tests/pipelines/model/test_base_loras_of_jobs.py
+    assert set(PIXELS) - by_hash - sized - quantized - loras == OTHER_PIXELS.keys() - {"model.quantization"}
     small = "model={height: 32, width: 64}"
     assert fingerprint(spec_for("model.height", small)) != fingerprint(spec_for("model.height"))
     quantizations = [
