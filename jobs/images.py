@@ -40,7 +40,7 @@ from pipelines.stages.sinks.ply import describe, ply_bytes
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
-    from jointdit.output import JointDiTOutput
+    from jointdit.sampling.output import JointDiTOutput
 
 POINTS = PointsSpec()
 NAME_BYTES = 180  # of a file system's 255: digest, seed and suffix follow

@@ -8,11 +8,11 @@ Read the files in this order:
     model/transformer.py         the network: both branches as one batch [rgb; depth]
     model/refusals.py            methods of diffusers that would have another effect on it
     model/latents.py             images <-> latents <-> tokens; seeded noise
-    solvers.py                   Euler steps, and diffusers' schedulers on each half's noise levels
+    sampling/solvers.py          Euler steps, and diffusers' schedulers on each half's noise levels
     denoising.py                 the sampling loop of all three tasks
     model/condition_cache.py     the cache of the clean half between refreshes
-    pipeline.py                  JointDiTPipeline: prompts, images and depth in, RGB and depth out; its steps are in
-                                 call_inputs.py, text_encoding.py, pipeline_steps.py, decoding.py and output.py
+    pipeline.py                  JointDiTPipeline: prompts, images and depth in, RGB and depth out
+    sampling/                    the steps of a call: inputs, text_encoding, steps, decoding, output
     pixels.py                    accepted forms of images and maps, conversion to and from the VAE's range
     loading/                     safetensors files, published layouts, base networks, quantization, offload
     errors.py                    the library's errors
@@ -31,14 +31,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jointdit.denoising import denoise
     from jointdit.model.transformer import JointDiTTransformer2DModel
-    from jointdit.output import JointDiTOutput
     from jointdit.pipeline import JointDiTPipeline
+    from jointdit.sampling.output import JointDiTOutput
 
 __all__ = ["JointDiTOutput", "JointDiTPipeline", "JointDiTTransformer2DModel", "denoise"]
 
 # The sampling loop is in denoising.py: a submodule named denoise would replace the function of that name.
 _HOME = {
-    "JointDiTOutput": "jointdit.output",
+    "JointDiTOutput": "jointdit.sampling.output",
     "JointDiTPipeline": "jointdit.pipeline",
     "JointDiTTransformer2DModel": "jointdit.model.transformer",
     "denoise": "jointdit.denoising",

@@ -19,7 +19,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jointdit.errors import InputError
 from jointdit.model.condition_cache import ConditionCache
 from jointdit.model.transformer import JointDiTTransformer2DModel
-from jointdit.solvers import Solver, default_scheduler, make_solver
+from jointdit.sampling.solvers import Solver, default_scheduler, make_solver
 
 Task = Literal["joint", "depth", "depth-to-image"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -78,7 +78,7 @@ def denoise(
         guidance_scale: ignored by a network without guidance_embeds.
         condition_refresh: compute the clean half (RGB in `depth`, depth in `depth-to-image`) in every n-th step and
             reuse its cached keys and values in between (see model/condition_cache.py); 1 is exact.
-        scheduler: of diffusers, for flow matching (see solvers.py); None is FLUX.1-dev's, with Euler steps, or
+        scheduler: of diffusers, for flow matching (see sampling/solvers.py); None is FLUX.1-dev's, with Euler steps, or
             schnell's without a shift for a network without guidance_embeds.
         on_step: called after each evaluation of the network, of which there is one a step but with Heun's method.
 

@@ -16,8 +16,6 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 
-from jointdit.call_inputs import CallArguments, Callback, Generators, OutputType
-from jointdit.decoding import decode_output
 from jointdit.denoising import StepCallback, Task, denoising_steps
 from jointdit.errors import InputError, ModelError
 from jointdit.loading.base_loras import BaseLora
@@ -30,11 +28,13 @@ from jointdit.loading.schedulers import load_scheduler
 from jointdit.model.latents import image_position_ids, text_position_ids
 from jointdit.model.refusals import LORA_ADVICE
 from jointdit.model.transformer import JointDiTTransformer2DModel
-from jointdit.output import JointDiTOutput
-from jointdit.pipeline_steps import GUIDANCE, PipelineSteps
 from jointdit.profiling.stopwatch import Stopwatch, step_of
-from jointdit.solvers import default_scheduler, default_text_tokens
-from jointdit.text_encoding import TEXT_COMPONENTS
+from jointdit.sampling.decoding import decode_output
+from jointdit.sampling.inputs import CallArguments, Callback, Generators, OutputType
+from jointdit.sampling.output import JointDiTOutput
+from jointdit.sampling.solvers import default_scheduler, default_text_tokens
+from jointdit.sampling.steps import GUIDANCE, PipelineSteps
+from jointdit.sampling.text_encoding import TEXT_COMPONENTS
 
 TINY_CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
 _SETTINGS = ("default_height", "default_width", "max_sequence_length", "default_depth_guidance")

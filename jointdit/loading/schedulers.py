@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from jointdit.errors import InputError, ModelError
 from jointdit.loading.checkpoint_files import wrap_load_errors
-from jointdit.solvers import check_scheduler
+from jointdit.sampling.solvers import check_scheduler
 
 
 def load_scheduler(folder: Path, index: Mapping[str, Any]) -> SchedulerMixin | None:

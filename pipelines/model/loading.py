@@ -61,7 +61,7 @@ def load_pipeline(model: ModelSpec, device: str, recipe: int = RECIPE) -> JointD
 
     from jointdit import JointDiTPipeline
     from jointdit.loading.offload import place
-    from jointdit.solvers import named_scheduler
+    from jointdit.sampling.solvers import named_scheduler
 
     model = computed_on(device, local_model(model, pin_model(model, {}, remote_only=True)))
     options: dict[str, Any] = {"torch_dtype": getattr(torch, model.dtype)}

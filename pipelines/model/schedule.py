@@ -2,7 +2,7 @@
 
 FLUX.1-dev shifts its noise levels by the number of image tokens and reads 512 T5 tokens; FLUX.1-schnell has no shift
 and reads 256. A FLUX pipeline says which in its scheduler's config; a network alone by its guidance embedding, which
-schnell lacks. jointdit/solvers.py has the same rules for the workers.
+schnell lacks. jointdit/sampling/solvers.py has the same rules for the workers.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class ModelSpec(Section):
     license: str | None = Field(None, min_length=1, max_length=200)  # of the weights, if their source does not state it
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     steps: int = Field(20, ge=1, le=1000)
-    scheduler: Literal["euler", "unipc"] = "euler"  # by the names of jointdit/solvers.py
+    scheduler: Literal["euler", "unipc"] = "euler"  # by the names of jointdit/sampling/solvers.py
     guidance: float | None = Field(None, ge=0, le=1000)  # default 3.5, for task depth the checkpoint's
     condition_refresh: int = Field(1, ge=1, le=1000)
     compile: bool = False

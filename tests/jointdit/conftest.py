@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.pipeline import JointDiTPipeline
-from jointdit.solvers import default_scheduler
+from jointdit.sampling.solvers import default_scheduler
 
 DIFFUSERS_TESTS = Path(os.environ.get("DIFFUSERS_SOURCE", "/no-checkout-of-diffusers")) / "tests"
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -18,7 +18,7 @@ from jointdit.flow_matching import (
     shift_noise_level,
     velocity_target,
 )
-from jointdit.solvers import default_scheduler, noise_levels
+from jointdit.sampling.solvers import default_scheduler, noise_levels
 
 
 def test_schedule_of_every_published_length(golden):

@@ -18,7 +18,7 @@ from jointdit.errors import ModelError
 from jointdit.loading.base_network import load_base
 from jointdit.loading.checkpoint_check import check_checkpoint
 from jointdit.loading.official import NETWORK_PREFIX
-from jointdit.solvers import default_scheduler, noise_levels
+from jointdit.sampling.solvers import default_scheduler, noise_levels
 from tests.jointdit.conftest import randomise_adapter, small_components
 
 CALL = {"prompt": "ab", "seeds": [3], "height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 2.0}

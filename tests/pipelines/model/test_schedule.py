@@ -11,7 +11,7 @@ from diffusers import UniPCMultistepScheduler
 
 from jointdit.errors import SpecError
 from jointdit.pipeline import JointDiTPipeline
-from jointdit.solvers import default_scheduler, named_scheduler, noise_levels
+from jointdit.sampling.solvers import default_scheduler, named_scheduler, noise_levels
 from pipelines.model.fingerprint import check_same, fingerprint_of
 from pipelines.model.identity import check_weights, identify
 from pipelines.model.schedule import DEV

@@ -372,16 +372,6 @@ def test_a_refresh_decides_pixels_and_outputs_of_before_go_on() -> None:
         load_spec(changed(MINIMAL, "model.condition_refresh", 4))
 
 
-def test_a_scheduler_decides_pixels_and_outputs_of_before_go_on_with_euler() -> None:
-    euler, unipc = (load_spec(changed(MINIMAL, "model.scheduler", name)) for name in ("euler", "unipc"))
-    assert fingerprint_of(euler, IDENTITY) == fingerprint_of(load_spec(MINIMAL), IDENTITY)
-    assert "model.scheduler" not in fingerprint_of(euler, IDENTITY), "its shards keep their ids"
-    with pytest.raises(SpecError, match=r"differs in model.scheduler \(null there, unipc here\)"):
-        check_same(fingerprint_of(euler, IDENTITY), fingerprint_of(unipc, IDENTITY), "out")
-    with pytest.raises(SpecError, match=r"model\.scheduler must be euler or unipc, found 'ddim'"):
-        load_spec(changed(MINIMAL, "model.scheduler", "ddim"))
-
-
 def test_other_weights_are_refused() -> None:
     other = ModelIdentity(weights="1" * 64, bytes=1, height=64, width=128)
     spec = load_spec(MINIMAL)

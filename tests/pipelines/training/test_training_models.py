@@ -13,7 +13,7 @@ from diffusers import FluxPipeline
 
 from jointdit.errors import InputError, ModelError
 from jointdit.pipeline import JointDiTPipeline
-from jointdit.solvers import default_scheduler
+from jointdit.sampling.solvers import default_scheduler
 from jointdit.training.adapter import save_adapter
 from jointdit.training.parallel import World
 from pipelines.training.run import check_model, error_of_ours, identify_source, load_for_training

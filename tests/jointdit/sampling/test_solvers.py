@@ -16,7 +16,14 @@ from jointdit import JointDiTPipeline, denoise
 from jointdit.errors import InputError
 from jointdit.flow_matching import sampling_schedule, shift_noise_level
 from jointdit.model.latents import image_position_ids, text_position_ids
-from jointdit.solvers import check_scheduler, default_scheduler, evaluations, make_solver, named_scheduler, noise_levels
+from jointdit.sampling.solvers import (
+    check_scheduler,
+    default_scheduler,
+    evaluations,
+    make_solver,
+    named_scheduler,
+    noise_levels,
+)
 
 # diffusers' DPM-Solver++ converts a tensor with numpy 1's protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -1,4 +1,4 @@
-"""The steps of a call of JointDiTPipeline: check, encode, prepare, denoise; jointdit/decoding.py is the last one.
+"""The steps of a call of JointDiTPipeline: check, encode, prepare, denoise; decoding.py is the last one.
 
 Shapes: M members (samples, or the members of their ensembles), N packed image tokens, T text tokens, C latent channels.
 """
@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from diffusers import DiffusionPipeline
 
-from jointdit.call_inputs import CallArguments, Callback, CallInputs, Generators, check_call
 from jointdit.denoising import DenoisingState, StepCallback, Task
 from jointdit.errors import InputError
 from jointdit.loading.adapter_flags import DepthTransform
 from jointdit.model.latents import decode_latents, drawn_noise, encode_image, pack_latents, seeded_noise, unpack_latents
 from jointdit.pixels import disparity_to_vae, image_to_vae
-from jointdit.solvers import TIMESTEPS, check_scheduler, evaluations
-from jointdit.text_encoding import TextCache, encode_texts
+from jointdit.sampling.inputs import CallArguments, Callback, CallInputs, Generators, check_call
+from jointdit.sampling.solvers import TIMESTEPS, check_scheduler, evaluations
+from jointdit.sampling.text_encoding import TextCache, encode_texts
 
 GUIDANCE = 3.5  # the authors' guidance scale
 

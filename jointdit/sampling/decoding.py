@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jointdit.call_inputs import CallInputs, OutputType
 from jointdit.evaluation.ensemble import ensemble_maps
 from jointdit.geometry.depth import SizeMapping, restore_size
 from jointdit.loading.adapter_flags import DepthTransform
-from jointdit.output import JointDiTOutput, as_pil, image_tensor, map_tensor
 from jointdit.pixels import vae_to_disparity, vae_to_image
+from jointdit.sampling.inputs import CallInputs, OutputType
+from jointdit.sampling.output import JointDiTOutput, as_pil, image_tensor, map_tensor
 
 Decode = Callable[[torch.Tensor], torch.Tensor]  # packed latents (B, N, C) to pixels (B, 3, H, W) on the CPU
 
