@@ -13,6 +13,17 @@ import torch
 from jointdit.errors import ModelError
 
 DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "variant")
+ARGUMENTS = (  # that `from_pretrained` takes by name, listed in messages
+    *("base", "adapter", "components", "base_loras", "quantization", "device"),
+    *("torch_dtype", "dtype", "device_map", "use_safetensors", "low_cpu_mem_usage"),
+)
+# Options of diffusers' loader of models, beside those of the download.
+NETWORK = (
+    *DOWNLOAD,
+    *("torch_dtype", "dtype", "device_map", "max_memory", "offload_folder", "offload_state_dict", "low_cpu_mem_usage"),
+    *("use_safetensors", "subfolder", "quantization_config", "parallel_config", "disable_mmap"),
+    *("dduf_entries", "config", "use_flashpack", "flashpack_kwargs"),
+)
 PLACES = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps over several devices
 
 
@@ -51,10 +62,7 @@ def read_options(
     dtype = left.pop("dtype", None)
     if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
         raise ModelError(f"dtype is {dtype} and torch_dtype {torch_dtype}: they are the same option, give one.")
-    if left.pop("use_safetensors", None) is False:
-        raise ModelError(
-            "use_safetensors is False, and pickled files can run code: convert the weights, or leave it out."
-        )
+    _refuse_pickles(left.pop("use_safetensors", None))
     device_map = left.pop("device_map", None)
     if device_map is not None and (not isinstance(device_map, str | torch.device) or device_map in PLACES):
         raise ModelError(
@@ -62,18 +70,45 @@ def read_options(
         )
     if device_map is not None and device is not None:
         raise ModelError(f"device_map is {device_map} and device {device}: they are the same option, give one.")
-    names = (*known, *DOWNLOAD)
-    for name in left:
-        if name not in names:
-            every = (*names, "torch_dtype", "dtype", "device_map", "use_safetensors", "device", "quantization")
-            close = difflib.get_close_matches(name, every, n=1)
-            advice = f"did you mean {close[0]}?" if close else f"use some of {', '.join(sorted(every))}."
-            raise ModelError(f"from_pretrained has no option {name!r}: {advice}")
+    _refuse_unknown(left, (*known, *DOWNLOAD, *ARGUMENTS))
     chosen = device if device_map is None else device_map
-    return LoadOptions(_dtype(dtype if torch_dtype is None else torch_dtype), chosen, left.get("variant")), left
+    return LoadOptions(as_dtype(dtype if torch_dtype is None else torch_dtype), chosen, left.get("variant")), left
 
 
-def _dtype(given: Any) -> torch.dtype:
+def network_options(options: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Return the options of the network's `from_pretrained` for diffusers' loader, checked.
+
+    settings: names of its config, which may be replaced. Raises ModelError as `read_options`; diffusers would ignore
+    an unknown name, and load float32 for a dtype that is no torch.dtype.
+    """
+    left = {name: value for name, value in options.items() if name != "torch_dtype" or value is not None}
+    _refuse_unknown(left, (*settings, *NETWORK))
+    _refuse_pickles(left.pop("use_safetensors", None))
+    torch_dtype = left.pop("torch_dtype", None)
+    dtype = left.pop("dtype", None)
+    if None not in (dtype, torch_dtype) and as_dtype(dtype) != as_dtype(torch_dtype):
+        raise ModelError(f"dtype is {dtype} and torch_dtype {torch_dtype}: they are the same option, give one.")
+    return {**left, "torch_dtype": as_dtype(dtype if torch_dtype is None else torch_dtype), "use_safetensors": True}
+
+
+def _refuse_unknown(given: Iterable[str], names: Iterable[str]) -> None:
+    names = sorted(names)
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            advice = f"did you mean {close[0]}?" if close else f"use some of {', '.join(names)}."
+            raise ModelError(f"from_pretrained has no option {name!r}: {advice}")
+
+
+def _refuse_pickles(use_safetensors: bool | None) -> None:
+    if use_safetensors is False:
+        raise ModelError(
+            "use_safetensors is False, and pickled files can run code: convert the weights, or leave it out."
+        )
+
+
+def as_dtype(given: Any) -> torch.dtype:
+    """Return a dtype from torch's or its name; None is float32. Raises ModelError for others."""
     dtype = getattr(torch, given, None) if isinstance(given, str) else given
     if dtype is None and given is None:
         return torch.float32

@@ -30,6 +30,7 @@ from jointdit.loading.checkpoint_files import (
     tensor_shapes,
     wrap_load_errors,
 )
+from jointdit.loading.options import as_dtype, network_options
 from jointdit.model.condition_cache import HALVES, ConditionCache
 from jointdit.model.depth_lora import add_depth_lora, compact_lora_ranks, expand_lora_ranks, only_half_in_batch
 from jointdit.model.joint_attention import JOINT_WEIGHT_SHARPNESS, add_joint_connection, joint_weights
@@ -242,8 +243,10 @@ class JointDiTTransformer2DModel(RefusedMethods, FluxTransformer2DModel):
     def from_pretrained(cls, pretrained_model_name_or_path: FilePath, **kwargs: Any) -> JointDiTTransformer2DModel:
         """Load a folder written by save_pretrained, local or on the Hugging Face hub; kwargs are diffusers'.
 
-        Raises ModelError if a local folder has no safetensors, or its tensors do not match its config.
+        Raises ModelError if a local folder has no safetensors, its tensors do not match its config, or an option is
+        unknown or not supported.
         """
+        kwargs = network_options(kwargs, (*official.config_names(), *ADAPTER_SETTINGS))
         folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
         if folder.is_dir():
             shapes = folder_tensor_shapes(folder)
@@ -258,7 +261,7 @@ class JointDiTTransformer2DModel(RefusedMethods, FluxTransformer2DModel):
                 }
             check_tensors(folder, shapes, expected, "the file and its config.json must be saved together")
         with wrap_load_errors(f"{folder}: cannot be loaded as {cls.__name__}"):
-            model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+            model = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         assert isinstance(model, cls)
         return model
 
@@ -275,7 +278,7 @@ class JointDiTTransformer2DModel(RefusedMethods, FluxTransformer2DModel):
         adapter: path of a published adapter, which also gives the ranks; None creates a new one with `lora_ranks`.
         torch_dtype: of the adapter, default the network's. Raises ModelError if the adapter does not fit.
         """
-        return cls._around(flux, adapter, lora_ranks, torch_dtype or flux.dtype)
+        return cls._around(flux, adapter, lora_ranks, flux.dtype if torch_dtype is None else as_dtype(torch_dtype))
 
     @classmethod
     def _around(
@@ -323,6 +326,7 @@ class JointDiTTransformer2DModel(RefusedMethods, FluxTransformer2DModel):
         diffusers' FluxTransformer2DModel, default FLUX.1-dev (without guidance embedding if the file has none, as
         schnell's). torch_dtype: None keeps the files'. Raises ModelError if the files do not fit.
         """
+        torch_dtype = None if torch_dtype is None else as_dtype(torch_dtype)
         flux = official.read_flux(base, config or {}, torch_dtype, device)
         return cls._around(flux, adapter, lora_ranks, torch_dtype)
 
