@@ -204,13 +204,15 @@ class JointDiTPipeline(PipelineSteps):
     def save_pretrained(self, save_directory: FilePath, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Save the pipeline as safetensors; kwargs are diffusers'.
 
-        The file pipeline.py beside it makes `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder)` work
-        where this package is installed. Raises ModelError for safe_serialization=False.
+        The file pipeline.py beside it makes `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder,
+        trust_remote_code=True)` work where this package is installed. Raises ModelError for safe_serialization=False.
         """
         if not safe_serialization:
             raise ModelError("safe_serialization is False, and from_pretrained refuses pickled files: leave it out.")
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pipeline.py").write_text(_CUSTOM_PIPELINE)
         super().save_pretrained(save_directory, **kwargs)
-        (Path(save_directory) / "pipeline.py").write_text(_CUSTOM_PIPELINE)
 
     @torch.no_grad()
     def __call__(

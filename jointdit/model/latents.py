@@ -52,13 +52,13 @@ def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
 
 
 def drawn_noise(
-    generator: torch.Generator | list[torch.Generator] | None, samples: int, shape: Sequence[int]
+    generator: torch.Generator | Sequence[torch.Generator] | None, samples: int, shape: Sequence[int]
 ) -> torch.Tensor:
     """Return standard normal noise (samples, *shape) float32, drawn sample after sample on the generator's device.
 
     generator: one per sample, one for all, or None for torch's global one.
     """
-    generators = generator if isinstance(generator, list) else [generator] * samples
+    generators = generator if isinstance(generator, Sequence) else [generator] * samples
     return torch.stack(
         [
             torch.randn(tuple(shape), generator=each, device="cpu" if each is None else each.device).cpu()

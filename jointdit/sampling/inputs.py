@@ -21,7 +21,7 @@ from jointdit.geometry.depth import SizeMapping, fit_to_model, working_size
 from jointdit.pixels import read_disparities, read_images
 
 OutputType = Literal["np", "pil", "pt", "latent"]
-Generators = torch.Generator | list[torch.Generator]
+Generators = torch.Generator | Sequence[torch.Generator]
 Callback = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -188,7 +188,7 @@ def _count(given: CallArguments, entries: int) -> tuple[int, str]:
         if len(given.seeds) == 0:
             raise InputError("seeds is empty: give one seed a sample.")
         return len(given.seeds), "seed"
-    if isinstance(given.generator, list):
+    if isinstance(given.generator, list | tuple):
         if not given.generator or len(given.generator) % given.ensemble_size:
             raise InputError(
                 f"generator has {len(given.generator)} entries for an ensemble_size of {given.ensemble_size}: give one "

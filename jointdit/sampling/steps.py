@@ -76,6 +76,17 @@ class PipelineSteps(DiffusionPipeline):
             check_scheduler(self.scheduler)
         if self.vae.dtype in (torch.bfloat16, torch.float16):
             self.vae.to(torch.float32)  # `to` and DiffusionPipeline.from_pretrained change it; far depth needs it
+        network = self.transformer.config
+        for name, width in (
+            ("prompt_embeds", network.joint_attention_dim),
+            ("pooled_prompt_embeds", network.pooled_projection_dim),
+        ):
+            tensor = getattr(arguments, name)
+            if tensor is not None and tensor.shape[-1] != width:
+                raise InputError(
+                    f"{name} has {tensor.shape[-1]} channels but the transformer needs {width}: use encode_prompt of "
+                    "the same checkpoint."
+                )
         default_size = (self.config.default_height, self.config.default_width)
         return check_call(arguments, self.size_multiple, default_size, self._callback_tensor_inputs)
 

@@ -38,7 +38,7 @@ CALLS = [
     # noise
     ('pipe("a box", generator=torch.Generator().manual_seed(7), **short).rgb', "same(result, by_seed.rgb)"),
     (
-        'pipe("a box", generator=[torch.Generator().manual_seed(s) for s in (7, 8)], **short).disparity',
+        'pipe("a box", generator=tuple(torch.Generator().manual_seed(s) for s in (7, 8)), **short).disparity',
         "len(result) == 2 and close(result[0], by_seed.disparity[0])",
     ),
     (
@@ -244,7 +244,11 @@ REFUSED = [
     ("without_text('a box')", "the pipeline has no text_encoder: give prompt_embeds and pooled_prompt_embeds"),
     ("pipe('a box', prompt_embeds=states, pooled_prompt_embeds=pooled)", "are both given: leave one of them out"),
     ("pipe(prompt_embeds=states)", "belong together, and pooled_prompt_embeds is missing"),
-    ("pipe(prompt_embeds=pooled, pooled_prompt_embeds=pooled)", "give (B, T, D) and (B, P)"),
+    ("pipe(prompt_embeds=states[0], pooled_prompt_embeds=pooled)", "give (B, T, D) and (B, P)"),
+    (
+        "pipe(prompt_embeds=pooled[None], pooled_prompt_embeds=pooled)",
+        "prompt_embeds has 32 channels but the",
+    ),
     ("pipe('a box', seeds=[1], generator=torch.Generator())", "seeds and generator are both given"),
     ("pipe('a box', latents=torch.zeros(1, 12, 64))", "give packed noise (2B, N, C) for B = 1"),
     ("pipe('a box', latents=torch.zeros(2, 13, 64))", "give (2B, N, C) with N, C = (12, 64)"),
