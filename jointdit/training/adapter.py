@@ -224,6 +224,11 @@ def assemble(
         )
     if pixels:
         encoded = encode_pairs(pipe, pixels)
+    if other := [len(pair.states) for pair in encoded if len(pair.states) != len(empty[0])]:
+        raise SpecError(
+            f"data.kind is encoded, with {other[0]} text tokens, and the model reads {len(empty[0])}: encode the pairs "
+            "again with this model."
+        )
     rgb, disparity = torch.stack([p.rgb for p in encoded]), torch.stack([p.disparity for p in encoded])
     clean = torch.cat([rgb, disparity]).to(world.device, torch.float32)
     seeds = [random_seed(seed, "noise", step, position) for position in positions]

@@ -16,7 +16,7 @@ from typing import Any
 
 from jointdit.errors import SpecError
 from pipelines.model.identity import ModelIdentity, with_guidance
-from pipelines.spec.job import DepthMaps, EncodeSpec, JobSpec, PrepareSpec
+from pipelines.spec.job import EncodeSpec, JobSpec, PrepareSpec
 
 Fingerprint = dict[str, Any]
 # Fingerprints keep the first name of a renamed key, so that a shard keeps its id.
@@ -63,7 +63,7 @@ def fingerprint_of(spec: JobSpec, model: ModelIdentity, recipe: int = RECIPE) ->
         "input.samples_per_row": spec.input.samples_per_row,
         "input.columns": spec.input.columns.model_dump(),
         "input.prompt": spec.input.prompt,
-        "input.depth": _depth_maps(spec.input.depth),
+        "input.depth": spec.input.depth.identity() if spec.input.depth else None,
         **extra,
     }
 
@@ -107,11 +107,6 @@ def code_version() -> str:
         return version("jointdit")
     except PackageNotFoundError:
         return "not installed"
-
-
-def _depth_maps(maps: DepthMaps | None) -> dict[str, Any] | None:
-    """Return the content of the depth maps; `max`, which is newer than some outputs, only if it is given."""
-    return None if maps is None else maps.model_dump(exclude={"max"} if maps.max is None else None)
 
 
 def _short(value: Any) -> str:

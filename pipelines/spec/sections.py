@@ -166,6 +166,10 @@ class DepthMaps(Section):
     )  # this stored value marks a hole; null: there are no holes
     max: float | None = Field(None, gt=0, le=FLOAT32_MAX)  # larger values, after the scale, are holes; null: none are
 
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide values; `max`, which is newer than some outputs, only if it is given."""
+        return self.model_dump(mode="json", exclude={"max"} if self.max is None else None)
+
 
 class InputSpec(Section):
     """The input: a file, a folder, a glob, or a list of them, local or s3://."""

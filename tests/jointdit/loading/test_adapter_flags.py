@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,10 @@ def test_training_encodes_what_the_adapter_reads(small_pipeline: JointDiTPipelin
     assert (ours.disparity - other.disparity).abs().mean() > 1e-3
 
     training, world = AdapterTraining(steps=1, batch_size=1), World()
+    short = replace(ours, states=ours.states[:-1])
+    noise, empty = draw(training, world, 0, 0), (ours.states, ours.pooled)
+    with pytest.raises(SpecError, match="encoded, with 11 text tokens, and the model reads 12"):
+        assemble(small_pipeline, [short], empty, noise, range(1), 0, 0, world)
     noise, empty = draw(training, world, 0, 0), (other.states, other.pooled)
     with pytest.raises(SpecError, match=r"data\.kind is encoded, and the adapter has depth_transform inverse"):
         assemble(inverse, [copy.copy(other)], empty, noise, range(1), 0, 0, world)
