@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
+from diffusers.loaders import FluxLoraLoaderMixin
 from peft import get_peft_model_state_dict
 
 from jointdit.errors import ModelError
@@ -51,11 +52,13 @@ def fuse_loras(flux: FluxTransformer2DModel, loras: Sequence[BaseLora]) -> None:
 
 
 def _fuse(flux: FluxTransformer2DModel, path: FilePath, scale: float) -> None:
-    state, alphas, metadata = FluxPipeline.lora_state_dict(str(path), return_alphas=True, return_lora_metadata=True)
+    state, alphas, metadata = FluxLoraLoaderMixin.lora_state_dict(
+        str(path), return_alphas=True, return_lora_metadata=True
+    )
     others = sorted(name for name in state if not (name.startswith(PREFIX) and "lora" in name))
     if others:
         raise ModelError(f"{path}: tensor {others[0]} is not of a LoRA of FLUX's transformer, give another file.")
-    FluxPipeline.load_lora_into_transformer(
+    FluxLoraLoaderMixin.load_lora_into_transformer(
         dict(state), network_alphas=alphas, transformer=flux, adapter_name=ADAPTER_NAME, metadata=metadata
     )
     loaded = get_peft_model_state_dict(flux, adapter_name=ADAPTER_NAME)
