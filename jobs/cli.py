@@ -135,7 +135,7 @@ def depth(
 
 @app.command(
     rich_help_panel=IMAGES,
-    epilog='Example: jointdit restyle map.png "a green cube" -o restyled',
+    epilog='Example: jointdit restyle map.png "a green cube" --kind metric --scale 0.001 -o restyled',
 )
 def restyle(
     depth: Annotated[Path, typer.Argument(metavar="DEPTH", help="A depth map: 16-bit PNG or npy.")],
@@ -144,9 +144,16 @@ def restyle(
     kind: Annotated[
         Literal["disparity", "metric"] | None,
         typer.Option(
-            help="disparity: near is high; `jointdit depth` writes it, and PNG defaults to it. metric: near is low."
+            help="disparity: near is high. metric: near is low. Needed unless the file is one that `jointdit` wrote."
         ),
     ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Stored value x scale = metres; needed for metric maps of integers.")
+    ] = None,
+    invalid: Annotated[
+        float | None, typer.Option(help="This stored value marks a hole. Default: 0 in metric maps, else none.")
+    ] = None,
+    max_depth: Annotated[float | None, typer.Option("--max", help="Larger values, after the scale, are holes.")] = None,
     samples: Samples = 1,
     model: Model = "tiny",
     seed: Seed = 0,
@@ -156,11 +163,12 @@ def restyle(
     width: Size = None,
 ) -> None:
     """Generate images that have the geometry of a depth map."""
-    from jobs.images import Sampling, restyle_depth
+    from jobs.images import DepthOptions, Sampling, restyle_depth
     from jobs.report import show_files
 
     sampling = Sampling(model, seed, steps, guidance, height, width)
-    show_files(restyle_depth(depth, kind, prompt, samples, output, sampling))
+    options = DepthOptions(kind, scale, invalid, max_depth)
+    show_files(restyle_depth(depth, options, prompt, samples, output, sampling))
 
 
 @app.command(

@@ -33,14 +33,14 @@ from pipelines.model.loading import load_pipeline
 from pipelines.records import Row, Sample, SampleResult
 from pipelines.spec.file import first_sentence
 from pipelines.spec.job import DepthMaps, ModelSpec, PointsSpec
-from pipelines.stages.readers.depth_maps import decode_depth
+from pipelines.stages.readers.depth_maps import StoredMap, read_stored, to_depth
 from pipelines.stages.readers.images import IMAGE_SUFFIXES, decode_image
 from pipelines.stages.sinks.geometry import Geometry, point_cloud
 from pipelines.stages.sinks.ply import describe, ply_bytes
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
-    from jointdit.pipeline import JointDiTOutput
+    from jointdit.sampling.output import JointDiTOutput
 
 POINTS = PointsSpec()
 NAME_BYTES = 180  # of a file system's 255: digest, seed and suffix follow
@@ -141,9 +141,23 @@ def estimate_depth(images: Sequence[Path], folder: Path, sampling: Sampling) -> 
         yield from _write_depth(folder, name, rgb, restore_size(out.disparity[0], mapping))
 
 
+@dataclass(frozen=True)
+class DepthOptions:
+    """What the numbers of a depth map mean; None: not given.
+
+    kind: `disparity` (near is high) or `metric`. scale: stored value x scale = metres. invalid: this stored value marks
+    a hole. max: larger values, in metres or disparity, are holes.
+    """
+
+    kind: Literal["disparity", "metric"] | None = None
+    scale: float | None = None
+    invalid: float | None = None
+    max: float | None = None
+
+
 def restyle_depth(
     path: Path,
-    kind: Literal["disparity", "metric"] | None,
+    options: DepthOptions,
     prompt: str,
     samples: int,
     folder: Path,
@@ -152,11 +166,12 @@ def restyle_depth(
     """Generate images with a depth map's geometry, at its own size; yield each file after it is written.
 
     Raises:
-        InputError: the file is missing or no depth map, or its kind is ambiguous. Nothing is written then.
+        InputError: the file is missing or no depth map, or options are missing that it does not state. Nothing is
+            written then.
     """
     _refuse_file(folder)
     _refuse_empty(prompt)
-    depth = _read_depth(path, kind)
+    depth = _read_depth(path, options)
     pipe, height, width = sampling.load()
     fitted, mapping = fit_to_model(depth.disparity, height, width)
     for seed in range(sampling.seed, sampling.seed + samples):
@@ -219,17 +234,39 @@ def _read_image(path: Path) -> NDArray[np.uint8]:
         raise InputError(f"{path}: {error}") from error
 
 
-def _read_depth(path: Path, kind: Literal["disparity", "metric"] | None) -> DepthMap:
-    if kind is None and path.suffix.lower() != ".png":
-        raise InputError(f"{path}: the kind of depth is ambiguous: give --kind disparity (near is high) or metric.")
-    # A disparity map of this package has no holes and 0 is its farthest point; in metric maps 0 marks a hole.
-    meaning = DepthMaps(kind=kind or "disparity", invalid=0.0 if kind == "metric" else None)
+def _read_depth(path: Path, options: DepthOptions) -> DepthMap:
+    data = _read(path)
     try:
-        values, valid = decode_depth(_read(path), meaning)
+        stored = read_stored(data)
+        meaning = _meaning_of(stored, options)
+        values, valid = to_depth(stored, meaning)
         disparity = disparity_from_depth(values, valid, meaning.kind)
-    except RowError as error:
+    except (InputError, RowError) as error:
         raise InputError(f"{path}: {error}") from error
     return DepthMap(disparity, valid, depth_range(values, valid) if meaning.kind == "metric" else None)
+
+
+def _meaning_of(stored: StoredMap, options: DepthOptions) -> DepthMaps:
+    """Return what the numbers of a depth file mean. Raises InputError if neither the file nor an option says so."""
+    if stored.note is not None:
+        if options != DepthOptions(kind=options.kind):
+            raise InputError("its text chunk says what its numbers are: leave out --scale, --invalid and --max.")
+        return DepthMaps(kind=options.kind or "disparity", invalid=None)
+    if options.kind is None:
+        raise InputError(
+            "the kind of depth is not stated in the file: give --kind disparity (near is high) or --kind metric."
+        )
+    if options.kind == "metric" and stored.holds_integers and options.scale is None:
+        raise InputError(
+            "it holds integers, which are metres only with --scale: 0.001 for millimetres (NYU, ScanNet), 0.0002 for "
+            "TUM, 0.00390625 for KITTI, 1 for metres."
+        )
+    # 0 is the farthest point of a disparity map, and marks a hole in a metric one.
+    invalid = options.invalid if options.invalid is not None else (0.0 if options.kind == "metric" else None)
+    try:
+        return DepthMaps(kind=options.kind, scale=options.scale or 1.0, invalid=invalid, max=options.max)
+    except ValidationError as error:
+        raise InputError(first_sentence(error, DepthMaps)) from None
 
 
 def _read(path: Path) -> bytes:

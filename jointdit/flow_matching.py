@@ -21,13 +21,23 @@ def shift_noise_level(t: torch.Tensor, shift: float) -> torch.Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def sampling_schedule(num_inference_steps: int, image_tokens: int) -> torch.Tensor:
+def sampling_schedule(
+    num_inference_steps: int,
+    image_tokens: int,
+    *,
+    base_shift: float = 0.5,
+    max_shift: float = 1.15,
+    base_image_seq_len: int = 256,
+    max_image_seq_len: int = 4096,
+) -> torch.Tensor:
     """Return noise levels from 1 to 0, (num_inference_steps + 1,) float32 on the CPU.
 
     The levels are equally spaced and then shifted by exp(mu). mu is linear in the number of packed image tokens:
-    0.5 at 256 tokens, 1.15 at 4096 (FLUX's get_schedule).
+    0.5 at 256 tokens, 1.15 at 4096 (FLUX's get_schedule). The other arguments are of diffusers' schedulers.
     """
-    mu = 0.5 + (1.15 - 0.5) * (image_tokens - 256) / (4096 - 256)
+    mu = base_shift + (max_shift - base_shift) * (image_tokens - base_image_seq_len) / (
+        max_image_seq_len - base_image_seq_len
+    )
     t = torch.linspace(1, 0, num_inference_steps + 1)
     return math.exp(mu) / (math.exp(mu) + (1 / t - 1))
 

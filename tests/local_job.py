@@ -15,7 +15,7 @@ from pipelines.dataset.publish import publish
 from pipelines.ledger.entries import PlannedShard
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.versions import Version
-from pipelines.model.fingerprint import fingerprint_of
+from pipelines.model.fingerprint import fingerprint_of, recipe_of
 from pipelines.model.identity import ModelIdentity
 from pipelines.plan.propose import Proposal, extend_plan, propose
 from pipelines.run.rounds import pending_shards
@@ -73,9 +73,10 @@ def job_in(folder: Path, prompts: list[str] | None = None, **sections: Any) -> L
         data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section
     spec = load_spec(data)
     storage = Storage(spec.output.uri)
-    fingerprint = fingerprint_of(spec, IDENTITY)
+    ledger = Ledger(storage)
+    fingerprint = fingerprint_of(spec, IDENTITY, recipe_of(ledger.recorded_fingerprint()))
     context = RunContext(spec, storage, IDENTITY.height, IDENTITY.width, IDENTITY.weights, fingerprint, "test")
-    return LocalJob(context, Ledger(storage))
+    return LocalJob(context, ledger)
 
 
 def input_folder(parent: Path, **texts: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from jointdit.errors import InputError
 from jointdit.evaluation.alignment import Alignment, FloatArray
-from jointdit.geometry.depth import MODEL_MULTIPLE, fit_to_model, restore_size
+from jointdit.geometry.depth import fit_to_model, restore_size, working_size
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
@@ -79,10 +78,3 @@ class JointDiTEstimator:
         if not out.finite.all():
             raise InputError(f"{self.name} returned values that are not finite: try another dtype, such as float32.")
         return list(out.disparity)
-
-
-def working_size(shape: tuple[int, ...], long_side: int | None) -> tuple[int, int]:
-    """Return (height, width), multiples of 16, for an image (H, W) whose longer side becomes `long_side` pixels."""
-    scale = 1.0 if long_side is None else long_side / max(shape)
-    height, width = (math.ceil(round(size * scale) / MODEL_MULTIPLE) * MODEL_MULTIPLE for size in shape)
-    return max(height, MODEL_MULTIPLE), max(width, MODEL_MULTIPLE)

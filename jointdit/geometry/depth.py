@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jointdit.errors import InputError, RowError
+from jointdit.geometry.png_note import note_for
 
 ResizeMode = Literal["fit", "crop", "stretch"]
 DepthKind = Literal["metric", "disparity"]
@@ -139,6 +140,13 @@ def plan_fit(source_height: int, source_width: int, height: int, width: int, mod
     )
 
 
+def working_size(shape: tuple[int, ...], long_side: int | None) -> tuple[int, int]:
+    """Return (height, width), multiples of 16, for an image (H, W) whose longer side becomes `long_side` pixels."""
+    scale = 1.0 if long_side is None else long_side / max(shape)
+    height, width = (math.ceil(round(size * scale) / MODEL_MULTIPLE) * MODEL_MULTIPLE for size in shape)
+    return max(height, MODEL_MULTIPLE), max(width, MODEL_MULTIPLE)
+
+
 def fit_to_model(
     array: NDArray[Any], height: int, width: int, mode: ResizeMode = "fit"
 ) -> tuple[NDArray[Any], SizeMapping]:
@@ -222,7 +230,7 @@ def encode_depth_png(disparity: NDArray[np.float32], valid: NDArray[np.bool_] | 
     """Encode relative disparity (H, W) in [0, 1] as a 16-bit greyscale PNG, 65535 nearest. Deterministic.
 
     With `valid`, holes are written as 0 and valid pixels as at least 1, so that a hole differs from the farthest
-    point. Raises RowError if values are not finite or are outside [0, 1].
+    point. A text chunk says what the numbers are. Raises RowError if values are not finite or are outside [0, 1].
     """
     if disparity.ndim != 2 or disparity.size == 0:
         raise RowError(f"disparity has shape {disparity.shape}: give one map (H, W).")
@@ -236,7 +244,9 @@ def encode_depth_png(disparity: NDArray[np.float32], valid: NDArray[np.bool_] | 
     if valid is not None:
         levels = np.where(valid, np.maximum(levels, 1), 0).astype(np.uint16)
     buffer = io.BytesIO()
-    Image.fromarray(levels).save(buffer, format="PNG", compress_level=DEPTH_PNG_LEVEL)
+    Image.fromarray(levels).save(
+        buffer, format="PNG", compress_level=DEPTH_PNG_LEVEL, pnginfo=note_for(valid is not None)
+    )
     return buffer.getvalue()
 
 

@@ -8,6 +8,7 @@ Krea) or not (schnell).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from diffusers import FluxTransformer2DModel
 
 from jointdit.errors import ModelError
 from jointdit.loading import official
+from jointdit.loading.base_loras import BaseLora, fuse_loras
 from jointdit.loading.checkpoint_files import FilePath, load_component, wrap_load_errors
-from jointdit.model.transformer import BASE_ADVICE, JointDiTTransformer2DModel, config_names
+from jointdit.model.transformer import JointDiTTransformer2DModel
 
 COMPONENTS_ADVICE = "give components, a FLUX pipeline folder with VAE, text encoders and tokenizers"
 
@@ -33,23 +35,26 @@ def load_base(
     components: FilePath | None,
     dtype: torch.dtype,
     device: torch.device | str | None = None,
+    base_loras: Sequence[BaseLora] = (),
     **options: Any,
 ) -> JointDiTTransformer2DModel:
-    """Load a base network, tensor by tensor to the device, and build JointDiT from it.
+    """Load a base network, tensor by tensor to the device, fuse LoRAs into it, and build JointDiT from it.
 
     On a CPU, tensors that keep their stored type stay memory-mapped. options: of from_pretrained, such as
     quantization_config. Raises ModelError if the files do not fit.
     """
+    if base_loras and "quantization_config" in options:
+        raise ModelError("base_loras cannot be fused into quantised weights: do not quantise the transformer.")
     if is_single_file(base):
         if options:
             raise ModelError(
                 f"{base}: a single file cannot be loaded with {', '.join(options)}: save the base as a folder in "
                 "diffusers' layout, or do not quantise the transformer."
             )
-        return JointDiTTransformer2DModel.from_official(
-            base, adapter, config=_shape_beside(components), torch_dtype=dtype, device=device
-        )
-    flux = load_component(FluxTransformer2DModel, transformer_folder(base), dtype, device, **options)
+        flux = official.read_flux(base, _shape_beside(components), dtype, device)
+    else:
+        flux = load_component(FluxTransformer2DModel, transformer_folder(base), dtype, device, **options)
+    fuse_loras(flux, base_loras)
     return JointDiTTransformer2DModel.from_flux(flux, adapter)
 
 
@@ -63,7 +68,7 @@ def single_file_network(base: FilePath, components: FilePath | None) -> FluxTran
     config = flux.config
     tensors = official.base_tensors(config.num_layers, config.num_single_layers, config.guidance_embeds)
     shapes = {name: tuple(parameter.shape) for name, parameter in flux.named_parameters()}
-    official.check_official(base, tensors, shapes, BASE_ADVICE)
+    official.check_official(base, tensors, shapes, official.BASE_ADVICE)
     return flux
 
 
@@ -86,4 +91,4 @@ def _shape_beside(components: FilePath | None) -> dict[str, Any]:
         return {}
     with wrap_load_errors(f"{folder}: its config.json does not describe a FluxTransformer2DModel"):
         given = FluxTransformer2DModel.load_config(folder)
-    return {name: value for name, value in given.items() if name in config_names() - {"guidance_embeds"}}
+    return {name: value for name, value in given.items() if name in official.config_names() - {"guidance_embeds"}}

@@ -5,6 +5,8 @@ No weights are loaded. The driver of a job runs this check before it writes to t
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, T5Config
 
 from jointdit.errors import ModelError
+from jointdit.loading.base_loras import check_lora
 from jointdit.loading.base_network import COMPONENTS_ADVICE, is_single_file, single_file_network, transformer_folder
 from jointdit.loading.checkpoint_files import (
     FilePath,
@@ -21,14 +24,21 @@ from jointdit.loading.checkpoint_files import (
     load_tokenizer,
     wrap_load_errors,
 )
+from jointdit.loading.schedulers import load_scheduler
 from jointdit.model.transformer import JointDiTTransformer2DModel, check_adapter
 
 
-def check_checkpoint(folder: FilePath, adapter: FilePath | None = None, components: FilePath | None = None) -> None:
+def check_checkpoint(
+    folder: FilePath,
+    adapter: FilePath | None = None,
+    components: FilePath | None = None,
+    base_loras: Sequence[FilePath] = (),
+) -> None:
     """Check a pipeline folder: each tensor of transformer and VAE, and that the other components exist.
 
     adapter: a published adapter for the folder's FLUX network. `folder` may then be a single file in Black Forest
-    Labs' layout, or hold a transformer alone. components: the folder of all other components.
+    Labs' layout, or hold a transformer alone. components: the folder of all other components. base_loras: LoRAs that
+    are fused into the FLUX network.
 
     Raises:
         ModelError: a file or tensor is missing, has the wrong shape, or is not safetensors; the message names it.
@@ -46,7 +56,13 @@ def check_checkpoint(folder: FilePath, adapter: FilePath | None = None, componen
         else:
             network = _check_tensors(FluxTransformer2DModel, transformer_folder(folder))
         check_adapter(adapter, network.config)
+    for lora in base_loras:
+        check_lora(lora)
     folder = whole
+    if components is None:
+        with wrap_load_errors(f"{folder / 'model_index.json'} is not valid JSON"):
+            index = dict(json.loads((folder / "model_index.json").read_text()))
+        load_scheduler(folder, index)
     _check_tensors(AutoencoderKL, folder / "vae")
     for name, kind in (("text_encoder", CLIPTextConfig), ("text_encoder_2", T5Config)):
         folder_tensor_shapes(folder / name)

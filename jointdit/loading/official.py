@@ -9,10 +9,12 @@ diffusers has a converter for the base, but only in one direction, for 3072 chan
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -20,6 +22,7 @@ from jointdit.loading.checkpoint_files import FilePath, check_tensors, tensor_sh
 from jointdit.model.depth_lora import ADAPTER_NAME
 
 TensorMap = dict[str, tuple[str, ...]]
+BASE_ADVICE = "give the base network that `config` describes"
 
 # BFL's order in the last modulation is (shift, scale), diffusers' is (scale, shift).
 SWAPPED_MODULE = "final_layer.adaLN_modulation.1"
@@ -130,6 +133,31 @@ def official_settings(path: FilePath, config: Mapping[str, Any]) -> dict[str, An
     Entries of `config` take precedence. Raises ModelError if the file is not safetensors.
     """
     return {"guidance_embeds": "guidance_in.in_layer.weight" in official_shapes(path)[1], **config}
+
+
+def config_names() -> set[str]:
+    """Return the argument names of diffusers' FluxTransformer2DModel."""
+    return set(inspect.signature(FluxTransformer2DModel.__init__).parameters) - {"self"}
+
+
+def read_flux(
+    path: FilePath,
+    config: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> FluxTransformer2DModel:
+    """Read a base file into diffusers' FLUX, tensor by tensor to the device.
+
+    config: arguments of FluxTransformer2DModel, others are ignored; its defaults are FLUX.1-dev's. dtype: None keeps
+    the file's. Raises ModelError if the file does not fit.
+    """
+    given = {name: value for name, value in config.items() if name in config_names()}
+    with torch.device("meta"):
+        flux = FluxTransformer2DModel(**official_settings(path, given))
+    tensors = base_tensors(flux.config.num_layers, flux.config.num_single_layers, flux.config.guidance_embeds)
+    shapes = {name: tuple(parameter.shape) for name, parameter in flux.named_parameters()}
+    flux.load_state_dict(read_official(path, tensors, shapes, BASE_ADVICE, dtype, device), assign=True)
+    return flux.eval()
 
 
 def check_official(path: FilePath, tensors: TensorMap, shapes: Mapping[str, tuple[int, ...]], advice: str) -> str:

@@ -27,6 +27,7 @@ class KeptAttention:
     key: torch.Tensor | None = None  # (B, L, H, D) of the clean half, after QK-norm and RoPE
     value: torch.Tensor | None = None  # (B, L, H, D) of the clean half
     joint: torch.Tensor | None = None  # (B, L, C), its part of the generated half's joint projection, with the bias
+    mask: torch.Tensor | None = None  # (B, 1, 1, L) of the clean half's keys, if the text has a mask
 
 
 class ConditionCache:

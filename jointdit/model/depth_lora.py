@@ -47,6 +47,7 @@ class DepthHalfLora(lora.Linear):
     def __init__(self, base_layer: nn.Module, rank: int) -> None:
         config = LoraConfig(r=rank, lora_alpha=rank * LORA_SCALE)
         super().__init__(base_layer, ADAPTER_NAME, config, r=rank, lora_alpha=rank * LORA_SCALE)
+        nn.init.xavier_uniform_(self.lora_A[ADAPTER_NAME].weight)  # as the authors' code; PEFT has zeroed B
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Map x (2B, ..., in_features) to (2B, ..., out_features); (B, ...) if the batch holds one half."""

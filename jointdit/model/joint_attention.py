@@ -92,7 +92,8 @@ class JointFluxAttnProcessor:
         Args:
             hidden_states: (2B, N, C) image tokens in double blocks, (2B, L, C) all tokens in single blocks.
             encoder_hidden_states: (2B, T, C) text tokens, in double blocks only.
-            attention_mask: broadcastable to (2B, H, L, L), True where a token is attended to.
+            attention_mask: (2B, 1, 1, L), True where a token of the row is attended to. Cross-attention uses the mask
+                of the half that its keys come from.
             joint_weights: (2B,), see `joint_weights`.
             condition: cache of the clean half. If it is filled, all tensors hold the generated half only, B rows; if
                 it is empty, this call fills it.
@@ -119,7 +120,7 @@ class JointFluxAttnProcessor:
 
         attended = self._attend(query, key, value, attention_mask)
         if condition is not None and condition.key is not None and condition.value is not None:
-            cross_attended = self._attend(query, condition.key, condition.value, attention_mask)
+            cross_attended = self._attend(query, condition.key, condition.value, condition.mask)
             half = condition.generated
             joint = condition.joint + attn.joint_proj(cross_attended, source=half, target=half)  # (B, L, C)
             attended = torch.addcmul(attended, joint, joint_weights.to(joint.dtype)[:, None, None])
@@ -146,12 +147,13 @@ class JointFluxAttnProcessor:
     ) -> torch.Tensor:
         """Add the weighted cross-attention to the self-attention (2B, L, C); query, key, value are (2B, L, H, D)."""
         masks = (None, None) if mask is None else mask.chunk(2)
-        halves = zip(query.chunk(2), reversed(key.chunk(2)), reversed(value.chunk(2)), masks, strict=True)
+        halves = zip(query.chunk(2), *(reversed(each) for each in (key.chunk(2), value.chunk(2), masks)), strict=True)
         crossed = [self._attend(*half) for half in halves]
         joint = attn.joint_proj(torch.cat(crossed, dim=-1))  # (B, L, 2C): [rgb, depth] on channels
         if condition is not None:
             # Copied, because views would keep the other half in memory.
             condition.key, condition.value = (x.chunk(2)[condition.given].clone() for x in (key, value))
+            condition.mask = masks[condition.given]
             condition.joint = attn.joint_proj(
                 crossed[condition.given], source=condition.given, target=condition.generated
             )

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from diffusers import AutoencoderKL
 
+from jointdit.model.precision import without_tf32
+
 
 def pack_latents(latents: torch.Tensor) -> torch.Tensor:
     """Pack (B, C, h, w) to (B, h/2 * w/2, 4C): tokens row by row, channels in order (c, patch row, patch column)."""
@@ -49,23 +51,46 @@ def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
     )
 
 
-def encode_image(vae: AutoencoderKL, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+def drawn_noise(
+    generator: torch.Generator | Sequence[torch.Generator] | None, samples: int, shape: Sequence[int]
+) -> torch.Tensor:
+    """Return standard normal noise (samples, *shape) float32, drawn sample after sample on the generator's device.
+
+    generator: one per sample, one for all, or None for torch's global one.
+    """
+    generators = generator if isinstance(generator, Sequence) else [generator] * samples
+    return torch.stack(
+        [
+            torch.randn(tuple(shape), generator=each, device="cpu" if each is None else each.device).cpu()
+            for each in generators
+        ]
+    )
+
+
+def encode_image(
+    vae: AutoencoderKL, images: torch.Tensor, noise: torch.Tensor | None = None, allow_tf32: bool = False
+) -> torch.Tensor:
     """Encode images (B, 3, H, W) in [-1, 1] to latents scale * (z - shift), (B, C, H/f, W/f) float32.
 
     z is the posterior's mean (its mode), or mean + std * noise if noise (B, C, H/f, W/f) is given. Scale and shift
-    come from the VAE's config: 0.3611 and 0.1159 for FLUX's.
+    come from the VAE's config: 0.3611 and 0.1159 for FLUX's. allow_tf32: use PyTorch's setting instead of full float32.
     """
-    posterior = vae.encode(images.to(vae.dtype)).latent_dist
+    with without_tf32(not allow_tf32):
+        posterior = vae.encode(images.to(vae.dtype)).latent_dist
     z = posterior.mean.float()
     if noise is not None:
         z = z + posterior.std.float() * noise.to(z)
     return (z - _shift(vae)) * vae.config.scaling_factor
 
 
-def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Decode latents (B, C, H/f, W/f) to images (B, 3, H, W), about [-1, 1], float32."""
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, allow_tf32: bool = False) -> torch.Tensor:
+    """Decode latents (B, C, H/f, W/f) to images (B, 3, H, W), about [-1, 1], float32.
+
+    allow_tf32: use PyTorch's setting instead of full float32.
+    """
     z = latents / vae.config.scaling_factor + _shift(vae)
-    images: torch.Tensor = vae.decode(z.to(vae.dtype)).sample.float()
+    with without_tf32(not allow_tf32):
+        images: torch.Tensor = vae.decode(z.to(vae.dtype)).sample.float()
     return images
 
 

@@ -8,20 +8,21 @@ half only, and one joint Linear per block, which connects the halves.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionPipeline looks for it in this module
 from torch import nn
 
 from jointdit.errors import ModelError
 from jointdit.loading import official
+from jointdit.loading.adapter_flags import DepthTransform, depth_transform_of, write_flags
 from jointdit.loading.checkpoint_files import (
     FilePath,
     check_tensors,
@@ -29,22 +30,24 @@ from jointdit.loading.checkpoint_files import (
     tensor_shapes,
     wrap_load_errors,
 )
+from jointdit.loading.options import as_dtype, network_options
 from jointdit.model.condition_cache import HALVES, ConditionCache
 from jointdit.model.depth_lora import add_depth_lora, compact_lora_ranks, expand_lora_ranks, only_half_in_batch
 from jointdit.model.joint_attention import JOINT_WEIGHT_SHARPNESS, add_joint_connection, joint_weights
+from jointdit.model.refusals import RefusedMethods
 
 ADAPTER_ADVICE = "give the adapter that was trained for this base network"
-BASE_ADVICE = "give the base network that `config` describes"
 
-ADAPTER_SETTINGS = ("lora_ranks", "joint_weight_sharpness")  # config entries in addition to FLUX's
+ADAPTER_SETTINGS = ("lora_ranks", "joint_weight_sharpness", "depth_transform")  # config entries in addition to FLUX's
 
 
-class JointDiTTransformer2DModel(FluxTransformer2DModel):
+class JointDiTTransformer2DModel(RefusedMethods, FluxTransformer2DModel):
     """Predicts the velocity of RGB and depth latents, each half at its own noise level.
 
-    The arguments are those of diffusers' FluxTransformer2DModel, and two more. `lora_ranks`: None for the paper's
+    The arguments are those of diffusers' FluxTransformer2DModel, and three more. `lora_ranks`: None for the paper's
     ranks, one int for all layers, or a mapping that overrides the paper's, with "blocks" or an official layer name
     ("txt_in", "vector_in.in_layer", ...) as keys. `joint_weight_sharpness`: see `joint_attention.joint_weights`.
+    `depth_transform`: "inverse" for an adapter that was trained on 1 - disparity, see loading/adapter_flags.py.
 
     In a new adapter LoRA B and the joint Linears are zero, so each half computes the base network.
     """
@@ -65,6 +68,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         axes_dims_rope: tuple[int, int, int] = (16, 56, 56),
         lora_ranks: int | dict[str, int] | None = None,
         joint_weight_sharpness: float = JOINT_WEIGHT_SHARPNESS,
+        depth_transform: DepthTransform = "none",
     ) -> None:
         super().__init__(
             patch_size=patch_size,
@@ -79,6 +83,10 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             guidance_embeds=guidance_embeds,
             axes_dims_rope=axes_dims_rope,
         )
+        if depth_transform not in get_args(DepthTransform):
+            raise ModelError(
+                f"depth_transform is {depth_transform!r}: use one of {', '.join(get_args(DepthTransform))}."
+            )
         self._add_adapter()
 
     def _add_adapter(self) -> None:
@@ -122,7 +130,8 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             img_ids: (N, 3), or (B, N, 3), of which only the first entry is used.
             txt_ids: (T, 3), or (B, T, 3), of which only the first entry is used.
             guidance: guidance scale (2B,); None for a network without guidance_embeds.
-            encoder_attention_mask: (2B, T), 0 where a text token is padding.
+            encoder_attention_mask: (2B, T), 0 where a text token is padding. A half also uses the other half's mask,
+                for the keys of the joint connection.
             condition_cache: cache of the clean half. If its `reuse` is set, only the generated half runs, and the
                 clean half's velocity is that of the last refresh. Otherwise this call fills it.
 
@@ -130,9 +139,12 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             `.sample`, (2B, N, in_channels); a tuple with it if return_dict is False.
 
         Raises:
-            ValueError: the batch is not made of pairs, or guidance does not fit the network.
+            ValueError: the batch is not made of pairs, guidance does not fit the network, or condition_cache comes
+                together with a cache of diffusers.
         """
         self._check_inputs(hidden_states, timestep, guidance)
+        if condition_cache is not None and self.is_cache_enabled:
+            raise ValueError("condition_cache and a cache of diffusers mix batches of different rows: use one of them.")
         mask: torch.Tensor | None = None
         if encoder_attention_mask is not None:
             image_mask = encoder_attention_mask.new_ones(hidden_states.shape[:2])
@@ -231,8 +243,10 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
     def from_pretrained(cls, pretrained_model_name_or_path: FilePath, **kwargs: Any) -> JointDiTTransformer2DModel:
         """Load a folder written by save_pretrained, local or on the Hugging Face hub; kwargs are diffusers'.
 
-        Raises ModelError if a local folder has no safetensors, or its tensors do not match its config.
+        Raises ModelError if a local folder has no safetensors, its tensors do not match its config, or an option is
+        unknown or not supported.
         """
+        kwargs = network_options(kwargs, (*official.config_names(), *ADAPTER_SETTINGS))
         folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
         if folder.is_dir():
             shapes = folder_tensor_shapes(folder)
@@ -247,7 +261,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
                 }
             check_tensors(folder, shapes, expected, "the file and its config.json must be saved together")
         with wrap_load_errors(f"{folder}: cannot be loaded as {cls.__name__}"):
-            model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+            model = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         assert isinstance(model, cls)
         return model
 
@@ -264,7 +278,7 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         adapter: path of a published adapter, which also gives the ranks; None creates a new one with `lora_ranks`.
         torch_dtype: of the adapter, default the network's. Raises ModelError if the adapter does not fit.
         """
-        return cls._around(flux, adapter, lora_ranks, torch_dtype or flux.dtype)
+        return cls._around(flux, adapter, lora_ranks, flux.dtype if torch_dtype is None else as_dtype(torch_dtype))
 
     @classmethod
     def _around(
@@ -274,12 +288,13 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         lora_ranks: int | Mapping[str, int] | None,
         dtype: torch.dtype | None,
     ) -> JointDiTTransformer2DModel:
-        config = {name: value for name, value in flux.config.items() if name in config_names()}
+        config = {name: value for name, value in flux.config.items() if name in official.config_names()}
         layers = (config["num_layers"], config["num_single_layers"])
         if adapter is not None:
             lora_ranks = ranks_in_file(adapter, config)
+        transform = "none" if adapter is None else depth_transform_of(adapter)
         with torch.device("meta"):
-            model = cls(**config, lora_ranks=lora_ranks)
+            model = cls(**config, lora_ranks=lora_ranks, depth_transform=transform)
         for name, child in flux.named_children():
             setattr(model, name, child)
         with torch.device("meta") if adapter is not None else contextlib.nullcontext():
@@ -311,28 +326,17 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
         diffusers' FluxTransformer2DModel, default FLUX.1-dev (without guidance embedding if the file has none, as
         schnell's). torch_dtype: None keeps the files'. Raises ModelError if the files do not fit.
         """
-        given = {name: value for name, value in (config or {}).items() if name in config_names()}
-        settings = official.official_settings(base, given)  # diffusers' other defaults are FLUX.1-dev's
-        with torch.device("meta"):
-            flux = FluxTransformer2DModel(**settings)
-        tensors = official.base_tensors(
-            flux.config.num_layers, flux.config.num_single_layers, flux.config.guidance_embeds
-        )
-        state = official.read_official(
-            base,
-            tensors,
-            {name: tuple(parameter.shape) for name, parameter in flux.named_parameters()},
-            BASE_ADVICE,
-            torch_dtype,
-            device,
-        )
-        flux.load_state_dict(state, assign=True)
-        return cls._around(flux.eval(), adapter, lora_ranks, torch_dtype)
+        torch_dtype = None if torch_dtype is None else as_dtype(torch_dtype)
+        flux = official.read_flux(base, config or {}, torch_dtype, device)
+        return cls._around(flux, adapter, lora_ranks, torch_dtype)
 
     def to_official(
         self, base: FilePath | None = None, adapter: FilePath | None = None
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Return the state dicts (base, adapter) in BFL's layout, and write them to the paths that are given."""
+        """Return the state dicts (base, adapter) in BFL's layout, and write them to the paths that are given.
+
+        An adapter with a depth transform has a JSON beside it, as the authors' training writes.
+        """
         state = {name.replace(".base_layer.", "."): tensor for name, tensor in self.state_dict().items()}
         layers = (self.config.num_layers, self.config.num_single_layers)
         base_state = official.gather_official(state, official.base_tensors(*layers, self.config.guidance_embeds))
@@ -341,27 +345,24 @@ class JointDiTTransformer2DModel(FluxTransformer2DModel):
             official.write_official(base, base_state)
         if adapter is not None:
             official.write_official(adapter, adapter_state)
+            write_flags(adapter, self.config.depth_transform)
         return base_state, adapter_state
 
 
 def check_adapter(path: FilePath, config: Mapping[str, Any]) -> None:
-    """Check the header of a published adapter against a FLUX config. Raises ModelError if it does not fit."""
+    """Check a published adapter's header against a FLUX config, and its JSON. Raises ModelError if it does not fit."""
     layers = (config["num_layers"], config["num_single_layers"])
-    given = {name: value for name, value in config.items() if name in config_names()}
+    given = {name: value for name, value in config.items() if name in official.config_names()}
     with torch.device("meta"):
         model = JointDiTTransformer2DModel(**given, lora_ranks=ranks_in_file(path, config))
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     official.check_official(path, official.adapter_tensors(*layers), shapes, ADAPTER_ADVICE)
+    depth_transform_of(path)
 
 
 def is_adapter(name: str) -> bool:
     """Whether a tensor of the transformer belongs to the adapter, by its name."""
     return ".lora_" in name or ".joint_proj." in name
-
-
-def config_names() -> set[str]:
-    """Return the argument names of diffusers' FluxTransformer2DModel."""
-    return set(inspect.signature(FluxTransformer2DModel.__init__).parameters) - {"self"}
 
 
 def ranks_in_file(path: FilePath, config: Mapping[str, Any]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from jointdit.pipeline import EMPTY_PROMPT
+from jointdit.sampling.text_encoding import EMPTY_PROMPT
 
 LEFT_OR_RIGHT = re.compile(r"\b(left|right)\b")
 

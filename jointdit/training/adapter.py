@@ -23,6 +23,7 @@ import torch
 from jointdit.errors import ModelError, SpecError
 from jointdit.flow_matching import sample_timesteps
 from jointdit.loading import official
+from jointdit.loading.adapter_flags import write_flags
 from jointdit.loading.cpu_dtype import autocast_to_bfloat16, fast_dtype, slow_note
 from jointdit.model.latents import image_position_ids, seeded_noise
 from jointdit.model.transformer import JointDiTTransformer2DModel
@@ -86,7 +87,7 @@ def train_adapter(
     named = list(network.adapter_named_parameters())
     parameters = [parameter for _, parameter in named]
     optimizer = build_optimizer(training.optimizer, parameters)
-    average = [p.detach().clone() if training.ema else p.detach() for p in parameters]
+    average = [p.detach().clone() for p in parameters] if training.ema else None
     start = load_training(checkpoint, named, average, optimizer) if checkpoint.exists() else 0
     if start and world.is_main:
         report(f"resumes at step {start}")
@@ -115,19 +116,21 @@ def train_adapter(
                     f"the loss is {loss} at step {step + 1}: lower training.optimizer.learning_rate; the last "
                     "checkpoint is kept."
                 )
-            norm = torch.nn.utils.clip_grad_norm_(parameters, training.optimizer.gradient_clip)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if (limit := training.optimizer.gradient_clip) is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
             factor = learning_rate_factor(step, training.steps, training.optimizer)
             for group in optimizer.param_groups:
                 group["lr"] = training.optimizer.learning_rate * factor
             optimizer.step()
-            update_average(average, parameters, training.ema, step + 1)
+            if average is not None:
+                update_average(average, parameters, training.ema, step + 1)
             _after_step(training, pipe, named, average, optimizer, folder, facts, world, record, step + 1, loss, norm)
     finally:
         if record is not None:
             record.close()
-    with torch.no_grad():
-        for parameter, mean_value in zip(parameters, average, strict=True):
-            parameter.copy_(mean_value)
+    if average is not None:
+        exchange(parameters, average)
     return save_adapter(network, folder / ADAPTER, world)
 
 
@@ -214,8 +217,18 @@ def assemble(
     """Build the batch on the worker's device: clean latents, noise, noise levels, text embeddings."""
     encoded = [pair for pair in batch if isinstance(pair, EncodedPair)]
     pixels = [pair for pair in batch if isinstance(pair, Pair)]  # all pairs of a source are of one kind
+    if encoded and pipe.depth_transform != "none":
+        raise SpecError(
+            f"data.kind is encoded, and the adapter has depth_transform {pipe.depth_transform}: encoded pairs hold "
+            "plain disparity, so use data.kind table or dataset."
+        )
     if pixels:
         encoded = encode_pairs(pipe, pixels)
+    if other := [len(pair.states) for pair in encoded if len(pair.states) != len(empty[0])]:
+        raise SpecError(
+            f"data.kind is encoded, with {other[0]} text tokens, and the model reads {len(empty[0])}: encode the pairs "
+            "again with this model."
+        )
     rgb, disparity = torch.stack([p.rgb for p in encoded]), torch.stack([p.disparity for p in encoded])
     clean = torch.cat([rgb, disparity]).to(world.device, torch.float32)
     seeds = [random_seed(seed, "noise", step, position) for position in positions]
@@ -257,25 +270,31 @@ def update_average(
     average: Sequence[torch.Tensor], parameters: Sequence[torch.nn.Parameter], ema: float, step: int
 ) -> None:
     """Update the moving average; in early steps it follows the parameters closely."""
-    if ema:
-        weight = 1 - min(ema, step / (step + 10))
-        for mean_value, parameter in zip(average, parameters, strict=True):
-            mean_value.lerp_(parameter.detach(), weight)
+    weight = 1 - min(ema, step / (step + 10))
+    for mean_value, parameter in zip(average, parameters, strict=True):
+        mean_value.lerp_(parameter.detach(), weight)
+
+
+@torch.no_grad()
+def exchange(parameters: Sequence[torch.nn.Parameter], average: Sequence[torch.Tensor]) -> None:
+    """Exchange the values of the parameters and of their average in place, with memory for one more parameter."""
+    for parameter, value in zip(parameters, average, strict=True):
+        kept = parameter.detach().clone()
+        parameter.copy_(value)
+        value.copy_(kept)
 
 
 @contextlib.contextmanager
-def averaged(parameters: Sequence[torch.nn.Parameter], average: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Set the parameters to their average inside this context."""
-    kept = [parameter.detach().clone() for parameter in parameters]
+def averaged(parameters: Sequence[torch.nn.Parameter], average: Sequence[torch.Tensor] | None) -> Iterator[None]:
+    """Set the parameters to their average inside this context; None: there is none."""
+    if average is None:
+        yield
+        return
+    exchange(parameters, average)
     try:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, average, strict=True):
-                parameter.copy_(value)
         yield
     finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)
+        exchange(parameters, average)
 
 
 def save_adapter(network: JointDiTTransformer2DModel, path: Path, world: World) -> Path:
@@ -285,6 +304,7 @@ def save_adapter(network: JointDiTTransformer2DModel, path: Path, world: World) 
         tensors = official.adapter_tensors(network.config.num_layers, network.config.num_single_layers)
         with replacing(path) as unfinished:
             official.write_official(unfinished, official.gather_official(state, tensors))
+        write_flags(path, network.config.depth_transform)
     return path
 
 
@@ -292,7 +312,7 @@ def _after_step(
     training: AdapterTraining,
     pipe: JointDiTPipeline,
     named: NamedParameters,
-    average: Sequence[torch.Tensor],
+    average: Sequence[torch.Tensor] | None,
     optimizer: torch.optim.Optimizer,
     folder: Path,
     facts: Mapping[str, Any],

@@ -18,7 +18,7 @@ class Frozen(BaseModel):
 
 
 class OptimizerSpec(Frozen):
-    """The optimizer. The default is the paper's: adafactor at a constant 1e-5, without relative steps or scaling."""
+    """The optimizer. The default is the paper's: adafactor at a constant 1e-5, without relative steps or clipping."""
 
     kind: Literal["adafactor", "adamw", "muon"] = "adafactor"  # muon: Muon for matrices, AdamW for the rest
     learning_rate: float = Field(1e-5, gt=0)
@@ -27,7 +27,7 @@ class OptimizerSpec(Frozen):
     warmup: int = Field(0, ge=0)  # steps of linear increase
     decay: Literal["constant", "cosine", "linear"] = "constant"
     final: float = Field(0.05, ge=0, le=1)  # share of the learning rate at the end of a decay
-    gradient_clip: float = Field(1.0, gt=0)  # maximum norm of the gradient
+    gradient_clip: float | None = Field(None, gt=0)  # maximum norm of the gradient; None: no clipping
 
 
 class ValidationSpec(Frozen):

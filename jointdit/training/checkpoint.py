@@ -1,7 +1,8 @@
 """Training checkpoints: weights, moving average and optimizer in one safetensors file.
 
-Files are written atomically. Tensors are named `<kind>.<parameter>`, where the kind is `now`, `ema`, or an entry of the
-optimizer's state. The header stores the step and `facts`, which a resumed run must agree on.
+Files are written atomically. Tensors are named `<kind>.<parameter>`, where the kind is `now`, `ema` (if the run has a
+moving average), or an entry of the optimizer's state. The header stores the step and `facts`, which a resumed run must
+agree on.
 """
 
 from __future__ import annotations
@@ -51,38 +52,47 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def training_state(
-    named: NamedParameters, average: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer
+    named: NamedParameters, average: Sequence[torch.Tensor] | None, optimizer: torch.optim.Optimizer, keep: bool = True
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Return all tensors of a checkpoint, and the names of optimizer entries that are plain numbers.
 
-    Sharded tensors are gathered, so all processes of a sharded run must call this.
+    Sharded tensors are gathered, so all processes of a sharded run must call this; those that do not write set `keep`
+    to False and return no tensors.
     """
-    tensors, numbers = {}, set()
-    for (name, parameter), mean_value in zip(named, average, strict=True):
-        tensors[f"now.{name}"] = _whole(parameter)
-        tensors[f"ema.{name}"] = _whole(mean_value)
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: set[str] = set()
+
+    def add(name: str, value: torch.Tensor) -> None:
+        whole = _whole(value) if keep or isinstance(value, DTensor) else None
+        if keep and whole is not None:
+            tensors[name] = whole
+
+    for index, (name, parameter) in enumerate(named):
+        add(f"now.{name}", parameter)
+        if average is not None:
+            add(f"ema.{name}", average[index])
         for key, value in optimizer.state[parameter].items():
             if not isinstance(value, torch.Tensor):
                 numbers.add(key)
-            tensors[f"{key}.{name}"] = _whole(torch.as_tensor(value))
+            add(f"{key}.{name}", torch.as_tensor(value))
     return tensors, sorted(numbers)
 
 
 def save_training(
     path: Path,
     named: NamedParameters,
-    average: Sequence[torch.Tensor],
+    average: Sequence[torch.Tensor] | None,
     optimizer: torch.optim.Optimizer,
     step: int,
     facts: Mapping[str, Any] | None = None,
     write: bool = True,
 ) -> None:
-    """Save a run after `step` steps. Only one process of a run sets `write`.
+    """Save a run after `step` steps. average: None if the run has none. Only one process of a run sets `write`.
 
     Raises:
         StoreError: the file cannot be written; the previous one is unchanged.
     """
-    tensors, numbers = training_state(named, average, optimizer)
+    tensors, numbers = training_state(named, average, optimizer, keep=write)
     if write:
         header = {"step": json.dumps(step), "facts": json.dumps(facts or {}), "numbers": json.dumps(numbers)}
         with replacing(path) as unfinished:
@@ -106,9 +116,9 @@ def _current_name(fact: str) -> str:
 
 @torch.no_grad()
 def load_training(
-    path: Path, named: NamedParameters, average: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer
+    path: Path, named: NamedParameters, average: Sequence[torch.Tensor] | None, optimizer: torch.optim.Optimizer
 ) -> int:
-    """Load a checkpoint into parameters, average and optimizer, in place; returns its step.
+    """Load a checkpoint into parameters, average (if the run has one) and optimizer, in place; returns its step.
 
     Raises:
         ModelError: the file is not a checkpoint, or belongs to another network; nothing is changed.
@@ -119,11 +129,13 @@ def load_training(
         for key in file.keys():  # noqa: SIM118
             entry, _, name = key.partition(".")
             entries.setdefault(name, []).append(entry)
-        _check_names(path, named, entries, lambda key: tuple(file.get_slice(key).get_shape()))
+        kinds = ("now",) if average is None else ("now", "ema")
+        _check_names(path, named, entries, kinds, lambda key: tuple(file.get_slice(key).get_shape()))
         numbers = set(json.loads(file.metadata().get("numbers", "[]")))
-        for (name, parameter), mean_value in zip(named, average, strict=True):
+        for index, (name, parameter) in enumerate(named):
             parameter.copy_(_like(file.get_tensor(f"now.{name}"), parameter))
-            mean_value.copy_(_like(file.get_tensor(f"ema.{name}"), mean_value))
+            if average is not None:
+                average[index].copy_(_like(file.get_tensor(f"ema.{name}"), average[index]))
             state: dict[str, Any] = {}
             for entry in entries[name]:
                 if entry in ("now", "ema"):
@@ -141,10 +153,11 @@ def _check_names(
     path: Path,
     named: NamedParameters,
     entries: Mapping[str, Sequence[str]],
+    kinds: Sequence[str],
     shape_of: Callable[[str], tuple[int, ...]],
 ) -> None:
     for name, parameter in named:
-        if "now" not in entries.get(name, ()) or "ema" not in entries[name]:
+        if not set(kinds) <= set(entries.get(name, ())):
             raise ModelError(f"{path}: parameter {name} is missing, {ADVICE}.")
         found, needed = shape_of(f"now.{name}"), tuple(parameter.shape)
         if found != needed:

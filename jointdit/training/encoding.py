@@ -21,7 +21,8 @@ def encode_pairs(pipe: JointDiTPipeline, pairs: Sequence[Pair]) -> list[EncodedP
     """Encode pairs of one size to the mode of the VAE's posterior, T5's states and CLIP's pooled output."""
     height, width = pairs[0].rgb.shape[:2]
     rgb = pipe.encode_pixels(image_to_vae(np.stack([pair.rgb for pair in pairs])))
-    disparity = pipe.encode_pixels(disparity_to_vae(np.stack([pair.disparity for pair in pairs])))
+    maps = np.stack([pair.disparity for pair in pairs])
+    disparity = pipe.encode_pixels(disparity_to_vae(maps, pipe.depth_transform))
     states, pooled = pipe.encode_prompt([pair.caption for pair in pairs])
     return [EncodedPair(*each, height=height, width=width) for each in zip(rgb, disparity, states, pooled, strict=True)]
 
@@ -29,10 +30,11 @@ def encode_pairs(pipe: JointDiTPipeline, pairs: Sequence[Pair]) -> list[EncodedP
 def load_encoding_pipeline(name: str, dtype: torch.dtype) -> JointDiTPipeline:
     """Load the VAE and text encoders of a FLUX or JointDiT checkpoint as a pipeline that only encodes.
 
-    Its transformer is a placeholder, one random block of each kind, because the real one takes tens of GB. Raises
-    ModelError if the checkpoint does not fit.
+    Its transformer is a placeholder, one random block of each kind, because the real one takes tens of GB. Disparity is
+    encoded without the depth transform of an adapter. Raises ModelError if the checkpoint does not fit.
     """
-    from jointdit.model.transformer import JointDiTTransformer2DModel, config_names
+    from jointdit.loading.official import config_names
+    from jointdit.model.transformer import JointDiTTransformer2DModel
     from jointdit.pipeline import JointDiTPipeline, local_checkpoint
 
     folder = local_checkpoint(name)

@@ -127,6 +127,10 @@ class Ledger:
         """Return where the weights of this output's job came from. Empty where there is no job."""
         return self.read_job().sources if self._has_job() else {}
 
+    def recorded_fingerprint(self) -> Fingerprint | None:
+        """Return the fingerprint of this output's job. None where there is no job."""
+        return self.read_job().fingerprint if self._has_job() else None
+
     def plan_numbers(self) -> list[int]:
         """Return the numbers of the plan files, in order."""
         return sorted(int(name["number"]) for name in ledger_names.in_folder(self.storage, "_plan"))

@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.model.fingerprint import RECIPE
 from pipelines.records import EncodedArrays, Sample
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
 
 
-def load_encoders(name: str, dtype: Any, device: str) -> JointDiTPipeline:
-    """Load a pipeline's VAE and text encoders on a device, without its transformer. Raises ModelError."""
+def load_encoders(name: str, dtype: Any, device: str, recipe: int = RECIPE) -> JointDiTPipeline:
+    """Load a pipeline's VAE and text encoders on a device, without its transformer. Raises ModelError.
+
+    recipe: of the output (fingerprint.py).
+    """
     from jointdit.training.encoding import load_encoding_pipeline
 
-    return load_encoding_pipeline(name, dtype).to(device)
+    pipe = load_encoding_pipeline(name, dtype).to(device)
+    pipe.vae_allow_tf32 = recipe == 1
+    return pipe
 
 
 def encode_samples(pipe: JointDiTPipeline, batch: Sequence[Sample], encoders: str) -> list[EncodedArrays | None]:

@@ -1,6 +1,10 @@
-"""The fingerprint of a job: all settings that its pixels depend on.
+"""The fingerprint of a job: all settings that its pixels depend on, and the recipe.
 
-All runs on one output must agree on it. Other settings may change between runs.
+All runs on one output must agree on it. Other settings may change between runs. The recipe is what the code does with
+the settings; a correction that changes pixels makes a new one, and an output goes on with its own:
+
+    1  outputs that record no recipe: the VAE uses PyTorch's setting, which is TF32 in convolutions on GPUs
+    2  the VAE runs in full float32
 """
 
 from __future__ import annotations
@@ -16,14 +20,28 @@ from pipelines.spec.job import EncodeSpec, JobSpec, PrepareSpec
 
 Fingerprint = dict[str, Any]
 # Fingerprints keep the first name of a renamed key, so that a shard keeps its id.
+RECIPE = 2
+RECIPE_KEY = "model.recipe"
 SPEC_KEYS = {"model.rgb_refresh": "model.condition_refresh"}
 
 
-def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
+def fingerprint_of(spec: JobSpec, model: ModelIdentity, recipe: int = RECIPE) -> Fingerprint:
     """Return the name and value of each field that a sample's pixels, ids or seeds depend on."""
     extra: Fingerprint = {}  # fields of some tasks, and newer fields, which are left out at their default
+    if recipe != 1 and not isinstance(spec, PrepareSpec):
+        extra[RECIPE_KEY] = recipe
     if spec.model.condition_refresh != 1:
         extra["model.rgb_refresh"] = spec.model.condition_refresh
+    if spec.model.base_loras:  # their files are in model.weights
+        extra["model.base_loras"] = [each.scale for each in spec.model.base_loras]
+    if model.depth_transform != "none":
+        extra["model.depth_transform"] = model.depth_transform
+    if model.sampling.schedule is not None:
+        extra["model.schedule"] = model.sampling.schedule
+    if model.sampling.text_tokens is not None:
+        extra["model.text_tokens"] = model.sampling.text_tokens
+    if spec.model.scheduler != "euler":
+        extra["model.scheduler"] = spec.model.scheduler
     if isinstance(spec, EncodeSpec):
         extra["buckets"] = [list(bucket) for bucket in spec.buckets]
     if isinstance(spec, PrepareSpec):
@@ -45,9 +63,23 @@ def fingerprint_of(spec: JobSpec, model: ModelIdentity) -> Fingerprint:
         "input.samples_per_row": spec.input.samples_per_row,
         "input.columns": spec.input.columns.model_dump(),
         "input.prompt": spec.input.prompt,
-        "input.depth": spec.input.depth.model_dump() if spec.input.depth else None,
+        "input.depth": spec.input.depth.identity() if spec.input.depth else None,
         **extra,
     }
+
+
+def recipe_of(recorded: Fingerprint | None, output: str = "") -> int:
+    """Return the recipe of an output's recorded fingerprint; None: a new output.
+
+    Raises SpecError if a newer version of this package has started the output.
+    """
+    recipe = RECIPE if recorded is None else int(recorded.get(RECIPE_KEY, 1))
+    if recipe > RECIPE:
+        raise SpecError(
+            f"output.uri {output} holds a job of a newer version of this package (recipe {recipe}, here {RECIPE}): "
+            "install that version, or choose another output."
+        )
+    return recipe
 
 
 def digest(fingerprint: Fingerprint) -> str:

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from jointdit.errors import ModelError, SpecError
+from jointdit.loading.adapter_flags import parse_flags
 from pipelines.model.metric_depth import check_calibrator
+from pipelines.model.schedule import FLUX_DEV, BaseSampling, sampling_of
 from pipelines.model.weights.headers import local_headers, read_file
-from pipelines.model.weights.pins import Pin, identity_of, pin
-from pipelines.model.weights.selection import ENCODERS, Role
+from pipelines.model.weights.pins import LORA_FIELD, Pin, identity_of, pin
+from pipelines.model.weights.selection import ENCODERS, Role, beside_adapter
 from pipelines.quality import load_scores
 from pipelines.spec.job import EncodeSpec, JobSpec, ModelSpec, PrepareSpec
 from pipelines.spec.weights_address import parse_address
@@ -41,6 +43,8 @@ class ModelIdentity:
     width: int
     pins: tuple[Pin, ...] = ()  # the files that workers load
     depth_guidance: float = FLUX_GUIDANCE  # of the checkpoint, for task depth
+    depth_transform: str = "none"  # of the adapter
+    sampling: BaseSampling = FLUX_DEV  # of the base, where it is not FLUX.1-dev's
 
     def recorded(self) -> dict[str, dict[str, Any]]:
         """Return the records of the pins for the job, by field."""
@@ -62,6 +66,8 @@ def identify(model: ModelSpec, recorded: Recorded | None = None) -> ModelIdentit
         width=model.width or index.get("default_width") or FLUX_SIZE,
         pins=pins,
         depth_guidance=index.get("default_depth_guidance", FLUX_GUIDANCE),
+        depth_transform=_depth_transform(pins),
+        sampling=sampling_of(pins),
     )
 
 
@@ -92,7 +98,8 @@ def identify_job(spec: JobSpec, recorded: Recorded | None = None) -> ModelIdenti
         index = _index(one)
         height, width = (index.get(f"default_{side}") or FLUX_SIZE for side in ("height", "width"))
         size = spec.model.height or height, spec.model.width or width
-        return ModelIdentity(_encoders_weights(one), one.bytes, *size, pins=(one,))
+        tokens = BaseSampling(text_tokens=sampling_of((one,)).text_tokens)
+        return ModelIdentity(_encoders_weights(one), one.bytes, *size, pins=(one,), sampling=tokens)
     if isinstance(spec, PrepareSpec):
         from pipelines.model.teachers import check_teacher
 
@@ -122,6 +129,10 @@ def pin_model(model: ModelSpec, recorded: Recorded, *, remote_only: bool = False
         if model.license is not None and field in ("name", "base"):
             pinned = replace(pinned, terms=replace(pinned.terms, license=model.license, told_by="model.license"))
         pins.append(pinned)
+    for number, lora in enumerate(model.base_loras):
+        if not (remote_only and parse_address(lora.path).kind == "local"):
+            field = f"{LORA_FIELD}{number}"
+            pins.append(pin(field, lora.path, "adapter", recorded=recorded.get(field)))
     return tuple(pins)
 
 
@@ -154,7 +165,8 @@ def check_weights(model: ModelSpec, pins: Sequence[Pin] | None = None) -> None:
     with local_headers(pins) as places:
         paths = {each.field.removeprefix("model."): place for each, place in zip(pins, places, strict=True)}
         whole = paths.get("base") or paths["name"]
-        check_checkpoint(whole, paths.get("adapter"), paths.get("components"))
+        loras = [path for field, path in paths.items() if field.startswith("base_loras.")]
+        check_checkpoint(whole, paths.get("adapter"), paths.get("components"), loras)
 
 
 def check_scorers(spec: JobSpec) -> int:
@@ -207,6 +219,31 @@ def weight_names(spec: PrepareSpec) -> dict[str, str]:
     """Map fields of the spec to the models that they name."""
     names = {f"teachers.{number}": name for number, name in enumerate(spec.teachers)}
     return names if spec.captioner is None else {**names, "captioner": spec.captioner}
+
+
+def _depth_transform(pins: Sequence[Pin]) -> str:
+    """Read the depth transform of the adapter: from the JSON beside it, or the config of a checkpoint.
+
+    Raises ModelError if it is not supported.
+    """
+    for each in pins:
+        if each.field == "model.adapter" and each.single is not None:
+            name = beside_adapter(each.single)
+            if (data := read_file(each, name)) is not None:
+                return parse_flags(data, f"{each.field} {each.value}: {name}")
+        if each.field == "model.name" and (data := read_file(each, "transformer/config.json")) is not None:
+            config = _parsed(data)
+            return str(config.get("depth_transform", "none"))
+    return "none"
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    """Parse a config; empty if it is no JSON object, because `check_weights` says what is wrong with it."""
+    try:
+        config: Any = json.loads(data)
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _index(one: Pin | None) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from jointdit.errors import ModelError
 from pipelines.model.weights.node_cache import local_path
-from pipelines.model.weights.pins import Pin
+from pipelines.model.weights.pins import LORA_FIELD, Pin
 from pipelines.spec.job import JobSpec, ModelSpec, PrepareSpec
 
 if TYPE_CHECKING:
     from jointdit import JointDiTPipeline
+from pipelines.model.fingerprint import RECIPE
 from pipelines.model.identity import computed_on, pin_model, weight_names
 
 TEXTS_KEPT = 16  # per worker, because samples of a row are consecutive; 64 MB of T5-XXL's states
@@ -35,15 +36,23 @@ def local_spec(spec: JobSpec, pins: Sequence[Pin]) -> JobSpec:
 def local_model(model: ModelSpec, pins: Sequence[Pin]) -> ModelSpec:
     """Return the section `model` with local paths, as `local_spec`."""
     places: dict[str, Any] = {}
+    loras = list(model.base_loras)
     for each in pins:
         path = local_path(each)
-        if each.value != "tiny":
+        if each.field.startswith(LORA_FIELD):
+            number = int(each.field.removeprefix(LORA_FIELD))
+            loras[number] = loras[number].model_copy(update={"path": str(path)})
+        elif each.value != "tiny":
             places[each.field.removeprefix("model.")] = str(path)
+    if loras:
+        places["base_loras"] = tuple(loras)
     return model.model_copy(update={**places, "revision": None} if places else {})
 
 
-def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
+def load_pipeline(model: ModelSpec, device: str, recipe: int = RECIPE) -> JointDiTPipeline:
     """Load the model on a device ("cpu", "cuda"), with offload if the spec asks for it; download it if needed.
+
+    recipe: of the output (fingerprint.py).
 
     Raises:
         ModelError: the checkpoint does not fit, or torch.compile does not work on this machine.
@@ -52,6 +61,7 @@ def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
 
     from jointdit import JointDiTPipeline
     from jointdit.loading.offload import place
+    from jointdit.sampling.solvers import named_scheduler
 
     model = computed_on(device, local_model(model, pin_model(model, {}, remote_only=True)))
     options: dict[str, Any] = {"torch_dtype": getattr(torch, model.dtype)}
@@ -59,10 +69,14 @@ def load_pipeline(model: ModelSpec, device: str) -> JointDiTPipeline:
         options["quantization"] = model.quantization.settings()
     if model.offload is None and device != "cpu":
         options["device"] = device  # on a CPU tensors stay memory-mapped
+    if model.base_loras:
+        options["base_loras"] = [(each.path, each.scale) for each in model.base_loras]
     pipe = JointDiTPipeline.from_pretrained(
         model.name, base=model.base, adapter=model.adapter, components=model.components, **options
     )
     pipe.set_progress_bar_config(disable=True)
+    pipe.vae_allow_tf32 = recipe == 1
+    pipe.scheduler = named_scheduler(model.scheduler, pipe.scheduler)
     if model.vae_tiling:
         pipe.vae.enable_tiling()
     if model.vae_slicing:

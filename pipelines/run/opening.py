@@ -10,7 +10,7 @@ from pipelines.dataset.decisions import Criteria
 from pipelines.dataset.publish import spec_in_force
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.versions import Version, read_latest
-from pipelines.model.fingerprint import Fingerprint, code_version, fingerprint_of
+from pipelines.model.fingerprint import Fingerprint, code_version, fingerprint_of, recipe_of
 from pipelines.model.identity import ModelIdentity, check_job_weights, check_scorers, identify_job, with_guidance
 from pipelines.model.memory import check_memory
 from pipelines.spec.changes import DESCRIPTIONS, changes
@@ -76,7 +76,7 @@ def open_job(spec: JobSpec, storage: Storage) -> OpenedJob:
     ledger = Ledger(storage)
     model = identify_job(spec, ledger.recorded_sources())
     spec = with_guidance(spec, model)
-    fingerprint = fingerprint_of(spec, model)
+    fingerprint = fingerprint_of(spec, model, recipe_of(ledger.recorded_fingerprint(), storage.uri))
     is_new = not ledger.check_job(spec, fingerprint)
     latest = None if is_new else read_latest(storage)
     notes = notes_on_changes(spec, latest, storage.uri) if latest is not None else ()

@@ -36,25 +36,38 @@ class QuantizationSpec(Section):
         return Quantization(self.quant_backend, self.quant_kwargs, self.components_to_quantize)
 
 
+class BaseLoraSpec(Section):
+    """A LoRA of FLUX that is fused into the base: a style, or few steps (jointdit/loading/base_loras.py)."""
+
+    path: str
+    scale: float = Field(1.0, ge=-100, le=100)
+
+    _path = field_validator("path")(spelled)
+
+
 class ModelSpec(Section):
     """The weights, and the settings of sampling.
 
     `name` is "tiny" or a JointDiT checkpoint. Instead of it, `base` and `adapter` load FLUX and a published adapter;
-    `components` then provides VAE, text encoders and tokenizers if the base has none. Each is a folder, a file, a hub
-    name, or an address in an object store (pipelines/spec/weights_address.py). `height` and `width` are the generated
+    `components` then provides VAE, text encoders and tokenizers if the base has none, and `base_loras` are fused into
+    the base. Each is a folder, a file, a hub name, or an address in an object store
+    (pipelines/spec/weights_address.py). `height` and `width` are the generated
     size in pixels, default the checkpoint's; tasks depth and depth-to-image resize their input to it.
     `condition_refresh` computes the input's half of the network (the image of depth, the map of depth-to-image) in
-    every n-th step; 1 is exact. `compile` compiles the blocks with torch.compile.
+    every n-th step; 1 is exact. `scheduler` is the solver of the sampling loop: the authors' Euler steps, or UniPC,
+    which needs fewer steps for the same trajectory. `compile` compiles the blocks with torch.compile.
     """
 
     name: str | None = None
     base: str | None = None
     adapter: str | None = None
     components: str | None = None
+    base_loras: tuple[BaseLoraSpec, ...] = Field((), max_length=100)  # fused into base, in this order
     revision: str | None = Field(None, min_length=1)  # of name or base on the hub; the same as name@revision
     license: str | None = Field(None, min_length=1, max_length=200)  # of the weights, if their source does not state it
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     steps: int = Field(20, ge=1, le=1000)
+    scheduler: Literal["euler", "unipc"] = "euler"  # by the names of jointdit/sampling/solvers.py
     guidance: float | None = Field(None, ge=0, le=1000)  # default 3.5, for task depth the checkpoint's
     condition_refresh: int = Field(1, ge=1, le=1000)
     compile: bool = False
@@ -113,6 +126,10 @@ class ModelSpec(Section):
         address = parse_address(self.name or self.base or "")
         if self.components is not None and self.base is None:
             raise ValueError("components needs base, and name is a complete checkpoint: remove one of them")
+        if self.base_loras and self.base is None:
+            raise ValueError("base_loras are fused into base, and name is a complete checkpoint: give base and adapter")
+        if self.base_loras and self.quantization and "transformer" in self.quantization.components_to_quantize:
+            raise ValueError("base_loras cannot be fused into quantised weights: do not quantise the transformer")
         if address.is_file and (self.base is None or self.components is None):
             raise ValueError(
                 f"{source} is a single file, which holds only the transformer: give base, adapter and components, a "
@@ -121,6 +138,12 @@ class ModelSpec(Section):
         if self.revision is not None and (address.kind != "hub" or address.revision not in (None, self.revision)):
             raise ValueError(f"revision is for a {source} on the hub without one, found {self.name or self.base}")
         return self
+
+    @property
+    def label(self) -> str:
+        """The names of the weights, for people."""
+        loras = (f"{each.path} x {each.scale:g}" for each in self.base_loras)
+        return self.name or " + ".join([str(self.base), *loras, str(self.adapter)])
 
     _paths = field_validator("name", "base", "adapter", "components")(spelled)
 
@@ -142,6 +165,11 @@ class DepthMaps(Section):
     invalid: float | None = Field(
         0.0, ge=-FLOAT32_MAX, le=FLOAT32_MAX
     )  # this stored value marks a hole; null: there are no holes
+    max: float | None = Field(None, gt=0, le=FLOAT32_MAX)  # larger values, after the scale, are holes; null: none are
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide values; `max`, which is newer than some outputs, only if it is given."""
+        return self.model_dump(mode="json", exclude={"max"} if self.max is None else None)
 
 
 class InputSpec(Section):

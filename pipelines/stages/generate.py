@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from jointdit.errors import PermanentError
 from pipelines.model.encoders import encode_samples, load_encoders
+from pipelines.model.fingerprint import recipe_of
 from pipelines.model.identity import computed_on
 from pipelines.model.loading import load_pipeline, local_spec
 from pipelines.model.memory import check_device
@@ -101,12 +102,13 @@ class GenerationWorker:
         spec = local_spec(self.context.spec, self.context.pins)
         spec = spec.model_copy(update={"model": computed_on(self.device, spec.model)})
         self.dtype = spec.model.dtype
+        recipe = recipe_of(self.context.fingerprint)
         if isinstance(spec, PrepareSpec):
             return Preparer(spec, self.device)
         if isinstance(spec, EncodeSpec):
-            return load_encoders(spec.model.name or "", getattr(torch, spec.model.dtype), self.device)
+            return load_encoders(spec.model.name or "", getattr(torch, spec.model.dtype), self.device, recipe)
         check_device(spec, self.context.height, self.context.width, self.device)
-        return load_pipeline(spec.model, self.device)
+        return load_pipeline(spec.model, self.device, recipe)
 
     def generate(self, part: Sequence[Sample]) -> tuple[list[SampleResult], PartSummary]:
         """Generate a part. Returns one result per sample, in order; a sample that fails does not affect the others.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from jointdit.errors import JointDiTError, PermanentError, StoreError
 from jointdit.training.pairs import PairSource, ScenePairs
 from pipelines.engine.cluster import connect
-from pipelines.model.identity import check_weights, identify
+from pipelines.model.identity import ModelIdentity, check_weights, identify
 from pipelines.spec.job import ModelSpec
 from pipelines.store.errors import TransientError
 from pipelines.training.spec import AdapterJob, TrainedModel
@@ -91,24 +91,34 @@ def check(job: AdapterJob) -> dict[str, Any]:
 
 def facts_of(job: AdapterJob) -> dict[str, Any]:
     """Return the fields outside the training section that determine the result, ready for JSON."""
-    weights = ",".join(
-        f"{field}:{identify_source(field, value)}"
+    identities = {
+        field: identify_source(field, value)
         for field in ("name", "base", "adapter")
         if (value := getattr(job.model, field)) is not None
-    )
+    }
+    data = job.data.model_dump(mode="json")
+    if job.data.depth is not None:
+        data["depth"] = job.data.depth.identity()
+    others: dict[str, Any] = {}  # only where they are not FLUX.1-dev's, so that earlier runs resume
+    for one in identities.values():
+        if one.sampling.text_tokens is not None:
+            others["model.text_tokens"] = one.sampling.text_tokens
+        if one.depth_transform != "none":
+            others["model.depth_transform"] = one.depth_transform
     return {
-        "model.weights": weights,
+        "model.weights": ",".join(f"{field}:{one.weights}" for field, one in identities.items()),
+        **others,
         "model.lora_ranks": job.model.lora_ranks,
         "model.dtype": job.model.dtype,
-        **{f"data.{name}": value for name, value in job.data.model_dump(mode="json").items()},
+        **{f"data.{name}": value for name, value in data.items()},
     }
 
 
-def identify_source(field: str, value: str) -> str:
-    """Return the SHA-256 of a checkpoint's files, or the hub's commit."""
+def identify_source(field: str, value: str) -> ModelIdentity:
+    """Identify a checkpoint or an adapter."""
     if field == "adapter":
-        return identify(ModelSpec(base="tiny", adapter=value)).weights
-    return identify(ModelSpec(name=value)).weights
+        return identify(ModelSpec(base="tiny", adapter=value))
+    return identify(ModelSpec(name=value))
 
 
 def check_model(model: TrainedModel) -> None:

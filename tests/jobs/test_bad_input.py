@@ -205,8 +205,12 @@ BAD: dict[str, Refused | SetAside] = {
     "text for an image": refused("depth in/text.png -o out", "in/text.png", "image has an unknown format"),
     "two images of one name": refused("depth in/image.png image.jpg -o out", "called image", "different folders"),
     "a file for the results": refused("depth in/image.png -o in/page.html", "in/page.html", "is a file: give a folder"),
-    "a map in colours": refused("restyle in/image.png cube -o out", "in/image.png", "mode RGB", "one grey channel"),
-    "a map of unknown kind": refused("restyle in/depth.npy cube -o out", "in/depth.npy", "--kind disparity"),
+    "a map in colours": refused(
+        "restyle in/image.png cube -o out --kind metric", "in/image.png", "mode RGB", "one grey channel"
+    ),
+    "a map of unknown kind": refused("restyle in/maps/a.png cube -o out", "in/maps/a.png", "--kind disparity"),
+    "a map of integers without a unit": refused("restyle in/maps/a.png cube -o out --kind metric", "a.png", "--scale"),
+    "a map with no scale": refused("restyle in/maps/a.png cube -o out --kind metric --scale -1", "scale", "-1"),
     "a map that is missing": refused("restyle in/none.png cube -o out", "in/none.png cannot be read"),
     "a map and no prompt": refused("restyle in/maps/a.png '' -o out", "the prompt is empty"),
     "scenes into a full folder": refused("scenes -n 1 -o in", "in is not an empty folder: give a new one"),

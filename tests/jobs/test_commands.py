@@ -15,7 +15,7 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.report import JsonFormatter
-from jointdit.geometry.depth import decode_depth_png, disparity_from_depth
+from jointdit.geometry.depth import decode_depth_png, disparity_from_depth, encode_depth_png
 from jointdit.scenes import render_scene
 from pipelines.records import Row
 from pipelines.spec.job import load_spec
@@ -169,6 +169,43 @@ def test_restyle_keeps_the_depth_it_was_given(tmp_path):
         assert image.size == (96, 80)
     header = (tmp_path / "out" / "a-green-cube-0.ply").read_bytes().split(b"end_header")[0].decode()
     assert f"z_near {scene.depth.min():.9g} z_far {scene.depth.max():.9g} (given)" in header
+
+
+def test_restyle_reads_the_metres_of_integers_by_their_scale(tmp_path, capsys):
+    """TUM's maps: 5000 a metre, 0 where nothing was measured."""
+    stored = np.tile(np.linspace(5000, 10_000, 96).astype(np.uint16), (80, 1))
+    stored[0, 0], stored[0, 1] = 0, 65535
+    Image.fromarray(stored).save(tmp_path / "tum.png")
+    command = ["restyle", str(tmp_path / "tum.png"), "a green cube", "--steps", "1", "-o", str(tmp_path / "out")]
+    assert main([*command, "--kind", "metric"]) == 1
+    assert "--scale: 0.001 for millimetres" in capsys.readouterr().err
+    assert main(command) == 1
+    assert "give --kind disparity (near is high) or --kind metric" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--kind", "metric", "--scale", "0.0002", "--max", "5"]) == 0
+    header = (tmp_path / "out" / "a-green-cube-0.ply").read_bytes().split(b"end_header")[0].decode()
+    assert "z_near 1 z_far 2 (given)" in header
+    levels = np.asarray(Image.open(tmp_path / "out" / "a-green-cube-0.disparity.png"))
+    assert levels[0, :2].tolist() == [0, 0], "holes"
+    assert levels[1:].min() > 0
+
+
+def test_a_disparity_map_of_this_package_says_what_it_is(tmp_path, capsys):
+    disparity = np.tile(np.linspace(0, 1, 48, dtype=np.float32), (32, 1))
+    valid = np.ones((32, 48), dtype=bool)
+    valid[:4, :4] = False
+    (tmp_path / "map.png").write_bytes(encode_depth_png(disparity, valid))
+    command = ["restyle", str(tmp_path / "map.png"), "a green cube", "--steps", "1", "-o", str(tmp_path / "out")]
+    assert main([*command, "--kind", "metric", "--scale", "0.001"]) == 1
+    assert "leave out --scale, --invalid and --max" in capsys.readouterr().err
+    assert main([*command, "--kind", "metric"]) == 1
+    assert "is relative disparity, as its text chunk says, not metres" in capsys.readouterr().err
+    assert main(command) == 0
+    given, written = (
+        np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("map.png", "out/a-green-cube-0.disparity.png")
+    )
+    assert np.array_equal(written == 0, given == 0), "its holes are still holes"
+    np.testing.assert_allclose(written, given, atol=1)
 
 
 def test_train_refuses_a_bad_spec_in_one_sentence(tmp_path, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.pipeline import JointDiTPipeline
+from jointdit.sampling.solvers import default_scheduler
 
+DIFFUSERS_TESTS = Path(os.environ.get("DIFFUSERS_SOURCE", "/no-checkout-of-diffusers")) / "tests"
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
@@ -156,8 +160,16 @@ def small_pipeline() -> JointDiTPipeline:
 @pytest.fixture(scope="session")
 def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A FluxPipeline as FLUX fine-tunes are published, in diffusers' layout."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+    from diffusers import FluxPipeline
 
     folder = tmp_path_factory.mktemp("flux")
-    FluxPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), **small_components()).save_pretrained(folder)
+    FluxPipeline(scheduler=default_scheduler(), **small_components()).save_pretrained(folder)
     return folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers of diffusers' common tests (test_diffusers_common.py)."""
+    if DIFFUSERS_TESTS.is_dir():
+        text = (DIFFUSERS_TESTS / "testing_utils.py").read_text()
+        for name in sorted(set(re.findall(r"pytest\.mark\.(\w+)", text))):
+            config.addinivalue_line("markers", f"{name}: of diffusers' tests")

@@ -5,6 +5,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from jointdit import JointDiTTransformer2DModel, denoise
+from jointdit.denoising import denoising_steps
 from jointdit.errors import InputError
 from jointdit.model.latents import image_position_ids
 
@@ -68,6 +69,16 @@ def test_guidance_scale_counts_and_a_network_without_it_ignores_it(golden):
     flux = FluxTransformer2DModel(**{**golden.network_config("transformer_a"), "guidance_embeds": False})
     schnell = JointDiTTransformer2DModel.from_flux(flux, lora_ranks=2)
     assert torch.equal(denoise(schnell, **inputs)[0], denoise(schnell, **inputs, guidance_scale=1.0)[0])
+
+
+def test_a_network_without_guidance_is_sampled_without_a_shift(golden):
+    io = golden.tensors("sample_a")
+    flux = FluxTransformer2DModel(**{**golden.network_config("transformer_a"), "guidance_embeds": False})
+    inputs = {**task_inputs(io, "joint"), "num_inference_steps": 4}
+    schnell = JointDiTTransformer2DModel.from_flux(flux, lora_ranks=2)
+    assert [state.noise_level for state in denoising_steps(schnell, **inputs)] == [1.0, 0.75, 0.5, 0.25]
+    dev = [state.noise_level for state in denoising_steps(golden.network(), **inputs)]
+    assert dev[1:] == pytest.approx([t * 1.5876 / (1 + t * 0.5876) for t in (0.75, 0.5, 0.25)], abs=1e-3)
 
 
 def test_runs_in_bfloat16_with_a_float32_trajectory(golden):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -16,16 +18,19 @@ from jointdit.flow_matching import (
     shift_noise_level,
     velocity_target,
 )
+from jointdit.sampling.solvers import default_scheduler, noise_levels
 
 
 def test_schedule_of_every_published_length(golden):
     values = golden.numbers("schedule")["values"]
-    assert len(values) >= 20
+    assert Counter(case["shift"] for case in values) == {True: 24, False: 24}
     for case in values:
-        if not case["shift"]:
-            continue
-        schedule = sampling_schedule(case["num_steps"], case["image_seq_len"])
-        torch.testing.assert_close(schedule, torch.tensor(case["timesteps"]), atol=1e-6, rtol=0)
+        expected = torch.tensor(case["timesteps"])
+        scheduler = default_scheduler(guidance_embeds=case["shift"])  # schnell has neither guidance nor a shift
+        levels = noise_levels(scheduler, case["num_steps"], case["image_seq_len"])
+        torch.testing.assert_close(levels, expected, atol=1e-6, rtol=0)
+        if case["shift"]:
+            assert torch.equal(sampling_schedule(case["num_steps"], case["image_seq_len"]), levels)
 
 
 def test_draws_map_to_the_authors_timesteps(golden):

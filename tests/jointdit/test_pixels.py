@@ -3,13 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jointdit.errors import InputError
 from jointdit.pixels import (
-    check_disparities,
-    check_images,
     disparity_to_vae,
     image_to_vae,
+    read_disparities,
+    read_images,
     vae_to_disparity,
     vae_to_image,
 )
@@ -59,18 +60,46 @@ def test_a_map_without_relief_and_one_with_nan():
 
 
 def test_inputs_in_every_accepted_form():
-    image, disparity = np.zeros((16, 32, 3), np.uint8), np.zeros((16, 32), np.float64)
-    for given in (image, [image, image], (image,), np.stack([image, image])):
-        assert check_images(given, [1, 2], "depth").shape == (2, 16, 32, 3)
-    for given in (disparity, [disparity], np.stack([disparity, disparity])):
-        maps = check_disparities(given, [1, 2], "depth-to-image")
-        assert maps.shape == (2, 16, 32)
+    image = np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    forms = {
+        "uint8": image,
+        "PIL": Image.fromarray(image),
+        "floats": image.astype(np.float64) / 255,
+        "CHW": tensor,
+        "uint8 CHW": np.ascontiguousarray(image.transpose(2, 0, 1)),
+        "opaque RGBA": Image.fromarray(image).convert("RGBA"),
+    }
+    for name, given in forms.items():
+        assert np.array_equal(read_images(given), image[None]), name
+        assert np.array_equal(read_images([given, given]), np.stack([image, image])), name
+    assert np.array_equal(read_images(tensor[None].repeat(3, 1, 1, 1)), np.stack([image] * 3))
+    grey = Image.fromarray(image[..., 0])
+    assert np.array_equal(read_images(grey)[0], image[..., :1].repeat(3, axis=2))
+
+
+def test_transparency_is_composited_on_white():
+    image = np.zeros((16, 16, 4), np.uint8)
+    image[:8, :, 3] = 255
+    expected = np.where(image[..., 3:] == 255, np.uint8(0), np.uint8(255)).repeat(3, axis=2)
+    for given in (image, Image.fromarray(image), torch.from_numpy(image).permute(2, 0, 1) / 255):
+        assert np.array_equal(read_images(given)[0], expected)
+
+
+def test_maps_in_every_accepted_form():
+    levels = np.arange(16 * 32, dtype=np.uint16).reshape(16, 32) * 128
+    disparity = levels / 65535
+    tensor = torch.from_numpy(disparity)
+    for given in (disparity, [disparity], Image.fromarray(levels), tensor, tensor[None], tensor[None, None]):
+        maps = read_disparities(given)
         assert maps.dtype == np.float32
-    assert check_images(None, [1], "joint") is None
-    assert check_disparities(None, [1], "depth") is None
+        np.testing.assert_allclose(maps, disparity[None], atol=1e-7)
+    assert read_disparities(np.stack([disparity] * 3)[..., None]).shape == (3, 16, 32)
+    with pytest.raises(InputError, match="disparity is a PIL image of mode L: give 16 bits"):
+        read_disparities(Image.fromarray(levels.astype(np.uint8)))
 
 
 def test_rounding_of_a_resampled_map_passes_but_not_metres():
-    check_disparities(np.array([[-1e-5, 1.0001]]), [1], "depth-to-image")
+    read_disparities(np.array([[-1e-5, 1.0001]]))
     with pytest.raises(InputError, match=r"disparity ranges from 0\.5 to 12"):
-        check_disparities(np.array([[0.5, 12.0]]), [1], "depth-to-image")
+        read_disparities(np.array([[0.5, 12.0]]))

@@ -78,10 +78,11 @@ def _partial(version: Version) -> dict[str, str]:
 def _making(spec: JobSpec) -> dict[str, str]:
     if isinstance(spec, PrepareSpec):
         return {"teachers": " + ".join(spec.teachers)}
+    scheduler = f" of {spec.model.scheduler}" if spec.model.scheduler != "euler" else ""
     refresh = f", condition_refresh {spec.model.condition_refresh}" if spec.model.condition_refresh != 1 else ""
     return {
-        "model": spec.model.name or f"{spec.model.base} + {spec.model.adapter}",
-        "sampling": f"{spec.model.steps} steps, guidance {spec.model.guidance}{refresh}",
+        "model": spec.model.label,
+        "sampling": f"{spec.model.steps} steps{scheduler}, guidance {spec.model.guidance}{refresh}",
         "seed": str(spec.seed),
     }
 

@@ -7,6 +7,7 @@ as the real file. So the same check works for all sources, and the driver needs 
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -54,6 +55,18 @@ def read_file(pin: Pin, name: str) -> bytes | None:
     return _reader(pin)(name, 0, file.size)
 
 
+def tensor_names(pin: Pin, name: str) -> list[str]:
+    """Read the tensor names in the header of a safetensors file of a pin; empty if it is no such file."""
+    file = next(each for each in pin.files if each.name == name)
+    here = _folder_here(pin, (file,))
+    read = _reader(pin) if here is None else _local_reader(here)
+    header = _header_of(read, file)
+    try:
+        return list(json.loads(header[8:])) if header else []
+    except ValueError:
+        return []
+
+
 def _place(pin: Pin, folder: Path) -> Path:
     if (here := _folder_here(pin, pin.files)) is not None:
         return here
@@ -85,11 +98,26 @@ def _copy_header(read: ReadRange, file: PinnedFile, target: Path) -> None:
     if target.suffix != ".safetensors":
         target.write_bytes(read(file.name, 0, file.size) if file.size else b"")
         return
-    length = read(file.name, 0, min(8, file.size)) if file.size else b""
-    header = int.from_bytes(length, "little")
-    if len(length) < 8 or header > min(file.size - 8, LARGEST_HEADER):
-        target.write_bytes(length)  # not a safetensors file; its reader raises
-        return
+    header = _header_of(read, file)
     with target.open("wb") as output:
-        output.write(length + read(file.name, 8, 8 + header))
-        output.truncate(file.size)
+        output.write(header)
+        if header:  # otherwise it is no safetensors file, and its reader raises
+            output.truncate(file.size)
+
+
+def _header_of(read: ReadRange, file: PinnedFile) -> bytes:
+    """Return the length and header of a safetensors file; empty for other files."""
+    length = read(file.name, 0, min(8, file.size)) if file.size else b""
+    size = int.from_bytes(length, "little")
+    if len(length) < 8 or size > min(file.size - 8, LARGEST_HEADER):
+        return b""
+    return length + read(file.name, 8, 8 + size)
+
+
+def _local_reader(folder: Path) -> ReadRange:
+    def read(name: str, start: int, stop: int) -> bytes:
+        with (folder / name).open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    return read

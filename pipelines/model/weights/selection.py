@@ -16,6 +16,7 @@ Role = Literal["pipeline", "transformer", "components", "adapter", "model"]
 
 ENCODERS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 TRANSFORMER = "transformer"
+SCHEDULER = "scheduler/scheduler_config.json"
 CARD = "README.md"  # states the licence
 SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
@@ -35,13 +36,19 @@ def select_files(names: Iterable[str], role: Role, label: str) -> list[str]:
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise ModelError(f"{label}: the file name {name!r} leads out of its folder: give another source.")
     if role == "adapter":
-        return [_only_adapter(names, label), *(name for name in names if name == CARD)]
+        adapter = _only_adapter(names, label)
+        return [adapter, *(name for name in names if name in (CARD, beside_adapter(adapter)))]
     chosen = [name for name in names if name == CARD or _is_wanted(name, role, names)]
     if not any(name.endswith(".safetensors") for name in chosen):
         pickled = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PICKLES)]
         other = f"only {pickled[0]}, and pickled files can run code" if pickled else "no weights at all"
         raise ModelError(f"{label}: no .safetensors file for its {role} ({other}): give one saved as safetensors.")
     return chosen
+
+
+def beside_adapter(name: str) -> str:
+    """Return the name of the JSON that an adapter's training writes beside it (jointdit/loading/adapter_flags.py)."""
+    return str(PurePosixPath(name).with_suffix(".json"))
 
 
 def _is_wanted(name: str, role: Role, names: list[str]) -> bool:
@@ -56,7 +63,7 @@ def _is_wanted(name: str, role: Role, names: list[str]) -> bool:
         return folder == TRANSFORMER if has_folder else len(path.parts) == 1
     parts = ENCODERS if role == "components" else (TRANSFORMER, *ENCODERS)
     is_config = name == f"{TRANSFORMER}/config.json"  # gives the shape of the network
-    return name == "model_index.json" or folder in parts or is_config
+    return name in ("model_index.json", SCHEDULER) or folder in parts or is_config
 
 
 def _only_adapter(names: list[str], label: str) -> str:

@@ -40,6 +40,16 @@ def list_objects(label: str, address: WeightsAddress) -> dict[str, ObjectInfo]:
     return objects
 
 
+def find_beside(address: WeightsAddress, name: str) -> dict[str, ObjectInfo]:
+    """Return an object in the folder of a single file, by its name; empty if there is none."""
+    storage = storage_of(address)
+    try:
+        with explained(storage.uri, name, at_start=True):
+            return {name: storage.info(name)}
+    except FileNotFoundError:
+        return {}
+
+
 def pinned(address: WeightsAddress, objects: Iterable[ObjectInfo]) -> tuple[PinnedFile, ...]:
     """Return the objects with the digests that their ETags give."""
     storage = storage_of(address)

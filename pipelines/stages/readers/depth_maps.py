@@ -4,7 +4,9 @@ Accepted: PNG with 16-bit grey (8-bit grey too), TIFF with 16-bit or float grey,
 nested lists of numbers in tables. Coloured maps are refused, because their colours are no measurements.
 
     value = stored * input.depth.scale      metric: metres, z along the optical axis; disparity: near is high
-    hole  = stored == input.depth.invalid, or not finite in float32, or (metric) <= 0
+    hole  = stored == input.depth.invalid, or not finite in float32, or value > input.depth.max, or (metric) <= 0
+
+PNGs that this package writes say that they are relative disparity (jointdit/geometry/png_note.py).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import io
 import tokenize
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jointdit.errors import RowError
+from jointdit.geometry.png_note import DepthNote, read_note
 from pipelines.spec.base import FARTHEST, NEAREST
 from pipelines.stages.readers.images import DECODE_ERRORS, MAX_PIXELS, check_pixels, open_checked
 from pipelines.store.safe_text import reason_of
@@ -37,8 +40,17 @@ def decode_depth(stored: bytes | list[Any], meaning: DepthMaps) -> tuple[NDArray
     Raises RowError for what cannot be decoded, is not one grey map, has no valid pixel, is constant, or is outside the
     range of distances in metres.
     """
-    raw = _decode(stored)
+    return to_depth(read_stored(stored), meaning)
+
+
+def to_depth(stored: StoredMap, meaning: DepthMaps) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return depth and valid pixels of a decoded file, and raise RowError, as `decode_depth`."""
+    raw, note = stored.values, stored.note
+    if note is not None and meaning.kind == "metric":
+        raise RowError("depth map is relative disparity, as its text chunk says, not metres: set kind to disparity.")
     valid = np.isfinite(raw)
+    if note is not None and note.has_holes:
+        valid &= raw != 0
     if meaning.invalid is not None:
         valid &= raw != meaning.invalid
     with np.errstate(over="ignore", invalid="ignore"):
@@ -46,6 +58,8 @@ def decode_depth(stored: bytes | list[Any], meaning: DepthMaps) -> tuple[NDArray
     valid &= np.isfinite(depth)
     if meaning.kind == "metric":
         valid &= depth > 0
+    if meaning.max is not None:
+        valid &= depth <= meaning.max
     if not valid.any():
         raise RowError("depth map has no valid pixel: check input.depth scale and invalid.")
     depth = np.where(valid, depth, np.float32(0))
@@ -60,7 +74,17 @@ def decode_depth(stored: bytes | list[Any], meaning: DepthMaps) -> tuple[NDArray
     return depth, valid
 
 
-def _decode(stored: bytes | list[Any]) -> NDArray[np.float64]:
+class StoredMap(NamedTuple):
+    """A decoded depth file, and what it says of itself."""
+
+    values: NDArray[np.float64]  # (H, W), as stored
+    holds_integers: bool  # which are metres only with a scale
+    note: DepthNote | None = None  # of a PNG that this package wrote
+
+
+def read_stored(stored: bytes | list[Any]) -> StoredMap:
+    """Decode a file or a list of numbers without an interpretation. Raises RowError as `decode_depth`."""
+    holds_integers, note = False, None
     if isinstance(stored, list):
         try:
             array = np.asarray(stored, dtype=np.float64)
@@ -71,16 +95,16 @@ def _decode(stored: bytes | list[Any]) -> NDArray[np.float64]:
     elif stored.startswith(NPY_MAGIC):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about headers that Python 2 wrote
-            array = _decode_npy(stored)
+            array, holds_integers = _decode_npy(stored)
     else:
-        array = _decode_image(stored)
+        array, holds_integers, note = _decode_image(stored)
     array = np.squeeze(array, axis=tuple(axis for axis in (0, -1) if array.ndim == 3 and array.shape[axis] == 1))
     if array.ndim != 2 or array.size == 0:
         raise RowError(f"depth map has shape {array.shape}: give one map (H, W).")
-    return array
+    return StoredMap(array, holds_integers, note)
 
 
-def _decode_npy(data: bytes) -> NDArray[np.float64]:
+def _decode_npy(data: bytes) -> tuple[NDArray[np.float64], bool]:
     stream = io.BytesIO(data)
     try:
         shape, dtype = _npy_header(stream)
@@ -89,7 +113,7 @@ def _decode_npy(data: bytes) -> NDArray[np.float64]:
             raise RowError(f"depth map holds {dtype}: give real numbers.")
         stream.seek(0)
         with np.errstate(invalid="ignore"):  # signalling NaNs
-            return np.load(stream, allow_pickle=False).astype(np.float64)
+            return np.load(stream, allow_pickle=False).astype(np.float64), dtype.kind in "iu"
     except RowError:
         raise
     except (*DECODE_ERRORS, tokenize.TokenError) as error:  # NumPy reads the header as Python literals
@@ -107,7 +131,7 @@ def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _decode_image(data: bytes) -> NDArray[np.float64]:
+def _decode_image(data: bytes) -> tuple[NDArray[np.float64], bool, DepthNote | None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -125,4 +149,4 @@ def _decode_image(data: bytes) -> NDArray[np.float64]:
             raise RowError(f"depth map cannot be decoded as PNG, TIFF or .npy ({reason}): save it again.") from error
     if image.mode not in ("L", "F") and not image.mode.startswith("I"):
         raise RowError(f"depth map has mode {image.mode}: give one grey channel of 16 bits, not colours.")
-    return np.asarray(image).astype(np.float64)
+    return np.asarray(image).astype(np.float64), image.mode != "F", read_note(image)

@@ -215,6 +215,7 @@ def _data_row(result: SampleResult, spec: JobSpec, pointcloud: str | None) -> di
                 "task": spec.task,
                 "steps": spec.model.steps,
                 "guidance": spec.model.guidance,
+                **({"scheduler": spec.model.scheduler} if spec.model.scheduler != "euler" else {}),
                 **({"rgb_refresh": spec.model.condition_refresh} if spec.model.condition_refresh != 1 else {}),
                 "dtype": spec.model.dtype,
                 "resize": spec.model.resize,
@@ -245,7 +246,7 @@ def _point_fields(points: PointsSpec) -> list[pa.Field]:
 def _model_of(spec: JobSpec) -> str | None:
     if spec.task == "prepare":
         return " + ".join(spec.teachers)
-    return spec.model.name or f"{spec.model.base} + {spec.model.adapter}"
+    return spec.model.label
 
 
 def _rgb(result: SampleResult, spec: JobSpec) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ def test_the_report_has_the_cases_of_the_options_with_their_rates(report):
         assert case["flop_use"] is None  # the peak of a CPU is not known
     assert report["cases"][0]["forward_flops"] == 2 * report["cases"][1]["forward_flops"]
     assert report["parity"]["passed"]
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32", "the check measures PyTorch's settings, as production"
     assert "parity with the CPU: passed" in summary(report)
 
 

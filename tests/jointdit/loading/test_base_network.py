@@ -18,6 +18,7 @@ from jointdit.errors import ModelError
 from jointdit.loading.base_network import load_base
 from jointdit.loading.checkpoint_check import check_checkpoint
 from jointdit.loading.official import NETWORK_PREFIX
+from jointdit.sampling.solvers import default_scheduler, noise_levels
 from tests.jointdit.conftest import randomise_adapter, small_components
 
 CALL = {"prompt": "ab", "seeds": [3], "height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 2.0}
@@ -27,16 +28,16 @@ class Published:
     """A small FLUX with an adapter, saved as diffusers does and as Black Forest Labs do; `plain` is in memory alone."""
 
     def __init__(self, folder: Path, guidance_embeds: bool) -> None:
-        from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+        from diffusers import FluxPipeline
 
         self.folder, self.single = folder / "flux", folder / "flux1.safetensors"
         self.adapter = folder / "adapter.safetensors"
         parts = small_components(guidance_embeds)
-        FluxPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), **parts).save_pretrained(self.folder)
+        FluxPipeline(scheduler=default_scheduler(guidance_embeds), **parts).save_pretrained(self.folder)
         network = JointDiTTransformer2DModel.from_flux(parts.pop("transformer"), lora_ranks=2)
         randomise_adapter(network)
         network.to_official(self.single, self.adapter)
-        self.plain = JointDiTPipeline(transformer=network, max_sequence_length=512, **parts)
+        self.plain = JointDiTPipeline(transformer=network, **parts)
         self.plain.set_progress_bar_config(disable=True)
         self.expected = self.plain(**CALL)
 
@@ -151,3 +152,22 @@ def test_loading_takes_one_copy_of_the_weights(tmp_path: Path) -> None:
         assert after["RssAnon"] - before["RssAnon"] < 0.2 * size, base
         assert after["VmHWM"] - before["RssAnon"] - before["RssFile"] < 1.5 * size, base
         del loaded
+
+
+def test_the_base_says_its_schedule_and_text_length(published: Published, tmp_path: Path) -> None:
+    """schnell: no shift, 256 tokens. A FLUX pipeline says so in its scheduler, a network alone by its guidance."""
+    is_dev = published.plain.transformer.config.guidance_embeds
+    for base, components in ((published.folder, None), (published.single, published.folder)):
+        pipe = JointDiTPipeline.from_pretrained(base=base, adapter=published.adapter, components=components)
+        assert pipe.config.max_sequence_length == (512 if is_dev else 256)
+        levels = noise_levels(pipe.scheduler, 4, 1024)
+        assert (levels.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]) != is_dev
+    other = tmp_path / "flux"
+    shutil.copytree(published.folder, other)
+    default_scheduler(not is_dev).save_pretrained(other / "scheduler")
+    pipe = JointDiTPipeline.from_pretrained(base=other, adapter=published.adapter)
+    assert pipe.config.max_sequence_length == (256 if is_dev else 512), "a fine-tune without guidance may have a shift"
+    pipe.save_pretrained(tmp_path / "saved")
+    saved = JointDiTPipeline.from_pretrained(tmp_path / "saved")
+    assert saved.config.max_sequence_length == pipe.config.max_sequence_length
+    assert noise_levels(saved.scheduler, 4, 1024).equal(noise_levels(pipe.scheduler, 4, 1024))

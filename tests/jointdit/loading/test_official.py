@@ -11,6 +11,7 @@ from jointdit import JointDiTTransformer2DModel
 from jointdit.errors import ModelError
 from jointdit.loading.official import adapter_tensors
 from jointdit.loading.official_vae import vae_from_official, vae_to_official
+from tests.jointdit.conftest import small_components
 
 BASE = "transformer_a.base.safetensors"
 ADAPTER = "transformer_a.addons.safetensors"
@@ -186,3 +187,29 @@ def test_autoencoder_names_at_the_real_size(golden):
     assert official == golden.numbers("ae_naming")["params"]
     with pytest.raises(ModelError, match=r"post_quant_conv.bias has no name in BFL's layout"):
         vae_to_official(with_quant)
+
+
+def test_options_of_the_network_are_honoured_or_refused(tmp_path: Path) -> None:
+    """diffusers' loader takes a dtype that is no torch.dtype for float32, and ignores a name that it does not know."""
+    network = JointDiTTransformer2DModel.from_flux(small_components()["transformer"], lora_ranks=2)
+    network.save_pretrained(tmp_path / "full")
+    network.save_pretrained(tmp_path / "half", variant="fp16")
+    load = JointDiTTransformer2DModel.from_pretrained
+    assert load(tmp_path / "full").dtype == torch.float32
+    for options in ({"torch_dtype": "bfloat16"}, {"dtype": torch.bfloat16}, {"dtype": "bfloat16", "torch_dtype": None}):
+        assert load(tmp_path / "full", **options).dtype == torch.bfloat16
+    assert load(tmp_path / "full", device_map="cpu", low_cpu_mem_usage=True).device.type == "cpu"
+    assert load(tmp_path / "half", variant="fp16").config.lora_ranks == network.config.lora_ranks
+    for options, message in (
+        ({"torch_dtype": "auto"}, "torch_dtype is 'auto': give one type"),
+        ({"torch_dtype": {"default": torch.bfloat16}}, r"torch_dtype is \{'default': torch.bfloat16\}: give one type"),
+        ({"torch_dtype": torch.float16, "dtype": torch.bfloat16}, "they are the same option, give one"),
+        ({"torch_dtyp": torch.bfloat16}, "from_pretrained has no option 'torch_dtyp': did you mean torch_dtype"),
+        ({"use_safetensors": False}, "use_safetensors is False, and pickled files can run code"),
+        ({"variant": "fp16"}, r"no file named diffusion_pytorch_model.fp16.safetensors"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            load(tmp_path / "full", **options)
+    flux = small_components()["transformer"]
+    with pytest.raises(ModelError, match="torch_dtype is 'auto': give one type"):
+        JointDiTTransformer2DModel.from_flux(flux, lora_ranks=2, torch_dtype="auto")  # type: ignore[arg-type]

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
+from diffusers import FirstBlockCacheConfig
 
 from jointdit import denoise
 from jointdit.errors import InputError
-from jointdit.model.condition_cache import ConditionCache, Half
+from jointdit.model.condition_cache import ConditionCache, Half, KeptAttention
 from jointdit.model.latents import image_position_ids
 from jointdit.profiling.flops import operation_counter
 
@@ -133,3 +134,36 @@ def test_wrong_values_are_named(golden):
     joint = {**sampling(io, "depth"), "task": "joint", "condition": None}
     with pytest.raises(InputError, match="condition_refresh is 2, and task 'joint' has no clean half"):
         denoise(model, **joint, condition_refresh=2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("given", [0, 1])
+def test_the_joint_connection_masks_the_keys_of_the_other_half(golden, given):
+    """Against attention written out: the queries of a half see the keys of the other that are no padding there."""
+    attn = golden.network().transformer_blocks[0].attn
+    width, tokens, heads = attn.inner_dim, 5, attn.heads
+    attn.joint_proj.weight.data = torch.eye(2 * width)
+    attn.joint_proj.bias.data.zero_()
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, tokens, heads, width // heads, generator=generator)
+    mask = torch.ones(2, 1, 1, tokens, dtype=torch.bool)
+    mask[0, ..., -1], mask[1, ..., :3] = False, False
+    condition, generated = KeptAttention(given, 1 - given), 1 - given
+    zeros = torch.zeros(2, tokens, width)
+    joint = attn.processor.connect(attn, query, key, value, zeros, torch.ones(2), mask, condition)
+    for half, other in ((0, 1), (1, 0)):
+        scores = torch.einsum("qhd,khd->hqk", query[half], key[other]) * (width // heads) ** -0.5
+        weights = scores.masked_fill(~mask[other], -torch.inf).softmax(dim=-1)
+        expected = torch.einsum("hqk,khd->qhd", weights, value[other]).flatten(1)
+        torch.testing.assert_close(joint[half], expected, atol=1e-5, rtol=0)
+    assert condition.mask is not None
+    assert torch.equal(condition.mask[0], mask[given]), f"the keys that half {generated} reads between refreshes"
+
+
+def test_a_cache_of_diffusers_is_not_mixed_with_the_condition_cache(golden):
+    model, io = golden.network(), golden.tensors("sample_a")
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.3))
+    with pytest.raises(InputError, match=r"condition_refresh is 2 and the transformer has a cache of diffusers"):
+        denoise(model, **sampling(io, "depth"), condition_refresh=2)
+    with pytest.raises(ValueError, match=r"condition_cache and a cache of diffusers mix batches"):
+        model(**forward_inputs(io, "rgb", 0.7), condition_cache=ConditionCache("rgb"))

@@ -37,6 +37,15 @@ def test_a_fresh_layer_starts_as_the_base_and_trains():
     assert layer.lora_B["depth"].weight.grad.abs().sum() > 0
 
 
+def test_a_of_a_fresh_layer_is_drawn_by_xavier_uniform():
+    """As in the authors' code: uniform up to sqrt(6 / (in + rank)); PEFT's own bound is 1 / sqrt(in)."""
+    torch.manual_seed(0)
+    weight = DepthHalfLora(nn.Linear(192, 5), rank=64).lora_A["depth"].weight
+    bound = (6 / (192 + 64)) ** 0.5
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
 def test_gradients_are_those_of_the_formula():
     """The in-place update of the depth rows must not disturb autograd."""
     layer = DepthHalfLora(nn.Linear(6, 5), rank=2)

@@ -47,6 +47,20 @@ def test_autoencoder_is_the_authors(golden):
     torch.testing.assert_close(decoded, io["decoded_from_latent_mean"], atol=2e-5, rtol=0)
 
 
+def test_the_vae_runs_without_tf32_and_the_settings_return(golden):
+    """PyTorch's default is TF32 in convolutions; the kernels are chosen by the setting at the time of the call."""
+    vae, io = vae_from_official(golden.folder / "ae_small.base.safetensors"), golden.tensors("ae_small.io")
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before, seen = (convolutions.fp32_precision, products.fp32_precision), []
+    for part in (vae.encoder, vae.decoder):
+        part.register_forward_pre_hook(lambda *_: seen.append((convolutions.fp32_precision, products.fp32_precision)))
+    latents = encode_image(vae, io["in.image"])
+    decode_latents(vae, latents)
+    assert seen == [("ieee", "ieee")] * 2
+    decode_latents(vae, latents, allow_tf32=True)
+    assert seen[-1] == before == (convolutions.fp32_precision, products.fp32_precision)
+
+
 @torch.no_grad()
 def test_a_vae_without_shift_factor(golden):
     vae, io = vae_from_official(golden.folder / "ae_small.base.safetensors"), golden.tensors("ae_small.io")

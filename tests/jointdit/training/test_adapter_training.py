@@ -19,15 +19,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from jointdit.errors import ModelError, SpecError, StoreError
+from jointdit.errors import ModelError, SpecError
 from jointdit.loading.cpu_dtype import fast_dtype
 from jointdit.loading.official import adapter_tensors, gather_official
 from jointdit.model.latents import pack_latents
 from jointdit.model.transformer import JointDiTTransformer2DModel
 from jointdit.pipeline import JointDiTPipeline
-from jointdit.training.adapter import ADAPTER, CHECKPOINT, check_same_run, draw, train_adapter
+from jointdit.training.adapter import ADAPTER, CHECKPOINT, draw, train_adapter
 from jointdit.training.adapter_spec import AdapterTraining, OptimizerSpec
-from jointdit.training.checkpoint import load_training, save_training
 from jointdit.training.loss import NoisyPairs, velocity_loss
 from jointdit.training.optimizers import build_optimizer, learning_rate_factor
 from jointdit.training.pairs import Bucket, Pair, ScenePairs
@@ -280,33 +279,18 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     assert len(losses(tmp_path)) == 4
 
 
-def test_a_checkpoint_that_cannot_be_written_is_an_error_of_the_store(tmp_path: Path) -> None:
-    parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer(OptimizerSpec(), [parameter])
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="make room"):
-        save_training(tmp_path / "file" / "x.safetensors", [("p", parameter)], [parameter.detach()], optimizer, 1)
-
-
-def test_facts_of_a_checkpoint_are_read_by_their_present_names(tmp_path: Path) -> None:
-    parameter = torch.nn.Parameter(torch.ones(3))
-    facts = AdapterTraining(steps=2).decides(workers=1)
-    before = {name.replace("optimizer", "optimiser"): value for name, value in facts.items()}
-    assert before.keys() - facts.keys()
-    path = tmp_path / "x.safetensors"
-    optimizer = build_optimizer(OptimizerSpec(), [parameter])
-    save_training(path, [("p", parameter)], [parameter.detach()], optimizer, 1, before)
-    check_same_run(path, facts)
-    with pytest.raises(SpecError, match=r"differs in training\.optimizer\.kind \(adafactor there, muon here\)"):
-        check_same_run(path, {**facts, "training.optimizer.kind": "muon"})
-
-
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(b"no")
-    parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer(OptimizerSpec(), [parameter])
-    with pytest.raises(ModelError, match="not a readable checkpoint"):
-        load_training(tmp_path / "x.safetensors", [("p", parameter)], [parameter.detach()], optimizer)
+def test_the_papers_training_does_not_clip_gradients(tmp_path: Path) -> None:
+    assert OptimizerSpec().gradient_clip is None
+    optimizer = {"kind": "adamw", "learning_rate": 1e-3}
+    run(tmp_path / "none", steps=1)
+    run(tmp_path / "loose", steps=1, optimizer={**optimizer, "gradient_clip": 1e6})
+    run(tmp_path / "tight", steps=1, optimizer={**optimizer, "gradient_clip": 1e-3})
+    plain, loose, tight = (gradients(tmp_path / name) for name in ("none", "loose", "tight"))
+    assert all(torch.equal(value, loose[name]) for name, value in plain.items())
+    norm = torch.nn.utils.get_total_norm(list(plain.values())).item()
+    assert torch.nn.utils.get_total_norm(list(tight.values())).item() == pytest.approx(1e-3, rel=1e-3)
+    (line,) = (json.loads(line) for line in (tmp_path / "none/loss.jsonl").read_text().splitlines())
+    assert line["gradient_norm"] == pytest.approx(norm, rel=1e-3)
 
 
 def test_the_learning_rate() -> None:

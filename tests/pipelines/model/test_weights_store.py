@@ -70,6 +70,23 @@ def test_a_folder_comes_whole_and_checked(bucket: Storage) -> None:
         local_path(one)
 
 
+def test_a_scheduler_and_an_adapters_json_come_along_and_leave_the_identity(bucket: Storage) -> None:
+    """The fingerprint has what they say, so outputs that were started without them keep their weights."""
+    names = ("scheduler/scheduler_config.json", "adapters/a.json")
+    bucket.write_bytes("adapters/a.safetensors", b"x" * 16)
+
+    def both() -> tuple[Pin, Pin]:
+        return pinned(bucket), pin("model.adapter", f"{bucket.uri}/adapters/a.safetensors", "adapter")
+
+    before = both()
+    for name in names:
+        bucket.write_bytes(name, b"{}")
+    after = both()
+    assert [each.weights for each in after] == [each.weights for each in before]
+    folder, adapter = (local_path(each) for each in after)
+    assert (folder / names[0]).read_bytes() == adapter.with_suffix(".json").read_bytes() == b"{}"
+
+
 def test_an_object_of_several_parts_is_checked_by_their_hashes(bucket: Storage) -> None:
     data = random.Random(3).randbytes(11 * 2**20)
     bucket.fs.pipe_file(bucket.path(LARGE), data, chunksize=5 * 2**20)

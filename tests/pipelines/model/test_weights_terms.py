@@ -65,7 +65,7 @@ def test_what_a_name_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_which_files_of_a_repository_are_taken() -> None:
     chosen = select_files(FLUX_REPOSITORY, "pipeline", "model.base x")
-    left = {"LICENSE.md", "flux1-dev.safetensors", "ae.safetensors", "dev_grid.jpg", "scheduler/scheduler_config.json"}
+    left = {"LICENSE.md", "flux1-dev.safetensors", "ae.safetensors", "dev_grid.jpg"}
     assert set(FLUX_REPOSITORY) - set(chosen) == left | {"vae/diffusion_pytorch_model.bin"}
     transformer = select_files(FLUX_REPOSITORY, "transformer", "model.base x")
     assert {name.split("/")[0] for name in transformer} == {"README.md", "transformer"}

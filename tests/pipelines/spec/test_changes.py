@@ -33,6 +33,7 @@ OTHER_PIXELS = {
     "seed": "1",
     "model.dtype": "bfloat16",
     "model.steps": "3",
+    "model.scheduler": "unipc",
     "model.guidance": "2.0",
     "model.condition_refresh": "2",
     "model.resize": "crop",
@@ -47,6 +48,7 @@ OTHER_PIXELS = {
     "input.depth.kind": "disparity",
     "input.depth.scale": "2.0",
     "input.depth.invalid": "1.0",
+    "input.depth.max": "9.0",
     "buckets": "[[32, 64]]",
     "caption_length": "9",
     "captioner": "/captioner",
@@ -105,7 +107,8 @@ def test_the_keys_of_pixels_are_those_of_the_fingerprint() -> None:
     by_hash = {"task", "teachers", "model.revision", *(f"model.{name}" for name in SOURCE_FIELDS)}
     sized = {"model.height", "model.width"}
     quantized = {key for key in PIXELS if key.startswith("model.quantization.")}
-    assert set(PIXELS) - by_hash - sized - quantized == OTHER_PIXELS.keys() - {"model.quantization"}
+    loras = {"model.base_loras.path", "model.base_loras.scale"}  # tests/pipelines/model/test_base_loras_of_jobs.py
+    assert set(PIXELS) - by_hash - sized - quantized - loras == OTHER_PIXELS.keys() - {"model.quantization"}
     small = "model={height: 32, width: 64}"
     assert fingerprint(spec_for("model.height", small)) != fingerprint(spec_for("model.height"))
     quantizations = [

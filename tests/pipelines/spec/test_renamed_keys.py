@@ -35,7 +35,7 @@ def stored_output(folder: Path, spec: JobSpec) -> Ledger:
     job = {
         "format": 1,
         "spec": old,
-        "fingerprint": fingerprint_of(spec, IDENTITY),
+        "fingerprint": fingerprint_of(spec, IDENTITY, recipe=1),
         "code": "1",
         "created": "now",
         "single_writer": False,
@@ -88,10 +88,10 @@ def test_records_with_the_old_key_are_translated(tmp_path: Path) -> None:
 
 def test_an_output_that_was_started_with_the_old_key_goes_on(tmp_path: Path) -> None:
     spec = load_spec(depth("condition_refresh"))
-    fingerprint = fingerprint_of(spec, IDENTITY)
+    fingerprint = fingerprint_of(spec, IDENTITY, recipe=1)
     assert fingerprint["model.rgb_refresh"] == 4
     assert digest(fingerprint) == DIGEST
     assert stored_output(tmp_path, spec).open_job(spec, fingerprint).fingerprint == fingerprint
-    other = fingerprint_of(load_spec(depth("condition_refresh"), ["model.condition_refresh=2"]), IDENTITY)
+    other = fingerprint_of(load_spec(depth("condition_refresh"), ["model.condition_refresh=2"]), IDENTITY, recipe=1)
     with pytest.raises(SpecError, match=r"differs in model.condition_refresh \(4 there, 2 here\)"):
         check_same(fingerprint, other, "out")

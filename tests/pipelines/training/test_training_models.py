@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FluxPipeline
 
 from jointdit.errors import InputError, ModelError
 from jointdit.pipeline import JointDiTPipeline
+from jointdit.sampling.solvers import default_scheduler
 from jointdit.training.adapter import save_adapter
 from jointdit.training.parallel import World
-from pipelines.training.run import check_model, error_of_ours, identify_source, load_for_training
-from pipelines.training.spec import TrainedModel
+from pipelines.training.run import check_model, error_of_ours, facts_of, identify_source, load_for_training
+from pipelines.training.spec import AdapterJob, TrainedModel
 from tests.jointdit.conftest import small_components
 
 
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flux")
-    FluxPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), **small_components()).save_pretrained(folder)
+    FluxPipeline(scheduler=default_scheduler(), **small_components()).save_pretrained(folder)
     return folder
 
 
@@ -84,3 +86,27 @@ def test_an_error_of_ours_is_found_in_what_ray_train_makes_of_it() -> None:
     assert isinstance(found, InputError)
     assert str(found) == "row 7 is bad."
     assert error_of_ours(RuntimeError("a lost worker")) is None
+
+
+def test_facts_of_a_run_name_what_its_base_and_adapter_change(flux: Path, tmp_path: Path) -> None:
+    """Only where they are not FLUX.1-dev's, and `max` of the maps only if it is given: earlier runs resume."""
+
+    def facts(depth: dict[str, Any], **model: Any) -> dict[str, Any]:
+        data = {"kind": "table", "uri": str(tmp_path), "depth": depth}
+        job = {"recipe": "adapter", "output": str(tmp_path / "out"), "model": model, "data": data}
+        return facts_of(AdapterJob.model_validate({**job, "training": {"steps": 1}}))
+
+    metric = {"kind": "metric", "scale": 0.001}
+    plain = facts(metric, base=str(flux))
+    assert plain["data.depth"] == {"kind": "metric", "scale": 0.001, "invalid": 0.0}
+    assert not {"model.text_tokens", "model.depth_transform"} & plain.keys()
+    assert facts({**metric, "max": 9.0}, base=str(flux))["data.depth"]["max"] == 9.0
+    schnell = tmp_path / "schnell"
+    shutil.copytree(flux, schnell)
+    default_scheduler(guidance_embeds=False).save_pretrained(schnell / "scheduler")
+    assert facts(metric, base=str(schnell))["model.text_tokens"] == 256
+    made = load(base=str(flux), lora_ranks=3, dtype="float32")
+    made.transformer.register_to_config(depth_transform="inverse")
+    save_adapter(made.transformer, tmp_path / "adapter.safetensors", World())
+    inverse = facts(metric, base=str(flux), adapter=str(tmp_path / "adapter.safetensors"))
+    assert inverse["model.depth_transform"] == "inverse"

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jointdit.errors import RowError
+from jointdit.geometry.depth import encode_depth_png
 from pipelines.spec.job import DepthMaps
 from pipelines.stages.readers import images as pictures
 from pipelines.stages.readers.depth_maps import decode_depth
@@ -144,3 +145,16 @@ def test_whatever_is_damaged_is_a_row_error_and_nothing_else(seed: int, monkeypa
                 sentences.add(str(error))
     assert len(sentences) > 50
     assert [sentence for sentence in sentences if not sentence.endswith((".", "?")) or "\n" in sentence] == []
+
+
+def test_values_beyond_a_maximum_are_holes_and_our_own_maps_say_what_they_are() -> None:
+    far = np.array([[1.0, 2.0, 65.535]])
+    assert decode_depth(npy(far), DepthMaps(kind="metric", max=10.0))[1].tolist() == [[True, True, False]]
+    disparity = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
+    ours = encode_depth_png(disparity, np.array([[False, True, True]]))
+    values, valid = decode_depth(ours, DepthMaps(kind="disparity", invalid=None))
+    assert valid.tolist() == [[False, True, True]]
+    assert values[0, 2] == 65535
+    assert decode_depth(encode_depth_png(disparity), DepthMaps(kind="disparity", invalid=None))[1].all()
+    with pytest.raises(RowError, match="relative disparity, as its text chunk says, not metres"):
+        decode_depth(ours, DepthMaps(kind="metric"))

@@ -1,0 +1,1 @@
+"""A call of JointDiTPipeline: its inputs, text, steps, solvers and output."""
