@@ -154,6 +154,7 @@ def test_a_broken_gpu_replaces_its_worker_and_blames_no_row(run_stand_in, make_s
     assert Ledger(Storage(spec.output.uri)).shards_with_crashes() == set()
 
 
+@pytest.mark.slow
 def test_the_run_stops_if_every_gpu_is_broken(run_stand_in, make_spec) -> None:
     with pytest.raises(ModelError, match=r"3 workers in a row failed at their first batch: the GPU of .* failed"):
         run_stand_in(make_spec(["fine"]), AlwaysBroken)

@@ -14,6 +14,7 @@ from tests.integration.driver_process import kill, start_driver, wait_until
 from tests.stand_in import StandInWorker
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_driver_publishes_at_intervals_and_the_next_one_goes_on(ray_cluster: None, make_spec, tmp_path: Path) -> None:
     output = {"shard_rows": 2, "publish_every": "1s"}

@@ -27,7 +27,7 @@ COMMANDS = {
     "calibrate": (["calibrate", "joint.yaml", "-n", "4", "--reject", "0.1"], "model.name"),
     "generate": (["generate", "a cube", "-o", "out", "--model", NAME], "model.name"),
     "depth": (["depth", "map.png", "-o", "out", "--model", NAME], "model.name"),
-    "restyle": (["restyle", "map.png", "a cube", "-o", "out", "--model", NAME], "model.name"),
+    "restyle": (["restyle", "map.png", "a cube", "-o", "out", "--kind", "disparity", "--model", NAME], "model.name"),
     "prepare": (["prepare", "map.png", "-o", "out", "--teacher", NAME], "teachers.0"),
     "prepare, captioner": (
         ["prepare", "map.png", "-o", "out", "--teacher", "teacher", "--captioner", NAME],

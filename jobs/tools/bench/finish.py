@@ -75,8 +75,8 @@ def _finishing(context: RunContext, generated: list[tuple[Row, SampleResult]]) -
     number = iter(range(10**6))
 
     def side() -> Turn:
-        span = Span("/rows.txt", str(next(number)), "rows.txt", 0, len(generated))  # a new shard in each turn
-        entry = PlannedShard(make_shard([span], 0, "bench"), 1, 1, 0)
+        span = Span("/rows.txt", "", "rows.txt", 0, len(generated))
+        entry = PlannedShard(make_shard([span], 0, f"bench {next(number)}"), 1, 1, 0)  # a new shard in each turn
         results = [SampleResult(made.sample, rgb=made.rgb, disparity=made.disparity) for _, made in generated]
         rows = ShardRows(tuple(SourceRow(row) for row, _ in generated), ())
         started = time.process_time()

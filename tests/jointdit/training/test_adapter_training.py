@@ -137,6 +137,7 @@ train_adapter(training(steps=16, checkpoint_every=3), small_pipeline(), SCENES, 
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_with_sigkill_goes_on_to_the_same_curve_to_the_last_digit(tmp_path: Path) -> None:
     run(tmp_path / "whole", steps=16, checkpoint_every=3)
     killed = tmp_path / "killed"
