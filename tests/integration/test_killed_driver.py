@@ -72,6 +72,7 @@ def test_a_job_finishes_after_repeated_kills_of_drivers(
     assert validate(output).problems == []
 
 
+@pytest.mark.slow
 def test_two_concurrent_drivers_duplicate_work_but_no_samples(
     ray_cluster: None, make_spec, output: str, tmp_path: Path
 ) -> None:

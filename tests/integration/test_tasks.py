@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from jointdit.geometry.depth import decode_depth_png, encode_depth_png
@@ -80,6 +81,7 @@ def test_depth_of_images_of_any_size(ray_cluster: None, make_spec, output: str, 
     assert "image has an unknown format" in bad["error"]
 
 
+@pytest.mark.slow
 def test_depth_to_image(ray_cluster: None, make_spec, output: str, tmp_path: Path) -> None:
     folder = tmp_path / "maps"
     folder.mkdir()

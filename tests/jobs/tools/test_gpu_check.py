@@ -23,6 +23,7 @@ def report(tmp_path_factory):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_the_report_has_the_cases_of_the_options_with_their_rates(report):
     assert [(case["size"], case["batch"]) for case in report["cases"]] == [(48, 2), (48, 1)]
     for case in report["cases"]:

@@ -20,6 +20,7 @@ from pipelines.quality.self_consistency import SelfConsistency
 from pipelines.spec.job import ModelSpec
 
 
+@pytest.mark.slow
 def test_self_consistency_separates_right_from_swapped_pairs_on_the_tiny_model():
     pipe = load_pipeline(ModelSpec(), "cpu")
     rule = SelfConsistency(steps=2)

@@ -24,6 +24,7 @@ def scenes():
     return held_out_scenes(60)
 
 
+@pytest.mark.slow
 def test_segmentation_finds_what_scenes_show_and_nothing_else(scenes, capsys):
     told, swapped = evaluate_prompts([scene.rgb for scene in scenes], [scene.caption for scene in scenes])
     with capsys.disabled():

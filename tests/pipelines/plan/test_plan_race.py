@@ -32,6 +32,7 @@ def _drive(root: str, output: str, files: list[str], barrier: Any) -> None:
         extend_plan(spec, FINGERPRINT, ledger, proposal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "s3"])
 def test_two_drivers_never_plan_a_row_twice(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     output = str(tmp_path / "out") if kind == "local" else request.getfixturevalue("s3").make_bucket("race")

@@ -68,6 +68,7 @@ STEPS = {  # three shards in round 0, two in each later one
 }
 
 
+@pytest.mark.slow
 def test_a_job_killed_between_and_within_rounds_gives_the_rows_of_one_that_was_not(
     whole: dict[str, dict], processes: Any, tmp_path: Path
 ) -> None:
