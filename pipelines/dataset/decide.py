@@ -15,30 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.dataset.decisions import (
-    Criteria,
-    Decided,
-    Facts,
-    agree,
-    by_scores,
-    settle,
-    standing_among,
-    tables_in,
-)
-from pipelines.dataset.decisions import read_facts as read_all_facts
+from pipelines.dataset.decisions import Criteria, Decided, tables_in
 from pipelines.dataset.scored import by_filters, read_facts, score_of
 from pipelines.dataset.settling import DECIDED, HELD, ORDER, SETTLED, Settling
 from pipelines.dataset.shelf import Shelf, chunks_of
-from pipelines.ledger.before import Before
 from pipelines.ledger.changes import SHARDS_AT_ONCE
 from pipelines.ledger.counted import CountedShard, Uncovered, counted_shards
-from pipelines.ledger.entries import Commit, Outcome, PlannedShard, SampleOutcome
+from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome
 from pipelines.ledger.segments import ShardRows
-from pipelines.ledger.versions import Key, Version, read_outcomes, verdicts_at
+from pipelines.ledger.versions import Version, read_outcomes
 from pipelines.store.joins import joins
 from pipelines.store.storage import Storage
-
-Found = tuple[int, Outcome, tuple[str, ...]]  # the version that decided, and its verdict
 
 
 @dataclass
@@ -206,51 +193,6 @@ def with_standing(work: Uncovered, shards: Sequence[CountedShard]) -> list[Decid
         rows = [(judged.sample, judged.row) for judged in shard.samples]
         decided.append(DecidedShard(shard.entry, shard.commit, rows, ends))
     return decided
-
-
-def decide_again(
-    storage: Storage, version: Version, counted: Iterable[tuple[str, SampleOutcome]], commits: Mapping[str, Commit]
-) -> list[Decided]:
-    """Decide the samples of a published version again, by its criteria and the decisions that stand in it.
-
-    A decision that stands is accepted only where the sample's commit, or its scores, allow it.
-
-    Args:
-        counted: (shard, sample) of all samples that count, in the order of the plan.
-    """
-    criteria = Criteria.from_json(version.criteria)
-    decided = [
-        Decided(sample.id, shard, sample.outcome, sample.reasons, sample.outcome, sample.reasons)
-        for shard, sample in counted
-    ]
-    facts: dict[Key, Facts] = {}
-    if version.refilter or criteria.needs_all:
-        shards = {sample.shard for sample in decided}
-        facts = read_all_facts(
-            storage, (table for shard in sorted(shards) for table in tables_in(commits[shard])), criteria
-        )
-    if version.refilter:
-        decided = by_scores(decided, criteria.filters, facts)
-    stand = standing_decisions(storage, version)
-    for place, sample in enumerate(decided):
-        since, outcome, reasons = stand.get(sample.key, (0, sample.outcome, sample.reasons))
-        if since and agree(sample, (outcome, reasons)):
-            decided[place] = replace(sample, since=since, outcome=outcome, reasons=reasons)
-    return settle(decided, criteria, facts, standing_among(decided, facts), version.spec.task)
-
-
-def standing_decisions(storage: Storage, version: Version) -> dict[Key, Found]:
-    """Return the decisions of earlier versions that stand in a version."""
-    if version.has_segments:
-        return {key: found for key, found in decisions_of(storage, version).items() if found[0] < version.number}
-    held = verdicts_at(storage, version.held_outcomes) if version.held_outcomes else {}
-    return {key: (version.held, *verdict) for key, verdict in held.items()}
-
-
-def decisions_of(storage: Storage, version: Version) -> dict[Key, Found]:
-    """Return where the samples of a version end. Raises FileNotFoundError once it is pruned."""
-    shards = Before(storage, version).all_shards()
-    return {s.key: (s.since, s.outcome, s.reasons) for shard in shards for s in decisions_in(shard)}
 
 
 def decisions_in(shard: ShardRows) -> list[Decided]:

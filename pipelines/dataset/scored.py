@@ -106,6 +106,12 @@ def _read_table(storage: Storage, path: str, schema: Mapping[str, pa.DataType]) 
     return pa.table({name: nulls[name] if name in nulls else table[name].cast(kind) for name, kind in schema.items()})
 
 
+def read_scores(storage: Storage, path: str) -> list[dict[str, float | None]]:
+    """Return all scores of the samples of one table."""
+    with storage.open(path) as file, pq.ParquetFile(file) as parquet:
+        return [row["quality"] or {} for row in parquet.read(columns=["quality"]).to_pylist()]
+
+
 def score_of(facts: pa.Table, name: str) -> pa.ChunkedArray:
     """Return a score of each sample (n), null where it was not computed."""
     return facts[f"quality.{name}"]

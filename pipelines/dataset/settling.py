@@ -62,11 +62,11 @@ class Settling:
     """The samples of one decision over a whole dataset."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """connection: from store/joins.py, without tables of these names."""
+        """connection: from store/joins.py. Its tables of these names are replaced."""
         self.connection = connection
         for name, schema in (("decided", DECIDED), ("held", HELD), ("lost", LOST)):
             columns = ", ".join(f'"{field.name}" {TYPES[field.type]}' for field in schema)
-            connection.execute(f"create table {name} ({columns})")
+            connection.execute(f"create or replace table {name} ({columns})")
 
     def add(self, table: str, rows: pa.Table) -> None:
         """Add rows to a table. Columns that they lack are null."""

@@ -41,6 +41,8 @@ class Shelf(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         """Yield all objects."""
-        self._file.seek(0)
+        start = 0
         for packed, size in self._sizes:
+            self._file.seek(start)
+            start += packed
             yield from pickle.loads(pa.decompress(self._file.read(packed), size, codec="lz4", asbytes=True))

@@ -34,6 +34,7 @@ from pipelines.dataset.status import read_status
 from pipelines.dataset.validation.validate import validate
 from pipelines.ledger.entries import FOLDERS, Commit, Outcome, PlannedShard, SampleOutcome, StoredObject, sha256
 from pipelines.ledger.ledger import Ledger
+from pipelines.model.fingerprint import digest
 from pipelines.plan.shards import make_shard
 from pipelines.quality import SCORES
 from pipelines.records import Span
@@ -127,7 +128,9 @@ def _write_job(folder: Path, plan: int, shards: int) -> None:
         Span(f"/corpus/{plan}-{n // 1000}.txt", "1", f"{plan}-{n // 1000}.txt", n % 1000 * 256, (n % 1000 + 1) * 256)
         for n in range(shards)
     ]
-    entries = [PlannedShard(make_shard([span], 0, "bench"), 1, plan, n) for n, span in enumerate(spans)]
+    entries = [
+        PlannedShard(make_shard([span], 0, digest(context.fingerprint)), 1, plan, n) for n, span in enumerate(spans)
+    ]
     ledger.append_plan(plan, entries)
     root = Path(context.storage.path(""))
     for name in ("_commits", "data", "rejected"):
