@@ -20,11 +20,12 @@ from pipelines.dataset.decide import DecidedShard, Ends, decided_rows, decision_
 from pipelines.dataset.decisions import Criteria, tables_in
 from pipelines.dataset.scored import Lacking, by_filters, read_facts, slices_of
 from pipelines.dataset.settling import DECIDED, ORDER, SETTLED, Settling
-from pipelines.dataset.shelf import chunks_of
 from pipelines.ledger.changes import SHARDS_AT_ONCE
-from pipelines.ledger.counted import Uncovered, entries_of
+from pipelines.ledger.counted import Uncovered
 from pipelines.ledger.segments import ShardRows
+from pipelines.ledger.together import entries_of
 from pipelines.ledger.versions import OVER_THE_SET, Version, read_version, version_numbers
+from pipelines.store.shelf import chunks_of
 from pipelines.store.storage import Storage
 
 EARLIER = ["id", "shard", "since", "outcome", "reasons"]

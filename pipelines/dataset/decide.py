@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 from pipelines.dataset.decisions import Criteria, Decided, tables_in
 from pipelines.dataset.scored import by_filters, read_facts, score_of
 from pipelines.dataset.settling import DECIDED, HELD, ORDER, SETTLED, Settling
-from pipelines.dataset.shelf import Shelf, chunks_of
 from pipelines.ledger.changes import SHARDS_AT_ONCE
 from pipelines.ledger.counted import CountedShard, Uncovered, counted_shards
 from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome
 from pipelines.ledger.segments import ShardRows
 from pipelines.ledger.versions import Version, read_outcomes
 from pipelines.store.joins import joins
+from pipelines.store.shelf import Shelf, chunks_of
 from pipelines.store.storage import Storage
 
 

@@ -24,7 +24,6 @@ from pipelines.dataset.decide import DecidedShard, with_standing
 from pipelines.dataset.decisions import Criteria
 from pipelines.dataset.publish import Decision, publish_decision
 from pipelines.dataset.settling import Settling
-from pipelines.dataset.shelf import Shelf, chunks_of
 from pipelines.ledger.before import Before
 from pipelines.ledger.changes import SHARDS_AT_ONCE
 from pipelines.ledger.counted import Uncovered, counted_shards
@@ -33,6 +32,7 @@ from pipelines.ledger.versions import Version, require_latest
 from pipelines.spec.file import apply_overrides
 from pipelines.spec.job import JobSpec, load_spec
 from pipelines.store.joins import joins
+from pipelines.store.shelf import Shelf, chunks_of
 from pipelines.store.storage import Storage
 
 SETTABLE = ("quality.filters", "quality.keep_best", "quality.calibration")

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jointdit.errors import JointDiTError
-from pipelines.dataset.shelf import Shelf
 from pipelines.dataset.validation.named import Named
 from pipelines.dataset.validation.recount import SEEN, Recount
 from pipelines.ledger.entries import OUTCOMES, Commit, PlannedShard
 from pipelines.ledger.ledger import Ledger
 from pipelines.records import Span
 from pipelines.store.connections import PARALLEL_REQUESTS
+from pipelines.store.shelf import Shelf
 
 AT_ONCE = 512  # shards
 

@@ -106,7 +106,7 @@ class Named:
     def sums(self) -> tuple[int, int, int]:
         """Return the number of objects, their bytes, and the number of point clouds. Needs `contradictions`."""
         ((files, size, clouds),) = self._run(
-            "select count(*), coalesce(sum(bytes), 0)::bigint, count_if(kind = 'points') from objects"
+            "select count(*), coalesce(sum(bytes), 0)::bigint, count(*) filter (where kind = 'points') from objects"
         ).fetchall()
         return int(files), int(size), int(clouds)
 

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 
 from jointdit.errors import JointDiTError
 from pipelines.dataset import card
-from pipelines.dataset.shelf import Shelf
 from pipelines.dataset.validation.account import Account, Part, Tables, entries_in, ids_of
 from pipelines.dataset.validation.checks import Checked, check_object
 from pipelines.dataset.validation.content import Content
@@ -33,6 +32,7 @@ from pipelines.plan.shards import id_of
 from pipelines.spec.job import JobSpec, load_spec
 from pipelines.store.connections import PARALLEL_TABLES
 from pipelines.store.joins import joins
+from pipelines.store.shelf import Shelf
 from pipelines.store.storage import Storage
 
 MOST_PROBLEMS = 200  # reported for one dataset
