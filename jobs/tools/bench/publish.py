@@ -10,11 +10,13 @@ and prompts, and neither images nor depth. Each step is a fresh process that rep
 5. `refilter`: a filter that rejects samples of a hundredth of the shards; a threshold in the reasons of every shard;
    `near_duplicate`, which compares all samples.
 6. `validate --quick` of the result.
+7. The first version once more, of both plan files, whose input files may share rows; then with `near_duplicate`.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -56,6 +58,8 @@ STEPS = (
     "refilter, all shards",
     "refilter, near-duplicates",
     "validate --quick",
+    "publish, files that may share rows",
+    "publish, near-duplicates",
 )
 REFILTERS = {  # step -> filters
     "refilter, 1 % of the shards": "[{kind: depth_range}, {kind: blank_picture, min_span: 0.3}]",
@@ -171,8 +175,11 @@ def _write_shard(root: Path, entry: PlannedShard) -> Commit:
 
 def run_step(step: str, folder: str) -> dict[str, Any]:
     """Take one step in this process. Returns its seconds and the peak memory of the process in bytes."""
-    context = context_of(Path(folder), "joint", 32)
+    quality = {"filters": [{"kind": "near_duplicate", "max_distance": 2}]} if step == STEPS[-1] else {}
+    context = context_of(Path(folder), "joint", 32, quality=quality)
     storage, uri = Storage(context.storage.uri), context.storage.uri
+    if step in STEPS[-2:]:
+        shutil.rmtree(storage.path("_versions"))
     started = time.perf_counter()
     if step.startswith("publish"):
         _, is_new = publish(storage, Ledger(storage), context.spec)
