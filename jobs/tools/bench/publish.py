@@ -115,7 +115,11 @@ def _measure(settings: Settings, sizes: Sequence[int], reach: dict[str, Reach]) 
         ours, peak = Spread.of([seconds[largest]]), Spread.of([memory[largest]])
         took = ", ".join(f"{size:,} {value:.2f} s" for size, value in seconds.items())
         hundred = (start + per_sample * 100 * MILLION) / 60
-        notes = (f"{took}: {per_sample * 1e6:.2f} microseconds a sample; 100 million by the slope: {hundred:.1f} min",)
+        cpu, _ = slope({size: answer["cpu"] for size, answer in found.items()})
+        notes = (
+            f"{took}: {per_sample * 1e6:.2f} microseconds a sample, {cpu * 1e6:.2f} of CPU time; 100 million by the "
+            f"slope: {hundred:.1f} min",
+        )
         work = {"samples": largest}
         yield Line(f"{step}, {largest:,} samples", "s", ours, ours, None, reach.get(step), work, notes)
         needed = ", ".join(f"{size:,} {value:.0f} MB" for size, value in memory.items())
@@ -180,7 +184,7 @@ def run_step(step: str, folder: str) -> dict[str, Any]:
     storage, uri = Storage(context.storage.uri), context.storage.uri
     if step in STEPS[-2:]:
         shutil.rmtree(storage.path("_versions"))
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     if step.startswith("publish"):
         _, is_new = publish(storage, Ledger(storage), context.spec)
         assert is_new == (step != "publish, nothing new")
@@ -196,7 +200,8 @@ def run_step(step: str, folder: str) -> dict[str, Any]:
     else:
         (problem,) = validate(uri, quick=True).problems
         assert problem.startswith("README.md"), problem
-    return {"seconds": time.perf_counter() - started, "bytes": peak_bytes()}
+    seconds, cpu = time.perf_counter() - started, time.process_time() - busy
+    return {"seconds": seconds, "cpu": cpu, "bytes": peak_bytes()}
 
 
 if __name__ == "__main__":
