@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipelines.dataset.decisions import Criteria, Decided, tables_in
 from pipelines.dataset.scored import by_filters, read_facts, score_of
-from pipelines.dataset.settling import DECIDED, HELD, ORDER, SETTLED, Settling
+from pipelines.dataset.settling import DECIDED, HELD, ORDER, SETTLED, Settling, memory_for
 from pipelines.ledger.changes import SHARDS_AT_ONCE
 from pipelines.ledger.counted import CountedShard, Uncovered, counted_shards
 from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome
@@ -69,7 +69,7 @@ def _decide_together(
     work: Uncovered, chunks: Iterable[list[DecidedShard]], criteria: Criteria, is_refiltered: bool, task: str
 ) -> Iterator[list[DecidedShard]]:
     """Decide samples that are compared with each other, and with what the latest version keeps."""
-    with joins() as connection, Shelf[DecidedShard]() as shelf:
+    with joins(memory_for(criteria)) as connection, Shelf[DecidedShard]() as shelf:
         settling = Settling(connection)
         touched: dict[str, set[str]] = {}  # shard -> its samples whose decision stands
         has_new = False

@@ -23,7 +23,7 @@ from pipelines.dataset.anew import Anew
 from pipelines.dataset.decide import DecidedShard, with_standing
 from pipelines.dataset.decisions import Criteria
 from pipelines.dataset.publish import Decision, publish_decision
-from pipelines.dataset.settling import Settling
+from pipelines.dataset.settling import Settling, memory_for
 from pipelines.ledger.before import Before
 from pipelines.ledger.changes import SHARDS_AT_ONCE
 from pipelines.ledger.counted import Uncovered, counted_shards
@@ -121,7 +121,7 @@ class Refilter:
         assert work.before.latest is not None
         self.before, self.moved, self.changed, self.came_back = work.before.latest, Counter(), [], Counter()
         criteria, storage = Criteria.of(spec.quality), work.ledger.storage
-        with joins() as connection, Shelf[DecidedShard]() as new:
+        with joins(memory_for(criteria)) as connection, Shelf[DecidedShard]() as new:
             anew = Anew(Settling(connection), storage, criteria)
             known: set[str] = set()
             for counted in counted_shards(work):

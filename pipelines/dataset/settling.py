@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipelines.dataset.decisions import SAME_IMAGE, Criteria
 from pipelines.dataset.near_duplicates import near_duplicates
 from pipelines.quality import KeepBest
+from pipelines.store.joins import BESIDE_OBJECTS, MEMORY
 
 PLACE = [
     pa.field("plan", pa.int32()),  # of the shard
@@ -56,6 +57,11 @@ TYPES = {
     pa.float64(): "double",
     pa.list_(pa.string()): "varchar[]",
 }
+
+
+def memory_for(criteria: Criteria) -> int:
+    """Return the memory in bytes that DuckDB gets: the search for near-duplicates needs the most."""
+    return BESIDE_OBJECTS if criteria.max_distance is None else MEMORY
 
 
 class Settling:

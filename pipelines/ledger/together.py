@@ -20,7 +20,7 @@ from pipelines.ledger.counting import JudgedSample, row_id
 from pipelines.ledger.entries import Commit, PlannedShard
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.segments import ShardRows
-from pipelines.store.joins import joins
+from pipelines.store.joins import BESIDE_OBJECTS, joins
 from pipelines.store.shelf import Shelf, chunks_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def judged_together(
     Yields:
         Some shards in the order of the plan, each with its samples of current files.
     """
-    with joins() as connection, Shelf[Pair]() as new, Shelf[Pair]() as old:
+    with joins(BESIDE_OBJECTS) as connection, Shelf[Pair]() as new, Shelf[Pair]() as old:
         judge = _Judge(work, connection)
         known: set[str] = set()
         for entries, commits in chunks:

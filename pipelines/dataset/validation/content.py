@@ -37,12 +37,12 @@ class Content:
     storage: Storage
     version: Version
     connection: duckdb.DuckDBPyConnection
+    criteria: Criteria
     is_quick: bool
+    is_undetermined: bool  # whether it is not known what the version must contain
     counts: Counter[str] = field(default_factory=Counter)
-    _failed: bool = False  # whether what it must contain cannot be determined
 
     def __post_init__(self) -> None:
-        self.criteria = Criteria.from_json(self.version.criteria)
         self._before = Before(self.storage, self.version)
         held = self.version.held_outcomes
         self._held = verdicts_at(self.storage, held) if held else {}  # of versions of format 1 and 2
@@ -55,13 +55,13 @@ class Content:
             parts: yields all shards of its plan files.
             recount: finds which samples count; None where they cannot be determined.
         """
-        if recount is not None and self.criteria.needs_all:
+        if recount is not None and self.criteria.needs_all and not self.is_undetermined:
             yield from self._settle(parts(), recount)
         seen: list[pa.Array] = []
         for part in parts():
             seen.append(pa.array(part.shards, pa.string()))
             counted = None
-            if recount is not None and not self._failed:
+            if recount is not None and not self.is_undetermined:
                 counted = self._settled(part) if self.criteria.needs_all else recount.counted(part.samples)
             yield from self._check_part(part, counted, self._shards_of(part), is_settled=self.criteria.needs_all)
         planned = pa.chunked_array(seen, pa.string()).combine_chunks() if seen else pa.array([], pa.string())
@@ -90,7 +90,7 @@ class Content:
             self.connection.register("rows_to_add", actual)
             self.connection.execute("insert into version_ids select hash(id) from rows_to_add")
             self.connection.unregister("rows_to_add")
-        if counted is not None and not self._failed:
+        if counted is not None and not self.is_undetermined:
             try:
                 yield from self._compare_outcomes(
                     counted if is_settled else self._decide(part, counted, actual), actual
@@ -102,9 +102,8 @@ class Content:
             yield from self._check_ids(actual, shards)
 
     def _undetermined(self, error: Exception) -> str:
-        self._failed = True
-        kind = type(error).__name__
-        return f"what version {self.version.number} must contain cannot be determined ({kind}: {error})."
+        self.is_undetermined = True
+        return undetermined(self.version, error)
 
     def _decide(self, part: Part, samples: pa.Table, actual: pa.Table) -> pa.Table:
         """Decide samples that count by the criteria of the version, and let earlier decisions stand as far as allowed.
@@ -220,6 +219,11 @@ class Content:
                     yield f"sample {identifier} occurs more than once in version {number}."
         if {outcome: self.counts[outcome] for outcome in OUTCOMES} != self.version.counts:
             yield f"version {number} counts {self.version.counts} and its outcomes hold {dict(self.counts)}."
+
+
+def undetermined(version: Version, error: Exception) -> str:
+    """Say that it is not known what a version must contain, and why."""
+    return f"what version {version.number} must contain cannot be determined ({type(error).__name__}: {error})."
 
 
 def _counted_of(shards: Sequence[ShardRows]) -> pa.Table:

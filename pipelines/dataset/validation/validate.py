@@ -12,15 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jointdit.errors import JointDiTError
 from pipelines.dataset import card
+from pipelines.dataset.decisions import Criteria
+from pipelines.dataset.settling import memory_for
 from pipelines.dataset.validation.account import Account, Part, Tables, entries_in, ids_of
 from pipelines.dataset.validation.checks import Checked, check_object
-from pipelines.dataset.validation.content import Content
+from pipelines.dataset.validation.content import Content, undetermined
 from pipelines.dataset.validation.named import Named
 from pipelines.dataset.validation.recount import Recount
 from pipelines.ledger.entries import Job, PlannedShard, StoredObject, sha256
@@ -75,14 +76,16 @@ def validate(uri: str, quick: bool = False) -> Validation:
     if result.problems:
         return result  # such a plan does not say what counts
     versions, damaged = _read_versions(storage)
-    with joins() as connection, Shelf[Part]() as parts:
+    criteria, unknown = _criteria_of(versions[-1]) if versions else (Criteria(), [])
+    with joins(memory_for(criteria)) as connection, Shelf[Part]() as parts:
         named = Named(connection, storage)
         if versions:
             latest = versions[-1]
             account = Account(ledger, tables, named, latest.plans, Recount(connection, tables, latest.plans))
             result.problems += [*account.read(parts), *_check_crashes(ledger, tables), *damaged]
             result.version, result.counts = latest.number, dict(latest.counts)
-            result.problems += _check_version(storage, connection, latest, account, parts, quick)
+            content = Content(storage, latest, connection, criteria, quick, is_undetermined=bool(unknown))
+            result.problems += [*unknown, *_check_version(content, account, parts)]
             if later := sum(len(table) for number, table in tables.items() if number not in latest.plans):
                 note = f"{later} shards were planned after version {latest.number} and are not part of it."
                 result.notes.append(note)
@@ -187,21 +190,23 @@ def _fault_of(storage: Storage, path: str, digest: str) -> Iterator[str]:
         yield f"{path} is missing."
 
 
-def _check_version(
-    storage: Storage,
-    connection: duckdb.DuckDBPyConnection,
-    version: Version,
-    account: Account,
-    parts: Shelf[Part],
-    quick: bool,
-) -> Iterator[str]:
+def _criteria_of(version: Version) -> tuple[Criteria, list[str]]:
+    """Return (the criteria of a version, problems)."""
+    try:
+        return Criteria.from_json(version.criteria), []
+    except (JointDiTError, ValueError) as error:
+        return Criteria(), [undetermined(version, error)]
+
+
+def _check_version(content: Content, account: Account, parts: Shelf[Part]) -> Iterator[str]:
     """Check that the outcomes are the samples that count, each id once, and that the files hold exactly them."""
-    for entry in account.pending():
+    storage, version = content.storage, content.version
+    pending, recount = account.pending(), account.recount
+    for entry in pending:
         yield f"shard {entry.shard.id}: {entry.samples} samples of version {version.number} have no commit."
-    recount = account.recount if not account.pending() else None
-    if recount is not None:
+    if recount is not None and not pending:
         recount.finish(part.samples for part in parts)
-    yield from Content(storage, version, connection, quick).check(lambda: parts, recount)
+    yield from content.check(lambda: parts, None if pending else recount)
     if not card.is_about(storage, version):
         yield f"README.md and stats.json are not those of version {version.number}: run the job again to rewrite them."
 
