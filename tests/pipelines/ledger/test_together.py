@@ -81,3 +81,23 @@ def test_files_that_share_rows_and_retries_are_judged_as_in_memory(
         counting = work.counting(entries)
         shares = work.changes.may_share_rows
         assert judged == list(judge(counting, commits) if shares else counting.made(commits))
+
+
+def test_a_carried_row_counts_as_of_the_version_that_carries_it(tmp_path: Path) -> None:
+    """Of a changed file, the row that is gone leaves its id to another file, and the carried row wins against it."""
+    ledger = Ledger(Storage(str(tmp_path / "out")))
+    carried = of_runs("a", "2", [(0, Origin("1", 1, "a"), 1, 1)])
+    changed = PlannedShard(make_shard([Span("a", "2", "a", 1, 2)], 0, "job"), 1, 2, 0, carried=(carried,))
+    first = [
+        PlannedShard(make_shard([Span(uri, "1", uri, 0, 2)], 0, "job"), 1, 1, n) for n, uri in enumerate(("a", "b"))
+    ]
+    ledger.append_plan(1, first)
+    ledger.append_plan(2, [changed])
+    for entry, names in zip([*first, changed], (["gone", "stays"], ["gone", "stays"], ["new"]), strict=True):
+        start = entry.shard.spans[0].start
+        samples = (SampleOutcome(f"{name}/0", 0, n, 0, "kept") for n, name in enumerate(names, start))
+        ledger.commit(Commit(entry.shard.id, "0", (), tuple(samples)))
+    shards = [shard for chunk in counted_shards(Uncovered.since(ledger, None)) for shard in chunk]
+    judged = [(shard.entry.shard.spans[0].uri, each.row, each.counts) for shard in shards for each in shard.samples]
+    expected = [("a", "stays", True), ("b", "gone", True), ("b", "stays", False), ("a", "new", True)]
+    assert judged == expected
