@@ -1,39 +1,32 @@
 """Decide the shards that are new or affected: which of their samples count, and where these end.
 
 Where samples are not compared with each other, shards are decided as they are counted (ledger/counted.py). Otherwise
-all new and affected shards are held together; what the latest version holds is only looked up.
+the shards are kept on a shelf while all samples, and what the latest version keeps, are compared in a database.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.dataset.decisions import (
-    Criteria,
-    Decided,
-    Facts,
-    Standing,
-    agree,
-    by_scores,
-    read_facts,
-    settle,
-    standing_among,
-    tables_in,
-)
-from pipelines.ledger.before import Before
+from pipelines.dataset.decisions import Criteria, Decided, tables_in
+from pipelines.dataset.scored import by_filters, read_facts, score_of
+from pipelines.dataset.settling import DECIDED, HELD, ORDER, SETTLED, Settling, memory_for
 from pipelines.ledger.changes import SHARDS_AT_ONCE
-from pipelines.ledger.counted import CountedShard, Uncovered, all_counted_shards, counted_shards
-from pipelines.ledger.entries import Commit, Outcome, PlannedShard, SampleOutcome
+from pipelines.ledger.counted import CountedShard, Uncovered, counted_shards
+from pipelines.ledger.entries import Commit, PlannedShard, SampleOutcome
 from pipelines.ledger.segments import ShardRows
-from pipelines.ledger.versions import Key, Version, verdicts_at
+from pipelines.ledger.versions import Version, read_outcomes
 from pipelines.records import RowKey
+from pipelines.store.joins import joins
+from pipelines.store.shelf import Shelf, chunks_of
 from pipelines.store.storage import Storage
-
-Found = tuple[int, Outcome, tuple[str, ...]]  # the version that decided, and its verdict
 
 
 @dataclass
@@ -46,6 +39,11 @@ class DecidedShard:
     decided: dict[str, Decided]  # by sample id, those that count
     hashes: dict[str, str] = field(default_factory=dict)  # sample id -> perceptual hash, where the criteria need it
     withheld: int = 0  # samples that would count, and wait for others of their rows (withheld.py)
+
+    @property
+    def stands(self) -> bool:
+        """Whether an earlier version decided all its samples."""
+        return all(sample.since for sample in self.decided.values())
 
 
 def decide_shards(
@@ -60,12 +58,16 @@ def decide_shards(
     Raises:
         Unfinished: a shard that counts has no commit.
     """
-    if not criteria.needs_all:
-        for counted in counted_shards(work):
-            yield from _cut(_decide(work, with_standing(work, counted), criteria, is_refiltered, task))
+    chunks = ([withhold(shard, waiting) for shard in with_standing(work, each)] for each in counted_shards(work))
+    if criteria.needs_all:
+        yield from _decide_together(work, chunks, criteria, is_refiltered, task)
         return
-    shards = [withhold(shard, waiting) for shard in with_standing(work, all_counted_shards(work))]
-    yield from _cut(_decide(work, shards, criteria, is_refiltered, task))
+    for shards in chunks:
+        if is_refiltered:
+            new = [shard for shard in shards if not shard.stands]
+            ends = Ends(_scored(work, new, criteria, is_refiltered).to_batches())
+            shards = [shard if shard.stands else ends.of(shard) for shard in shards]
+        yield from chunks_of(shards, SHARDS_AT_ONCE)
 
 
 def withhold(shard: DecidedShard, waiting: Collection[RowKey]) -> DecidedShard:
@@ -80,45 +82,119 @@ def withhold(shard: DecidedShard, waiting: Collection[RowKey]) -> DecidedShard:
     return replace(shard, decided=decided, withheld=shard.withheld + len(shard.decided) - len(decided))
 
 
-def _cut(shards: list[DecidedShard]) -> Iterator[list[DecidedShard]]:
-    for start in range(0, len(shards), SHARDS_AT_ONCE):
-        yield shards[start : start + SHARDS_AT_ONCE]
+def _decide_together(
+    work: Uncovered, chunks: Iterable[list[DecidedShard]], criteria: Criteria, is_refiltered: bool, task: str
+) -> Iterator[list[DecidedShard]]:
+    """Decide samples that are compared with each other, and with what the latest version keeps."""
+    with joins(memory_for(criteria)) as connection, Shelf[DecidedShard]() as shelf:
+        settling = Settling(connection)
+        touched: dict[str, set[str]] = {}  # shard -> its samples whose decision stands
+        has_new = False
+        for shards in chunks:
+            new = [shard for shard in shards if not shard.stands]
+            has_new = has_new or bool(new)
+            settling.add("decided", _scored(work, new, criteria, is_refiltered))
+            touched.update({s.entry.shard.id: set(s.decided) if s.stands else set() for s in shards})
+            shelf.add(shards)
+        if has_new:
+            for held in chunks_of(work.before.all_shards(), SHARDS_AT_ONCE):
+                settling.add("held", _held(work.ledger.storage, held, touched, criteria))
+            settling.settle(criteria, task)
+        ends = Ends(settling.batches(f"select * from ({SETTLED}) order by {ORDER}"))
+        for shards in chunks_of(shelf, SHARDS_AT_ONCE):
+            yield [shard if shard.stands else ends.of(shard) for shard in shards]
 
 
-def _decide(
-    work: Uncovered, shards: list[DecidedShard], criteria: Criteria, is_refiltered: bool, task: str
-) -> list[DecidedShard]:
-    samples = [sample for shard in shards for sample in shard.decided.values()]
-    new = [sample for sample in samples if not sample.since]
-    if not new or not (is_refiltered or criteria.needs_all):
-        return shards
-    made = {sample.shard for sample in new}
-    facts = read_facts(work.ledger.storage, tables_of([s for s in shards if s.entry.shard.id in made]), criteria)
+def _scored(work: Uncovered, shards: Sequence[DecidedShard], criteria: Criteria, is_refiltered: bool) -> pa.Table:
+    """Return the samples of shards as DECIDED, with scores and hashes, and decided by filters if `is_refiltered`."""
+    rows = decided_rows(shards)
+    tables = {shard.entry.shard.id: [path for _, path in tables_in(shard.commit)] for shard in shards}
+    facts = read_facts(work.ledger.storage, rows, tables, criteria)
     if is_refiltered:
-        ends = {sample.key: sample for sample in by_scores(new, criteria.filters, facts)}
-        samples = [ends.get(sample.key, sample) for sample in samples]
-    if criteria.needs_all:
-        touched = {shard.entry.shard.id for shard in shards}
-        samples = settle(samples, criteria, facts, standing(work, criteria, samples, touched), task)
-    by_shard: dict[str, dict[str, Decided]] = {shard.entry.shard.id: {} for shard in shards}
-    for sample in samples:
-        by_shard[sample.shard][sample.id] = sample
-    return [
-        replace(shard, decided=ends, hashes=hashes_in(facts, shard.entry.shard.id, ends))
-        for shard in shards
-        for ends in [by_shard[shard.entry.shard.id]]
-    ]
+        is_new = pc.equal(rows["since"], 0)
+        for name, column in zip(("outcome", "reasons"), by_filters(rows, facts, criteria.filters), strict=True):
+            rows = rows.set_column(rows.schema.get_field_index(name), name, pc.if_else(is_new, column, rows[name]))
+    return with_facts(rows, facts, criteria)
 
 
-def hashes_in(facts: Mapping[Key, Facts], shard: str, decided: Iterable[str]) -> dict[str, str]:
-    """Return sample id -> perceptual hash of some samples of a shard, as far as facts have it."""
-    found = {identifier: facts.get((identifier, shard)) for identifier in decided}
-    return {identifier: fact.phash for identifier, fact in found.items() if fact is not None and fact.phash is not None}
+def with_facts(rows: pa.Table, facts: pa.Table, criteria: Criteria) -> pa.Table:
+    """Return samples with the columns score and phash, as far as dataset-wide rules use them."""
+    nulls = pa.nulls(len(rows), pa.string())
+    best = criteria.keep_best
+    score = nulls.cast(pa.float64()) if best is None else score_of(facts, best.by)
+    phash = nulls if criteria.max_distance is None else facts["phash"]
+    return rows.append_column("score", score).append_column("phash", phash)
 
 
-def tables_of(shards: Sequence[DecidedShard]) -> list[tuple[str, str]]:
-    """Return (shard, path) of the tables of samples with pixels that the commits of some shards name."""
-    return [table for shard in shards for table in tables_in(shard.commit)]
+def _held(
+    storage: Storage, shards: Sequence[ShardRows], touched: Mapping[str, set[str]], criteria: Criteria
+) -> pa.Table:
+    """Return the kept samples of shards of the latest version as HELD: of `touched` shards only those that stand."""
+    parts, lacking = [], []
+    for shard in shards:
+        kept = shard.samples.filter(pc.equal(shard.samples["outcome"], "kept"))
+        kept = kept.append_column("number", pa.array(range(len(kept)), pa.int32()))
+        if shard.shard in touched:
+            kept = kept.filter(pc.is_in(kept["id"], pa.array(sorted(touched[shard.shard]), pa.string())))
+        lacking.append(kept["phash"].null_count > 0)
+        parts.append(kept)
+    if criteria.max_distance is not None and any(lacking):
+        tables = {s.shard: [file.path for file in s.files if file.outcome == "kept"] for s in shards}
+        rows = pa.concat_tables(part for part, lacks in zip(parts, lacking, strict=True) if lacks)
+        facts = read_facts(storage, rows, tables, Criteria(criteria.filters))
+        parts = [part for part, lacks in zip(parts, lacking, strict=True) if not lacks]
+        parts.append(rows.set_column(rows.schema.get_field_index("phash"), "phash", facts["phash"]))
+    return pa.concat_tables(parts).select(HELD.names) if parts else HELD.empty_table()
+
+
+def decided_rows(shards: Sequence[DecidedShard]) -> pa.Table:
+    """Return the samples of shards that count as columns of DECIDED, without scores and hashes."""
+    samples = [sample for shard in shards for sample in shard.decided.values()]
+    lengths = [len(shard.decided) for shard in shards]
+    plans = np.repeat([shard.entry.plan for shard in shards], lengths)
+    places = np.repeat([shard.entry.position for shard in shards], lengths)
+    columns = {
+        "plan": pa.array(plans, pa.int32()),
+        "place": pa.array(places, pa.int64()),
+        "number": numbers_in(lengths),
+    }
+    for name in ("shard", "id", "since", "outcome", "reasons", "made", "made_reasons"):
+        columns[name] = pa.array([getattr(sample, name) for sample in samples], DECIDED.field(name).type)
+    return pa.table(columns)
+
+
+def numbers_in(lengths: Sequence[int]) -> pa.Array:
+    """Return the number of each row in its part, for parts of these lengths."""
+    starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths) if lengths else np.array([], np.int64)
+    return pa.array(np.arange(sum(lengths)) - starts, pa.int32())
+
+
+class Ends:
+    """Where samples end, read in the order of the plan."""
+
+    COLUMNS = ("plan", "place", "id", "shard", "outcome", "reasons", "made", "made_reasons", "since", "phash")
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """batches: with columns of DECIDED, in the order of the plan."""
+        self._rows = itertools.chain.from_iterable(
+            zip(*(batch[name].to_pylist() for name in self.COLUMNS), strict=True) for batch in batches
+        )
+        self._next: tuple[Any, ...] | None = next(self._rows, None)
+
+    def of(self, shard: DecidedShard) -> DecidedShard:
+        """Return a shard with its decisions. It must come after all shards that were asked for before."""
+        decided: dict[str, Decided] = {}
+        hashes: dict[str, str] = {}
+        place = shard.entry.plan, shard.entry.position
+        while self._next is not None and self._next[:2] == place:
+            _, _, identifier, shard_id, outcome, reasons, made, made_reasons, since, phash = self._next
+            decided[identifier] = Decided(
+                identifier, shard_id, outcome, tuple(reasons or ()), made, tuple(made_reasons or ()), since
+            )
+            if phash is not None:
+                hashes[identifier] = phash
+            self._next = next(self._rows, None)
+        return replace(shard, decided=decided, hashes=hashes)
 
 
 def with_standing(work: Uncovered, shards: Sequence[CountedShard]) -> list[DecidedShard]:
@@ -136,87 +212,6 @@ def with_standing(work: Uncovered, shards: Sequence[CountedShard]) -> list[Decid
     return decided
 
 
-def standing(work: Uncovered, criteria: Criteria, samples: Sequence[Decided], touched: Collection[str]) -> Standing:
-    """Return what the kept samples of the latest version mean for those among `samples` that are decided now.
-
-    Of the shards that are `touched`, only `samples` count: others left the version.
-    """
-    sources = {sample.source for sample in samples if not sample.since}
-    taken: Counter[str] = Counter(s.source for s in samples if s.since and s.outcome == "kept")
-    kept: list[tuple[int, str, str]] = []  # (since, id, perceptual hash)
-    for shard in work.before.all_shards():
-        if shard.shard in touched or not len(shard.samples):
-            continue
-        table = shard.samples.filter(pc.equal(shard.samples["outcome"], "kept"))
-        ids, hashes = table["id"].to_pylist(), table["phash"].to_pylist()
-        taken.update(source for i in ids if (source := i.rpartition("/")[0]) in sources)
-        if criteria.max_distance is not None:
-            if None in hashes:
-                hashes = _hashes_of(work.ledger.storage, shard, ids)
-            kept += [(s, i, h) for s, i, h in zip(table["since"].to_pylist(), ids, hashes, strict=True) if h]
-    if criteria.max_distance is not None:
-        own = [sample for sample in samples if sample.since and sample.outcome == "kept"]
-        for shard in work.before.shards({sample.shard for sample in own}).values():
-            ids = [sample.id for sample in own if sample.shard == shard.shard]
-            since = {sample.id: sample.since for sample in own if sample.shard == shard.shard}
-            kept += [
-                (since[i], i, h) for i, h in zip(ids, _hashes_of(work.ledger.storage, shard, ids), strict=True) if h
-            ]
-    kept.sort(key=lambda each: each[0])
-    return Standing(taken, [(phash, identifier) for _, identifier, phash in kept])
-
-
-def _hashes_of(storage: Storage, shard: ShardRows, ids: Sequence[str]) -> list[str | None]:
-    """Read the perceptual hashes of samples from the tables of their shard."""
-    facts: dict[Key, Facts] = read_facts(storage, [(shard.shard, f.path) for f in shard.files if f.outcome == "kept"])
-    return [facts[identifier, shard.shard].phash for identifier in ids]
-
-
-def decide_again(
-    storage: Storage, version: Version, counted: Iterable[tuple[str, SampleOutcome]], commits: Mapping[str, Commit]
-) -> list[Decided]:
-    """Decide the samples of a published version again, by its criteria and the decisions that stand in it.
-
-    A decision that stands is accepted only where the sample's commit, or its scores, allow it.
-
-    Args:
-        counted: (shard, sample) of all samples that count, in the order of the plan.
-    """
-    criteria = Criteria.from_json(version.criteria)
-    decided = [
-        Decided(sample.id, shard, sample.outcome, sample.reasons, sample.outcome, sample.reasons)
-        for shard, sample in counted
-    ]
-    facts: dict[Key, Facts] = {}
-    if version.refilter or criteria.needs_all:
-        shards = {sample.shard for sample in decided}
-        facts = read_facts(
-            storage, (table for shard in sorted(shards) for table in tables_in(commits[shard])), criteria
-        )
-    if version.refilter:
-        decided = by_scores(decided, criteria.filters, facts)
-    stand = standing_decisions(storage, version)
-    for place, sample in enumerate(decided):
-        since, outcome, reasons = stand.get(sample.key, (0, sample.outcome, sample.reasons))
-        if since and agree(sample, (outcome, reasons)):
-            decided[place] = replace(sample, since=since, outcome=outcome, reasons=reasons)
-    return settle(decided, criteria, facts, standing_among(decided, facts), version.spec.task)
-
-
-def standing_decisions(storage: Storage, version: Version) -> dict[Key, Found]:
-    """Return the decisions of earlier versions that stand in a version."""
-    if version.has_segments:
-        return {key: found for key, found in decisions_of(storage, version).items() if found[0] < version.number}
-    held = verdicts_at(storage, version.held_outcomes) if version.held_outcomes else {}
-    return {key: (version.held, *verdict) for key, verdict in held.items()}
-
-
-def decisions_of(storage: Storage, version: Version) -> dict[Key, Found]:
-    """Return where the samples of a version end. Raises FileNotFoundError once it is pruned."""
-    shards = Before(storage, version).all_shards()
-    return {s.key: (s.since, s.outcome, s.reasons) for shard in shards for s in decisions_in(shard)}
-
-
 def decisions_in(shard: ShardRows) -> list[Decided]:
     """Return the samples of a shard of a version that count."""
     table = shard.samples.filter(pc.greater(shard.samples["since"], 0))
@@ -225,3 +220,12 @@ def decisions_in(shard: ShardRows) -> list[Decided]:
         Decided(identifier, shard.shard, outcome, tuple(reasons or ()), made, tuple(made_reasons or ()), since)
         for identifier, since, outcome, reasons, made, made_reasons in zip(*columns, strict=True)
     ]
+
+
+def decision_tables(storage: Storage, version: Version, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield where the samples of a version end, as columns of SAMPLES. Raises FileNotFoundError once it is pruned."""
+    if version.has_segments:
+        yield from version.content.samples(columns)
+        return
+    table = read_outcomes(storage, version)
+    yield table.append_column("since", pa.array([version.number] * len(table), pa.int32())).select(list(columns))

@@ -14,39 +14,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from jointdit.errors import PermanentError, SpecError
+from jointdit.errors import SpecError
 from pipelines.dataset import about
-from pipelines.dataset.decide import (
-    DecidedShard,
-    decisions_in,
-    decisions_of,
-    hashes_in,
-    tables_of,
-    with_standing,
-)
-from pipelines.dataset.decisions import (
-    Criteria,
-    Decided,
-    Facts,
-    agree,
-    by_scores,
-    missing_scores,
-    read_facts,
-    settle,
-    standing_among,
-)
+from pipelines.dataset.anew import Anew
+from pipelines.dataset.decide import DecidedShard, with_standing
+from pipelines.dataset.decisions import Criteria
 from pipelines.dataset.publish import Decision, publish_decision
-from pipelines.dataset.withheld import open_rows, withheld_keys
+from pipelines.dataset.settling import Settling, memory_for
+from pipelines.dataset.withheld import open_rows
 from pipelines.ledger.before import Before
 from pipelines.ledger.changes import SHARDS_AT_ONCE
-from pipelines.ledger.counted import Uncovered, all_counted_shards, entries_of
+from pipelines.ledger.counted import Uncovered, counted_shards
 from pipelines.ledger.ledger import Ledger, open_output
-from pipelines.ledger.versions import Key, Version, read_version, require_latest, version_numbers
+from pipelines.ledger.versions import Version, require_latest
 from pipelines.spec.file import apply_overrides
 from pipelines.spec.job import JobSpec, load_spec
+from pipelines.store.joins import joins
+from pipelines.store.shelf import Shelf, chunks_of
 from pipelines.store.storage import Storage
 
 SETTABLE = ("quality.filters", "quality.keep_best", "quality.calibration")
@@ -81,7 +68,7 @@ def refilter(uri: str, overrides: Sequence[str] = (), spec_file: Path | None = N
     ledger = Ledger(storage)
     ledger.read_job()
     require_latest(storage)
-    work = _Refilter(overrides, spec_file)
+    work = Refilter(overrides, spec_file)
     version, is_new = publish_decision(storage, ledger, work.decide, is_partial)
     assert version is not None, "versions are never deleted"
     about.refresh(storage, ledger)
@@ -90,7 +77,7 @@ def refilter(uri: str, overrides: Sequence[str] = (), spec_file: Path | None = N
         before=work.before,
         version=version,
         moved=dict(sorted(work.moved.items())) if is_new else {},
-        rewritten=_rewritten(storage, work.before, version, work.changed) if is_new else (),
+        rewritten=tuple(_rewritten(storage, work.before, version, work.changed)) if is_new else (),
         without_points=_without_points(storage, version, work.came_back),
     )
 
@@ -100,27 +87,31 @@ def is_partial(latest: Version | None) -> bool:
     return latest is not None and latest.is_partial
 
 
-def _rewritten(storage: Storage, before: Version, version: Version, changed: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the changed shards that have other tables than before."""
-    old, new = (Before(storage, each).shards(changed) for each in (before, version))
-    return tuple(shard for shard in changed if shard not in old or old[shard].files != new[shard].files)
+def _rewritten(storage: Storage, before: Version, version: Version, changed: Sequence[str]) -> Iterator[str]:
+    """Yield those of the changed shards that have other tables than before."""
+    for shards in chunks_of(changed, SHARDS_AT_ONCE):
+        old, new = (Before(storage, each).shards(shards) for each in (before, version))
+        yield from (shard for shard in shards if shard not in old or old[shard].files != new[shard].files)
 
 
 def _without_points(storage: Storage, version: Version, came_back: Mapping[str, int]) -> int:
     """Return how many samples that were rejected when made have no cloud. `came_back`: shard -> such kept samples."""
     if not version.spec.output.points.as_files or not came_back:
         return 0
-    shards = Before(storage, version).shards(list(came_back)).values()
-    return sum(came_back.values()) - sum(len(file.clouds) for shard in shards for file in shard.files)
+    clouds = 0
+    for shards in chunks_of(sorted(came_back), SHARDS_AT_ONCE):
+        found = Before(storage, version).shards(shards).values()
+        clouds += sum(len(file.clouds) for shard in found for file in shard.files)
+    return sum(came_back.values()) - clouds
 
 
-class _Refilter:
+class Refilter:
     """The decision of one refilter, repeated on top of whichever version is the latest, and its statistics."""
 
     before: Version
     moved: Counter[str]  # "kept -> rejected" -> samples
     changed: list[str]  # shards with another decision
-    came_back: dict[str, int]  # shard -> kept samples that were rejected when they were made
+    came_back: Counter[str]  # shard -> kept samples that were rejected when they were made
 
     def __init__(self, overrides: Sequence[str], spec_file: Path | None) -> None:
         self.overrides, self.spec_file = overrides, spec_file
@@ -130,106 +121,30 @@ class _Refilter:
         latest = work.before.latest
         assert latest is not None, "versions are never deleted"
         spec = criteria_spec(latest, self.overrides, self.spec_file)
-        criteria = Criteria.of(spec.quality)
-        shards = {shard.entry.shard.id: shard for shard in with_standing(work, all_counted_shards(work))}
-        samples = _all_samples(work, shards)
-        facts = read_facts(work.ledger.storage, _tables(work, shards), criteria)
-        decided = by_scores((sample for _, sample in samples), criteria.filters, facts)
-        _refuse_lacking(work.ledger.storage, missing_scores(decided, criteria, facts))
-        decided = _with_earlier(work.ledger.storage, criteria, decided)
-        if work.is_partial and criteria.keep_best is not None:
-            samples, decided = self._withhold(work, spec, shards, samples, decided)
-        settled = settle(decided, criteria, facts, standing_among(decided, facts), spec.task)
-        return Decision(self._changed(work, shards, samples, settled, facts), spec, criteria, is_refilter=True)
+        return Decision(self._changed(work, spec), spec, Criteria.of(spec.quality), is_refilter=True)
 
-    def _withhold(
-        self,
-        work: Uncovered,
-        spec: JobSpec,
-        shards: dict[str, DecidedShard],
-        samples: Sequence[tuple[Decided, Decided]],
-        decided: Sequence[Decided],
-    ) -> tuple[list[tuple[Decided, Decided]], list[Decided]]:
-        """Return the samples and decisions that are left without those that wait for others of their rows."""
-        undecided = {sample.key for sample in decided if not sample.since}
-        waiting = withheld_keys(work, open_rows(spec, work), shards) & undecided
-        for shard, count in Counter(shard for _, shard in waiting).items():
-            if shard not in shards:
-                shards |= _covered(work, [shard])
-            shards[shard] = replace(shards[shard], withheld=count)
-        left = [place for place, sample in enumerate(decided) if sample.key not in waiting]
-        return [samples[place] for place in left], [decided[place] for place in left]
-
-    def _changed(
-        self,
-        work: Uncovered,
-        shards: dict[str, DecidedShard],
-        samples: Sequence[tuple[Decided, Decided]],
-        settled: Sequence[Decided],
-        facts: Mapping[Key, Facts],
-    ) -> Iterator[list[DecidedShard]]:
-        """Yield the shards whose decisions differ from the latest version, and new ones."""
+    def _changed(self, work: Uncovered, spec: JobSpec) -> Iterator[list[DecidedShard]]:
+        """Yield the shards whose decisions differ from the latest version, and new ones, in the order of the plan."""
         assert work.before.latest is not None
-        self.before, self.moved, self.came_back = work.before.latest, Counter(), {}
-        by_shard: dict[str, dict[str, Decided]] = {shard: {} for shard in shards}
-        changed = set(shards)
-        for (before, _), after in zip(samples, settled, strict=True):
-            by_shard.setdefault(after.shard, {})[after.id] = after
-            if after.outcome == "kept" and after.made == "rejected":
-                self.came_back[after.shard] = self.came_back.get(after.shard, 0) + 1
-            if before.since and before.outcome != after.outcome:
-                self.moved[f"{before.outcome} -> {after.outcome}"] += 1
-            if (before.outcome, before.reasons) != (after.outcome, after.reasons) or work.before.is_old:
-                changed.add(after.shard)
-        shards |= _covered(work, sorted(changed - set(shards)))
-        self.changed = [shard.entry.shard.id for shard in sorted(shards.values(), key=_place)]
-        for start in range(0, len(self.changed), SHARDS_AT_ONCE):
-            chosen = self.changed[start : start + SHARDS_AT_ONCE]
-            yield [
-                replace(shards[shard], decided=by_shard[shard], hashes=hashes_in(facts, shard, by_shard[shard]))
-                for shard in chosen
-            ]
-
-
-def _place(shard: DecidedShard) -> tuple[int, int]:
-    return shard.entry.plan, shard.entry.position
-
-
-def _all_samples(work: Uncovered, shards: Mapping[str, DecidedShard]) -> list[tuple[Decided, Decided]]:
-    """Return (decision that stands, the same without `since`) of all samples, in the order of the plan."""
-    found: list[tuple[tuple[int, int], list[Decided]]] = []
-    for shard in shards.values():
-        found.append((_place(shard), list(shard.decided.values())))
-    if not work.before.is_old:  # an old version has no segments, so all its shards are among `shards`
-        for rows in work.before.all_shards():
-            if rows.shard not in shards:
-                found.append(((rows.plan, rows.place), decisions_in(rows)))
-    found.sort(key=lambda each: each[0])
-    return [(sample, replace(sample, since=0)) for _, part in found for sample in part]
-
-
-def _tables(work: Uncovered, shards: Mapping[str, DecidedShard]) -> Iterator[tuple[str, str]]:
-    """Yield (shard, path) of the tables that hold the scores of all samples."""
-    yield from tables_of(list(shards.values()))
-    if not work.before.is_old:
-        for rows in work.before.all_shards():
-            if rows.shard not in shards:
-                yield from ((rows.shard, file.path) for file in rows.files if file.outcome != "quarantined")
-
-
-def _covered(work: Uncovered, shards: Sequence[str]) -> dict[str, DecidedShard]:
-    """Return covered shards, with the samples of their commits that the latest version has rows of."""
-    old = work.before.shards(shards)
-    commits = work.ledger.read_commits(shards)
-    covered = {}
-    for entry in entries_of(work.ledger, old):
-        row_of = dict(
-            zip(*(old[entry.shard.id].samples[name].to_pylist() for name in ("id", "row")), strict=True),
-        )
-        commit = commits[entry.shard.id]
-        rows = [(sample, row_of[sample.id]) for sample in commit.samples if sample.id in row_of]
-        covered[entry.shard.id] = DecidedShard(entry, commit, rows, {})
-    return covered
+        self.before, self.moved, self.changed, self.came_back = work.before.latest, Counter(), [], Counter()
+        criteria, storage = Criteria.of(spec.quality), work.ledger.storage
+        waiting = open_rows(spec, work) if work.is_partial and criteria.keep_best is not None else ()
+        with joins(memory_for(criteria)) as connection, Shelf[DecidedShard]() as new:
+            anew = Anew(Settling(connection), storage, criteria, waiting)
+            known: set[str] = set()
+            for counted in counted_shards(work):
+                shards = with_standing(work, counted)
+                known.update(shard.entry.shard.id for shard in shards)
+                new.add(shards)
+                anew.add_new(shards)
+            if not work.before.is_old:  # an old version has no segments, so all its shards are new
+                for covered in chunks_of((s for s in work.before.all_shards() if s.shard not in known), SHARDS_AT_ONCE):
+                    anew.add_covered(covered)
+            anew.settle(spec.task)
+            self.moved, self.came_back = anew.moved(), anew.came_back()
+            for decided in anew.changed(work, new):
+                self.changed += [shard.entry.shard.id for shard in decided]
+                yield decided
 
 
 def criteria_spec(version: Version, overrides: Sequence[str], spec_file: Path | None) -> JobSpec:
@@ -247,36 +162,3 @@ def criteria_spec(version: Version, overrides: Sequence[str], spec_file: Path | 
             if name in given:
                 quality[name] = given[name]
     return load_spec(apply_overrides({**given_before, "quality": quality}, overrides))
-
-
-def _refuse_lacking(storage: Storage, missing: Mapping[str, Sequence[str]]) -> None:
-    for name, identifiers in missing.items():
-        score = "perceptual hash" if name == "phash" else f"score {name}"
-        count = f"{len(identifiers)} sample{'s lack' if len(identifiers) > 1 else ' lacks'}"
-        raise PermanentError(
-            f"{storage.uri}: {count} the {score}, such as {identifiers[0]}, because it was not computed when they were "
-            "made: choose criteria without it, or make them in a new job that computes it."
-        )
-
-
-def _with_earlier(storage: Storage, criteria: Criteria, decided: list[Decided]) -> list[Decided]:
-    """Let the decisions of the newest version that was decided wholly by these criteria stand.
-
-    A version of a run may hold samples that were committed under other filters. Such a version does not qualify.
-    """
-    by_key = {sample.key: sample for sample in decided}
-    for number in reversed(version_numbers(storage)):
-        version = read_version(storage, number)
-        if version.criteria == criteria.to_json():
-            try:
-                held = decisions_of(storage, version)
-            except FileNotFoundError:
-                continue  # pruned since the versions were listed
-            if all(agree(by_key[key], found[1:]) for key, found in held.items() if key in by_key):
-                return [
-                    replace(sample, since=held[sample.key][0], outcome=held[sample.key][1], reasons=held[sample.key][2])
-                    if sample.key in held
-                    else sample
-                    for sample in decided
-                ]
-    return decided

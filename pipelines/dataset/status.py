@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.ledger.before import Before
 from pipelines.ledger.changes import Changes
-from pipelines.ledger.counted import Uncovered, all_counted_shards
+from pipelines.ledger.counted import Uncovered, counted_shards
 from pipelines.ledger.counting import Counting
 from pipelines.ledger.entries import OUTCOMES, Commit, PlannedShard
 from pipelines.ledger.lease import STALE_SECONDS, Lease, State, Watch
@@ -178,9 +179,11 @@ class StatusReader:
         """Count the samples of committed shards that count: of the latest version, and of what it does not cover."""
         before, changes = work.before, work.changes
         if changes.may_share_rows:
-            shards = all_counted_shards(work)
-            looked_at = {shard.entry.shard.id for shard in shards}
-            new = Counter((s.entry.shard.round, s.sample.outcome) for each in shards for s in each.samples if s.counts)
+            looked_at: set[str] = set()
+            new: Counts = Counter()
+            for shard in itertools.chain.from_iterable(counted_shards(work)):
+                looked_at.add(shard.entry.shard.id)
+                new.update((s.entry.shard.round, s.sample.outcome) for s in shard.samples if s.counts)
             return self._count_covered(before, looked_at) + new
         places = {
             number: [p for p in chosen if committed[number][p] and planned[number].is_current[p]]

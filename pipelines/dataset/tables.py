@@ -42,10 +42,9 @@ class PublishAttempt:
 
 def ids_by_outcome(samples: Iterable[tuple[Outcome, str]]) -> IdsByOutcome:
     """Group ids by outcome. `samples` are (outcome, id) in the order of the plan."""
-    ids: IdsByOutcome = {}
-    for outcome, identifier in samples:
-        ids.setdefault(outcome, []).append(identifier)
-    return ids
+    pairs = list(samples)
+    outcomes = dict.fromkeys(outcome for outcome, _ in pairs)
+    return {outcome: [identifier for of, identifier in pairs if of == outcome] for outcome in outcomes}
 
 
 class ShardTables:

@@ -7,20 +7,13 @@ nowhere yet, and a later version decides them. What was decided stands.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
-
 import pyarrow.compute as pc
 
 from pipelines.ledger.counted import Uncovered
 from pipelines.ledger.plan_tables import is_first
-from pipelines.ledger.versions import Key
 from pipelines.plan.regeneration import rows_to_regenerate
 from pipelines.records import RowKey, Span
 from pipelines.spec.job import JobSpec
-
-if TYPE_CHECKING:
-    from pipelines.dataset.decide import DecidedShard
 
 
 def open_rows(spec: JobSpec, work: Uncovered) -> set[RowKey]:
@@ -39,23 +32,6 @@ def open_rows(spec: JobSpec, work: Uncovered) -> set[RowKey]:
             for span in spans:
                 rows.update(_rows_of(span))
     return rows
-
-
-def withheld_keys(work: Uncovered, waiting: Collection[RowKey], shards: Mapping[str, DecidedShard]) -> set[Key]:
-    """Return the samples of some rows that count: those of `shards`, and of other shards of the latest version."""
-    keys: set[Key] = set()
-    for shard in shards.values():
-        for sample, _ in shard.rows:
-            span = shard.entry.shard.spans[sample.span]
-            if sample.id in shard.decided and (span.uri, span.etag, sample.position) in waiting:
-                keys.add((sample.id, shard.entry.shard.id))
-    for rows in work.before.all_shards() if waiting else ():
-        if rows.shard not in shards:
-            names = ("id", "since", "uri", "etag", "position")
-            for identifier, since, *row in zip(*(rows.samples[name].to_pylist() for name in names), strict=True):
-                if since and tuple(row) in waiting:
-                    keys.add((identifier, rows.shard))
-    return keys
 
 
 def _rows_of(span: Span) -> set[RowKey]:

@@ -1,23 +1,24 @@
 """What the latest version does not cover, and which of these samples count.
 
-Where no two files can share a row and no sample is retried, shards are judged some at a time, in bounded memory.
-Otherwise all new and affected shards are held together, and what the version covers is looked up.
+Where no two files can share a row and no sample is retried, shards are judged as they are read. Otherwise they are
+judged together, with what the version covers of their rows (together.py). Some shards are in memory at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.ledger.before import Before
-from pipelines.ledger.changes import Changes, find_changes, shards_with_rows
-from pipelines.ledger.counting import Counting, JudgedSample
+from pipelines.ledger.changes import Changes, find_changes
+from pipelines.ledger.counting import Counting, InputVersions, JudgedSample
 from pipelines.ledger.entries import Commit, Outcome, PlannedShard, Unfinished
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.segments import ShardRows
+from pipelines.ledger.together import judged_together
 from pipelines.ledger.versions import Version
 from pipelines.records import Span
 
@@ -88,55 +89,13 @@ def counted_shards(work: Uncovered) -> Iterator[list[CountedShard]]:
     Raises:
         Unfinished: a shard that counts has no commit, and `work` is not partial.
     """
+    chunks = ((entries, _read_commits(work, entries)) for entries in work.changes.chunks(work.ledger))
     if work.needs_all:
-        yield all_counted_shards(work)
+        for judged in judged_together(work, chunks):
+            yield [CountedShard(*each) for each in judged]
         return
-    for entries in work.changes.chunks(work.ledger):
-        counting = work.counting(entries)
-        commits = _read_commits(work, counting, entries)
-        yield _shards(entries, commits, counting.made(commits))
-
-
-def all_counted_shards(work: Uncovered) -> list[CountedShard]:
-    """Return the shards that are new or affected, and covered ones that have a row in common with them.
-
-    Raises:
-        Unfinished: a shard that counts has no commit, and `work` is not partial.
-    """
-    entries = [entry for chunk in work.changes.chunks(work.ledger) for entry in chunk]
-    counting = work.counting(entries)
-    commits = _read_commits(work, counting, entries)
-    if not work.changes.may_share_rows:
-        return _shards(entries, commits, counting.made(commits))
-    judged = list(counting.judge(commits))
-    rows = {each.row for each in judged}
-    rows |= {sample.id.rpartition("/")[0] for commit in commits.values() for sample in commit.samples}
-    known = {entry.shard.id for entry in entries}
-    bases = work.before.shards(shards_with_rows(work.ledger, unread_rows(judged)) - known)
-    for shard in bases.values():
-        rows.update(shard.samples["row"].to_pylist())
-    holders = (_holders(work, rows) | set(bases)) - known
-    old = work.before.shards(holders)
-    entries = sorted([*entries, *entries_of(work.ledger, old)], key=lambda entry: (entry.plan, entry.position))
-    commits |= work.read(holders)
-    judged = list(work.counting(entries).judge(commits))
-    counted = {  # of rows that are not in question, the latest version knows whether they count
-        (shard, identifier)
-        for shard, rows_of in old.items()
-        for identifier in rows_of.samples.filter(pc.greater(rows_of.samples["since"], 0))["id"].to_pylist()
-    }
-    row_of = {
-        (shard, i): row
-        for shard, rows_of in old.items()
-        for i, row in zip(rows_of.samples["id"].to_pylist(), rows_of.samples["row"].to_pylist(), strict=True)
-    }
-    judged = [
-        replace(each, row=row_of[key], counts=key in counted)
-        if (key := (each.entry.shard.id, each.sample.id)) in row_of and row_of[key] not in rows
-        else each
-        for each in judged
-    ]
-    return _shards(entries, commits, judged)
+    for entries, commits in chunks:
+        yield _shards(entries, commits, work.counting(entries).made(commits))
 
 
 def _shards(
@@ -150,36 +109,11 @@ def _shards(
     return list(shards.values())
 
 
-def unread_rows(judged: Iterable[JudgedSample]) -> dict[tuple[str, str], list[int]]:
-    """Return (uri, etag) -> positions of rows that were planned again and whose id could not be read then."""
-    unread: dict[tuple[str, str], set[int]] = {}
-    for each in judged:
-        span = each.entry.shard.spans[each.sample.span]
-        if not each.entry.is_first and each.row == f"{span.relative_path}:{each.sample.position}":
-            unread.setdefault((span.uri, span.etag), set()).add(each.sample.position)
-    return {file: sorted(positions) for file, positions in unread.items()}
-
-
-def _holders(work: Uncovered, rows: set[str]) -> set[str]:
-    latest = work.before.latest
-    if latest is None or work.before.is_old or not rows:
-        return set()
-    return latest.content.holders(pa.array(sorted(rows), pa.string()))
-
-
-def entries_of(ledger: Ledger, shards: Mapping[str, ShardRows]) -> list[PlannedShard]:
-    """Return the planned shards that some shards of segments are of."""
-    places: dict[int, list[int]] = {}
-    for shard in shards.values():
-        places.setdefault(shard.plan, []).append(shard.place)
-    return [entry for number, chosen in places.items() for entry in ledger.entries(number, sorted(chosen))]
-
-
-def _read_commits(work: Uncovered, counting: Counting, entries: Sequence[PlannedShard]) -> dict[str, Commit]:
+def _read_commits(work: Uncovered, entries: Sequence[PlannedShard]) -> dict[str, Commit]:
     """Read the commits of some shards. Raises Unfinished where a shard that counts has none."""
-    commits = work.read(entry.shard.id for entry in entries)
+    commits, versions = work.read(entry.shard.id for entry in entries), InputVersions(work.changes.versions)
     for entry in entries:
-        if not work.is_partial and entry.shard.id not in commits and not counting.is_superseded(entry):
+        if not work.is_partial and entry.shard.id not in commits and not versions.is_superseded(entry):
             what = "run the job to its end first, or publish what is committed"
             raise Unfinished(f"shard {entry.shard.id} is planned and not committed: {what}.")
     return commits

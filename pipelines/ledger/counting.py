@@ -142,21 +142,11 @@ class Counting(InputVersions):
         identity = (span.uri, span.etag, sample.position, sample.index)
         return self.has_row(entry, span, sample.position) and self.retries.get(identity, place) == place
 
-    def judge(self, commits: Mapping[str, Commit]) -> Iterator[JudgedSample]:
-        """Yield the committed samples of current files, and whether each counts."""
-        committed = [e for e in self.planned if e.shard.id in commits and not self.is_superseded(e)]
-        names = self._read_ids(committed, commits)
-        row_versions = self._row_versions(committed, commits, names)
-        for entry in committed:
-            for sample in commits[entry.shard.id].samples:
-                span = entry.shard.spans[sample.span]
-                if self.has_row(entry, span, sample.position):
-                    row = _id_of_row(names, span, sample)
-                    counts = row_versions.get(row) == (span.uri, span.etag) and self.makes(entry, sample)
-                    yield JudgedSample(entry, sample, row, counts)
-
     def made(self, commits: Mapping[str, Commit]) -> Iterator[JudgedSample]:
-        """Like `judge`, where no two files can have the same row, so that only a retry can replace a sample."""
+        """Yield the committed samples of current files, where only a retry can replace one.
+
+        Files that may share rows are judged in together.py.
+        """
         committed = [e for e in self.planned if e.shard.id in commits and not self.is_superseded(e)]
         names = self._read_ids(committed, commits)
         for entry in committed:

@@ -242,15 +242,12 @@ class Segments:
                     mask = pc.and_(mask, pc.is_in(table["shard"], shards["shard"].combine_chunks()))
                 yield table.filter(mask).select(list(columns))
 
-    def holders(self, rows: pa.Array) -> set[str]:
-        """Return the ids of the shards that have a sample of one of these rows, also one that does not count."""
-        found: set[str] = set()
+    def rows(self) -> Iterator[pa.Table]:
+        """Yield the rows and shards of all samples, also of those that do not count or whose shard is replaced."""
         for segment, _ in self.shards:
             with self._open(segment.path) as parquet:
                 for number in range(parquet.num_row_groups):
-                    table = parquet.read_row_group(number, ["row", "shard"], use_threads=False)
-                    found.update(pc.unique(table.filter(pc.is_in(table["row"], rows))["shard"]).to_pylist())
-        return found & set(self.ids.filter(pc.is_in(self.ids, pa.array(sorted(found), pa.string()))).to_pylist())
+                    yield parquet.read_row_group(number, ["row", "shard"], use_threads=False)
 
     def of_shards(self, wanted: Sequence[str]) -> Iterator[ShardRows]:
         """Yield these shards with all their samples, in the order of the segments. Reads only the row groups needed."""

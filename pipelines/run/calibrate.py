@@ -15,7 +15,9 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -23,7 +25,8 @@ import numpy as np
 from rich.console import Console
 
 from jointdit.errors import InputError, PermanentError, SpecError
-from pipelines.dataset.decisions import read_facts, tables_in
+from pipelines.dataset.decisions import tables_in
+from pipelines.dataset.scored import read_scores
 from pipelines.engine.limits import Limits
 from pipelines.engine.progress import Progress
 from pipelines.ledger.entries import PlannedShard, now
@@ -39,6 +42,7 @@ from pipelines.spec.file import apply_overrides, read_yaml
 from pipelines.spec.job import JobSpec, load_spec
 from pipelines.spec.quantiles import Calibration, value_of, without_quantiles
 from pipelines.stages.readers import check_columns, count_rows, list_files
+from pipelines.store.connections import PARALLEL_REQUESTS
 from pipelines.store.storage import AlreadyExists, Storage
 
 SNIPPET = "calibration.yaml"
@@ -195,12 +199,15 @@ def _append(ledger: Ledger, shards: Sequence[PlannedShard]) -> None:
 def _measure(storage: Storage, ledger: Ledger, shards: Sequence[PlannedShard], fingerprint: Fingerprint) -> Calibration:
     ids = [entry.shard.id for entry in shards]
     commits = ledger.read_commits(ids)
-    facts = read_facts(storage, (table for commit in commits.values() for table in tables_in(commit)))
+    tables = [path for commit in commits.values() for _, path in tables_in(commit)]
     scores: dict[str, list[float]] = {}
-    for sample in facts.values():
-        for name, score in sample.scores.items():
-            if score is not None and math.isfinite(score):
-                scores.setdefault(name, []).append(score)
+    samples = 0
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        for found in pool.map(partial(read_scores, storage), tables):
+            samples += len(found)
+            for name, score in (item for each in found for item in each.items()):
+                if score is not None and math.isfinite(score):
+                    scores.setdefault(name, []).append(score)
     quarantined = sum(commit.counts["quarantined"] for commit in commits.values())
     ordered = {name: sorted(values) for name, values in scores.items()}
-    return Calibration(len(facts), quarantined, ordered, fingerprint, now())
+    return Calibration(samples, quarantined, ordered, fingerprint, now())

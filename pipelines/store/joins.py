@@ -17,6 +17,7 @@ import duckdb
 from jointdit.errors import PermanentError
 
 MEMORY = 1 << 30  # bytes
+BESIDE_OBJECTS = 1 << 29  # bytes, where the caller holds as much in Python
 MEMORY_PER_THREAD = 1 << 28  # bytes; with less, joins and sorts that spill run out of memory
 DATABASE = "joins.duckdb"
 

@@ -21,6 +21,7 @@ import pipelines.ledger.basis
 import pipelines.ledger.before
 import pipelines.ledger.changes
 import pipelines.ledger.counting
+import pipelines.ledger.together
 import pipelines.ledger.versions
 import pipelines.plan.carry
 import pipelines.plan.propose
@@ -117,6 +118,13 @@ def skip_taken_numbers() -> None:
 def read_ids_count_alone() -> None:
     """Rows are identified by the recorded id, also of attempts that could not read the row."""
     pipelines.ledger.counting.Counting._read_ids = lambda *_: {}  # type: ignore[method-assign]
+    name_rows = pipelines.ledger.together._Judge.name_rows
+
+    def without_names(judge: Any) -> None:
+        name_rows(judge)
+        judge._run("delete from names")
+
+    pipelines.ledger.together._Judge.name_rows = without_names  # type: ignore[method-assign]
 
 
 def share_default_ids() -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from jointdit.errors import SpecError
-from pipelines.dataset.decisions import Criteria, Decided, Facts, settle, standing_among
+from pipelines.dataset.decisions import Criteria, Decided
 from pipelines.dataset.refilter import refilter
+from pipelines.dataset.settling import DECIDED, Settling
 from pipelines.dataset.validation.validate import validate
 from pipelines.ledger.versions import Key, read_outcomes, read_version
 from pipelines.plan.regeneration import extend_with_regeneration
@@ -28,9 +33,22 @@ from tests.edited_segments import edit_segments
 from tests.local_job import LocalJob
 
 
+class Facts(NamedTuple):
+    """What is stored of a sample."""
+
+    score: float | None
+    phash: str | None
+
+
 def sample(row: int, index: int, plan: int, outcome: str = "kept") -> Decided:
     reasons = ("depth_range: flat",) if outcome == "rejected" else ()
     return Decided(f"a:{row}/{index}", f"shard{plan}", outcome, reasons, outcome, reasons)
+
+
+@functools.cache
+def database() -> duckdb.DuckDBPyConnection:
+    """A database in memory, which all tests share: opening one takes longer than a test."""
+    return duckdb.connect(config={"threads": 1})
 
 
 def settled(
@@ -38,7 +56,51 @@ def settled(
 ) -> list[Decided]:
     """Settle samples, some of which an earlier version decided."""
     standing = [held.get(each.key, each) for each in decided]
-    return settle(standing, criteria, facts, standing_among(standing, facts), "joint")
+    rows = [
+        {
+            **asdict(each),
+            "plan": 1,
+            "place": place,
+            "number": 0,
+            "phash": facts[each.key].phash,
+            "score": facts[each.key].score,
+        }
+        for place, each in enumerate(standing)
+    ]
+    settling = Settling(database())
+    settling.add("decided", pa.Table.from_pylist(rows, DECIDED))
+    settling.settle(criteria, "joint")
+    lost = dict(settling.connection.execute("select place, reason from lost").fetchall())
+    assert lost == losers(standing, criteria, facts)
+    return [
+        replace(each, outcome="rejected", reasons=(lost[place],)) if place in lost else each
+        for place, each in enumerate(standing)
+    ]
+
+
+def losers(decided: Sequence[Decided], criteria: Criteria, facts: Mapping[Key, Facts]) -> dict[int, str]:
+    """The reference: one sample after the other."""
+    lost: dict[int, str] = {}
+    best, kept = criteria.keep_best, [n for n, each in enumerate(decided) if each.since and each.outcome == "kept"]
+    taken = Counter(decided[n].id.rpartition("/")[0] for n in kept)
+    new = [n for n, each in enumerate(decided) if not each.since and each.outcome == "kept"]
+    for n in sorted(new, key=lambda n: best.rank(facts[decided[n].key].score)) if best else ():
+        taken[row := decided[n].id.rpartition("/")[0]] += 1
+        if taken[row] > best.k:
+            score = facts[decided[n].key].score
+            value = "is missing" if score is None else f"is {score:.4g}"
+            lost[n] = f"keep_best: {best.by} {value}, not among the {best.k} {best.order} of its row"
+    before = sorted(kept, key=lambda n: decided[n].since)
+    for n in new if criteria.max_distance is not None else ():
+        if n not in lost:
+            hashes = {other: int(facts[decided[other].key].phash, 16) for other in (*before, n)}
+            distance = {other: (hashes[other] ^ hashes[n]).bit_count() for other in before}
+            nearest = min(before, key=lambda other: distance[other], default=n)
+            if nearest != n and distance[nearest] <= criteria.max_distance:
+                lost[n] = f"near_duplicate: {distance[nearest]} of 64 bits from {decided[nearest].id}"
+            else:
+                before.append(n)
+    return lost
 
 
 OUTCOMES = st.sampled_from(["kept", "kept", "kept", "rejected", "quarantined"])
@@ -66,7 +128,7 @@ def test_each_sample_ends_once_and_no_later_run_changes_a_winner(
         each = sample(row, index[row], plan, outcome)
         index[row] += 1
         decided.append(each)
-        facts[each.key] = Facts({"s": float(score)}, f"{1 << (4 * image):016x}" if outcome != "quarantined" else None)
+        facts[each.key] = Facts(float(score), f"{1 << (4 * image):016x}" if outcome != "quarantined" else None)
     held: dict[Key, Decided] = {}
     for plan in sorted(set(plans)):
         part = [each for each in decided if each.shard <= f"shard{plan}"]
@@ -80,7 +142,7 @@ def test_each_sample_ends_once_and_no_later_run_changes_a_winner(
             assert bool(after.reasons) == (after.outcome == "rejected")
         kept = [each for each in version if each.outcome == "kept"]
         if criteria.keep_best is not None:
-            assert max(Counter(each.source for each in kept).values(), default=0) <= criteria.keep_best.k
+            assert max(Counter(each.id.rpartition("/")[0] for each in kept).values(), default=0) <= criteria.keep_best.k
         if criteria.max_distance is not None:
             assert len({facts[each.key].phash for each in kept}) == len(kept)
         held = now
@@ -92,7 +154,7 @@ def test_each_sample_ends_once_and_no_later_run_changes_a_winner(
 def test_the_best_of_a_row_are_those_of_its_score_and_the_first_of_equals() -> None:
     decided = [sample(0, n, 1) for n in range(5)]
     scores = [0.5, 0.1, float("nan"), 0.1, None]
-    facts = {each.key: Facts({"s": score}, None) for each, score in zip(decided, scores, strict=True)}
+    facts = {each.key: Facts(score, None) for each, score in zip(decided, scores, strict=True)}
 
     def kept(k: int, order: str) -> list[int]:
         ends = settled(decided, Criteria((), KeepBest(k=k, by="s", order=order)), facts, {})
@@ -110,7 +172,7 @@ def test_a_loser_of_its_row_does_not_drop_a_like_image_of_another() -> None:
     facts = dict(
         zip(
             [each.key for each in decided],
-            [Facts({"s": 1.0}, "f" * 16), Facts({"s": 0.0}, "0" * 16), Facts({"s": 0.0}, "f" * 16)],
+            [Facts(1.0, "f" * 16), Facts(0.0, "0" * 16), Facts(0.0, "f" * 16)],
             strict=True,
         )
     )

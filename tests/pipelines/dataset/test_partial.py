@@ -197,6 +197,30 @@ def test_keep_best_decides_rows_only_when_they_are_whole(make_job) -> None:
     assert problems(job) == []
 
 
+def test_a_refilter_withholds_what_was_published_by_other_criteria(make_job) -> None:
+    """Under keep_best a row with an open round is decided later, also where an earlier version has its samples."""
+    sections: dict[str, Any] = {
+        "quality": {"filters": FILTERS, "regenerate": 1, "max_quarantined_fraction": 1.0},
+        "input": {"samples_per_row": 2},
+        "output": {"shard_rows": 2},
+    }
+    job = make_job(["a", "FLAT", "b", "c"], **sections)
+    uri = job.context.storage.uri
+    job.plan()
+    run_some(job, 1)
+    assert publish_now(job).counts == {"kept": 2, "rejected": 2, "quarantined": 0}
+    found = refilter(uri, [f"quality.keep_best.{name}={value}" for name, value in BEST.items()])
+    assert (found.version.withheld, found.version.left_out) == (2, 2 + 4), "the row FLAT waits for its second round"
+    assert found.version.counts == {"kept": 1, "rejected": 1, "quarantined": 0}
+    assert problems(job) == []
+    run_some(job, 1)
+    extend_with_regeneration(job.context.spec, job.context.fingerprint, job.ledger)
+    job.run()
+    final = job.publish()[0]
+    assert (final.is_partial, final.withheld, sum(final.counts.values())) == (False, 0, 10)
+    assert problems(job) == []
+
+
 def test_refilter_retry_gc_and_prune_on_top_of_a_partial_version(make_job) -> None:
     job = make_job(["a", "FLAT", "NAN", "b", "c", "FLAT", "d", "e"], quality={"filters": FILTERS})
     uri = job.context.storage.uri

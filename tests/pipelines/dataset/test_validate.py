@@ -344,6 +344,10 @@ DAMAGE: dict[str, tuple[Callable[[LocalJob], object], str]] = {
         lambda job: edit_shard(job, lambda shard: shard.update(shard="0123")),
         "kept samples of shard 0123, its outcomes for 0",
     ),
+    "criteria of no filter": (
+        lambda job: edit_version(job, lambda fields: fields["criteria"].update(filters=[{"kind": "none"}])),
+        "what version 1 must contain cannot be determined (SpecError: quality.filters.0.kind is 'none'",
+    ),
     "a card of another version": (
         lambda job: job.context.storage.write_bytes(
             "README.md", job.context.storage.read_bytes("README.md").replace(b"Version 1,", b"Version 7,")

@@ -27,6 +27,7 @@ from pipelines.plan.shards import make_shard
 from pipelines.records import Span
 from pipelines.run.rounds import pending_shards
 from tests import killed_job
+from tests.judged import judge
 from tests.killed_job import all_rounds, run_until
 from tests.local_job import LocalJob, job_in
 
@@ -177,7 +178,7 @@ def test_drivers_that_overtake_each_other_plan_and_end_each_sample_once(
     drive(slow)
     planned = Ledger(storage).planned()
     commits = Ledger(storage).read_commits({entry.shard.id for entry in planned})
-    judged = [each for each in Counting(planned).judge(commits) if each.counts]
+    judged = [each for each in judge(Counting(planned), commits) if each.counts]
     counted = [(each.sample.position, each.sample.index, each.sample.outcome) for each in judged]
     assert max(Counter(counted).values()) == 1
     assert {(row, index): outcome for row, index, outcome in counted} == account(rows, 2, 2)
